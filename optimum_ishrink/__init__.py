@@ -1,0 +1,57 @@
+"""Architecture-aware structured pruning of compact language models.
+
+    from optimum_ishrink import IShrinkConfig, IShrinker
+
+    result = IShrinker.from_pretrained("HuggingFaceTB/SmolLM2-135M").shrink(target="params=-15%", save_directory="small")
+
+Importing the package imports no torch: the names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifacts import Measurement, ModelReport, Plan, Report
+    from .configuration import IShrinkConfig
+    from .errors import IShrinkError, PublishError, RequestError, VerificationError
+    from .shrinker import IShrinker, ShrinkResult
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "IShrinkConfig": "configuration",
+    "IShrinkError": "errors",
+    "IShrinker": "shrinker",
+    "Measurement": "artifacts",
+    "ModelReport": "artifacts",
+    "Plan": "artifacts",
+    "PublishError": "errors",
+    "Report": "artifacts",
+    "RequestError": "errors",
+    "ShrinkResult": "shrinker",
+    "VerificationError": "errors",
+}
+
+__all__ = [
+    "IShrinkConfig",
+    "IShrinkError",
+    "IShrinker",
+    "Measurement",
+    "ModelReport",
+    "Plan",
+    "PublishError",
+    "Report",
+    "RequestError",
+    "ShrinkResult",
+    "VerificationError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,99 @@
+"""The small language of the architecture descriptions: sizes, rules and axes."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+_OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+    ast.LtE: operator.le,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.Gt: operator.gt,
+    ast.NotEq: operator.ne,
+}
+
+
+def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
+    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, and `a or b` for a key that may be absent.
+
+    Args:
+        expression: For example `"head_dim or hidden_size // num_attention_heads"`.
+        lookup: Returns the value of a name, or None.
+
+    Raises:
+        ValueError: The expression uses anything else.
+    """
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Expression):
+            return value(node.body)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name):
+            return lookup(node.id)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
+            return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+        if isinstance(node, ast.BoolOp):
+            result = None
+            for operand in node.values:
+                result = value(operand)
+                if bool(result) == isinstance(node.op, ast.Or):
+                    return result
+            return result
+        raise ValueError(f"{ast.unparse(node)!r} is not allowed in {expression!r}")
+
+    return value(_parse(expression))
+
+
+@lru_cache(maxsize=None)
+def _parse(expression: str) -> ast.Expression:
+    try:
+        return ast.parse(expression, mode="eval")
+    except SyntaxError:
+        raise ValueError(f"{expression!r} is not an expression") from None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One block of an axis: the product of sizes, the last varying fastest, such as `heads*head_dim`."""
+
+    factors: tuple[str, ...]
+
+
+Axis = tuple[Section, ...]
+"""The sections that lie one after another along an axis; most axes have one."""
+
+
+@lru_cache(maxsize=None)
+def parse_axes(text: str) -> tuple[Axis, ...]:
+    """Parse the axes of a tensor, such as `"[heads*head_dim; kv*head_dim; kv*head_dim], hidden"`.
+
+    Axes are separated by commas; sections packed along one axis stand in brackets, separated by semicolons.
+
+    Raises:
+        ValueError: The text does not have this form.
+    """
+    axes = []
+    for part in text.split(","):
+        part = part.strip()
+        sections = part[1:-1].split(";") if part.startswith("[") and part.endswith("]") else [part]
+        axis = tuple(Section(tuple(factor.strip() for factor in section.split("*"))) for section in sections)
+        for section in axis:
+            for factor in section.factors:
+                if not (factor.isidentifier() or factor.isdigit()):
+                    raise ValueError(f"{factor!r} is neither a size nor a number in the axes {text!r}")
+        axes.append(axis)
+    return tuple(axes)

@@ -1,0 +1,70 @@
+"""What a config's own model class expects: the one place that asks transformers, with no weights in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..errors import ArchitectureError, SourceError
+from .spec import Binding, bind, describe, descriptions
+
+
+def parse_config(raw: Mapping[str, Any]) -> Any:
+    """Turn the contents of a config.json into its `PreTrainedConfig`.
+
+    Args:
+        raw: The JSON object.
+
+    Raises:
+        ArchitectureError: There is no description of the architecture, or it needs remote code.
+        SourceError: The model is quantised, or its config class refuses the values.
+    """
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise SourceError("config.json has no model_type; it is not the config of a transformers model")
+    if model_type not in CONFIG_MAPPING and "auto_map" in raw:
+        raise ArchitectureError(
+            f"{model_type!r} needs remote code, which is never run; supported architectures: {', '.join(descriptions())}"
+        )
+    describe(model_type)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "quantised")
+        raise SourceError(f"the model is already quantised ({method}); prune the original, then quantise the result")
+    values = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # the strict config classes raise many types, all of them about the values
+        reason = " ".join(str(error).split())
+        raise SourceError(f"the {model_type} config class refuses this config.json: {reason}") from None
+
+
+def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor that a checkpoint of this config holds, tied weights left out.
+
+    The model is built on the meta device, so that this takes no memory whatever the size.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def bind_config(raw: Mapping[str, Any]) -> tuple[Any, Binding]:
+    """Parse a config and bind its architecture's description to it.
+
+    Args:
+        raw: The contents of config.json.
+
+    Returns:
+        The `PreTrainedConfig` and the binding.
+
+    Raises:
+        ArchitectureError: The architecture is unknown, or its description does not account for every parameter.
+        SourceError: The config cannot be used.
+    """
+    config = parse_config(raw)
+    return config, bind(describe(config.model_type), config, expected_tensors(config))

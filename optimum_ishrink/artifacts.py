@@ -1,0 +1,197 @@
+"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import SourceError, unknown_name
+
+SCHEMA = 1
+"""Version of the files below; it grows when a reader of the old form would misread the new one."""
+
+CONFIG_FILE = "ishrink_config.json"
+PLAN_FILE = "ishrink_plan.json"
+REPORT_FILE = "ishrink_report.json"
+SCORES_FILE = "ishrink_importance.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers and units stay. Arithmetic only: it knows no weights.
+
+    Args:
+        model: Name or path of the source.
+        revision: The source's commit, or None for a folder that has none.
+        model_type: The architecture.
+        shape: Config key to size, before.
+        new_shape: Config key to size, after.
+        layers: Indices of the layers that stay, in order.
+        units: For `num_key_value_heads` and `intermediate_size`, the indices that stay in each layer of `layers`.
+        config_changes: Config key to its values before and after; None before means that the key was absent.
+        num_parameters: Parameters before.
+        new_num_parameters: Parameters after.
+        settings: How the choice was made: criteria, calibration, seed.
+    """
+
+    model: str
+    revision: str | None
+    model_type: str
+    shape: Mapping[str, int]
+    new_shape: Mapping[str, int]
+    layers: tuple[int, ...]
+    units: Mapping[str, tuple[tuple[int, ...], ...]]
+    config_changes: Mapping[str, tuple[Any, Any]]
+    num_parameters: int
+    new_num_parameters: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def removed_share(self) -> float:
+        """Share of the parameters that goes, between 0 and 1."""
+        return 1 - self.new_num_parameters / self.num_parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON object."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Build a plan from its JSON object.
+
+        Raises:
+            SourceError: It is not a plan, or it was written by a later version.
+        """
+        values = _checked(cls, data, "plan")
+        values["layers"] = tuple(values["layers"])
+        values["units"] = {key: tuple(map(tuple, rows)) for key, rows in values["units"].items()}
+        values["config_changes"] = {key: (old, new) for key, (old, new) in values["config_changes"].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured number.
+
+    Args:
+        metric: What was measured, such as `"perplexity"` or `"decode_tokens_per_second"`.
+        dataset: On what: a text, a task, or a speed setting.
+        value: The number.
+        stderr: Its standard error, where one can be computed.
+        n: How many independent observations it rests on (windows, questions, rounds).
+        settings: All that is needed to measure it again.
+    """
+
+    metric: str
+    dataset: str
+    value: float
+    stderr: float | None
+    n: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """Everything measured of one model.
+
+    Args:
+        name: Name or path of the model.
+        params: Number of parameters, counted in the files.
+        bytes: Bytes of the weight files.
+        quality: Perplexity, divergence from the base, tasks.
+        speed: Latency and throughput.
+    """
+
+    name: str
+    params: int
+    bytes: int
+    quality: tuple[Measurement, ...] = ()
+    speed: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Base and shrunk model side by side, and where they were measured."""
+
+    base: ModelReport | None
+    shrunk: ModelReport
+    environment: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """Build a report from its JSON object.
+
+        Raises:
+            SourceError: It is not a report, or it was written by a later version.
+        """
+        values = _checked(cls, data, "report")
+        for name in ("base", "shrunk"):
+            if values[name] is not None:
+                model = dict(values[name])
+                for part in ("quality", "speed"):
+                    model[part] = tuple(Measurement(**entry) for entry in model[part])
+                values[name] = ModelReport(**model)
+        return cls(**values)
+
+    def pairs(self, part: str) -> Iterator[tuple[Measurement | None, Measurement]]:
+        """Yield each of the shrunk model's measurements with the base's of the same metric and data, if there is one.
+
+        Args:
+            part: `"quality"` or `"speed"`.
+        """
+        base = {(m.metric, m.dataset): m for m in getattr(self.base, part)} if self.base else {}
+        for measurement in getattr(self.shrunk, part):
+            yield base.get((measurement.metric, measurement.dataset)), measurement
+
+
+def _checked(cls: type, data: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the entries of an artifact's JSON object, checked against the fields of its class."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("schema"), int):
+        raise SourceError(f"not an iShrink {kind}: it has no schema number")
+    if data["schema"] > SCHEMA:
+        raise SourceError(f"this {kind} has schema {data['schema']}, this version reads up to {SCHEMA}; upgrade it")
+    values = {key: value for key, value in data.items() if key != "schema"}
+    names = {entry.name for entry in fields(cls)}
+    for key in values:
+        if key not in names:
+            raise SourceError(unknown_name(f"entry of the {kind}", key, names))
+    if missing := names - set(values):
+        raise SourceError(f"this {kind} lacks {', '.join(sorted(missing))}")
+    return values
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write an artifact's JSON, one entry a line for what people read and compact for long lists of numbers."""
+    path.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+
+
+def _dump(value: Any, indent: int) -> str:
+    if isinstance(value, Mapping) and value:
+        pad = " " * (indent + 2)
+        body = ",\n".join(f"{pad}{json.dumps(str(key))}: {_dump(item, indent + 2)}" for key, item in value.items())
+        return "{\n" + body + "\n" + " " * indent + "}"
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Mapping, list, tuple)):
+        pad = " " * (indent + 2)
+        return "[\n" + ",\n".join(pad + _dump(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SourceError: It is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise SourceError(f"{path} is not JSON ({error})") from None

@@ -1,0 +1,442 @@
+"""The command line, the same under `ishrink` and `optimum-cli ishrink`. Thin: it parses, calls and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import IShrinkError, RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from .artifacts import Plan, Report
+    from .configuration import IShrinkConfig
+    from .source import Source
+
+DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
+
+_SOURCES = "self (sampled from the model), FILE.txt, FILE.jsonl, or a Hub data set id[:config[:split[:column]]]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest flag that exists."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Treat unknown flags as errors here, where the verb's own flags are known."""
+        parsed, extras = super().parse_known_args(args, namespace)
+        if extras:
+            self.error(f"unknown argument {extras[0]!r}{did_you_mean(extras[0], self._option_string_actions)}")
+        return parsed, extras
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs to a parser.
+
+    Args:
+        parser: The parser of `ishrink`, or the one that `optimum-cli` gives.
+    """
+    parser.description = DESCRIPTION
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    shrink = verb(
+        "shrink",
+        "calibrate, plan, cut, verify, measure, and write the card",
+        "ishrink shrink --model HuggingFaceTB/SmolLM2-135M-Instruct --target params=-15% --output small",
+    )
+    _model_flags(shrink, required=False)
+    shrink.add_argument("--output", metavar="DIR", help="output folder; it appears whole or not at all")
+    shrink.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    shrink.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    _shape_flags(shrink)
+    _importance_flags(shrink)
+    _quality_flags(shrink)
+    _speed_flags(shrink)
+    shrink.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
+    shrink.add_argument("--no-benchmark", action="store_true", help="skip the timing")
+    shrink.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the result as one commit")
+    shrink.add_argument("--private", action="store_true", help="make a new repository private")
+    _common_flags(shrink)
+
+    plan = verb(
+        "plan",
+        "print or save what would be removed, and change nothing",
+        "ishrink plan --model small-model --num-hidden-layers 14 --intermediate-size 7168",
+    )
+    _model_flags(plan, required=False)
+    plan.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
+    plan.add_argument(
+        "--shape-only", action="store_true", help="only the shape: reads config.json and no weights, in a second"
+    )
+    _shape_flags(plan)
+    _importance_flags(plan)
+    _common_flags(plan)
+
+    evaluate = verb(
+        "evaluate",
+        "measure perplexity, and divergence from a base model, on texts and tasks",
+        "ishrink evaluate --model small --base HuggingFaceTB/SmolLM2-135M-Instruct --eval-text notes.txt",
+    )
+    _model_flags(evaluate, required=True)
+    evaluate.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
+    _quality_flags(evaluate)
+    _common_flags(evaluate)
+
+    benchmark = verb(
+        "benchmark",
+        "time a model, in turn with its base, in one session",
+        "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+    _model_flags(benchmark, required=True)
+    benchmark.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
+    _speed_flags(benchmark)
+    _common_flags(benchmark)
+
+    card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
+    card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
+
+    push = verb("push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small")
+    push.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
+    push.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
+    push.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+    demo = verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo")
+    demo.add_argument("--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)")
+    demo.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    demo.add_argument("--target", default="params=-15%%".replace("%%", "%"), help="how much to remove (default: params=-15%%)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def _model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", required=required, help="Hub id or folder")
+    group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    if not required:
+        group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags given beside it win")
+
+
+def _shape_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to shrink")
+    group.add_argument("--num-hidden-layers", type=int, metavar="N", help="layers of the result")
+    group.add_argument("--num-key-value-heads", type=int, metavar="N", help="KV groups, with their query heads")
+    group.add_argument("--intermediate-size", type=int, metavar="N", help="MLP neurons of every layer")
+    group.add_argument("--target", help="params=-15%% or params=115M; moves the dimensions that are not given")
+    group.add_argument(
+        "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
+    )
+    group.add_argument("--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)")
+    group.add_argument("--keep-last-layers", type=int, metavar="N", help="last layers that stay (default: 2, or 1/8)")
+
+
+def _importance_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to choose")
+    group.add_argument("--importance", metavar="NAME", help="for KV groups and neurons (default: activation-norm)")
+    group.add_argument("--layer-importance", metavar="NAME", help="for layers (default: block-influence)")
+    group.add_argument("--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)")
+    group.add_argument("--calibration-samples", type=int, metavar="N", help="windows of it (default: 64)")
+    group.add_argument("--calibration-length", type=int, metavar="N", help="tokens in each (default: 256)")
+
+
+def _quality_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quality")
+    group.add_argument("--eval-text", metavar="SRC[,SRC...]", help="text to measure on (default: Python's own reference)")
+    group.add_argument("--eval-samples", type=int, metavar="N", help="windows of each text (default: 32)")
+    group.add_argument("--eval-length", type=int, metavar="N", help="tokens in each (default: 512)")
+    group.add_argument("--tasks", metavar="A[,B...]", help="lm-eval tasks")
+    group.add_argument("--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then")
+    group.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: each task's own)")
+
+
+def _speed_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed")
+    group.add_argument("--benchmark-prompt-length", type=int, metavar="N", help="tokens in the prompt (default: 128)")
+    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded (default: 32)")
+    group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 7)")
+
+
+def _common_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--batch-size", type=int, metavar="N", help="windows in a batch (default: 4)")
+    group.add_argument("--base-model", metavar="ID", help="what the card calls a base that was read from a folder")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of everything that is drawn (default: 0)")
+    group.add_argument("--dtype", help="compute dtype: auto, bfloat16 or float32 (default: auto)")
+    group.add_argument("--device", help="auto, cpu or cuda (default: auto)")
+    group.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ishrink`.
+
+    Args:
+        argv: The arguments; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 2 bad request, 1 any other failure.
+    """
+    from . import __version__
+
+    parser = _Parser(prog="ishrink", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"optimum-ishrink {__version__}")
+    add_verbs(parser)
+    return run(parser.parse_args(argv), parser)
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the verb of parsed arguments.
+
+    Args:
+        args: Parsed arguments.
+        parser: The parser, for its help when no verb was given.
+
+    Returns:
+        Exit status.
+    """
+    if not getattr(args, "verb", None):
+        parser.print_help()
+        return 0
+    try:
+        _quiet_libraries()
+        result = _VERBS[args.verb](args)
+        if getattr(args, "json", False):
+            sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return 0
+    except IShrinkError as error:
+        sys.stderr.write(f"ishrink {args.verb}: error: {error}\n")
+        return 2 if isinstance(error, RequestError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"ishrink {args.verb}: interrupted; nothing was left half written\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left; so do we, and Python must not try to flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _quiet_libraries() -> None:
+    """Silence other libraries' bars and advice: ours say what is going on."""
+    import logging
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lm_eval", "datasets", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
+    """Return the model's name and the config: the recipe's values, with the flags on top."""
+    from .configuration import IShrinkConfig, read_recipe
+
+    values: dict[str, Any] = read_recipe(args.config) if getattr(args, "config", None) else {}
+    recipe_model = values.pop("model", None)
+    for name in IShrinkConfig.DEFAULTS:
+        given = getattr(args, name, None)
+        if given is not None:
+            values[name] = given
+    for name in ("evaluate", "benchmark"):
+        if getattr(args, f"no_{name}", False):
+            values[name] = False
+    model = args.model or recipe_model
+    if not model:
+        raise RequestError("name the model: --model with a Hub id or folder, or --config with a recipe that names it")
+    return str(model), IShrinkConfig(**values)
+
+
+def _open(args: argparse.Namespace, model: str) -> Source:
+    from .source import open_source
+
+    return open_source(model, revision=args.revision, gguf_file=args.gguf_file)
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.json:
+        sys.stdout.write(text + "\n")
+
+
+def _show_plan(args: argparse.Namespace, plan: Plan, *, layers: bool = False) -> None:
+    from . import tables
+
+    if args.json:
+        return
+    tables.print_table(f"Plan for {plan.model}", tables.SHAPE_HEADER, tables.shape_rows(plan))
+    if layers:
+        tables.print_table("Layer by layer", tables.LAYER_HEADER, tables.layer_rows(plan))
+    tables.print_table("Config", tables.CONFIG_HEADER, tables.config_rows(plan))
+
+
+def _show_report(args: argparse.Namespace, report: Report) -> None:
+    from . import tables
+
+    if args.json:
+        return
+    header, rows = tables.REPORT_HEADER, tables.report_rows(report)
+    if report.base is None:
+        header = (*header[:3], "model")
+        rows = [(*row[:3], row[4]) for row in rows]
+    tables.print_table("Measured", header, rows)
+
+
+def _shrink(args: argparse.Namespace) -> Any:
+    from . import pipeline
+    from .output_folder import check_output
+
+    model, config = _config(args)
+    if not args.output and not args.dry_run:
+        raise RequestError("name the output folder with --output, or pass --dry-run")
+    if args.output and not args.dry_run:
+        check_output(Path(args.output), args.overwrite)
+    source = _open(args, model)
+    session = pipeline.Session(source, config)
+    if args.dry_run:
+        plan = pipeline.plan_cut(session).plan
+        _show_plan(args, plan, layers=True)
+        return plan.to_json()
+    extra = [text for flag in ("gguf_file", "revision") for text in _flag(args, flag)]
+    command = config.command(pipeline.display_name(source), Path(args.output).name, *extra)
+    return _run_pipeline(args, session, command)
+
+
+def _flag(args: argparse.Namespace, name: str) -> list[str]:
+    value = getattr(args, name)
+    return ["--" + name.replace("_", "-"), value] if value else []
+
+
+def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
+    """Shrink, print what came of it and what can be done with it, and push it where asked."""
+    from . import pipeline
+    from .hub import push_folder
+
+    output = Path(args.output)
+    plans: list[Plan] = []
+
+    def on_plan(plan: Plan) -> None:
+        plans.append(plan)
+        _show_plan(args, plan)
+
+    report = pipeline.shrink(session, output, overwrite=args.overwrite, command=command, on_plan=on_plan)
+    _show_report(args, report)
+    _say(args, f"Written to {output} (card: {output / 'README.md'})")
+    _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
+    result = {"output": str(output), "plan": plans[0].to_json(), "report": report.to_json()}
+    repo_id = getattr(args, "push_to_hub", None)
+    if repo_id:
+        result["commit_url"] = push_folder(output, repo_id, private=args.private)
+        _say(args, f"Pushed:   {result['commit_url']}")
+    else:
+        _say(args, f"Push it:  ishrink push --model {output} --repo-id YOUR_NAME/{output.name}")
+    return result
+
+
+def _plan(args: argparse.Namespace) -> Any:
+    from . import pipeline
+    from .artifacts import write_json
+
+    model, config = _config(args)
+    source = _open(args, model)
+    if args.shape_only:
+        return _plan_shape(args, source, config)
+    plan = pipeline.plan_cut(pipeline.Session(source, config), measure=False).plan
+    if args.output:
+        if Path(args.output).exists():
+            raise RequestError(f"{args.output} exists already; name another file")
+        write_json(Path(args.output), plan.to_json())
+    _show_plan(args, plan, layers=True)
+    return plan.to_json()
+
+
+def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig) -> Any:
+    from . import tables
+    from .planning import resolve_shape
+
+    binding = source.binding
+    shape = resolve_shape(binding, config.request)
+    before, after = binding.num_parameters(), binding.num_parameters(shape)
+    if not args.json:
+        rows = [(key, f"{value:,}", f"{shape[key]:,}") for key, value in binding.shape.items()]
+        rows.append(("parameters", f"{before:,}", f"{after:,} (-{1 - after / before:.2%})"))
+        tables.print_table(f"Shape for {source.name}", ("dimension", "before", "after"), rows)
+    return {"shape": binding.shape, "new_shape": shape, "num_parameters": before, "new_num_parameters": after}
+
+
+def _measure(args: argparse.Namespace, **what: bool) -> Any:
+    from . import pipeline
+    from .source import open_source
+
+    model, config = _config(args)
+    source = _open(args, model)
+    base = open_source(args.base) if args.base else None
+    report = pipeline.measure_alone(pipeline.Session(source, config), base, **what)
+    _show_report(args, report)
+    return report.to_json()
+
+
+def _evaluate(args: argparse.Namespace) -> Any:
+    return _measure(args, evaluate=True, benchmark=False)
+
+
+def _benchmark(args: argparse.Namespace) -> Any:
+    return _measure(args, evaluate=False, benchmark=True)
+
+
+def _card(args: argparse.Namespace) -> Any:
+    from .card import build_card
+
+    folder = Path(args.model)
+    build_card(folder)
+    sys.stdout.write(f"Written to {folder / 'README.md'}\n")
+    return None
+
+
+def _push(args: argparse.Namespace) -> Any:
+    from .hub import push_folder
+
+    url = push_folder(Path(args.model), args.repo_id, private=args.private, revision=args.revision)
+    _say(args, f"Pushed: {url}")
+    return {"commit_url": url}
+
+
+def _demo(args: argparse.Namespace) -> Any:
+    from . import pipeline
+    from .demo import INSTALL, demo_config, demo_source
+    from .output_folder import check_output
+
+    check_output(Path(args.output), args.overwrite)
+    session = pipeline.Session(demo_source(), demo_config(args.target, args.seed))
+    command = f"{INSTALL}\nishrink demo --target {args.target} --seed {args.seed} --output {Path(args.output).name}"
+    return _run_pipeline(args, session, command)
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "shrink": _shrink,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "benchmark": _benchmark,
+    "card": _card,
+    "push": _push,
+    "demo": _demo,
+}

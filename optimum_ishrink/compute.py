@@ -1,0 +1,52 @@
+"""Device and dtype to compute in, chosen from the hardware and never changed behind the user's back."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import RequestError
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device: with `auto`, CUDA where there is one, else the CPU.
+
+    Raises:
+        RequestError: The name is unknown, or CUDA was asked for and there is none.
+    """
+    if name not in DEVICES:
+        raise RequestError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device='cuda' was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware. Emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older releases of torch have no get_capabilities; there the dtype is chosen as if the hardware had none.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the compute dtype: with `auto`, bfloat16 where the device multiplies it in hardware, else float32.
+
+    Raises:
+        RequestError: The name is unknown.
+    """
+    if name not in DTYPES:
+        raise RequestError(f"dtype must be one of {', '.join(DTYPES)}, not {name!r}")
+    if name == "auto":
+        name = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return `"bfloat16"` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")

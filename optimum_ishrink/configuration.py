@@ -1,0 +1,264 @@
+"""IShrinkConfig: everything a run can be asked for, validated when it is made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from optimum.configuration_utils import BaseConfig
+
+from .architectures import DIMENSIONS
+from .artifacts import CONFIG_FILE, read_json, write_json
+from .compute import DEVICES, DTYPES
+from .errors import RequestError, SourceError, unknown_name
+from .importance import LAYER_CRITERIA, UNIT_CRITERIA
+from .planning import ShapeRequest
+
+_POSITIVE = (
+    *DIMENSIONS,
+    "intermediate_multiple",
+    "calibration_samples",
+    "calibration_length",
+    "eval_samples",
+    "eval_length",
+    "batch_size",
+    "benchmark_prompt_length",
+    "benchmark_new_tokens",
+    "benchmark_rounds",
+)
+_NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
+_LISTS = ("calibration", "eval_text", "tasks")
+
+
+class IShrinkConfig(BaseConfig):  # type: ignore[misc]
+    """What to shrink, how to choose, and what to measure. Saved as `ishrink_config.json` with the result.
+
+    Every name is also a command-line flag, with dashes for underscores. Unknown names are errors.
+
+    Args:
+        num_hidden_layers: Layers of the result.
+        num_key_value_heads: KV groups of the result; all query heads of a group go with it.
+        intermediate_size: MLP neurons of every layer of the result.
+        target: `"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.
+        intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the width, at
+            most 256: see `optimum_ishrink.planning.default_multiple`.
+        keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.
+        keep_last_layers: Layers at the end that always stay. By default two, in shallow models an eighth.
+        importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it kept
+            more than first-order Taylor, and needs no backward pass.
+        layer_importance: Criterion for layers.
+        calibration: Text sources (`self`, .txt, .jsonl, Hub data sets), mixed in equal shares. `self` by default: it needs no
+            data and no network.
+        calibration_samples: Windows of calibration text.
+        calibration_length: Tokens in each.
+        evaluate: Measure perplexity, KL divergence and agreement with the base (and `tasks`).
+        eval_text: Text sources to measure on; by default Python's own reference topics, which every machine has.
+        eval_samples: Windows of each evaluation text.
+        eval_length: Tokens in each.
+        tasks: lm-eval tasks.
+        include_path: Folder with lm-eval task files; only its tasks are then known.
+        num_fewshot: Examples in the prompt; None takes each task's own number.
+        batch_size: Windows or requests in a batch.
+        benchmark: Time base and result in turn.
+        benchmark_prompt_length: Tokens in the prompt that is timed.
+        benchmark_new_tokens: Tokens decoded behind it.
+        benchmark_rounds: Rounds that count.
+        base_model: What cards shall call the base, such as its Hub id, when it was read from a folder.
+        seed: Seed of everything that is drawn.
+        dtype: Compute dtype; `auto` is bfloat16 where the hardware multiplies it. The files keep their own.
+        device: Where to compute; `auto` is CUDA where there is one.
+
+    Raises:
+        RequestError: An unknown name or a value that is not allowed; the message says which are.
+    """
+
+    CONFIG_NAME = CONFIG_FILE
+    FULL_CONFIGURATION_FILE = CONFIG_FILE
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "num_hidden_layers": None,
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "target": None,
+        "intermediate_multiple": None,
+        "keep_first_layers": None,
+        "keep_last_layers": None,
+        "importance": "activation-norm",
+        "layer_importance": "block-influence",
+        "calibration": ("self",),
+        "calibration_samples": 64,
+        "calibration_length": 256,
+        "evaluate": True,
+        "eval_text": None,
+        "eval_samples": 32,
+        "eval_length": 512,
+        "tasks": (),
+        "include_path": None,
+        "num_fewshot": None,
+        "batch_size": 4,
+        "benchmark": True,
+        "benchmark_prompt_length": 128,
+        "benchmark_new_tokens": 32,
+        "benchmark_rounds": 7,
+        "base_model": None,
+        "seed": 0,
+        "dtype": "auto",
+        "device": "auto",
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in self.DEFAULTS:
+                raise RequestError(unknown_name("config key", name, self.DEFAULTS))
+        for name, default in self.DEFAULTS.items():
+            value = kwargs.get(name, default)
+            if name in _LISTS and value is not None:
+                value = tuple(value.split(",") if isinstance(value, str) else value)
+            setattr(self, name, value)
+        self._validate()
+
+    def _validate(self) -> None:
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            value, least = getattr(self, name), int(name in _POSITIVE)
+            if value is None and self.DEFAULTS[name] is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        for name in ("evaluate", "benchmark"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise RequestError(unknown_name(name, str(getattr(self, name)), allowed))
+        for name in ("calibration_length", "eval_length"):
+            if getattr(self, name) < 2:
+                raise RequestError(f"{name} must be at least 2: one token of context and one to predict")
+        for name in ("target", "include_path", "base_model"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} must be text, not {getattr(self, name)!r}")
+        UNIT_CRITERIA[self.importance]
+        LAYER_CRITERIA[self.layer_importance]
+
+    @property
+    def request(self) -> ShapeRequest:
+        """The part of the config that planning reads."""
+        shape = {key: getattr(self, key) for key in DIMENSIONS if getattr(self, key) is not None}
+        return ShapeRequest(
+            shape, self.target, self.intermediate_multiple, self.keep_first_layers, self.keep_last_layers
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain values: its own names only."""
+        values = {name: getattr(self, name) for name in self.DEFAULTS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the values that are not the defaults."""
+        defaults = IShrinkConfig().to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+
+    def replace(self, **changes: Any) -> IShrinkConfig:
+        """Return a copy with some values changed, validated again."""
+        return IShrinkConfig(**{**self.to_dict(), **changes})
+
+    def command(self, model: str, output: str, *extra: str) -> str:
+        """Return the command line that asks for the same.
+
+        Args:
+            model: The model's name.
+            output: The output folder's name.
+            extra: More arguments, such as `"--gguf-file", "model.gguf"`.
+        """
+        words = ["ishrink", "shrink", "--model", model, *extra, "--output", output]
+        for name, value in self.to_diff_dict().items():
+            flag = "--" + name.replace("_", "-")
+            if value is False:
+                words.append("--no-" + name)
+            elif isinstance(value, list):
+                words += [flag, ",".join(value)]
+            else:
+                words += [flag, str(value)]
+        return shlex.join(words)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> IShrinkConfig:
+        """Build a config from plain values; unknown names are errors."""
+        return cls(**{**config_dict, **kwargs})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> IShrinkConfig:
+        """Read a recipe.
+
+        Args:
+            path: A YAML file; its key `model`, which says what the recipe is for, is left out.
+
+        Raises:
+            RequestError: It is missing or not a recipe, or a key is unknown.
+        """
+        return cls(**{key: value for key, value in read_recipe(path).items() if key != "model"})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> IShrinkConfig:
+        """Read the config of a result, from its folder or from the Hub.
+
+        Args:
+            pretrained_model_name_or_path: Output folder or Hub id.
+            **kwargs: What `huggingface_hub.hf_hub_download` takes, such as `revision` and `token`.
+
+        Raises:
+            SourceError: There is none.
+        """
+        folder = Path(pretrained_model_name_or_path).expanduser()
+        if folder.is_dir():
+            return cls(**read_json(folder / CONFIG_FILE))
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = hf_hub_download(str(pretrained_model_name_or_path), CONFIG_FILE, **kwargs)
+        except Exception as error:  # the client raises many types for a file that cannot be had
+            reason = " ".join(str(error).split())[:200]
+            raise SourceError(f"no {CONFIG_FILE} at {pretrained_model_name_or_path!r} ({reason})") from None
+        return cls(**read_json(Path(path)))
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `ishrink_config.json` into a folder.
+
+        Args:
+            save_directory: The folder; it is made when it does not exist.
+            push_to_hub: Push it as well.
+            **kwargs: What `push_to_hub` takes; `repo_id` is by default the folder's name.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG_FILE, self.to_dict())
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self.to_diff_dict().items())
+        return f"IShrinkConfig({inner})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IShrinkConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe as plain values.
+
+    Raises:
+        RequestError: It is missing or not a mapping of names to values.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise RequestError(f"recipe {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RequestError(f"recipe {path} is not a list of 'name: value' lines")
+    return values

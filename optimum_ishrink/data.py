@@ -1,0 +1,310 @@
+"""Text for calibration and evaluation: local files, Hub data sets, or the model's own words.
+
+A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`. Text is
+tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import StaticCache
+
+from .errors import DataError
+from .progress import progress_bar
+
+SELF = "self"
+PYDOC = "pydoc"
+_BLOCK = 32_768
+"""Characters of a plain text that count as one document when documents are drawn in random order."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One source of text, as it was typed.
+
+    Args:
+        text: What was typed.
+    """
+
+    text: str
+
+    @property
+    def is_self(self) -> bool:
+        """Whether the model's own words are meant."""
+        return self.text == SELF
+
+    @property
+    def path(self) -> Path | None:
+        """The local file, or None."""
+        return Path(self.text).expanduser() if self.text.endswith((".txt", ".jsonl")) else None
+
+    @property
+    def label(self) -> str:
+        """A name for reports: the file's own name, not its place on this machine."""
+        return self.path.name if self.path is not None else self.text
+
+    def documents(self) -> Iterator[str]:
+        """Yield the source's documents in their own order.
+
+        Raises:
+            DataError: The file is missing, empty or malformed, or the data set cannot be had.
+        """
+        if self.text == PYDOC:
+            return _pydoc()
+        if self.path is None:
+            return _hub_documents(self.text)
+        if not self.path.is_file():
+            raise DataError(f"text file {self.text} does not exist")
+        if not self.path.stat().st_size:
+            raise DataError(f"text file {self.text} is empty")
+        return _json_lines(self.path) if self.path.suffix == ".jsonl" else _blocks(self.path)
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of a local file's contents, so that a report says which text it was measured on."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16] if self.path is not None else None
+
+
+def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
+    """Parse `a.txt,self` or a list of such names.
+
+    Raises:
+        DataError: There is none.
+    """
+    names = texts.split(",") if isinstance(texts, str) else list(texts)
+    sources = tuple(TextSource(name.strip()) for name in names if name.strip())
+    if not sources:
+        raise DataError("no text source; name 'self', a .txt or .jsonl file, or a Hub data set")
+    return sources
+
+
+def _pydoc() -> Iterator[str]:
+    """Yield Python's own reference topics: real English that every machine with Python has."""
+    from pydoc_data.topics import topics
+
+    return iter(topics[name] for name in sorted(topics))
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            while lines := file.readlines(_BLOCK):
+                if text := "".join(lines).strip():
+                    yield text
+    except UnicodeDecodeError:
+        raise DataError(f"text file {path} is not UTF-8") from None
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield row_text(json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+                raise DataError(
+                    f"{path} line {number} is not a row with 'text'; 'messages'; 'prompt' and 'completion'; "
+                    "or 'question', 'choices' and 'answer'"
+                ) from None
+
+
+def row_text(row: Any, column: str | None = None) -> str:
+    """Return the text of a data set's row.
+
+    Args:
+        row: A row with `text`; `messages`; `prompt` and `completion`; or `question`, `choices` and `answer`.
+        column: Read this column instead.
+
+    Raises:
+        KeyError: It has none of these.
+    """
+    if column is not None:
+        return str(row[column])
+    if "text" in row:
+        return str(row["text"])
+    if "messages" in row:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in row["messages"])
+    if "prompt" in row:
+        return f"{row['prompt']}{row['completion']}"
+    return f"Question: {row['question']}\nAnswer: {row['choices'][row['answer']]}"
+
+
+def _hub_documents(text: str) -> Iterator[str]:
+    import datasets
+
+    name, *rest = text.split(":")
+    config, split, column = (*(part or None for part in rest), None, None, None)[:3]
+    try:
+        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
+        yield from (row_text(row, column) for row in islice(rows, 20_000))
+    except (KeyError, TypeError):
+        raise DataError(f"data set {text!r} has no column to read; name it as {name}:CONFIG:SPLIT:COLUMN") from None
+    except Exception as error:  # the library raises many types for a data set that cannot be had
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"cannot read {text!r}: neither a .txt or .jsonl file nor a Hub data set that can be had ({reason})"
+        ) from None
+
+
+def token_windows(
+    documents: Iterable[str], tokenizer: Any, length: int, count: int | None, *, seed: int | None, label: str
+) -> torch.Tensor:
+    """Cut text into windows of equal length.
+
+    Args:
+        documents: The text.
+        tokenizer: The model's tokenizer.
+        length: Tokens in a window.
+        count: Windows wanted; None for all that the text gives.
+        seed: Draw documents and windows in an order of this seed; None keeps the text's own order.
+        label: Name of the text, for messages.
+
+    Returns:
+        Token ids, int64, shape (windows, length).
+
+    Raises:
+        DataError: The text is shorter than one window, or than the windows wanted.
+    """
+    texts = list(documents)
+    if seed is not None:
+        random.Random(seed).shuffle(texts)
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    wanted = None if count is None else count * length
+    tokens: list[int] = []
+    for start in range(0, len(texts), 64):
+        if wanted is not None and len(tokens) >= wanted:
+            break
+        for ids in tokenizer(texts[start : start + 64], add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens += ids
+            tokens += separator
+    available = len(tokens) // length
+    if available < (1 if count is None else count):
+        raise DataError(
+            f"{label} gives {len(tokens)} tokens, {available} windows of {length}"
+            + ("" if count is None else f"; {count} were asked for")
+            + ": give more text, or fewer or shorter windows"
+        )
+    count = available if count is None else count
+    return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
+
+
+@torch.no_grad()
+def sample_windows(model: Any, tokenizer: Any, length: int, count: int, *, seed: int, batch_size: int = 64) -> torch.Tensor:
+    """Sample text from the model itself, at temperature 1, which is its own distribution.
+
+    Half of the windows start at the beginning of a document. Where the tokenizer has a chat template, the other half start
+    where a user would speak, so that an instruction-tuned model shows what it was tuned for; a window whose text ends
+    early goes on with a new one.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        length: Tokens in a window.
+        count: Windows.
+        seed: Seed of the sampling.
+        batch_size: Windows sampled at once; it changes the draw, so it is fixed by default.
+
+    Returns:
+        Token ids, int64, shape (count, length), on the CPU.
+    """
+    starts = _starts(tokenizer)
+    # Sampling has a generator of its own on the CPU: the same seed gives the same draws of a given distribution
+    # whatever else has used torch's global one, and that one is left as it was.
+    generator = torch.Generator().manual_seed(seed)
+    windows = []
+    with progress_bar("sampling from the model itself", count * length) as advance:
+        for first in range(0, count, batch_size):
+            size = min(batch_size, count - first)
+            rows = [starts[(first + i) % len(starts)] for i in range(size)]
+            windows.append(_sample(model, rows, length, generator, starts[0], tokenizer.eos_token_id, advance))
+    return torch.cat(windows)
+
+
+def _sample(
+    model: Any,
+    prompts: list[list[int]],
+    length: int,
+    generator: torch.Generator,
+    restart: list[int],
+    eos: int | None,
+    advance: Any,
+) -> torch.Tensor:
+    """Extend every prompt to `length` tokens; after an end-of-text token a new document begins."""
+    pending = [list(prompt) for prompt in prompts]
+    rows: list[list[int]] = [[] for _ in prompts]
+    # A cache of fixed size: one that grows is copied at every step, which costs more here than the layers themselves.
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    for _ in range(length):
+        step = torch.tensor([[queue.pop(0)] for queue in pending])
+        for row, token in zip(rows, step.flatten().tolist(), strict=True):
+            row.append(token)
+        logits = model(input_ids=step.to(model.device), past_key_values=cache, use_cache=True).logits[:, -1]
+        # Inverse of the cumulative distribution: one uniform number a row, where torch.multinomial draws one a token.
+        cumulative = logits.float().softmax(-1).cumsum(-1).cpu()
+        level = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1).flatten().tolist()
+        for queue, token in zip(pending, drawn, strict=True):
+            if not queue:
+                queue += [token, *restart] if token == eos else [token]
+        advance(len(rows))
+    return torch.tensor(rows)
+
+
+def _starts(tokenizer: Any) -> list[list[int]]:
+    """Return the prompts that sampling starts from: a document's beginning and, with a chat template, a user's turn."""
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if begin is None:
+        raise DataError("the tokenizer has neither a beginning- nor an end-of-text token to sample from; name a text")
+    starts = [[begin]]
+    if tokenizer.chat_template:
+        mark = "\u2402"  # a sign that no template writes: what stands before it is how a user's turn begins
+        try:
+            chat = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+        except Exception:  # a template may refuse a lone user turn; then documents alone are sampled
+            chat = ""
+        if mark in chat:
+            starts.append(tokenizer(chat.split(mark)[0], add_special_tokens=False)["input_ids"])
+    return starts
+
+
+def calibration_windows(
+    sources: Sequence[TextSource], model: Any, tokenizer: Any, *, samples: int, length: int, seed: int
+) -> torch.Tensor:
+    """Return calibration windows, mixed from the sources in equal shares.
+
+    Args:
+        sources: Where the text comes from.
+        model: The model, for `self`.
+        tokenizer: Its tokenizer.
+        samples: Windows in all.
+        length: Tokens in a window.
+        seed: Seed of the draw.
+
+    Returns:
+        Token ids, int64, shape (samples, length).
+
+    Raises:
+        DataError: A source cannot be read or is too short, or there are more sources than windows.
+    """
+    if samples < len(sources):
+        raise DataError(f"{len(sources)} text sources need at least as many calibration samples, not {samples}")
+    parts = []
+    for i, source in enumerate(sources):
+        share = samples // len(sources) + (i < samples % len(sources))
+        if source.is_self:
+            parts.append(sample_windows(model, tokenizer, length, share, seed=seed))
+        else:
+            parts.append(
+                token_windows(source.documents(), tokenizer, length, share, seed=seed, label=source.label)
+            )
+    windows = torch.cat(parts)
+    return windows[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))]

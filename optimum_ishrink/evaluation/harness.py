@@ -1,0 +1,117 @@
+"""Tasks of lm-evaluation-harness, by name or from a folder of task files, on a model that is already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Measurement
+from ..errors import DataError, unknown_name
+
+
+def open_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
+    """Return lm-eval's task manager, once all tasks are known to exist.
+
+    With an include path only that folder is read: indexing lm-eval's own thousands of tasks takes seconds.
+
+    Args:
+        tasks: Task names.
+        include_path: Folder with task files, or None for lm-eval's own tasks.
+
+    Raises:
+        DataError: The folder does not exist, or it has no such task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not Path(include_path).is_dir():
+        raise DataError(f"include_path {include_path} is not a folder")
+    manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            if include_path is None:
+                raise DataError(f"unknown task {task!r}; `lm-eval ls tasks` lists lm-eval's own")
+            raise DataError(unknown_name("task", task, manager.all_tasks))
+    return manager
+
+
+def evaluate_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    manager: Any,
+    *,
+    num_fewshot: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> tuple[Measurement, ...]:
+    """Evaluate a loaded model.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        tasks: Task names.
+        manager: What `open_tasks` returned.
+        num_fewshot: Examples in the prompt; None takes each task's own number.
+        batch_size: Requests in a batch.
+        seed: Seed for the choice of examples.
+
+    Returns:
+        One measurement for each task and metric.
+
+    Raises:
+        DataError: A task's data cannot be had.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    try:
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            log_samples=False,
+            bootstrap_iters=1000,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (ConnectionError, FileNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"a task of {', '.join(tasks)} cannot get its data ({reason}); give local tasks with include_path"
+        ) from None
+    return harness_measurements(results)
+
+
+def harness_measurements(results: Any) -> tuple[Measurement, ...]:
+    """Turn lm-eval's result object into measurements.
+
+    Args:
+        results: What `simple_evaluate` returned.
+    """
+    found = []
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if metric.endswith("_stderr") or not filter_name or not isinstance(value, (int, float)):
+                continue
+            stderr = values.get(f"{metric}_stderr,{filter_name}")
+            settings = {
+                "num_fewshot": results["n-shot"].get(task, 0),
+                "task_version": results["versions"].get(task),
+                "filter": filter_name,
+            }
+            found.append(
+                Measurement(
+                    metric,
+                    task,
+                    float(value),
+                    float(stderr) if isinstance(stderr, (int, float)) else None,
+                    int(results["n-samples"][task]["effective"]),
+                    settings,
+                )
+            )
+    return tuple(found)

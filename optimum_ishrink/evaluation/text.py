@@ -1,0 +1,146 @@
+"""Perplexity of a model on a text, and how far a smaller model's predictions are from its base's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_CHUNK = 256
+"""Positions whose logits are held in float32 at once: with a vocabulary of 128k, 0.13 GB a model."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its standard error.
+
+    Args:
+        value: The figure.
+        stderr: Its standard error, from the spread between windows, which are the independent observations.
+        windows: Number of windows.
+        tokens: Number of predicted tokens.
+    """
+
+    value: float
+    stderr: float | None
+    windows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """What a text says of one model, or of a model against its base.
+
+    Args:
+        perplexity: exp of the mean negative log-likelihood of the next token.
+        divergence: KL divergence from the base's next-token distribution to the model's, nats per token; None without a base.
+        agreement: Share of tokens whose most likely next token is the same as the base's; None without a base.
+    """
+
+    perplexity: Estimate
+    divergence: Estimate | None = None
+    agreement: Estimate | None = None
+
+
+def mean_over_windows(values: torch.Tensor) -> Estimate:
+    """Return the mean of per-token values, with the standard error of the mean over windows.
+
+    Tokens within a window are not independent; windows nearly are. With one window there is no spread to measure.
+
+    Args:
+        values: Shape (windows, tokens), float64.
+    """
+    means = values.mean(dim=1)
+    stderr = means.std(unbiased=True).item() / math.sqrt(len(means)) if len(means) > 1 else None
+    return Estimate(means.mean().item(), stderr, len(means), values.numel())
+
+
+def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(base || model) of next-token distributions, in nats.
+
+    Args:
+        base_logits: Shape (..., vocabulary).
+        logits: The same shape.
+
+    Returns:
+        float32, shape (...). Exactly zero for equal logits.
+    """
+    log_p = base_logits.float().log_softmax(-1)
+    log_q = logits.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@torch.no_grad()
+def token_statistics(
+    model: Any, base: Any | None, windows: torch.Tensor, *, advance: Callable[[int], None] = lambda steps: None
+) -> dict[str, torch.Tensor]:
+    """Run windows through a model, and through its base beside it, and return one value per predicted token.
+
+    The logits are compared chunk by chunk of positions, so that a long window's are not held in float32 at once.
+
+    Args:
+        model: The model.
+        base: Its base, or None.
+        windows: Token ids, shape (windows, length). The first token of a window is context only.
+        advance: Called with 1 after each window.
+
+    Returns:
+        `nll`, and with a base `base_nll`, `kl` and `agree`: float64, shape (windows, length - 1).
+    """
+    columns: dict[str, list[torch.Tensor]] = {}
+    for window in windows:
+        rows: dict[str, list[torch.Tensor]] = {}
+        ids = window[None].to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        base_logits = None
+        if base is not None:
+            base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
+        labels = ids[0, 1:]
+        for start in range(0, len(labels), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            found = {"nll": _nll(logits[part], labels[part])}
+            if base_logits is not None:
+                found["base_nll"] = _nll(base_logits[part], labels[part])
+                found["kl"] = kl_divergence(base_logits[part], logits[part])
+                found["agree"] = base_logits[part].argmax(-1) == logits[part].argmax(-1)
+            for name, values in found.items():
+                rows.setdefault(name, []).append(values.double().cpu())
+        for name, parts in rows.items():
+            columns.setdefault(name, []).append(torch.cat(parts))
+        advance(1)
+    return {name: torch.stack(values) for name, values in columns.items()}
+
+
+def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def perplexity(nll: torch.Tensor) -> Estimate:
+    """Return the perplexity of per-token negative log-likelihoods; its standard error by the delta method.
+
+    Args:
+        nll: Shape (windows, tokens), nats.
+    """
+    mean = mean_over_windows(nll)
+    value = math.exp(mean.value)
+    return Estimate(value, None if mean.stderr is None else value * mean.stderr, mean.windows, mean.tokens)
+
+
+def quality(statistics: dict[str, torch.Tensor]) -> tuple[TextQuality | None, TextQuality]:
+    """Turn per-token values into the base's and the model's figures.
+
+    Args:
+        statistics: What `token_statistics` returned.
+
+    Returns:
+        The base's figures (None without a base) and the model's.
+    """
+    base = TextQuality(perplexity(statistics["base_nll"])) if "base_nll" in statistics else None
+    if base is None:
+        return None, TextQuality(perplexity(statistics["nll"]))
+    return base, TextQuality(
+        perplexity(statistics["nll"]), mean_over_windows(statistics["kl"]), mean_over_windows(statistics["agree"])
+    )

@@ -1,0 +1,378 @@
+"""The order of the stages: the only file that knows it.
+
+    source -> importance -> plan -> checkpoint -> report -> card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelReport, Plan, Report, write_json
+from .card import build_card, write_scores
+from .compute import resolve_device, resolve_dtype
+from .configuration import IShrinkConfig
+from .data import PYDOC, TextSource, calibration_windows, parse_sources, token_windows
+from .errors import DataError
+from .evaluation import (
+    LatencySettings,
+    environment,
+    evaluate_tasks,
+    measure_latency,
+    open_tasks,
+    text_measurements,
+)
+from .importance import LAYER_CRITERIA, UNIT_CRITERIA, score_model, score_weights
+from .output_folder import check_output, staged_folder
+from .planning import edit_config, make_plan, resolve_shape
+from .progress import progress_bar
+from .source import Source, load_model
+from .surgery import write_checkpoint
+from .tensor_files import TensorInfo, read_index
+
+LAYERS = "num_hidden_layers"
+
+
+class Session:
+    """One run over one source: the loaded model and tokenizer are shared between the stages that need them.
+
+    Args:
+        source: The model.
+        config: What was asked for.
+        model: The source's model, when an earlier run has loaded it already with the same dtype and device.
+
+    Raises:
+        RequestError: The device or dtype cannot be had.
+    """
+
+    def __init__(self, source: Source, config: IShrinkConfig, model: Any = None) -> None:
+        self.source = source
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        self._model = model
+        self._tokenizer: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The base model, loaded when it is first needed."""
+        if self._model is None:
+            self._model = self.source.load_model(self.dtype, self.device)
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, loaded when it is first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = self.source.load_tokenizer()
+        return self._tokenizer
+
+
+@dataclass(frozen=True)
+class PlannedCut:
+    """A plan with the scores that it was made from.
+
+    Args:
+        plan: The plan.
+        scores: Config key to scores.
+    """
+
+    plan: Plan
+    scores: dict[str, torch.Tensor]
+
+
+def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
+    """Check what can be checked before any long work: the texts exist, and none is both calibrated and measured on.
+
+    Raises:
+        DataError: A text is missing, or would be both.
+    """
+    calibration = parse_sources(config.calibration)
+    evaluation = evaluation_sources(config) if measure and config.evaluate else ()
+    for source in (*calibration, *evaluation):
+        if source.path is not None:
+            next(iter(source.documents()))
+    if any(source.is_self for source in evaluation):
+        raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    resolved = {source.path.resolve() if source.path else source.text for source in calibration}
+    for source in evaluation:
+        if (source.path.resolve() if source.path else source.text) in resolved:
+            raise DataError(f"{source.text} is given for calibration and for evaluation; measure on text it has not seen")
+    if measure and config.tasks:
+        open_tasks(config.tasks, config.include_path)
+
+
+def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
+    """Return the texts to measure on."""
+    return parse_sources(config.eval_text) if config.eval_text else (TextSource(PYDOC),)
+
+
+def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Score the dimensions that change.
+
+    A criterion that needs only weights reads them tensor by tensor: then the model is never loaded.
+
+    Args:
+        session: The run.
+        keys: Config keys of those dimensions.
+    """
+    config, source = session.config, session.source
+    unit, layer = UNIT_CRITERIA[config.importance], LAYER_CRITERIA[config.layer_importance]
+    scores: dict[str, torch.Tensor] = {}
+    from_model: dict[str, Any] = {}
+    for criterion, wanted in (
+        (unit, tuple(key for key in keys if key != LAYERS)),
+        (layer, tuple(key for key in keys if key == LAYERS)),
+    ):
+        if wanted and criterion.needs == "weights":
+            scores.update(score_weights(source.tensors, source.binding, criterion, wanted))
+        elif wanted:
+            from_model["layer" if criterion is layer else "unit"] = criterion
+    if from_model:
+        windows = calibration_windows(
+            parse_sources(config.calibration),
+            session.model,
+            session.tokenizer,
+            samples=config.calibration_samples,
+            length=config.calibration_length,
+            seed=config.seed,
+        )
+        left = tuple(key for key in keys if key not in scores)
+        scores.update(
+            score_model(
+                session.model,
+                source.binding,
+                windows,
+                from_model.get("unit"),
+                from_model.get("layer"),
+                left,
+                batch_size=config.batch_size,
+            )
+        )
+    return scores
+
+
+def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> PlannedCut:
+    """Choose what stays.
+
+    Args:
+        session: The run.
+        command: The command line that makes the same model; the card shows it.
+        measure: Whether the run goes on to measure, so that its texts and tasks are checked as well.
+
+    Raises:
+        RequestError: The request cannot be met.
+    """
+    config, source = session.config, session.source
+    check_request(config, measure=measure)
+    shape = resolve_shape(source.binding, config.request)
+    changed = [key for key, value in shape.items() if value != source.binding.shape[key]]
+    session.source.tensors  # noqa: B018 - corrupt files are found before the long work, not after
+    scores = score(session, changed)
+    needs = {UNIT_CRITERIA[config.importance].needs, LAYER_CRITERIA[config.layer_importance].needs}
+    reads_text = needs != {"weights"}
+    settings = {
+        "importance": config.importance,
+        "layer_importance": config.layer_importance,
+        "seed": config.seed,
+        "calibration": {
+            "sources": [text.label for text in parse_sources(config.calibration)],
+            "fingerprints": [text.fingerprint() for text in parse_sources(config.calibration)],
+            "samples": config.calibration_samples,
+            "length": config.calibration_length,
+            "batch_size": config.batch_size,
+        }
+        if reads_text
+        else None,
+        "origin": {
+            "base_model": config.base_model or (source.name if source.is_hub_id else None),
+            "license": source.license,
+            "notes": list(source.notes),
+            "command": command,
+        },
+    }
+    plan = make_plan(
+        model=display_name(source),
+        revision=source.revision,
+        raw_config=source.raw_config,
+        config=source.config,
+        binding=source.binding,
+        shape=shape,
+        request=config.request,
+        scores=scores,
+        settings=settings,
+    )
+    return PlannedCut(plan, scores)
+
+
+def display_name(source: Source) -> str:
+    """Return the model's name for cards and reports: a Hub id, or a folder's own name, never a path of this machine."""
+    return source.name if source.is_hub_id else Path(source.name).name
+
+
+def shrink(
+    session: Session,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    command: str | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Report:
+    """Run all stages; the output folder appears whole or not at all.
+
+    Args:
+        session: The run.
+        output: The output folder.
+        overwrite: Replace what is there.
+        command: The command line that the card shows; by default the one that asks for the same.
+        on_plan: Called with the plan before the cut.
+
+    Returns:
+        The report.
+
+    Raises:
+        RequestError: The request cannot be met; nothing was written.
+        VerificationError: The written checkpoint was not what was planned; nothing was kept.
+    """
+    config, source = session.config, session.source
+    check_output(output, overwrite)
+    command = command or config.command(display_name(source), output.name)
+    planned = plan_cut(session, command=command)
+    on_plan(planned.plan)
+    with staged_folder(output, overwrite=overwrite) as folder:
+        cut(session, planned.plan, folder)
+        write_scores(planned.scores, folder / SCORES_FILE)
+        write_json(folder / PLAN_FILE, planned.plan.to_json())
+        write_json(folder / CONFIG_FILE, config.to_dict())
+        report = measure(session, folder, name=output.name)
+        write_json(folder / REPORT_FILE, report.to_json())
+        build_card(folder)
+    return report
+
+
+def cut(session: Session, plan: Plan, folder: Path) -> None:
+    """Write and verify the checkpoint."""
+    source = session.source
+    edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
+    with progress_bar("writing the checkpoint (MB)", source.nbytes * plan.new_num_parameters // plan.num_parameters // 10**6) as advance:
+        pending = 0
+
+        def wrote(count: int) -> None:
+            nonlocal pending
+            pending += count
+            advance(pending // 10**6)
+            pending %= 10**6
+
+        write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, folder, progress=wrote)
+
+
+def measure(session: Session, folder: Path, *, name: str) -> Report:
+    """Measure base and result: parameters and bytes from the files, quality and speed as the config asks.
+
+    Args:
+        session: The run; its source is the base.
+        folder: The shrunk checkpoint.
+        name: What the report calls it.
+    """
+    config = session.config
+    base = count(session.source.tensors, display_name(session.source))
+    shrunk = count(read_index(folder), name)
+    if config.evaluate or config.benchmark:
+        model = load_model(folder, session.dtype, session.device)
+        if config.evaluate:
+            base, shrunk = add_quality(session, base, shrunk, model, session.model)
+        if config.benchmark:
+            base, shrunk = add_speed(config, base, shrunk, model, session.model)
+    return Report(base, shrunk, environment(session.device, session.dtype))
+
+
+def count(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
+    """Return parameters and bytes of a checkpoint, read from its files' headers."""
+    parameters = sum(torch.Size(info.shape).numel() for info in tensors.values())
+    return ModelReport(name, parameters, sum(info.nbytes for info in tensors.values()))
+
+
+def add_quality(
+    session: Session, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
+) -> tuple[ModelReport, ModelReport]:
+    """Measure texts and tasks, and return both reports with the figures added."""
+    config = session.config
+    for source in evaluation_sources(config):
+        windows = token_windows(
+            source.documents(),
+            session.tokenizer,
+            config.eval_length,
+            config.eval_samples,
+            seed=config.seed,
+            label=source.label,
+        )
+        label = "Python reference topics" if source.text == PYDOC else source.label
+        settings = {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
+        old, new = text_measurements(model, base_model, windows, label, settings)
+        base, shrunk = replace(base, quality=base.quality + old), replace(shrunk, quality=shrunk.quality + new)
+    if config.tasks:
+        manager = open_tasks(config.tasks, config.include_path)
+        found = [
+            evaluate_tasks(
+                each, session.tokenizer, config.tasks, manager, num_fewshot=config.num_fewshot, seed=config.seed
+            )
+            for each in (base_model, model)
+            if each is not None
+        ]
+        shrunk = replace(shrunk, quality=shrunk.quality + found[-1])
+        if base_model is not None:
+            base = replace(base, quality=base.quality + found[0])
+    return base, shrunk
+
+
+def add_speed(
+    config: IShrinkConfig, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
+) -> tuple[ModelReport, ModelReport]:
+    """Time both models in turn, and return both reports with the figures added."""
+    settings = LatencySettings(
+        config.benchmark_prompt_length, config.benchmark_new_tokens, config.benchmark_rounds
+    )
+    models = {"shrunk": model} if base_model is None else {"base": base_model, "shrunk": model}
+    found = measure_latency(models, settings)
+    if base_model is not None:
+        base = replace(base, speed=base.speed + found["base"])
+    return base, replace(shrunk, speed=shrunk.speed + found["shrunk"])
+
+
+def measure_alone(
+    session: Session, base: Source | None, *, evaluate: bool, benchmark: bool
+) -> Report:
+    """Measure any two models, or one: nothing is cut.
+
+    Args:
+        session: The run; its source is the model in question.
+        base: What it is compared with, or None.
+        evaluate: Measure texts and tasks.
+        benchmark: Measure speed.
+
+    Raises:
+        DataError: A text cannot be used, or the two models do not share a vocabulary.
+    """
+    config = session.config
+    for source in evaluation_sources(config) if evaluate else ():
+        if source.is_self:
+            raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    if base is not None and base.config.vocab_size != session.source.config.vocab_size:
+        raise DataError(
+            f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
+            "tokens), so their predictions cannot be compared"
+        )
+    report = count(session.source.tensors, display_name(session.source))
+    base_report = None if base is None else count(base.tensors, display_name(base))
+    base_model = None if base is None else base.load_model(session.dtype, session.device)
+    # The placeholder stands for a base that is not there; nothing is ever added to it.
+    pair = (base_report or report, report)
+    if evaluate:
+        pair = add_quality(session, *pair, session.model, base_model)
+    if benchmark:
+        pair = add_speed(config, *pair, session.model, base_model)
+    return Report(pair[0] if base is not None else None, pair[1], environment(session.device, session.dtype))

@@ -1,0 +1,180 @@
+"""Sizes as people ask for them, and the shape that meets them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..architectures import Binding, check_shape
+from ..errors import ShapeError
+
+_SENSITIVITY = {"intermediate_size": 1.0, "num_hidden_layers": 3.0, "num_key_value_heads": 4.0}
+"""How much a removed share of each dimension hurts, against the same share of the MLP neurons.
+
+At equal share, squared, layers of SmolLM2-135M-Instruct cost three to five times as much as neurons in log perplexity. The
+lower end is taken, since at an equal number of parameters the shallower model is the faster one: a layer takes its fixed
+costs and its part of the KV cache with it. One of the three KV groups, with its query heads, cost three to four times as
+much per share squared as a quarter of the neurons did, in KL divergence.
+"""
+
+TOLERANCE = 0.005
+"""How far the share of parameters removed may be from the one asked for."""
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number of parameters to reach.
+
+    Args:
+        num_parameters: The number.
+        text: What was asked for, as it was typed.
+    """
+
+    num_parameters: int
+    text: str
+
+
+def parse_target(text: str, num_parameters: int) -> Target:
+    """Parse `params=-15%` (15 % fewer) or `params=115M`.
+
+    Args:
+        text: What was typed.
+        num_parameters: Parameters of the model as it is.
+
+    Raises:
+        ShapeError: It has another form, or it is not smaller than the model.
+    """
+    relative = re.fullmatch(r"params\s*=\s*-\s*(\d+(?:\.\d+)?)\s*%", text.strip())
+    absolute = re.fullmatch(r"params\s*=\s*(\d+(?:\.\d+)?)\s*([KMGB]?)", text.strip(), re.IGNORECASE)
+    if relative:
+        wanted = round(num_parameters * (1 - float(relative[1]) / 100))
+    elif absolute:
+        wanted = round(float(absolute[1]) * _SUFFIXES[absolute[2].upper()])
+    else:
+        raise ShapeError(f"target {text!r} is not of the form 'params=-15%' or 'params=115M'")
+    if not 0 < wanted < num_parameters:
+        raise ShapeError(f"target {text!r} asks for {wanted:,} parameters; the model has {num_parameters:,}")
+    return Target(wanted, text)
+
+
+def default_multiple(intermediate_size: int) -> int:
+    """Return the multiple that MLP widths are kept to: the largest power of two up to 1/32 of the width, at most 256.
+
+    256 is what llama.cpp's K-quants want of a row, 128 and 64 are what GPU kernels tile by, and 32 is the block of the
+    plain quantisers (q8_0, q4_0). The share of the width keeps a step below about 3 % of the neurons: at 1,536 neurons a
+    step of 128 would be 5 % of all parameters, too coarse to meet a target, and a step of 32 is 1.2 %.
+
+    Args:
+        intermediate_size: Neurons of the model's MLP.
+    """
+    multiple = 1
+    while multiple * 2 <= min(256, intermediate_size // 32):
+        multiple *= 2
+    return multiple
+
+
+def check_multiple(shape: Mapping[str, int], current: int, multiple: int) -> None:
+    """Check that a new MLP width is the multiple that kernels and quantisers like.
+
+    Args:
+        shape: The new shape.
+        current: The model's own width, which is always allowed.
+        multiple: What the width has to be a multiple of.
+
+    Raises:
+        ShapeError: It is not; the message names the nearest widths.
+    """
+    width = shape.get("intermediate_size", current)
+    if width == current or width % multiple == 0:
+        return
+    below, above = width // multiple * multiple, (width // multiple + 1) * multiple
+    near = " or ".join(str(value) for value in (below, above) if 0 < value <= current)
+    raise ShapeError(
+        f"intermediate_size={width} is not a multiple of {multiple}, which kernels and quantisers want; use {near}, "
+        "or set intermediate_multiple"
+    )
+
+
+def candidates(
+    binding: Binding, fixed: Mapping[str, int], multiple: int, least_layers: int
+) -> Iterator[tuple[dict[str, int], int]]:
+    """Yield every shape that the architecture can express, with its number of parameters.
+
+    Args:
+        binding: The model.
+        fixed: Dimensions that were asked for and do not move.
+        multiple: What MLP widths are kept to.
+        least_layers: Layers that are protected and cannot go.
+    """
+    choices: dict[str, list[int]] = {}
+    for key, size in binding.shape.items():
+        if key in fixed:
+            choices[key] = [fixed[key]]
+        elif binding.description.dimensions[key].fixed:
+            choices[key] = [size]
+        elif key == "intermediate_size":
+            choices[key] = sorted({*range(multiple, size + 1, multiple), size})
+        elif key == "num_hidden_layers":
+            choices[key] = list(range(max(1, least_layers), size + 1))
+        else:
+            choices[key] = [value for value in range(1, size + 1) if binding.refusal({key: value}) is None]
+    for kv in choices["num_key_value_heads"]:
+        for width in choices["intermediate_size"]:
+            inner = {"num_key_value_heads": kv, "intermediate_size": width}
+            sizes = binding.resized(inner)
+            total = binding.outer_parameters(sizes)
+            for depth, count in enumerate(binding.layer_parameters(sizes), start=1):
+                total += count
+                if depth in choices["num_hidden_layers"]:
+                    yield {"num_hidden_layers": depth, **inner}, total
+
+
+def damage(shape: Mapping[str, int], original: Mapping[str, int]) -> float:
+    """Return how much a shape is expected to hurt: the removed shares, squared and weighted by their sensitivity.
+
+    Squares, because a little from everywhere hurts less than a lot from one place.
+    """
+    return sum(_SENSITIVITY[key] * (1 - value / original[key]) ** 2 for key, value in shape.items())
+
+
+def solve(binding: Binding, target: Target, fixed: Mapping[str, int], multiple: int, least_layers: int) -> dict[str, int]:
+    """Return the shape that meets a target with the least expected damage.
+
+    Args:
+        binding: The model.
+        target: The number of parameters to reach.
+        fixed: Dimensions that were asked for and do not move.
+        multiple: What MLP widths are kept to.
+        least_layers: Layers that are protected and cannot go.
+
+    Raises:
+        ShapeError: No shape lies within half a percentage point; the message names the nearest on both sides.
+    """
+    check_shape(binding, fixed)
+    total = binding.num_parameters()
+    wanted = 1 - target.num_parameters / total
+    best: tuple[float, dict[str, int]] | None = None
+    nearest: dict[bool, tuple[float, dict[str, int], int]] = {}
+    for shape, count in candidates(binding, fixed, multiple, least_layers):
+        removed = 1 - count / total
+        if abs(removed - wanted) <= TOLERANCE and removed > 0:
+            # Damage grows with the square of what is removed: without the ratio, the smallest cut would always win.
+            cost = damage(shape, binding.shape) * (wanted / removed) ** 2
+            if best is None or cost < best[0]:
+                best = (cost, shape)
+        side = count < target.num_parameters
+        if side not in nearest or abs(removed - wanted) < nearest[side][0]:
+            nearest[side] = (abs(removed - wanted), shape, count)
+    if best is not None:
+        return best[1]
+    words = [
+        f"{' '.join(f'{key}={value}' for key, value in shape.items())} ({count:,} parameters, -{1 - count / total:.2%})"
+        for _, shape, count in nearest.values()
+    ]
+    raise ShapeError(
+        f"no shape lies within {TOLERANCE:.1%} of {target.text!r} ({target.num_parameters:,} parameters); "
+        f"nearest: {'; '.join(words)}"
+    )

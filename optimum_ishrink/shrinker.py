@@ -1,0 +1,208 @@
+"""IShrinker: the face of the library."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from . import pipeline
+from .artifacts import Plan, Report
+from .configuration import IShrinkConfig
+from .errors import RequestError
+from .hub import push_folder
+from .output_folder import staged_folder
+from .source import Source, load_model, load_tokenizer, open_source
+
+
+class ShrinkResult:
+    """A shrunk model: its folder, its plan and its numbers.
+
+    Args:
+        folder: The output folder.
+        plan: What was removed.
+        report: What was measured.
+        dtype: Dtype that `model` is loaded in.
+        device: Device that `model` is loaded on.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, report: Report, dtype: torch.dtype, device: torch.device) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.report = report
+        self._dtype = dtype
+        self._device = device
+
+    @cached_property
+    def model(self) -> Any:
+        """The shrunk model, a plain `PreTrainedModel`, loaded from the folder when it is first asked for."""
+        return load_model(self.folder, self._dtype, self._device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return load_tokenizer(self.folder)
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Copy the whole output folder: checkpoint, card, config, plan and report.
+
+        Args:
+            save_directory: The new folder; it appears whole or not at all.
+            overwrite: Replace what is there.
+
+        Returns:
+            The new folder.
+
+        Raises:
+            OutputError: It holds something already, or cannot be written.
+        """
+        target = Path(save_directory).expanduser()
+        with staged_folder(target, overwrite=overwrite) as staging:
+            shutil.copytree(self.folder, staging, dirs_exist_ok=True)
+        return target
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the output folder as one commit.
+
+        Args:
+            repo_id: `user/name`.
+            private: Make a new repository private.
+            token: Hub token; the one that is logged in when None.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            PublishError: The upload failed; the folder is whole.
+        """
+        return push_folder(self.folder, repo_id, private=private, token=token)
+
+    def __repr__(self) -> str:
+        return f"ShrinkResult({str(self.folder)!r}, {self.plan.removed_share:.2%} of the parameters removed)"
+
+
+class IShrinker:
+    """Shrinks one model, as often and in as many shapes as asked.
+
+    Args:
+        source: Where the weights come from.
+        dtype: Default compute dtype of the runs: `auto`, `bfloat16` or `float32`.
+        device: Default device of the runs: `auto`, `cpu` or `cuda`.
+    """
+
+    def __init__(self, source: Source, *, dtype: str = "auto", device: str = "auto") -> None:
+        self.source = source
+        self._defaults = {"dtype": dtype, "device": device}
+        self._session: pipeline.Session | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | PreTrainedModel,
+        *,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        token: str | bool | None = None,
+        gguf_file: str | None = None,
+    ) -> IShrinker:
+        """Open a model. Its weights are read when they are needed.
+
+        Args:
+            pretrained_model_name_or_path: Hub id, folder of safetensors, or a loaded model.
+            tokenizer: The tokenizer of a loaded model.
+            revision: Branch, tag or commit on the Hub.
+            dtype: Compute dtype: `auto` (bfloat16 where the hardware multiplies it), `bfloat16` or `float32`.
+            device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+            token: Hub token; it is never stored.
+            gguf_file: Name of a GGUF file in the folder or repository.
+
+        Raises:
+            SourceError: There is no usable checkpoint.
+            ArchitectureError: The architecture is not supported.
+        """
+        source = open_source(
+            pretrained_model_name_or_path, tokenizer=tokenizer, revision=revision, token=token, gguf_file=gguf_file
+        )
+        source.binding  # noqa: B018 - an unknown architecture is an error now, not after the first call
+        return cls(source, dtype=str(dtype).removeprefix("torch."), device=str(device))
+
+    def _open(self, config: IShrinkConfig | None, changes: dict[str, Any]) -> pipeline.Session:
+        config = config or IShrinkConfig(**self._defaults)
+        if changes:
+            config = config.replace(**changes)
+        session = pipeline.Session(self.source, config)
+        last = self._session
+        if last is not None and (last.dtype, last.device) == (session.dtype, session.device):
+            session = pipeline.Session(self.source, config, model=last._model)
+        self._session = session
+        return session
+
+    def plan(self, config: IShrinkConfig | None = None, **changes: Any) -> Plan:
+        """Return what would be removed, and write nothing.
+
+        Args:
+            config: What to ask for; the defaults when None.
+            **changes: Values that replace the config's.
+
+        Raises:
+            RequestError: The request cannot be met.
+        """
+        return pipeline.plan_cut(self._open(config, changes), measure=False).plan
+
+    def shrink(
+        self,
+        config: IShrinkConfig | None = None,
+        *,
+        save_directory: str | Path | None = None,
+        overwrite: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        **changes: Any,
+    ) -> ShrinkResult:
+        """Shrink the model: calibrate, plan, cut, verify, measure, write the card.
+
+        Args:
+            config: What to ask for; the defaults when None.
+            save_directory: The output folder. Without it the result lives in a temporary folder, as long as the result.
+            overwrite: Replace what is in the output folder.
+            push_to_hub: Upload the result.
+            repo_id: Where to; by default the output folder's name.
+            private: Make a new repository private.
+            token: Hub token; it is never stored.
+            **changes: Values that replace the config's, such as `target="params=-15%"`.
+
+        Returns:
+            The result.
+
+        Raises:
+            RequestError: The request cannot be met; nothing was written.
+            VerificationError: The written checkpoint was not what was planned; nothing was kept.
+            PublishError: The upload failed; the output folder is whole.
+        """
+        if push_to_hub and repo_id is None and save_directory is None:
+            raise RequestError("push_to_hub needs a repo_id, or a save_directory whose name it can take")
+        session = self._open(config, changes)
+        temporary = None
+        if save_directory is None:
+            temporary = tempfile.TemporaryDirectory(prefix="ishrink-", ignore_cleanup_errors=True)
+            folder = Path(temporary.name) / f"{pipeline.display_name(self.source).split('/')[-1]}-ishrink"
+        else:
+            folder = Path(save_directory).expanduser()
+        plans: list[Plan] = []
+        report = pipeline.shrink(session, folder, overwrite=overwrite, on_plan=plans.append)
+        result = ShrinkResult(folder, plans[0], report, session.dtype, session.device)
+        if temporary is not None:
+            weakref.finalize(result, temporary.cleanup)
+        if push_to_hub:
+            result.push_to_hub(repo_id or folder.name, private=private, token=token)
+        return result

@@ -1,0 +1,6 @@
+"""Surgery: tensors in, smaller tensors out, and the checkpoint that holds them."""
+
+from .checkpoint import verify_checkpoint, write_checkpoint
+from .slicing import masked_state, slice_tensor
+
+__all__ = ["masked_state", "slice_tensor", "verify_checkpoint", "write_checkpoint"]

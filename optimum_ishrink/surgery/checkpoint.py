@@ -1,0 +1,204 @@
+"""From a source checkpoint to a smaller one: tensors streamed from file to file, the result verified before it is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..architectures import Binding
+from ..architectures.model_class import expected_tensors, parse_config
+from ..architectures.spec import axis_length
+from ..artifacts import Plan
+from ..errors import VerificationError
+from ..tensor_files import (
+    INDEX_NAME,
+    OutgoingTensor,
+    TensorInfo,
+    read_index,
+    read_tensor,
+    shard,
+    write_file,
+)
+from .slicing import kept_units, slice_tensor
+
+MAX_SHARD_SIZE = 5 * 1000**3
+"""Bytes in one weight file: 5 GB, so that every compact model's checkpoint is one file and larger ones stay easy to move."""
+
+CARRIED_PATTERNS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""Files beside the weights that the cut does not touch: carried over byte for byte."""
+
+
+def outgoing_tensors(
+    tensors: Mapping[str, TensorInfo], binding: Binding, plan: Plan, read: Callable[[TensorInfo], torch.Tensor]
+) -> list[OutgoingTensor]:
+    """Return what the new checkpoint holds; nothing is read yet.
+
+    Args:
+        tensors: The source's tensors.
+        binding: The model.
+        plan: The plan.
+        read: Reads a source tensor when its turn comes.
+    """
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    outgoing = []
+    for bound in binding.tensors.values():
+        source = tensors[bound.name]
+        if bound.layer is not None and bound.layer not in position:
+            continue
+        keep = kept_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
+        sizes = {**binding.sizes, **{size: len(kept) for size, kept in keep.items()}}
+        shape = tuple(axis_length(axis, sizes) for axis in bound.axes)
+        name = bound.in_layer(position[bound.layer]) if bound.layer is not None else bound.name
+        if shape == source.shape:
+            outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
+        else:
+            make = partial(_cut, read, source, bound, binding.sizes, keep)
+            outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
+    return outgoing
+
+
+def _cut(read: Callable[[TensorInfo], torch.Tensor], source: TensorInfo, *how: Any) -> torch.Tensor:
+    tensor = read(source)
+    if tensor.dtype.itemsize == 2:
+        # The same bytes as integers: index_select of 16-bit integers is vectorised, of bfloat16 it is not.
+        return slice_tensor(tensor.view(torch.int16), *how).view(tensor.dtype)
+    return slice_tensor(tensor, *how)
+
+
+def write_weights(
+    outgoing: list[OutgoingTensor],
+    folder: Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write weight files, and the index when there are several, as `save_pretrained` does.
+
+    Args:
+        outgoing: The tensors.
+        folder: An existing folder.
+        max_shard_size: Bytes in one file at most.
+        progress: Called with the bytes of each tensor once it is written.
+
+    Raises:
+        OutputError: There is no space or no permission.
+        SourceError: A source file became shorter while it was read.
+    """
+    files = shard(outgoing, max_shard_size)
+    for file_name, tensors in files.items():
+        write_file(folder / file_name, tensors, progress=progress)
+    if len(files) > 1:
+        index = {
+            "metadata": {
+                "total_parameters": sum(torch.Size(tensor.shape).numel() for tensor in outgoing),
+                "total_size": sum(tensor.nbytes for tensor in outgoing),
+            },
+            "weight_map": dict(sorted((t.name, file) for file, group in files.items() for t in group)),
+        }
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def carry_files(source: Path, folder: Path) -> list[str]:
+    """Copy tokenizer, generation config, chat template and licence byte for byte; return their names.
+
+    Args:
+        source: The source's folder.
+        folder: The new folder.
+    """
+    carried = set()
+    for pattern in CARRIED_PATTERNS:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+                carried.add(path.name)
+            elif path.is_dir() and path.name.startswith("chat_template"):
+                raise VerificationError(f"{path} is a folder of chat templates, which is not carried over yet")
+    return sorted(carried)
+
+
+def write_config(edited: Mapping[str, Any], folder: Path) -> None:
+    """Write config.json with the keys in the source's order."""
+    (folder / "config.json").write_text(json.dumps(edited, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> int:
+    """Check a written checkpoint against what its config's model class expects, without loading it.
+
+    Args:
+        folder: The checkpoint.
+        dtypes: The dtype that every tensor must have, by name; None to leave it open.
+
+    Returns:
+        The number of parameters in the files.
+
+    Raises:
+        VerificationError: Names, shapes or dtypes differ; the message lists them.
+    """
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    expected = expected_tensors(parse_config(raw))
+    written = read_index(folder)
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - written.keys())]
+    faults += [f"{name} is unexpected" for name in sorted(written.keys() - expected.keys())]
+    for name in sorted(expected.keys() & written.keys()):
+        if written[name].shape != expected[name]:
+            faults.append(f"{name} is {list(written[name].shape)}, expected {list(expected[name])}")
+        if dtypes is not None and written[name].dtype != dtypes[name]:
+            faults.append(f"{name} is {written[name].dtype}, expected {dtypes[name]}")
+    if faults:
+        raise VerificationError(f"the written checkpoint is not what its config expects: {'; '.join(faults)}")
+    return sum(torch.Size(info.shape).numel() for info in written.values())
+
+
+def write_checkpoint(
+    source_folder: Path,
+    tensors: Mapping[str, TensorInfo],
+    binding: Binding,
+    plan: Plan,
+    edited_config: Mapping[str, Any],
+    folder: Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Cut a checkpoint into an existing, empty folder and verify it.
+
+    Args:
+        source_folder: Folder of the source, for the files that are carried over.
+        tensors: The source's tensors.
+        binding: The model.
+        plan: The plan.
+        edited_config: Contents of the new config.json.
+        folder: Where to write.
+        max_shard_size: Bytes in one weight file at most.
+        progress: Called with the bytes of each tensor once it is written.
+
+    Raises:
+        OutputError: There is no space or no permission.
+        VerificationError: The result is not what its config's model class expects, or not what was planned.
+    """
+    outgoing = outgoing_tensors(tensors, binding, plan, read_tensor)
+    write_weights(outgoing, folder, max_shard_size=max_shard_size, progress=progress)
+    write_config(edited_config, folder)
+    carry_files(source_folder, folder)
+    count = verify_checkpoint(folder, {tensor.name: tensor.dtype for tensor in outgoing})
+    if count != plan.new_num_parameters:
+        raise VerificationError(f"the files hold {count:,} parameters, the plan says {plan.new_num_parameters:,}")

@@ -1,0 +1,147 @@
+"""Cutting tensors along the axes that their description names. Pure functions over tensors; no model, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+
+from ..architectures import Binding, BoundTensor
+from ..architectures.expressions import Axis
+from ..architectures.spec import factor_length
+from ..artifacts import Plan
+
+Keep = Mapping[str, Sequence[int]]
+"""Size name to the indices that stay along it; sizes that are not named stay whole."""
+
+
+def kept_units(binding: Binding, plan: Plan, position: int) -> Keep:
+    """Return what stays in one layer, by size name. Query heads follow the KV group that they share.
+
+    Query head `i` belongs to KV group `i // (heads // kv)`, the order in which transformers repeats keys and values.
+
+    Args:
+        binding: The model.
+        plan: The plan.
+        position: Position of the layer in `plan.layers`.
+    """
+    keep: dict[str, Sequence[int]] = {}
+    if "intermediate_size" in plan.units:
+        keep["ffn"] = plan.units["intermediate_size"][position]
+    if "num_key_value_heads" in plan.units:
+        keep["kv"] = plan.units["num_key_value_heads"][position]
+        group = binding.sizes["heads"] // binding.sizes["kv"]
+        keep["heads"] = [kv * group + i for kv in keep["kv"] for i in range(group)]
+    return {size: kept for size, kept in keep.items() if len(kept) < binding.sizes[size]}
+
+
+def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
+    """Return the positions along an axis that stay, or None when all do.
+
+    Args:
+        axis: What the axis counts.
+        sizes: The model's sizes.
+        keep: What stays along the sizes that change.
+
+    Returns:
+        Ascending int64 positions, shape (kept,).
+    """
+    if not any(factor in keep for section in axis for factor in section.factors):
+        return None
+    start = 0
+    parts = []
+    for section in axis:
+        lengths = [factor_length(factor, sizes) for factor in section.factors]
+        index = torch.arange(prod(lengths)).view(lengths)
+        for dim, factor in enumerate(section.factors):
+            if factor in keep:
+                index = index.index_select(dim, torch.as_tensor(keep[factor], dtype=torch.int64))
+        parts.append(index.flatten() + start)
+        start += prod(lengths)
+    return torch.cat(parts)
+
+
+def slice_tensor(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor:
+    """Return the part of a tensor that stays.
+
+    Args:
+        tensor: The whole tensor.
+        bound: Its description.
+        sizes: The model's sizes.
+        keep: What stays along the sizes that change.
+    """
+    for dim, axis in enumerate(bound.axes):
+        index = axis_index(axis, sizes, keep)
+        if index is not None:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
+
+
+def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor:
+    """Return a copy of a tensor with everything that `slice_tensor` would drop set to zero.
+
+    Args:
+        tensor: The whole tensor.
+        bound: Its description.
+        sizes: The model's sizes.
+        keep: What stays along the sizes that change.
+    """
+    tensor = tensor.clone()
+    for dim, axis in enumerate(bound.axes):
+        index = axis_index(axis, sizes, keep)
+        if index is not None:
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[index] = False
+            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    return tensor
+
+
+def masked_state(binding: Binding, plan: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model's tensors with all that the plan removes set to zero, in the original shapes.
+
+    A layer whose every tensor is zero adds nothing to the residual stream, so it is the identity. The cut model has to
+    give the same logits as this one: that is the proof that the cut is right.
+
+    Args:
+        binding: The model.
+        plan: The plan.
+        state: Tensor by name; names that the binding does not hold are returned as they are.
+    """
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    masked = {}
+    for name, tensor in state.items():
+        bound = binding.tensors.get(name)
+        if bound is None or bound.layer is None:
+            masked[name] = tensor
+        elif bound.layer not in position:
+            masked[name] = torch.zeros_like(tensor)
+        else:
+            masked[name] = zero_removed(tensor, bound, binding.sizes, kept_units(binding, plan, position[bound.layer]))
+    return masked
+
+
+def sum_per_unit(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, int], unit: str) -> torch.Tensor:
+    """Sum a tensor over everything but one unit.
+
+    Args:
+        values: One value per weight (or per channel), in the shape that `axes` describe.
+        axes: What each axis counts.
+        sizes: The model's sizes.
+        unit: Size name of the unit. For `"kv"`, a query head counts for the group that it belongs to.
+
+    Returns:
+        The sums in float32, shape (units,).
+    """
+    total = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
+    for dim, axis in enumerate(axes):
+        start = 0
+        for section in axis:
+            lengths = [factor_length(factor, sizes) for factor in section.factors]
+            for position, factor in enumerate(section.factors):
+                if factor == unit or (unit == "kv" and factor == "heads"):
+                    part = values.narrow(dim, start, prod(lengths)).movedim(dim, 0).to(torch.float32)
+                    part = part.reshape(prod(lengths[:position]), lengths[position], -1).sum(dim=(0, 2))
+                    total += part.view(sizes[unit], -1).sum(dim=1)
+            start += prod(lengths)
+    return total

@@ -1,0 +1,154 @@
+"""The tables that people read: in the terminal and, from the same rows, in the card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .artifacts import Measurement, Plan, Report
+
+Row = tuple[str, ...]
+
+_METRICS = {
+    "perplexity": "perplexity (lower is better)",
+    "kl_divergence": "KL divergence from the base, nats/token",
+    "top1_agreement": "top-1 agreement with the base",
+    "time_to_first_token_seconds": "time to first token, ms",
+    "prefill_tokens_per_second": "prefill, tokens/s",
+    "decode_tokens_per_second": "decode, tokens/s",
+}
+_BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
+"""What the base scores against itself; it is no measurement, so it is not in the report."""
+
+
+def format_measurement(measurement: Measurement) -> str:
+    """Return a measurement as people read it: with its standard error, or its quartiles."""
+    value = measurement.value
+    if measurement.metric.endswith("_seconds"):
+        low, high = measurement.settings["quartiles"]
+        return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
+    if "quartiles" in measurement.settings:
+        low, high = measurement.settings["quartiles"]
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    digits = 2 if measurement.metric == "perplexity" else 3
+    spread = "" if measurement.stderr is None else f" ± {measurement.stderr:.{digits}f}"
+    return f"{value:.{digits}f}{spread}"
+
+
+def report_rows(report: Report) -> list[Row]:
+    """Return (what, on what, n, base, shrunk, ratio) for every number in a report."""
+    rows: list[Row] = []
+    base, shrunk = report.base, report.shrunk
+    for name, attribute in (("parameters", "params"), ("weight bytes", "bytes")):
+        new = getattr(shrunk, attribute)
+        old = getattr(base, attribute) if base else None
+        rows.append((name, "checkpoint", "", f"{old:,}" if old else "", f"{new:,}", f"{new / old:.3f}" if old else ""))
+    for part in ("quality", "speed"):
+        for before, after in report.pairs(part):
+            old_text, ratio = "", ""
+            if before is not None:
+                old_text = format_measurement(before)
+                ratio = f"{after.value / before.value:.3f}" if before.value else ""
+            elif base is not None and after.metric in _BY_DEFINITION:
+                old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
+            what = _METRICS.get(after.metric, after.metric)
+            rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))
+    return rows
+
+
+REPORT_HEADER: Row = ("", "on", "n", "base", "shrunk", "ratio")
+
+
+def spans(indices: Iterable[int]) -> str:
+    """Write sorted indices briefly: `1-3, 7`."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def shape_rows(plan: Plan) -> list[Row]:
+    """Return (dimension, before, after, what goes) for every dimension, and the parameters."""
+    rows: list[Row] = []
+    for key, before in plan.shape.items():
+        after = plan.new_shape[key]
+        if before == after:
+            what = "nothing"
+        elif key == "num_hidden_layers":
+            what = f"layers {spans(set(range(before)) - set(plan.layers))}"
+        elif key == "num_key_value_heads":
+            what = f"{before - after} KV groups of each layer, with their query heads"
+        else:
+            what = f"{before - after} neurons of each layer ({1 - after / before:.1%})"
+        rows.append((key, f"{before:,}", f"{after:,}", what))
+    rows.append(
+        ("parameters", f"{plan.num_parameters:,}", f"{plan.new_num_parameters:,}", f"{plan.removed_share:.2%} of all")
+    )
+    return rows
+
+
+SHAPE_HEADER: Row = ("dimension", "before", "after", "what goes")
+
+
+def layer_rows(plan: Plan) -> list[Row]:
+    """Return (layer, KV groups cut, neurons cut) for every layer of the base model."""
+    rows: list[Row] = []
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    for layer in range(plan.shape["num_hidden_layers"]):
+        if layer not in position:
+            rows.append((str(layer), "removed", ""))
+            continue
+        groups = set(range(plan.shape["num_key_value_heads"])) - set(
+            plan.units["num_key_value_heads"][position[layer]]
+        )
+        neurons = plan.shape["intermediate_size"] - len(plan.units["intermediate_size"][position[layer]])
+        rows.append((str(layer), spans(groups) or "none", f"{neurons:,}" if neurons else "none"))
+    return rows
+
+
+LAYER_HEADER: Row = ("layer", "KV groups cut", "neurons cut")
+
+
+def config_rows(plan: Plan) -> list[Row]:
+    """Return (config key, before, after) for every key of config.json that changes."""
+    return [
+        (key, "absent" if before is None else str(before), str(after))
+        for key, (before, after) in plan.config_changes.items()
+    ]
+
+
+CONFIG_HEADER: Row = ("config.json", "before", "after")
+
+
+def print_table(title: str, header: Row, rows: Sequence[Row]) -> None:
+    """Print a table on standard output.
+
+    Args:
+        title: What it shows.
+        header: Column names.
+        rows: The rows; numbers are already text.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        numeric = bool(rows) and i > 0 and all(not row[i] or row[i][0].isdigit() for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width; there a row must stay one line, so that it can be searched.
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def markdown_table(header: Row, rows: Sequence[Row]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

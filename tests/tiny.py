@@ -1,0 +1,88 @@
+"""Tiny random models of every architecture, and a tiny tokenizer."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+VOCAB = 300
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "llama": [
+        {},
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        {"head_dim": None},
+    ],
+    "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
+    "qwen2": [
+        {"head_dim": None},
+        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
+    ],
+    "qwen3": [{}, {"attention_bias": True, "tie_word_embeddings": True}],
+}
+"""Config values of each architecture's variants, on top of `SMALL`."""
+
+CASES = [(model_type, i) for model_type, variants in VARIANTS.items() for i in range(len(variants))]
+
+
+def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
+    values = {**SMALL, **VARIANTS[model_type][variant], **changes}
+    if values["head_dim"] is None:
+        del values["head_dim"]
+    return AutoConfig.for_model(model_type, **values)
+
+
+def tiny_model(config: Any, seed: int = 0) -> Any:
+    """A random model whose every tensor, norms and biases included, is far from its initial value."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: every text has tokens, and there is nothing to train."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=128
+    )
+
+
+def save_tiny(folder: Path, config: Any, *, seed: int = 0, **how: Any) -> Path:
+    """Save a tiny model with its tokenizer, and return the folder."""
+    tiny_model(config, seed).save_pretrained(folder, **how)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes a key."""
+    data = json.loads(path.read_text())
+    data.update(changes)
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
