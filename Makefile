@@ -43,7 +43,7 @@ bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.
 	$(BIN)/python benchmarks/streaming.py
 
 tables: install  ## Regenerate the tables in README.md
-	$(BIN)/python -m optimum_ishrink.documentation README.md
+	$(BIN)/python docs/tables.py README.md
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info $(DEMO)

@@ -2,7 +2,8 @@
 
     from optimum_ishrink import IShrinkConfig, IShrinker
 
-    result = IShrinker.from_pretrained("HuggingFaceTB/SmolLM2-135M").shrink(target="params=-15%", save_directory="small")
+    result = IShrinker.from_pretrained("HuggingFaceTB/SmolLM2-135M").shrink(target="params=-15%",
+    save_directory="small")
 
 Importing the package imports no torch: the names below are loaded when they are first used.
 """

@@ -30,8 +30,8 @@ FIGURES = "figures"
 def eval_results(report: Report) -> list[EvalResult]:
     """Return the shrunk model's measurements as the Hub's evaluation results.
 
-    The Hub groups results by task, data set type, config and split, and keeps one name for a group: so every text, task
-    and speed setting is a `dataset_config` of its own.
+    The Hub groups results by task, data set type, config and split, and keeps one name for a group: so every text,
+    task and speed setting is a `dataset_config` of its own.
 
     Args:
         report: The report.
@@ -58,7 +58,9 @@ def _eval_result(measurement: Measurement, part: str) -> EvalResult:
     )
 
 
-def card_data(report: Report, plan: Plan, *, base_id: str | None, license_name: str | None, name: str) -> ModelCardData:
+def card_data(
+    report: Report, plan: Plan, *, base_id: str | None, license_name: str | None, name: str
+) -> ModelCardData:
     """Return the card's metadata.
 
     Args:
@@ -177,5 +179,3 @@ def build_card(folder: Path) -> None:
         figures=figures,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-

@@ -112,7 +112,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
 
-    push = verb("push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small")
+    push = verb(
+        "push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small"
+    )
     push.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
     push.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
     push.add_argument("--private", action="store_true", help="make a new repository private")
@@ -122,7 +124,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     demo = verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo")
     demo.add_argument("--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)")
     demo.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    demo.add_argument("--target", default="params=-15%%".replace("%%", "%"), help="how much to remove (default: params=-15%%)")
+    demo.add_argument(
+        "--target", default="params=-15%%".replace("%%", "%"), help="how much to remove (default: params=-15%%)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
@@ -145,7 +149,9 @@ def _shape_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
     )
-    group.add_argument("--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)")
+    group.add_argument(
+        "--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)"
+    )
     group.add_argument("--keep-last-layers", type=int, metavar="N", help="last layers that stay (default: 2, or 1/8)")
 
 
@@ -153,19 +159,27 @@ def _importance_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to choose")
     group.add_argument("--importance", metavar="NAME", help="for KV groups and neurons (default: activation-norm)")
     group.add_argument("--layer-importance", metavar="NAME", help="for layers (default: block-influence)")
-    group.add_argument("--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)")
+    group.add_argument(
+        "--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)"
+    )
     group.add_argument("--calibration-samples", type=int, metavar="N", help="windows of it (default: 64)")
     group.add_argument("--calibration-length", type=int, metavar="N", help="tokens in each (default: 256)")
 
 
 def _quality_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quality")
-    group.add_argument("--eval-text", metavar="SRC[,SRC...]", help="text to measure on (default: Python's own reference)")
+    group.add_argument(
+        "--eval-text", metavar="SRC[,SRC...]", help="text to measure on (default: Python's own reference)"
+    )
     group.add_argument("--eval-samples", type=int, metavar="N", help="windows of each text (default: 32)")
     group.add_argument("--eval-length", type=int, metavar="N", help="tokens in each (default: 512)")
     group.add_argument("--tasks", metavar="A[,B...]", help="lm-eval tasks")
-    group.add_argument("--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then")
-    group.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: each task's own)")
+    group.add_argument(
+        "--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then"
+    )
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: each task's own)"
+    )
 
 
 def _speed_flags(parser: argparse.ArgumentParser) -> None:

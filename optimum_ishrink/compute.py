@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .errors import RequestError
@@ -25,13 +27,17 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the CPU: its name and instruction sets; empty where torch is too old to say."""
+    read = getattr(torch.cpu, "get_capabilities", None)
+    return {} if read is None else dict(read())
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware. Emulated, it would be slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older releases of torch have no get_capabilities; there the dtype is chosen as if the hardware had none.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(cpu_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

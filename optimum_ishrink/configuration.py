@@ -43,15 +43,15 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         num_key_value_heads: KV groups of the result; all query heads of a group go with it.
         intermediate_size: MLP neurons of every layer of the result.
         target: `"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.
-        intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the width, at
-            most 256: see `optimum_ishrink.planning.default_multiple`.
+        intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the
+            width, at most 256: see `optimum_ishrink.planning.default_multiple`.
         keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.
         keep_last_layers: Layers at the end that always stay. By default two, in shallow models an eighth.
-        importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it kept
-            more than first-order Taylor, and needs no backward pass.
+        importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it
+            kept more than first-order Taylor, and needs no backward pass.
         layer_importance: Criterion for layers.
-        calibration: Text sources (`self`, .txt, .jsonl, Hub data sets), mixed in equal shares. `self` by default: it needs no
-            data and no network.
+        calibration: Text sources (`self`, .txt, .jsonl, Hub data sets), mixed in equal shares. `self` by default: it
+            needs no data and no network.
         calibration_samples: Windows of calibration text.
         calibration_length: Tokens in each.
         evaluate: Measure perplexity, KL divergence and agreement with the base (and `tasks`).

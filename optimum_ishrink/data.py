@@ -1,7 +1,7 @@
 """Text for calibration and evaluation: local files, Hub data sets, or the model's own words.
 
-A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`. Text is
-tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
+A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`.
+Text is tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
 """
 
 from __future__ import annotations
@@ -198,12 +198,14 @@ def token_windows(
 
 
 @torch.no_grad()
-def sample_windows(model: Any, tokenizer: Any, length: int, count: int, *, seed: int, batch_size: int = 64) -> torch.Tensor:
+def sample_windows(
+    model: Any, tokenizer: Any, length: int, count: int, *, seed: int, batch_size: int = 64
+) -> torch.Tensor:
     """Sample text from the model itself, at temperature 1, which is its own distribution.
 
-    Half of the windows start at the beginning of a document. Where the tokenizer has a chat template, the other half start
-    where a user would speak, so that an instruction-tuned model shows what it was tuned for; a window whose text ends
-    early goes on with a new one.
+    Half of the windows start at the beginning of a document. Where the tokenizer has a chat template, the other half
+    start where a user would speak, so that an instruction-tuned model shows what it was tuned for; a window whose text
+    ends early goes on with a new one.
 
     Args:
         model: The model.
@@ -260,7 +262,7 @@ def _sample(
 
 
 def _starts(tokenizer: Any) -> list[list[int]]:
-    """Return the prompts that sampling starts from: a document's beginning and, with a chat template, a user's turn."""
+    """Return the prompts that sampling starts from: a document's beginning and, with a template, a user's turn."""
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if begin is None:
         raise DataError("the tokenizer has neither a beginning- nor an end-of-text token to sample from; name a text")
@@ -303,8 +305,6 @@ def calibration_windows(
         if source.is_self:
             parts.append(sample_windows(model, tokenizer, length, share, seed=seed))
         else:
-            parts.append(
-                token_windows(source.documents(), tokenizer, length, share, seed=seed, label=source.label)
-            )
+            parts.append(token_windows(source.documents(), tokenizer, length, share, seed=seed, label=source.label))
     windows = torch.cat(parts)
     return windows[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))]

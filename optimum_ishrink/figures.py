@@ -69,7 +69,7 @@ def _draw_groups(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) ->
     axis.set_ylabel("KV group")
     cut = plan.shape["num_key_value_heads"] - plan.new_shape["num_key_value_heads"]
     axis.set_title(
-        f"KV groups, share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each layer"
+        f"KV groups by share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each"
         + (" (× cut)" if cut or gone else ""),
         loc="left",
         color=_INK,
@@ -123,9 +123,7 @@ def draw_speed(report: Report, path: Path) -> None:
         axis.set_title(title, color=_INK, fontsize=11)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{pairs[0][1].dataset}; median, quartiles and all {pairs[0][1].n} rounds", fontsize=9, color=_INK
-    )
+    figure.suptitle(f"{pairs[0][1].dataset}; median, quartiles and all {pairs[0][1].n} rounds", fontsize=9, color=_INK)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 

@@ -39,6 +39,7 @@ def push_folder(
     if not (folder / "config.json").is_file():
         raise SourceError(f"{folder} is not a checkpoint folder: it has no config.json")
     api = HfApi(token=token)
+    failure: Exception
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(

@@ -37,7 +37,8 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         folder: Where the result shall be.
-        overwrite: Replace what is there. The old folder is moved aside first and removed only when the new one is in place.
+        overwrite: Replace what is there. The old folder is moved aside first and removed only when the new one is in
+            place.
 
     Raises:
         OutputError: The folder holds something already, or cannot be written.

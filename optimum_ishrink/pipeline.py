@@ -1,6 +1,6 @@
 """The order of the stages: the only file that knows it.
 
-    source -> importance -> plan -> checkpoint -> report -> card
+source -> importance -> plan -> checkpoint -> report -> card
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
     resolved = {source.path.resolve() if source.path else source.text for source in calibration}
     for source in evaluation:
         if (source.path.resolve() if source.path else source.text) in resolved:
-            raise DataError(f"{source.text} is given for calibration and for evaluation; measure on text it has not seen")
+            raise DataError(
+                f"{source.text} is given for calibration and for evaluation; measure on text it has not seen"
+            )
     if measure and config.tasks:
         open_tasks(config.tasks, config.include_path)
 
@@ -210,7 +212,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
 
 
 def display_name(source: Source) -> str:
-    """Return the model's name for cards and reports: a Hub id, or a folder's own name, never a path of this machine."""
+    """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
     return source.name if source.is_hub_id else Path(source.name).name
 
 
@@ -258,7 +260,9 @@ def cut(session: Session, plan: Plan, folder: Path) -> None:
     """Write and verify the checkpoint."""
     source = session.source
     edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
-    with progress_bar("writing the checkpoint (MB)", source.nbytes * plan.new_num_parameters // plan.num_parameters // 10**6) as advance:
+    with progress_bar(
+        "writing the checkpoint (MB)", source.nbytes * plan.new_num_parameters // plan.num_parameters // 10**6
+    ) as advance:
         pending = 0
 
         def wrote(count: int) -> None:
@@ -333,9 +337,7 @@ def add_speed(
     config: IShrinkConfig, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
 ) -> tuple[ModelReport, ModelReport]:
     """Time both models in turn, and return both reports with the figures added."""
-    settings = LatencySettings(
-        config.benchmark_prompt_length, config.benchmark_new_tokens, config.benchmark_rounds
-    )
+    settings = LatencySettings(config.benchmark_prompt_length, config.benchmark_new_tokens, config.benchmark_rounds)
     models = {"shrunk": model} if base_model is None else {"base": base_model, "shrunk": model}
     found = measure_latency(models, settings)
     if base_model is not None:
@@ -343,9 +345,7 @@ def add_speed(
     return base, replace(shrunk, speed=shrunk.speed + found["shrunk"])
 
 
-def measure_alone(
-    session: Session, base: Source | None, *, evaluate: bool, benchmark: bool
-) -> Report:
+def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benchmark: bool) -> Report:
     """Measure any two models, or one: nothing is cut.
 
     Args:

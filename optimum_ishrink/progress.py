@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with the time left while the block runs, and give the function that advances it.
 
-    It writes to standard error, so that standard output holds results alone; where that is not a terminal, it writes one
-    line at the end.
+    It writes to standard error, so that standard output holds results alone; where that is not a terminal, it writes
+    one line at the end.
 
     Args:
         description: What is being done.

@@ -173,7 +173,8 @@ class IShrinker:
 
         Args:
             config: What to ask for; the defaults when None.
-            save_directory: The output folder. Without it the result lives in a temporary folder, as long as the result.
+            save_directory: The output folder. Without it the result lives in a temporary folder, as long as the
+                result.
             overwrite: Replace what is in the output folder.
             push_to_hub: Upload the result.
             repo_id: Where to; by default the output folder's name.

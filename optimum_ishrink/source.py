@@ -28,11 +28,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .architectures import Binding, is_ignored
 from .architectures.model_class import bind_config, parse_config
+from .architectures.spec import axis_length
 from .artifacts import read_json
 from .errors import SourceError
 from .tensor_files import TensorInfo, read_index
 
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+_WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+]
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,6 @@ class Source:
                 f"{self.name} holds {len(strangers)} tensors that its config does not expect: {_first(strangers)}"
             )
         sizes = self.binding.sizes
-        from .architectures.spec import axis_length
-
         for name, bound in expected.items():
             shape = tuple(axis_length(axis, sizes) for axis in bound.axes)
             if stored[name].shape != shape:
@@ -116,11 +125,7 @@ class Source:
         return sum(info.nbytes for info in self.tensors.values())
 
     def load_tokenizer(self) -> Any:
-        """Load the tokenizer.
-
-        Raises:
-            SourceError: The folder holds none.
-        """
+        """Load the tokenizer; a folder without one is a `SourceError`."""
         return load_tokenizer(self.folder)
 
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Any:
@@ -212,7 +217,13 @@ def _download(repo_id: str, revision: str | None, token: str | bool | None, gguf
     wanted = [*_WANTED, "README.md", *([gguf_file] if gguf_file else [])]
     # Meta's repositories hold a second copy of the weights in original/.
     try:
-        path = snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted, ignore_patterns="*/*")
+        path = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            allow_patterns=wanted,
+            ignore_patterns=["original/*", "*/*.safetensors"],
+        )
         return Path(path)
     except GatedRepoError:
         reason = "it is gated; accept its terms on the Hub and log in with `hf auth login`"

@@ -1,8 +1,8 @@
 """Safetensors files read and written one tensor at a time.
 
-The safetensors library checks a file's header, but it maps the whole file and saves a shard only from tensors that are all
-in memory. Streaming needs less: byte ranges are read where the header says they are, unchanged tensors are copied from
-file to file without passing through Python, and a shard is written from its first tensor to its last.
+The safetensors library checks a file's header, but it maps the whole file and saves a shard only from tensors that are
+all in memory. Streaming needs less: byte ranges are read where the header says they are, unchanged tensors are copied
+from file to file without passing through Python, and a shard is written from its first tensor to its last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from .errors import OutputError, SourceError
@@ -205,7 +206,9 @@ def _write_all(target: int, data: bytes | memoryview) -> None:
         view = view[os.write(target, view) :]
 
 
-def write_file(path: Path, tensors: Sequence[OutgoingTensor], *, progress: Callable[[int], None] | None = None) -> None:
+def write_file(
+    path: Path, tensors: Sequence[OutgoingTensor], *, progress: Callable[[int], None] | None = None
+) -> None:
     """Write a safetensors file tensor by tensor, in the library's own order (widest dtype first, then by name).
 
     Args:
@@ -249,7 +252,7 @@ def _write_tensor(tensor: OutgoingTensor, target: int) -> None:
         return
     value = tensor.make().contiguous()
     assert tuple(value.shape) == tensor.shape and value.dtype == DTYPES[tensor.dtype], tensor.name
-    _write_all(target, memoryview(value.flatten().view(torch.uint8).numpy()))
+    _write_all(target, value.flatten().view(torch.uint8).numpy().data)
 
 
 def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str, list[OutgoingTensor]]:
@@ -262,14 +265,11 @@ def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str
     Returns:
         The tensors of each file, by file name.
     """
-    groups: list[list[OutgoingTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if groups[-1] and size + tensor.nbytes > max_shard_size:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += tensor.nbytes
-    if len(groups) == 1:
-        return {WEIGHTS_NAME: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
+    split = split_state_dict_into_shards_factory(
+        {tensor.name: tensor for tensor in tensors},
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}

@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import save_tiny, tiny_config  # noqa: E402 - the path above comes first
+from tiny import save_tiny, tiny_config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,5 +39,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another text, to measure on."""
     path = tmp_path_factory.mktemp("text") / "other.txt"
-    path.write_text("\n".join(f"Every {i} days, a ship of {i % 5} sails leaves the harbour at noon." for i in range(120)))
+    path.write_text(
+        "\n".join(f"Every {i} days, a ship of {i % 5} sails leaves the harbour at noon." for i in range(120))
+    )
     return path

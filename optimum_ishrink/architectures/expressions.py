@@ -6,7 +6,7 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -25,7 +25,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, and `a or b` for a key that may be absent.
+    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, and `a or b` for a key that may be
+    absent.
 
     Args:
         expression: For example `"head_dim or hidden_size // num_attention_heads"`.
@@ -58,7 +59,7 @@ def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
     return value(_parse(expression))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(expression: str) -> ast.Expression:
     try:
         return ast.parse(expression, mode="eval")
@@ -77,7 +78,7 @@ Axis = tuple[Section, ...]
 """The sections that lie one after another along an axis; most axes have one."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_axes(text: str) -> tuple[Axis, ...]:
     """Parse the axes of a tensor, such as `"[heads*head_dim; kv*head_dim; kv*head_dim], hidden"`.
 

@@ -28,7 +28,8 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
         raise SourceError("config.json has no model_type; it is not the config of a transformers model")
     if model_type not in CONFIG_MAPPING and "auto_map" in raw:
         raise ArchitectureError(
-            f"{model_type!r} needs remote code, which is never run; supported architectures: {', '.join(descriptions())}"
+            f"{model_type!r} needs remote code, which is never run; "
+            f"supported architectures: {', '.join(descriptions())}"
         )
     describe(model_type)
     if raw.get("quantization_config"):

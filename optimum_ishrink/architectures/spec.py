@@ -1,7 +1,7 @@
 """Architecture descriptions: what the axes of every tensor count, and which config keys hold the counts.
 
-A description is data. Everything that plans, cuts, scores or verifies reads it through a `Binding`, which ties it to one
-config and accounts for every tensor of that config's model class.
+A description is data. Everything that plans, cuts, scores or verifies reads it through a `Binding`, which ties it to
+one config and accounts for every tensor of that config's model class.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ DIMENSIONS = {
     "num_key_value_heads": "kv",
     "intermediate_size": "ffn",
 }
-"""The dimensions that can be asked for, by the name of the Hugging Face config key, and their size in the descriptions."""
+"""The dimensions that can be asked for: Hugging Face config key to the name of the size in the descriptions."""
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -110,7 +110,7 @@ class Description:
             raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
 
 
-@lru_cache(maxsize=None)
+@cache
 def descriptions() -> Mapping[str, Description]:
     """Return every description that ships with the package, by `model_type`."""
     found = (Description.from_json(path) for path in sorted(Path(__file__).parent.glob("*.json")))
@@ -293,7 +293,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         for key in dimension.writes:
             lookup(key)
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
-        raise ArchitectureError(f"{sizes['heads']} query heads cannot be shared by {sizes['kv']} key-value heads evenly")
+        raise ArchitectureError(
+            f"{sizes['heads']} query heads cannot be shared by {sizes['kv']} key-value heads evenly"
+        )
 
     tensors: dict[str, BoundTensor] = {}
     strangers: list[str] = []

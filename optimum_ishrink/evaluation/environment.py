@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..compute import dtype_name
+from ..compute import cpu_capabilities, dtype_name
 
 _PACKAGES = ("optimum-ishrink", "torch", "transformers", "optimum", "lm-eval", "safetensors")
 
@@ -37,5 +37,5 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name")
+    name = cpu_capabilities().get("cpu_name")
     return str(name) if name else platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
 """Speed of two models, measured in turn: time to first token, prefill and decode throughput.
 
-Machines drift: they warm up, throttle and share their memory bus. So base and shrunk model take turns within each round
-(A B A B ...), after rounds that do not count, and medians are reported with their quartiles.
+Machines drift: they warm up, throttle and share their memory bus. So base and shrunk model take turns within each
+round (A B A B ...), after rounds that do not count, and medians are reported with their quartiles.
 """
 
 from __future__ import annotations

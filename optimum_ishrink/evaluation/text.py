@@ -36,7 +36,8 @@ class TextQuality:
 
     Args:
         perplexity: exp of the mean negative log-likelihood of the next token.
-        divergence: KL divergence from the base's next-token distribution to the model's, nats per token; None without a base.
+        divergence: KL divergence from the base's next-token distribution to the model's, nats per token; None without
+            a base.
         agreement: Share of tokens whose most likely next token is the same as the base's; None without a base.
     """
 

@@ -119,8 +119,8 @@ def score_model(
         layer_criterion: For layers, or None.
         keys: Dimensions to score.
         attention_mask: 1 for text and 0 for padding, the shape of `windows`; None when nothing is padding.
-        batch_size: Windows in a batch. Taylor takes one gradient per batch, so it is part of its definition; four keeps
-            the logits of a vocabulary of 128k within a few GB.
+        batch_size: Windows in a batch. Taylor takes one gradient per batch, so it is part of its definition; four
+            keeps the logits of a vocabulary of 128k within a few GB.
 
     Returns:
         Config key to scores, float32 on the CPU, accumulated in float32 whatever the model's dtype.
@@ -153,7 +153,7 @@ def score_model(
                 current["mask"] = mask[start : start + batch_size].to(model.device)
                 if gradients:
                     output = model(input_ids=batch, attention_mask=current["mask"], use_cache=False)
-                    next_token_loss(output.logits, batch, current["mask"]).backward()
+                    next_token_loss(output.logits, batch, current["mask"]).backward()  # type: ignore[no-untyped-call]
                 else:
                     model.base_model(input_ids=batch, attention_mask=current["mask"], use_cache=False)
                 for total in totals:
@@ -181,7 +181,7 @@ def _watch_gradients(
     total: _Totals,
     current: dict[str, torch.Tensor],
 ) -> Iterator[None]:
-    """Reduce every gradient to its units as soon as it is there, and free it: no second copy of the weights is held."""
+    """Reduce every gradient to its units as soon as it is there, and free it: no second copy of the weights."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     handles = []
     for name, parameter in model.named_parameters():
@@ -277,9 +277,7 @@ def _watch_hidden_states(
     handles = []
     for layer in range(binding.sizes["layers"]):
 
-        def compare(
-            _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, layer: int = layer
-        ) -> None:
+        def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, layer: int = layer) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             mask = current["mask"].to(torch.float32)

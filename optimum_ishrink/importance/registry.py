@@ -19,12 +19,13 @@ class Criterion:
 
     Args:
         name: Its name on the command line.
-        needs: What the engine has to give its function: `weights` (w), `activations` (mean square of each input channel
-            of the projection that reads the units, and that projection's weight), `gradients` (w and dL/dw), or
-            `hidden_states` (a block's input and output).
+        needs: What the engine has to give its function: `weights` (w), `activations` (mean square of each input
+            channel of the projection that reads the units, and that projection's weight), `gradients` (w and dL/dw),
+            or `hidden_states` (a block's input and output).
         formula: The score in one line.
         reference: Where it comes from.
-        function: Computes one value per weight, channel or token; the engine sums it per unit or averages it per layer.
+        function: Computes one value per weight, channel or token; the engine sums it per unit or averages it per
+            layer.
     """
 
     name: str
@@ -38,7 +39,10 @@ UNIT_CRITERIA: Registry[Criterion] = Registry("importance", f"{__package__}.crit
 LAYER_CRITERIA: Registry[Criterion] = Registry("layer importance", f"{__package__}.criteria")
 
 
-def _register(registry: Registry[Criterion], name: str, needs: Needs, formula: str, reference: str):  # type: ignore[no-untyped-def]
+Decorator = Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]
+
+
+def _registering(registry: Registry[Criterion], name: str, needs: Needs, formula: str, reference: str) -> Decorator:
     def add(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         registry.register(name)(Criterion(name, needs, formula, reference, function))
         return function
@@ -46,15 +50,11 @@ def _register(registry: Registry[Criterion], name: str, needs: Needs, formula: s
     return add
 
 
-def unit_criterion(
-    name: str, *, needs: Needs, formula: str, reference: str
-) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+def unit_criterion(name: str, *, needs: Needs, formula: str, reference: str) -> Decorator:
     """Return a decorator that registers a criterion for KV groups and MLP neurons."""
-    return _register(UNIT_CRITERIA, name, needs, formula, reference)  # type: ignore[no-any-return]
+    return _registering(UNIT_CRITERIA, name, needs, formula, reference)
 
 
-def layer_criterion(
-    name: str, *, needs: Needs, formula: str, reference: str
-) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+def layer_criterion(name: str, *, needs: Needs, formula: str, reference: str) -> Decorator:
     """Return a decorator that registers a criterion for layers."""
-    return _register(LAYER_CRITERIA, name, needs, formula, reference)  # type: ignore[no-any-return]
+    return _registering(LAYER_CRITERIA, name, needs, formula, reference)

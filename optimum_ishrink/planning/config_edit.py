@@ -15,9 +15,9 @@ def edit_config(
 ) -> dict[str, Any]:
     """Return the contents of config.json for a new shape.
 
-    Lists with one entry per layer are cut with the layers and lists of layer indices are renumbered. A list that the file
-    leaves to the config class (`layer_types` from a sliding-window pattern, say) is written only when the class would
-    derive another one for the new depth.
+    Lists with one entry per layer are cut with the layers and lists of layer indices are renumbered. A list that the
+    file leaves to the config class (`layer_types` from a sliding-window pattern, say) is written only when the class
+    would derive another one for the new depth.
 
     Args:
         raw: The source's config.json.

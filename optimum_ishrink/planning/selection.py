@@ -12,8 +12,8 @@ from ..errors import ShapeError
 def default_protection(num_layers: int) -> tuple[int, int]:
     """Return how many first and last layers are protected when nothing is said.
 
-    Four and two, as in the iShrink thesis: the first blocks build the representation that all others refine and the last
-    ones turn it into logits. In models of fewer than 16 layers, a quarter and an eighth.
+    Four and two, as in the iShrink thesis: the first blocks build the representation that all others refine and the
+    last ones turn it into logits. In models of fewer than 16 layers, a quarter and an eighth.
 
     Args:
         num_layers: Layers of the model.

@@ -12,10 +12,10 @@ from ..errors import ShapeError
 _SENSITIVITY = {"intermediate_size": 1.0, "num_hidden_layers": 3.0, "num_key_value_heads": 4.0}
 """How much a removed share of each dimension hurts, against the same share of the MLP neurons.
 
-At equal share, squared, layers of SmolLM2-135M-Instruct cost three to five times as much as neurons in log perplexity. The
-lower end is taken, since at an equal number of parameters the shallower model is the faster one: a layer takes its fixed
-costs and its part of the KV cache with it. One of the three KV groups, with its query heads, cost three to four times as
-much per share squared as a quarter of the neurons did, in KL divergence.
+At equal share, squared, layers of SmolLM2-135M-Instruct cost three to five times as much as neurons in log perplexity.
+The lower end is taken, since at an equal number of parameters the shallower model is the faster one: a layer takes its
+fixed costs and its part of the KV cache with it. One of the three KV groups, with its query heads, cost three to four
+times as much per share squared as a quarter of the neurons did, in KL divergence.
 """
 
 TOLERANCE = 0.005
@@ -64,8 +64,8 @@ def default_multiple(intermediate_size: int) -> int:
     """Return the multiple that MLP widths are kept to: the largest power of two up to 1/32 of the width, at most 256.
 
     256 is what llama.cpp's K-quants want of a row, 128 and 64 are what GPU kernels tile by, and 32 is the block of the
-    plain quantisers (q8_0, q4_0). The share of the width keeps a step below about 3 % of the neurons: at 1,536 neurons a
-    step of 128 would be 5 % of all parameters, too coarse to meet a target, and a step of 32 is 1.2 %.
+    plain quantisers (q8_0, q4_0). The share of the width keeps a step below about 3 % of the neurons: at 1,536 neurons
+    a step of 128 would be 5 % of all parameters, too coarse to meet a target, and a step of 32 is 1.2 %.
 
     Args:
         intermediate_size: Neurons of the model's MLP.
@@ -140,7 +140,9 @@ def damage(shape: Mapping[str, int], original: Mapping[str, int]) -> float:
     return sum(_SENSITIVITY[key] * (1 - value / original[key]) ** 2 for key, value in shape.items())
 
 
-def solve(binding: Binding, target: Target, fixed: Mapping[str, int], multiple: int, least_layers: int) -> dict[str, int]:
+def solve(
+    binding: Binding, target: Target, fixed: Mapping[str, int], multiple: int, least_layers: int
+) -> dict[str, int]:
     """Return the shape that meets a target with the least expected damage.
 
     Args:
@@ -170,10 +172,10 @@ def solve(binding: Binding, target: Target, fixed: Mapping[str, int], multiple: 
             nearest[side] = (abs(removed - wanted), shape, count)
     if best is not None:
         return best[1]
-    words = [
-        f"{' '.join(f'{key}={value}' for key, value in shape.items())} ({count:,} parameters, -{1 - count / total:.2%})"
-        for _, shape, count in nearest.values()
-    ]
+    words = []
+    for _, shape, count in nearest.values():
+        named = " ".join(f"{key}={value}" for key, value in shape.items())
+        words.append(f"{named} ({count:,} parameters, -{1 - count / total:.2%})")
     raise ShapeError(
         f"no shape lies within {TOLERANCE:.1%} of {target.text!r} ({target.num_parameters:,} parameters); "
         f"nearest: {'; '.join(words)}"

@@ -1,4 +1,4 @@
-"""From a source checkpoint to a smaller one: tensors streamed from file to file, the result verified before it is shown."""
+"""From a source checkpoint to a smaller one, streamed from file to file and verified before it is shown."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from ..tensor_files import (
 from .slicing import kept_units, slice_tensor
 
 MAX_SHARD_SIZE = 5 * 1000**3
-"""Bytes in one weight file: 5 GB, so that every compact model's checkpoint is one file and larger ones stay easy to move."""
+"""Bytes in one weight file: 5 GB, so that a compact model is one file and larger ones stay easy to move."""
 
 CARRIED_PATTERNS = (
-    "tokenizer*",
-    "vocab*",
+    "tokenizer*.json",
+    "vocab.*",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     "*.model",
     "*.tiktoken",
-    "chat_template*",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
     "LICENSE*",
     "NOTICE*",
@@ -124,15 +125,14 @@ def carry_files(source: Path, folder: Path) -> list[str]:
         source: The source's folder.
         folder: The new folder.
     """
-    carried = set()
+    carried = []
     for pattern in CARRIED_PATTERNS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-                carried.add(path.name)
-            elif path.is_dir() and path.name.startswith("chat_template"):
-                raise VerificationError(f"{path} is a folder of chat templates, which is not carried over yet")
-    return sorted(carried)
+        for path in sorted(source.glob(pattern)):
+            name = path.relative_to(source)
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
+            carried.append(str(name))
+    return carried
 
 
 def write_config(edited: Mapping[str, Any], folder: Path) -> None:

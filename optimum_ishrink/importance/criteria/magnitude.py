@@ -13,7 +13,8 @@ _REFERENCE = "Han et al. 2015, arXiv:1506.02626; by groups: Li et al. 2017, arXi
 def magnitude(weight: torch.Tensor) -> torch.Tensor:
     """Return the squared weights: `s(w) = w^2`.
 
-    It reads no text and needs no model in memory, only the tensors one after another. It does not see what a unit is used
+    It reads no text and needs no model in memory, only the tensors one after another. It does not see what a unit is
+    used
     for: on trained models it is a baseline, not a recommendation.
 
     Args:

@@ -1,0 +1,76 @@
+"""The tables in README.md that come from descriptions and recipes: `make tables` writes them, tests check them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from optimum_ishrink.architectures import descriptions
+from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.configuration import IShrinkConfig, read_recipe
+from optimum_ishrink.planning import resolve_shape
+from optimum_ishrink.tables import Row, markdown_table
+
+_DIMENSIONS = {"num_hidden_layers": "depth", "num_key_value_heads": "KV groups", "intermediate_size": "MLP neurons"}
+
+
+def architecture_table() -> str:
+    """Return the table of supported architectures."""
+    rows = []
+    for model_type, description in descriptions().items():
+        cells = []
+        for key in _DIMENSIONS:
+            dimension = description.dimensions[key]
+            cells.append(f"no: {dimension.fixed}" if dimension.fixed else "yes")
+        if description.rules and cells[1] == "yes":
+            cells[1] = f"yes, where {' and '.join(f'`{rule.require}`' for rule in description.rules)}"
+        rows.append((f"`{model_type}`", description.models, *cells))
+    return markdown_table(("architecture", "models", *_DIMENSIONS.values()), rows)
+
+
+def recipe_rows() -> list[Row]:
+    """Return (recipe, model, parameters before, after, removed) of every recipe, planned without weights.
+
+    `configs/dimensions.json` holds the config.json of every model that a recipe names.
+    """
+    folder = Path(__file__).parent.parent / "configs"
+    dimensions: dict[str, Any] = json.loads((folder / "dimensions.json").read_text(encoding="utf-8"))
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        model = read_recipe(path)["model"]
+        _, binding = bind_config(dimensions[model])
+        before = binding.num_parameters()
+        after = binding.num_parameters(resolve_shape(binding, IShrinkConfig.from_yaml(path).request))
+        rows.append(
+            (f"`configs/{path.name}`", model, f"{before:,}", f"{after:,}", f"{100 * (1 - after / before):.2f}%")
+        )
+    return rows
+
+
+def recipe_table() -> str:
+    """Return the table of recipes."""
+    return markdown_table(("recipe", "model", "parameters", "after", "removed"), recipe_rows())
+
+
+TABLES = {"architectures": architecture_table, "recipes": recipe_table}
+
+
+def fill_tables(text: str) -> str:
+    """Return a document with its generated tables renewed; each stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Args:
+        text: The document, in Markdown.
+    """
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if start in text:
+            before, rest = text.split(start)
+            text = f"{before}{start}\n{table()}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    document = Path(sys.argv[1])
+    document.write_text(fill_tables(document.read_text(encoding="utf-8")), encoding="utf-8")

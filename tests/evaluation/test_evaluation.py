@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
+
+from optimum_ishrink.errors import DataError
+from optimum_ishrink.evaluation import (
+    LatencySettings,
+    environment,
+    evaluate_tasks,
+    kl_divergence,
+    measure_latency,
+    open_tasks,
+    text_measurements,
+    token_statistics,
+)
+from optimum_ishrink.evaluation.harness import harness_measurements
+from optimum_ishrink.evaluation.text import mean_over_windows, perplexity
+
+WINDOWS = torch.randint(3, VOCAB, (5, 12), generator=torch.Generator().manual_seed(0))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.1, 30))
+def test_kl_of_a_distribution_with_itself_is_zero_and_never_negative(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = (torch.randn(3, 17, generator=generator) * scale for _ in range(2))
+    assert torch.equal(kl_divergence(p, p), torch.zeros(3))
+    assert (kl_divergence(p, q) > 0).all()
+    reference = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none")
+    torch.testing.assert_close(kl_divergence(p, q), reference.sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_against_itself() -> None:
+    model = tiny_model(tiny_config("llama"))
+    found = token_statistics(model, model, WINDOWS)
+    assert not found["kl"].any()
+    assert found["agree"].all()
+    assert torch.equal(found["nll"], found["base_nll"])
+    assert found["nll"].shape == (5, 11)
+
+
+def test_perplexity_and_divergence_agree_with_a_direct_computation() -> None:
+    model, base = tiny_model(tiny_config("llama"), seed=1), tiny_model(tiny_config("llama"), seed=2)
+    old, new = text_measurements(model, base, WINDOWS, "words", {"seed": 0})
+    values = {m.metric: m for m in new}
+    with torch.no_grad():
+        loss = torch.stack([model(w[None], labels=w[None]).loss for w in WINDOWS])
+        log_q, log_p = (each(WINDOWS).logits[:, :-1].log_softmax(-1) for each in (model, base))
+    assert values["perplexity"].value == pytest.approx(loss.mean().exp().item(), rel=1e-5)
+    assert values["kl_divergence"].value == pytest.approx(
+        (log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-4
+    )
+    assert values["top1_agreement"].value == pytest.approx(
+        (log_p.argmax(-1) == log_q.argmax(-1)).float().mean().item()
+    )
+    assert [m.metric for m in old] == ["perplexity"]
+    assert values["perplexity"].n == 5
+    assert values["perplexity"].settings == {"seed": 0, "tokens": 55}
+    alone = text_measurements(model, None, WINDOWS, "words", {})
+    assert alone[0] == ()
+    assert [m.metric for m in alone[1]] == ["perplexity"]
+
+
+def test_standard_errors_are_over_windows() -> None:
+    values = torch.tensor([[1.0, 3.0], [2.0, 4.0], [5.0, 9.0]], dtype=torch.float64)
+    estimate = mean_over_windows(values)
+    assert estimate.value == 4
+    assert estimate.stderr == pytest.approx(torch.tensor([2.0, 3.0, 7.0]).std().item() / math.sqrt(3))
+    assert mean_over_windows(values[:1]).stderr is None
+    assert perplexity(values).stderr == pytest.approx(math.exp(4) * estimate.stderr)
+
+
+def test_models_take_turns_and_warm_up_does_not_count() -> None:
+    calls: list[str] = []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.config = type("Config", (), {"vocab_size": 10})
+            self.device = torch.device("cpu")
+
+    def run(model: Any, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+        calls.append(model.name)
+        assert prompt.shape == (1, 16)
+        slow = 100.0 if len(calls) <= 2 else 1.0
+        return slow * (2 if model.name == "a" else 1), slow * new_tokens / 10
+
+    found = measure_latency({"a": Model("a"), "b": Model("b")}, LatencySettings(16, 8, rounds=3, warmup=1), run=run)
+    assert calls == ["a", "b"] * 4
+    values = {(name, m.metric): m for name, ms in found.items() for m in ms}
+    assert values["a", "time_to_first_token_seconds"].value == 2.0
+    assert values["b", "prefill_tokens_per_second"].value == 16.0
+    assert values["b", "decode_tokens_per_second"].value == pytest.approx(10.0)
+    assert values["a", "time_to_first_token_seconds"].n == 3
+    assert values["a", "time_to_first_token_seconds"].settings["quartiles"] == [2.0, 2.0]
+
+
+def test_a_real_model_is_timed() -> None:
+    model = tiny_model(tiny_config("qwen2"))
+    found = measure_latency({"shrunk": model}, LatencySettings(8, 3, rounds=1, warmup=0))
+    assert all(m.value > 0 for m in found["shrunk"])
+    assert found["shrunk"][0].dataset == "prompt 8, decode 3, batch 1"
+
+
+def test_the_environment_has_what_a_reader_needs() -> None:
+    found = environment(torch.device("cpu"), torch.bfloat16)
+    assert found["dtype"] == "bfloat16"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["versions"]["torch"] == torch.__version__
+    assert json.dumps(found)
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    rows = [{"question": f"{i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "parity.yaml").write_text(
+        f"task: parity\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/rows.jsonl\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    )
+    return tmp_path
+
+
+def test_local_tasks(task_folder: Path) -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    manager = open_tasks(["parity"], str(task_folder))
+    found = {m.metric: m for m in evaluate_tasks(model, tokenizer, ["parity"], manager, num_fewshot=0)}
+    assert set(found) == {"acc", "acc_norm"}
+    assert 0 <= found["acc"].value <= 1
+    assert found["acc"].n == 8
+    assert found["acc"].settings["num_fewshot"] == 0
+    assert found["acc"].stderr is not None
+
+
+def test_tasks_that_do_not_exist(task_folder: Path) -> None:
+    with pytest.raises(DataError, match="unknown task 'party' .did you mean 'parity'"):
+        open_tasks(["party"], str(task_folder))
+    with pytest.raises(DataError, match="is not a folder"):
+        open_tasks(["parity"], str(task_folder / "none"))
+
+
+def test_a_task_without_its_data(task_folder: Path) -> None:
+    (task_folder / "rows.jsonl").unlink()
+    manager = open_tasks(["parity"], str(task_folder))
+    with pytest.raises(DataError, match="cannot get its data"):
+        evaluate_tasks(tiny_model(tiny_config("llama")), tiny_tokenizer(), ["parity"], manager)
+
+
+def test_a_standard_error_that_cannot_be_computed_is_none() -> None:
+    results = {
+        "results": {"t": {"alias": "t", "acc,none": 0.5, "acc_stderr,none": "N/A"}},
+        "n-shot": {"t": 5},
+        "versions": {"t": 1.0},
+        "n-samples": {"t": {"effective": 3}},
+    }
+    (measurement,) = harness_measurements(results)
+    assert (measurement.value, measurement.stderr, measurement.n) == (0.5, None, 3)
+    assert measurement.settings == {"num_fewshot": 5, "task_version": 1.0, "filter": "none"}

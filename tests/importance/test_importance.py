@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
+
+from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.errors import DataError, RequestError
+from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
+from optimum_ishrink.importance.criteria.activation_norm import activation_norm
+from optimum_ishrink.importance.criteria.block_influence import block_influence
+from optimum_ishrink.importance.criteria.magnitude import magnitude
+from optimum_ishrink.importance.criteria.taylor import taylor
+from optimum_ishrink.importance.engine import next_token_loss
+from optimum_ishrink.source import open_source
+
+KEYS = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
+WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))
+
+
+def tiny(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
+    model = tiny_model(tiny_config(model_type, variant))
+    _, binding = bind_config({**model.config.to_dict(), "model_type": model_type})
+    return model, binding
+
+
+def test_formulas() -> None:
+    w, g = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[2.0, 1.0], [-1.0, 4.0]])
+    assert magnitude(w.bfloat16()).tolist() == [[1, 4], [9, 0.25]]
+    assert taylor(w, g).tolist() == [[2, 2], [3, 2]]
+    assert activation_norm(torch.tensor([2.0, 1.0]), w).tolist() == [20, 4.25]
+    x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    assert torch.allclose(block_influence(x, x), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(block_influence(x, -x), torch.full((3,), 2.0))
+
+
+def test_every_criterion_says_what_it_is() -> None:
+    for registry in (UNIT_CRITERIA, LAYER_CRITERIA):
+        for name in registry:
+            criterion = registry[name]
+            assert criterion.name == name
+            assert criterion.formula
+            assert "arXiv" in criterion.reference
+            assert criterion.function.__doc__
+    with pytest.raises(
+        RequestError, match="unknown importance 'taylr' .did you mean 'taylor'.*allowed: activation-norm"
+    ):
+        UNIT_CRITERIA["taylr"]
+
+
+def test_activation_norm_is_the_squared_change_of_the_output_without_the_unit() -> None:
+    model, binding = tiny()
+    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, KEYS[1:])
+    down = model.model.layers[2].mlp.down_proj
+    seen: list[torch.Tensor] = []
+    handle = down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        model(WINDOWS)
+    handle.remove()
+    neuron = 5
+    change = seen[0][..., neuron, None] * down.weight[:, neuron]
+    assert scores["intermediate_size"][2, neuron].item() == pytest.approx(
+        change.square().sum(-1).mean().item(), rel=1e-5
+    )
+    assert scores["num_key_value_heads"].shape == (4, 4)
+    assert scores["intermediate_size"].shape == (4, 24)
+
+
+def test_taylor_is_the_sum_over_the_units_weights_averaged_over_batches() -> None:
+    model, binding = tiny("qwen2", 1)
+    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], None, KEYS[1:], batch_size=3)
+    neurons, groups = torch.zeros(24), torch.zeros(4)
+    for batch in (WINDOWS[:3], WINDOWS[3:]):
+        model.zero_grad()
+        model(batch, labels=batch).loss.backward()  # transformers shifts the labels itself
+        layer = model.model.layers[1]
+        values = {name: (p * p.grad).abs().detach() for name, p in layer.named_parameters()}
+        neurons += values["mlp.gate_proj.weight"].sum(1) + values["mlp.up_proj.weight"].sum(1)
+        neurons += values["mlp.down_proj.weight"].sum(0)
+        for part in ("q_proj", "k_proj", "v_proj"):
+            groups += values[f"self_attn.{part}.weight"].view(4, -1).sum(1)
+            groups += values[f"self_attn.{part}.bias"].view(4, -1).sum(1)
+        groups += values["self_attn.o_proj.weight"].T.reshape(4, -1).sum(1)
+    torch.testing.assert_close(scores["intermediate_size"][1], neurons / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores["num_key_value_heads"][1], groups / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_taylor_leaves_the_model_as_it_was() -> None:
+    model, binding = tiny()
+    model.lm_head.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], LAYER_CRITERIA["block-influence"], KEYS)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_loss_is_shifted_and_masked() -> None:
+    model, _ = tiny()
+    mask = torch.ones_like(WINDOWS)
+    with torch.no_grad():
+        logits = model(WINDOWS).logits
+        assert next_token_loss(logits, WINDOWS, mask).item() == pytest.approx(
+            model(WINDOWS, labels=WINDOWS).loss.item(), rel=1e-6
+        )
+    mask[:, 6:] = 0
+    assert next_token_loss(logits, WINDOWS, mask).item() == pytest.approx(
+        next_token_loss(logits[:, :6], WINDOWS[:, :6], mask[:, :6]).item(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["taylor", "activation-norm"])
+def test_padding_changes_no_score(name: str) -> None:
+    model, binding = tiny()
+    layer = LAYER_CRITERIA["block-influence"]
+    plain = score_model(model, binding, WINDOWS, UNIT_CRITERIA[name], layer, KEYS, batch_size=2)
+    padded = torch.cat([WINDOWS, torch.zeros(6, 5, dtype=torch.int64)], dim=1)
+    mask = torch.cat([torch.ones(6, 10), torch.zeros(6, 5)], dim=1).long()
+    scores = score_model(model, binding, padded, UNIT_CRITERIA[name], layer, KEYS, attention_mask=mask, batch_size=2)
+    for key in KEYS:
+        torch.testing.assert_close(scores[key], plain[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_every_criterion_scores_every_architecture(model_type: str, variant: int, tmp_path: Path) -> None:
+    source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
+    model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
+    shapes = {"num_hidden_layers": (4,), "num_key_value_heads": (4, 4), "intermediate_size": (4, 24)}
+    for registry, keys in ((UNIT_CRITERIA, KEYS[1:]), (LAYER_CRITERIA, KEYS[:1])):
+        for name in registry:
+            criterion = registry[name]
+            if criterion.needs == "weights":
+                scores = score_weights(source.tensors, binding, criterion, keys)
+            else:
+                arguments = (criterion, None) if registry is UNIT_CRITERIA else (None, criterion)
+                scores = score_model(model, binding, WINDOWS, *arguments, keys)
+            assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in keys}
+            assert all((value > 0).all() and value.dtype == torch.float32 for value in scores.values())
+
+
+def test_magnitude_sums_the_squares_of_a_units_weights(tmp_path: Path) -> None:
+    source = open_source(save_tiny(tmp_path / "m", tiny_config("llama")))
+    model = source.load_model(torch.float32, torch.device("cpu"))
+    scores = score_weights(source.tensors, source.binding, UNIT_CRITERIA["magnitude"], KEYS)
+    mlp = model.model.layers[3].mlp
+    squares = mlp.gate_proj.weight.square().sum(1) + mlp.up_proj.weight.square().sum(1)
+    torch.testing.assert_close(
+        scores["intermediate_size"][3], (squares + mlp.down_proj.weight.square().sum(0)).detach()
+    )
+    total = sum(parameter.square().sum() for parameter in model.model.layers[0].parameters())
+    torch.testing.assert_close(scores["num_hidden_layers"][0], total.detach())
+
+
+def test_scores_that_are_not_finite_name_the_layer() -> None:
+    model, binding = tiny()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match="importance of intermediate_size is not finite in layer 2"):
+        score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, KEYS[2:])
+
+
+def test_no_windows() -> None:
+    model, binding = tiny()
+    with pytest.raises(DataError, match="no calibration windows"):
+        score_model(model, binding, WINDOWS[:0], UNIT_CRITERIA["taylor"], None, KEYS)
+
+
+def test_a_criterion_that_needs_something_else() -> None:
+    model, binding = tiny()
+    odd = Criterion("odd", "weights", "", "", magnitude)
+    with pytest.raises(RequestError, match="'odd' needs weights, which is not read from a model"):
+        score_model(model, binding, WINDOWS, odd, None, KEYS)
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="registered twice"):
+        UNIT_CRITERIA.register("taylor")(UNIT_CRITERIA["taylor"])

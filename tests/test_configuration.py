@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from optimum.configuration_utils import BaseConfig
+
+from optimum_ishrink import IShrinkConfig, RequestError
+from optimum_ishrink.cli import _config, _Parser, add_verbs
+from optimum_ishrink.errors import SourceError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def test_it_is_an_optimum_config() -> None:
+    assert issubclass(IShrinkConfig, BaseConfig)
+
+
+def test_it_survives_saving(tmp_path: Path) -> None:
+    config = IShrinkConfig(num_hidden_layers=14, calibration="a.txt,self", tasks=["x"], benchmark=False)
+    config.save_pretrained(tmp_path / "out")
+    assert IShrinkConfig.from_pretrained(tmp_path / "out") == config
+    saved = json.loads((tmp_path / "out" / "ishrink_config.json").read_text())
+    assert set(saved) == set(IShrinkConfig.DEFAULTS)
+    assert saved["calibration"] == ["a.txt", "self"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_layers": 3}, "unknown config key 'num_layers' .did you mean 'num_hidden_layers'"),
+        ({"importance": "tailor"}, "unknown importance 'tailor' .did you mean 'taylor'"),
+        ({"layer_importance": "bi"}, "unknown layer importance 'bi'"),
+        ({"num_hidden_layers": 0}, "whole number of at least 1, not 0"),
+        ({"num_hidden_layers": True}, "whole number of at least 1, not True"),
+        ({"seed": -1}, "whole number of at least 0, not -1"),
+        ({"seed": None}, "whole number of at least 0, not None"),
+        ({"evaluate": "yes"}, "must be true or false"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'.*allowed: auto, bfloat16, float32"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"calibration_length": 1}, "at least 2"),
+        ({"target": 15}, "target must be text"),
+    ],
+)
+def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        IShrinkConfig(**values)
+
+
+def test_from_pretrained_without_one(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        IShrinkConfig.from_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="no ishrink_config.json at 'nobody/nothing'"):
+        IShrinkConfig.from_pretrained("nobody/nothing")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_recipe_parses(path: Path) -> None:
+    config = IShrinkConfig.from_yaml(path)
+    assert config.request.shape or config.target
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("a: [", "is not YAML"),
+        ("- a", "not a list of 'name: value' lines"),
+        ("num_layers: 3", "unknown config key"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        IShrinkConfig.from_yaml(tmp_path / "r.yaml")
+
+
+def parse(command: str) -> IShrinkConfig:
+    parser = _Parser(prog="ishrink")
+    add_verbs(parser)
+    return _config(parser.parse_args(shlex.split(command)[1:]))[1]
+
+
+def test_the_command_line_asks_for_the_same() -> None:
+    config = IShrinkConfig(
+        target="params=-15%",
+        calibration="my text.txt,self",
+        keep_first_layers=0,
+        evaluate=False,
+        seed=7,
+        dtype="float32",
+    )
+    command = config.command("org/model", "out")
+    assert command.startswith("ishrink shrink --model org/model --output out ")
+    assert parse(command) == config
+
+
+def test_every_config_key_has_a_flag() -> None:
+    for name, default in IShrinkConfig.DEFAULTS.items():
+        if isinstance(default, bool):
+            value: object = not default
+        elif isinstance(default, int):
+            value = default + 1
+        elif name in ("importance", "layer_importance"):
+            value = "magnitude"
+        elif name in ("dtype", "device"):
+            value = {"dtype": "float32", "device": "cpu"}[name]
+        elif isinstance(default, tuple) or name == "eval_text":
+            value = ["x.txt"]
+        else:
+            value = "text" if name in ("target", "include_path", "base_model") else 3
+        config = IShrinkConfig(**{name: value})
+        assert parse(config.command("m", "o")) == config, name
+
+
+def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: org/m\nnum_hidden_layers: 14\nseed: 3\n")
+    config = parse(f"ishrink shrink --config {tmp_path}/r.yaml --seed 4 --output o")
+    assert (config.num_hidden_layers, config.seed) == (14, 4)

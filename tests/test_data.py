@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
+
+from optimum_ishrink.data import (
+    PYDOC,
+    TextSource,
+    calibration_windows,
+    parse_sources,
+    row_text,
+    sample_windows,
+    token_windows,
+)
+from optimum_ishrink.errors import DataError
+
+
+def test_sources_are_parsed() -> None:
+    sources = parse_sources("self, a.txt,b/c.jsonl,org/name:config:split:column")
+    assert [source.label for source in sources] == ["self", "a.txt", "c.jsonl", "org/name:config:split:column"]
+    assert sources[0].is_self
+    assert [source.path is not None for source in sources] == [False, True, True, False]
+    with pytest.raises(DataError, match="no text source"):
+        parse_sources(" , ")
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"text": "a"}, "a"),
+        (
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]},
+            "user: hi\nassistant: yes",
+        ),
+        ({"prompt": "2+2=", "completion": "4"}, "2+2=4"),
+        ({"question": "Which?", "choices": ["x", "y"], "answer": 1}, "Question: Which?\nAnswer: y"),
+    ],
+)
+def test_rows(row: dict[str, object], text: str) -> None:
+    assert row_text(row) == text
+    assert row_text({**row, "other": "o"}, "other") == "o"
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    assert list(TextSource(str(path)).documents()) == ["one", "two"]
+    path.write_text('{"text": "one"}\n{"words": "two"}\n')
+    with pytest.raises(DataError, match="line 2 is not a row with 'text'"):
+        list(TextSource(str(path)).documents())
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        TextSource(str(tmp_path / "no.txt")).documents()
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        TextSource(str(tmp_path / "empty.txt")).documents()
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(TextSource(str(tmp_path / "latin.txt")).documents())
+
+
+def test_a_hub_data_set_that_cannot_be_had() -> None:
+    with pytest.raises(DataError, match="neither a .txt or .jsonl file nor a Hub data set"):
+        list(TextSource("nobody/nothing").documents())
+
+
+def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    seen = []
+
+    def load(name: str, config: str | None, *, split: str, streaming: bool) -> list[dict[str, str]]:
+        seen.append((name, config, split))
+        return [{"body": "x"}, {"body": "y"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(TextSource("org/name:c:s:body").documents()) == ["x", "y"]
+    with pytest.raises(DataError, match="no column to read"):
+        list(TextSource("org/name").documents())
+    assert seen == [("org/name", "c", "s"), ("org/name", None, "train")]
+
+
+def test_windows_hold_the_text_in_order(text_file: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    windows = token_windows(TextSource(str(text_file)).documents(), tokenizer, 32, None, seed=None, label="words")
+    text = tokenizer.decode(windows.flatten().tolist())
+    assert text.startswith("Line 0: the quick brown fox")
+    assert windows.shape[1] == 32
+    assert text_file.read_text().startswith(text[:5000])
+
+
+def test_windows_are_drawn_by_seed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"row {i} " * 5}) for i in range(50)))
+    draws = [
+        token_windows(TextSource(str(path)).documents(), tiny_tokenizer(), 16, 8, seed=seed, label="rows")
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_text_that_is_too_short() -> None:
+    with pytest.raises(DataError, match="short gives 6 tokens, 0 windows of 8: give more text"):
+        token_windows(["hello"], tiny_tokenizer(), 8, None, seed=None, label="short")
+    with pytest.raises(DataError, match="3 windows of 2; 4 were asked for"):
+        token_windows(["hello"], tiny_tokenizer(), 2, 4, seed=None, label="short")
+
+
+def test_pythons_own_reference_is_there() -> None:
+    assert sum(len(text) for text in TextSource(PYDOC).documents()) > 100_000
+
+
+def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    state = torch.random.get_rng_state()
+    windows = sample_windows(model, tokenizer, 12, 6, seed=3, batch_size=4)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert windows.shape == (6, 12)
+    assert (windows[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(windows, sample_windows(model, tokenizer, 12, 6, seed=3, batch_size=4))
+    assert not torch.equal(windows, sample_windows(model, tokenizer, 12, 6, seed=4, batch_size=4))
+    # A model to which all tokens are equally likely says nearly all of them.
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    uniform = sample_windows(model, tokenizer, 26, 60, seed=0)[:, 1:].flatten()
+    assert uniform.bincount(minlength=VOCAB).max() <= 20
+    assert uniform.unique().numel() > 0.95 * VOCAB
+
+
+def test_sampling_starts_where_a_user_speaks_and_again_after_the_end() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    windows = sample_windows(model, tokenizer, 10, 4, seed=0)
+    assert tokenizer.decode(windows[1][:6]) == "<user>"
+    assert windows[2, 0] == tokenizer.bos_token_id
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert sample_windows(model, tokenizer, 4, 1, seed=0).shape == (1, 4)
+
+
+def _saved(tokenizer: object) -> str:
+    import tempfile
+
+    folder = tempfile.mkdtemp()
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_a_tokenizer_that_gives_nothing_to_start_from() -> None:
+    tokenizer = type(tiny_tokenizer()).from_pretrained(_saved(tiny_tokenizer()))
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(DataError, match="neither a beginning- nor an end-of-text token"):
+        sample_windows(tiny_model(tiny_config("llama")), tokenizer, 4, 1, seed=0)
+
+
+def test_sources_are_mixed_in_equal_shares(text_file: Path, other_text: Path) -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    sources = parse_sources(f"{text_file},{other_text},self")
+    windows = calibration_windows(sources, model, tokenizer, samples=7, length=16, seed=0)
+    assert windows.shape == (7, 16)
+    texts = [tokenizer.decode(window) for window in windows]
+    assert sum("fox" in text or "Line" in text or "dogs" in text or "quick" in text for text in texts) >= 2
+    again = calibration_windows(sources, model, tokenizer, samples=7, length=16, seed=0)
+    assert torch.equal(windows, again)
+    with pytest.raises(DataError, match="3 text sources need at least as many"):
+        calibration_windows(sources, model, tokenizer, samples=2, length=16, seed=0)
+
+
+def test_a_fingerprint_is_of_the_contents(text_file: Path, other_text: Path) -> None:
+    assert TextSource(str(text_file)).fingerprint() == TextSource(str(text_file)).fingerprint()
+    assert TextSource(str(text_file)).fingerprint() != TextSource(str(other_text)).fingerprint()
+    assert TextSource("self").fingerprint() is None

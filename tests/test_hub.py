@@ -1,0 +1,129 @@
+"""Publishing, against a real HTTP server that speaks enough of the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import TOKEN, HubServer, hub_environment
+from tiny import save_tiny, tiny_config
+from transformers import AutoModelForCausalLM
+
+from optimum_ishrink.errors import SourceError
+from optimum_ishrink.hub import push_folder
+
+IDS = torch.arange(3, 12)[None]
+
+
+def run(server: HubServer, home: Path, *arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **hub_environment(server, home, token=token)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+LOAD = """
+import json, sys, torch
+sys.modules["optimum_ishrink"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import ModelCard
+model = AutoModelForCausalLM.from_pretrained("me/small", dtype=torch.float32)
+AutoTokenizer.from_pretrained("me/small")
+print(json.dumps({"logits": model(torch.arange(3, 12)[None]).logits.flatten().tolist(),
+                  "tags": ModelCard.load("me/small").data.tags}))
+"""
+
+CONFIG = """
+from optimum_ishrink import IShrinkConfig
+print(IShrinkConfig.from_pretrained("me/small").num_hidden_layers)
+"""
+
+
+def test_shrink_push_and_load_from_the_hub(llama_folder: Path, tmp_path: Path) -> None:
+    with HubServer() as server:
+        target = tmp_path / "small"
+        flags = ["--importance", "magnitude", "--layer-importance", "magnitude", "--no-evaluate", "--no-benchmark"]
+        shape = ["--num-hidden-layers", "3", "--intermediate-size", "16", "--json"]
+        done = run(
+            server,
+            tmp_path / "home",
+            *("-m", "optimum_ishrink", "shrink", "--model", str(llama_folder), "--output", str(target)),
+            *(*shape, *flags, "--push-to-hub", "me/small", "--private"),
+        )
+        assert done.returncode == 0, done.stderr
+        repo = server.repos["me/small"]
+        assert repo.private
+        (commit,) = repo.commits
+        assert json.loads(done.stdout)["commit_url"].endswith(commit.oid)
+        expected = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+        assert {name: data for name, data in commit.files.items() if name != ".gitattributes"} == expected
+        assert not any(TOKEN.encode() in data for data in commit.files.values())
+        assert TOKEN not in done.stdout + done.stderr
+
+        loaded = run(server, tmp_path / "fresh", "-c", LOAD)
+        assert loaded.returncode == 0, loaded.stderr[-2000:]
+        found = json.loads(loaded.stdout)
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+        assert found["logits"] == model(IDS).logits.flatten().tolist()
+        assert "optimum-ishrink" in found["tags"]
+        config = run(server, tmp_path / "fresh", "-c", CONFIG)
+        assert config.stdout.strip() == "3", config.stderr
+
+
+@pytest.mark.parametrize("failure", ["500", "dropped", "read-only", "not logged in"])
+def test_a_failed_push_keeps_the_folder_and_says_how_to_retry(failure: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "small", tiny_config("llama"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    push = ("-m", "optimum_ishrink", "push", "--model", str(folder), "--repo-id", "me/small")
+    with HubServer(read_only_tokens={"hf_readonly"}) as server:
+        token: str | None = TOKEN
+        if failure == "500":
+            server.fail_next("POST", "/commit/", status=500)
+        elif failure == "dropped":
+            server.drop_next("POST", "/commit/")
+        else:
+            token = "hf_readonly" if failure == "read-only" else None
+        done = run(server, tmp_path / "home", *push, token=token)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert f"{folder} is whole; try again with: ishrink push --model {folder} --repo-id me/small" in done.stderr
+        assert not token or token not in done.stderr
+        assert ("hf auth login" in done.stderr) == (failure in ("read-only", "not logged in"))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        if failure in ("500", "dropped"):
+            again = run(server, tmp_path / "home", *push)
+            assert again.returncode == 0, again.stderr
+            assert again.stdout.startswith("Pushed: ")
+
+
+def test_a_name_that_is_none(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "small", tiny_config("llama"))
+    with HubServer() as server:
+        done = run(
+            server, tmp_path / "h", "-m", "optimum_ishrink", "push", "--model", str(folder), "--repo-id", "a/b/c"
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_no_checkpoint_is_not_pushed(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a checkpoint folder"):
+        push_folder(tmp_path, "me/x")
+
+
+def test_a_fault_of_our_own_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("optimum_ishrink.hub.HfApi.create_repo", broken)
+    with pytest.raises(ZeroDivisionError):
+        push_folder(tmp_path, "me/x")

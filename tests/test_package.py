@@ -1,0 +1,80 @@
+"""What a stranger sees first: the import, the version, the layers of the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import optimum_ishrink
+
+ROOT = Path(optimum_ishrink.__file__).parent
+
+
+def test_importing_is_silent_and_light() -> None:
+    script = (
+        "import logging, sys; handlers = list(logging.root.handlers); import optimum_ishrink;"
+        "heavy = {'torch', 'transformers', 'numpy', 'optimum', 'rich', 'yaml'} & set(sys.modules);"
+        "assert not heavy, heavy; assert logging.root.handlers == handlers"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_public_names_are_there() -> None:
+    for name in optimum_ishrink.__all__:
+        assert getattr(optimum_ishrink, name).__name__ == name
+    assert set(optimum_ishrink.__all__) <= set(dir(optimum_ishrink))
+    with pytest.raises(AttributeError, match="no attribute 'Shrinker'"):
+        optimum_ishrink.Shrinker  # noqa: B018
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert optimum_ishrink.__version__ == metadata.version("optimum-ishrink")
+
+
+RANKS = {
+    "errors": 0,
+    "registry": 1,
+    "progress": 1,
+    "architectures": 2,
+    "artifacts": 2,
+    "compute": 2,
+    "tensor_files": 2,
+    "output_folder": 2,
+    "source": 3,
+    "data": 3,
+    "planning": 3,
+    "surgery": 3,
+    "importance": 4,  # reads the surgery's axes to sum scores per unit
+    "evaluation": 4,
+    "figures": 4,
+    "tables": 4,
+    "hub": 4,
+    "card": 5,
+    "configuration": 6,
+    "demo": 7,
+    "pipeline": 7,
+    "shrinker": 8,
+    "cli": 9,
+    "__main__": 10,
+    "__init__": 10,
+}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room = parts[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        if node.level < len(parts):
+            continue  # within one room
+        for alias in [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]:
+            if alias in RANKS:
+                assert RANKS[alias] < RANKS[room], f"{room} imports {alias}"
