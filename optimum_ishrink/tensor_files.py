@@ -152,14 +152,38 @@ def read_index(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """Read one tensor into memory of its own (no map stays open, so the memory is freed with the tensor).
+class Scratch:
+    """Memory that is used again and again: to a fresh allocation the kernel gives fresh pages, which takes several
+    times as long as the copy into them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, use: str, nbytes: int) -> torch.Tensor:
+        """Return memory, uint8, shape (nbytes,). What was taken for the same use before is overwritten.
+
+        Args:
+            use: What it is for.
+            nbytes: Bytes needed.
+        """
+        if use not in self._buffers or self._buffers[use].numel() < nbytes:
+            self._buffers[use] = torch.empty(nbytes, dtype=torch.uint8)
+        return self._buffers[use][:nbytes]
+
+
+def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tensor:
+    """Read one tensor. No map of the file stays open, so that its pages do not count as this process's memory.
+
+    Args:
+        info: Where it lies.
+        scratch: Memory to read into; the tensor is then overwritten by the next one read with it.
 
     Raises:
         SourceError: The file became shorter since its header was read.
     """
-    buffer = bytearray(info.nbytes)
-    view = memoryview(buffer)
+    buffer = (scratch or Scratch()).take("read", info.nbytes)
+    view = buffer.numpy().data
     with info.file.open("rb", buffering=0) as file:
         file.seek(info.start)
         done = 0
@@ -168,9 +192,7 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
             if not count:
                 raise SourceError(f"{info.file} ends before its last tensor; download it again")
             done += count
-    if not buffer:
-        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).view(info.shape)
+    return buffer.view(DTYPES[info.dtype]).view(info.shape)
 
 
 def _copy_range(source: TensorInfo, target: int) -> None:

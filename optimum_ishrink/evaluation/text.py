@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-_CHUNK = 256
-"""Positions whose logits are held in float32 at once: with a vocabulary of 128k, 0.13 GB a model."""
+_CHUNK = 2**22
+"""Logits held in float32 at once: 17 MB. Above 32 MB the C library asks the kernel for fresh pages every time."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ def token_statistics(
         if base is not None:
             base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
         labels = ids[0, 1:]
-        for start in range(0, len(labels), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        positions = max(1, _CHUNK // logits.shape[-1])
+        for start in range(0, len(labels), positions):
+            part = slice(start, start + positions)
             found = {"nll": _nll(logits[part], labels[part])}
             if base_logits is not None:
                 found["base_nll"] = _nll(base_logits[part], labels[part])

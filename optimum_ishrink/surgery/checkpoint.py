@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
+from ..architectures import Binding, BoundTensor
 from ..architectures.model_class import expected_tensors, parse_config
 from ..architectures.spec import axis_length
 from ..artifacts import Plan
@@ -19,13 +19,14 @@ from ..errors import VerificationError
 from ..tensor_files import (
     INDEX_NAME,
     OutgoingTensor,
+    Scratch,
     TensorInfo,
     read_index,
     read_tensor,
     shard,
     write_file,
 )
-from .slicing import kept_units, slice_tensor
+from .slicing import Keep, kept_units, slice_tensor
 
 MAX_SHARD_SIZE = 5 * 1000**3
 """Bytes in one weight file: 5 GB, so that a compact model is one file and larger ones stay easy to move."""
@@ -48,19 +49,17 @@ CARRIED_PATTERNS = (
 """Files beside the weights that the cut does not touch: carried over byte for byte."""
 
 
-def outgoing_tensors(
-    tensors: Mapping[str, TensorInfo], binding: Binding, plan: Plan, read: Callable[[TensorInfo], torch.Tensor]
-) -> list[OutgoingTensor]:
+def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: Plan) -> list[OutgoingTensor]:
     """Return what the new checkpoint holds; nothing is read yet.
 
     Args:
         tensors: The source's tensors.
         binding: The model.
         plan: The plan.
-        read: Reads a source tensor when its turn comes.
     """
     position = {layer: i for i, layer in enumerate(plan.layers)}
     outgoing = []
+    scratch = Scratch()  # every tensor is written before the next one is made
     for bound in binding.tensors.values():
         source = tensors[bound.name]
         if bound.layer is not None and bound.layer not in position:
@@ -72,17 +71,15 @@ def outgoing_tensors(
         if shape == source.shape:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:
-            make = partial(_cut, read, source, bound, binding.sizes, keep)
+            make = partial(_cut, scratch, source, bound, binding.sizes, keep)
             outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
     return outgoing
 
 
-def _cut(read: Callable[[TensorInfo], torch.Tensor], source: TensorInfo, *how: Any) -> torch.Tensor:
-    tensor = read(source)
-    if tensor.dtype.itemsize == 2:
-        # The same bytes as integers: index_select of 16-bit integers is vectorised, of bfloat16 it is not.
-        return slice_tensor(tensor.view(torch.int16), *how).view(tensor.dtype)
-    return slice_tensor(tensor, *how)
+def _cut(
+    scratch: Scratch, source: TensorInfo, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep
+) -> torch.Tensor:
+    return slice_tensor(read_tensor(source, scratch), bound, sizes, keep, scratch)
 
 
 def write_weights(
@@ -195,7 +192,7 @@ def write_checkpoint(
         OutputError: There is no space or no permission.
         VerificationError: The result is not what its config's model class expects, or not what was planned.
     """
-    outgoing = outgoing_tensors(tensors, binding, plan, read_tensor)
+    outgoing = outgoing_tensors(tensors, binding, plan)
     write_weights(outgoing, folder, max_shard_size=max_shard_size, progress=progress)
     write_config(edited_config, folder)
     carry_files(source_folder, folder)

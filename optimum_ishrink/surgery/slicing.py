@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
+import numpy as np
 import torch
 
 from ..architectures import Binding, BoundTensor
 from ..architectures.expressions import Axis
 from ..architectures.spec import factor_length
 from ..artifacts import Plan
+from ..tensor_files import Scratch
 
 Keep = Mapping[str, Sequence[int]]
 """Size name to the indices that stay along it; sizes that are not named stay whole."""
@@ -62,7 +64,12 @@ def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor
     return torch.cat(parts)
 
 
-def slice_tensor(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor:
+_SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def slice_tensor(
+    tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep, scratch: Scratch | None = None
+) -> torch.Tensor:
     """Return the part of a tensor that stays.
 
     Args:
@@ -70,12 +77,27 @@ def slice_tensor(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         bound: Its description.
         sizes: The model's sizes.
         keep: What stays along the sizes that change.
+        scratch: Memory for the result of a tensor on the CPU; it is then overwritten by the next one cut with it.
     """
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
-        if index is not None:
+        if index is None:
+            continue
+        if scratch is None:
             tensor = tensor.index_select(dim, index.to(tensor.device))
+        else:
+            tensor = _take(tensor, dim, index, scratch)
     return tensor
+
+
+def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """Do what `index_select` does, through numpy: three times as fast along the last axis, into memory used before."""
+    shape = [len(index) if i == dim else length for i, length in enumerate(tensor.shape)]
+    out = scratch.take(f"axis {dim}", prod(shape) * tensor.element_size()).view(tensor.dtype).view(shape)
+    integers = _SAME_WIDTH[tensor.element_size()]  # numpy has no bfloat16, and a copy needs none
+    # Any mode but the default writes to `out` without a buffer of its own; the indices are in range by construction.
+    np.take(tensor.view(integers).numpy(), index.numpy(), axis=dim, out=out.view(integers).numpy(), mode="clip")
+    return out
 
 
 def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor:

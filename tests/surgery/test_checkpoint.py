@@ -14,7 +14,7 @@ from optimum_ishrink.errors import VerificationError
 from optimum_ishrink.source import open_source
 from optimum_ishrink.surgery import verify_checkpoint
 from optimum_ishrink.surgery.checkpoint import carry_files, outgoing_tensors, write_weights
-from optimum_ishrink.tensor_files import read_index, read_tensor
+from optimum_ishrink.tensor_files import read_index
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_shards_and_index_are_those_of_save_pretrained(llama_folder: Path, tmp_p
     plan, _, _ = random_plan(raw, {}, seed=0)
     source = open_source(llama_folder)
     (tmp_path / "ours").mkdir()
-    outgoing = outgoing_tensors(source.tensors, source.binding, plan, read_tensor)
+    outgoing = outgoing_tensors(source.tensors, source.binding, plan)
     write_weights(outgoing, tmp_path / "ours", max_shard_size=20_000)
     save_tiny(tmp_path / "theirs", tiny_config("llama"), max_shard_size=20_000)
     ours = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())

