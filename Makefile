@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality format bench-streaming tables clean
+.PHONY: help install demo test quality format bench-streaming tables cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,14 @@ bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.
 
 tables: install  ## Regenerate the tables in README.md
 	$(BIN)/python docs/tables.py README.md
+
+cards: install  ## Make the cards in model_cards/ again
+	for percent in 15; do \
+	  name=SmolLM2-135M-Instruct-$$percent; \
+	  HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --target params=-$$percent% --output $(DEMO)/$$name --overwrite && \
+	  rm -rf model_cards/$$name && mkdir -p model_cards/$$name && \
+	  cp -r $(DEMO)/$$name/README.md $(DEMO)/$$name/figures $(DEMO)/$$name/ishrink_report.json model_cards/$$name/; \
+	done
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info $(DEMO)

@@ -186,7 +186,7 @@ def _speed_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed")
     group.add_argument("--benchmark-prompt-length", type=int, metavar="N", help="tokens in the prompt (default: 128)")
     group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded (default: 32)")
-    group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 7)")
+    group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 11)")
 
 
 def _common_flags(parser: argparse.ArgumentParser) -> None:

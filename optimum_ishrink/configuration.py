@@ -102,7 +102,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "benchmark": True,
         "benchmark_prompt_length": 128,
         "benchmark_new_tokens": 32,
-        "benchmark_rounds": 7,
+        "benchmark_rounds": 11,
         "base_model": None,
         "seed": 0,
         "dtype": "auto",

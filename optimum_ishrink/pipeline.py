@@ -58,6 +58,11 @@ class Session:
         self._tokenizer: Any = None
 
     @property
+    def base_name(self) -> str:
+        """What cards and reports call the source."""
+        return self.config.base_model or display_name(self.source)
+
+    @property
     def model(self) -> Any:
         """The base model, loaded when it is first needed."""
         if self._model is None:
@@ -198,7 +203,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
         },
     }
     plan = make_plan(
-        model=display_name(source),
+        model=session.base_name,
         revision=source.revision,
         raw_config=source.raw_config,
         config=source.config,
@@ -283,7 +288,7 @@ def measure(session: Session, folder: Path, *, name: str) -> Report:
         name: What the report calls it.
     """
     config = session.config
-    base = count(session.source.tensors, display_name(session.source))
+    base = count(session.source.tensors, session.base_name)
     shrunk = count(read_index(folder), name)
     if config.evaluate or config.benchmark:
         model = load_model(folder, session.dtype, session.device)

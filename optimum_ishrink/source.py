@@ -9,8 +9,10 @@ import re
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from .architectures.model_class import bind_config, parse_config
 from .architectures.spec import axis_length
 from .artifacts import read_json
 from .errors import SourceError
+from .progress import progress_bar
 from .tensor_files import TensorInfo, read_index
 
 _WANTED = [
@@ -267,8 +270,11 @@ def _from_gguf(
         raise SourceError(f"{folder} holds no {gguf_file!r}; GGUF files there: {near}")
     clean, owner = _temporary_folder()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        # The reader draws a bar of its own that cannot be turned off; errors are raised, so nothing else is lost.
+        with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+            advance(1)
     except Exception as error:  # the reader raises many types for a file that is not what it says
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None

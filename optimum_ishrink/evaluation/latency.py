@@ -24,14 +24,14 @@ class LatencySettings:
 
     Args:
         prompt_length: Tokens in the prompt.
-        new_tokens: Tokens decoded one after another behind it, each reading the KV cache.
-        rounds: Rounds that count; every model runs once in each.
+        new_tokens: Tokens decoded one after another behind it.
+        rounds: Rounds that count.
         warmup: Rounds before them that do not count: the first runs allocate memory and choose kernels.
     """
 
     prompt_length: int = 128
     new_tokens: int = 32
-    rounds: int = 7
+    rounds: int = 11
     warmup: int = 1
 
     @property
@@ -41,25 +41,35 @@ class LatencySettings:
 
 
 @torch.inference_mode()
-def time_once(model: Any, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Return seconds to the first token, and seconds for `new_tokens` more.
+def time_in_turn(models: Mapping[str, Any], prompt: torch.Tensor, new_tokens: int) -> dict[str, tuple[float, float]]:
+    """Time one round: each model in turn reads the prompt, then each in turn decodes a token, `new_tokens` times.
 
     Args:
-        model: The model.
-        prompt: Token ids, shape (1, length), on the model's device.
-        new_tokens: Tokens to decode greedily after the first.
+        models: Loaded models by name.
+        prompt: Token ids, shape (1, length).
+        new_tokens: Tokens to decode greedily after the first, each reading the KV cache.
+
+    Returns:
+        By name: seconds to the first token, and seconds for `new_tokens` more.
     """
-    _synchronize(model)
-    start = time.perf_counter()
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    token = output.logits[:, -1:].argmax(-1)
-    _synchronize(model)
-    first = time.perf_counter()
-    for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-        token = output.logits[:, -1:].argmax(-1)
-    _synchronize(model)
-    return first - start, time.perf_counter() - first
+    first: dict[str, float] = {}
+    decode = dict.fromkeys(models, 0.0)
+    caches: dict[str, Any] = {}
+    tokens = {name: prompt.to(model.device) for name, model in models.items()}
+    for step in range(1 + new_tokens):
+        for name, model in models.items():
+            _synchronize(model)
+            start = time.perf_counter()
+            output = model(input_ids=tokens[name], past_key_values=caches.get(name), use_cache=True, logits_to_keep=1)
+            token = output.logits[:, -1:].argmax(-1)
+            _synchronize(model)
+            seconds = time.perf_counter() - start
+            caches[name], tokens[name] = output.past_key_values, token
+            if step == 0:
+                first[name] = seconds
+            else:
+                decode[name] += seconds
+    return {name: (first[name], decode[name]) for name in models}
 
 
 def _synchronize(model: Any) -> None:
@@ -71,14 +81,14 @@ def measure_latency(
     models: Mapping[str, Any],
     settings: LatencySettings,
     *,
-    run: Callable[[Any, torch.Tensor, int], tuple[float, float]] = time_once,
+    run: Callable[[Mapping[str, Any], torch.Tensor, int], dict[str, tuple[float, float]]] = time_in_turn,
 ) -> dict[str, tuple[Measurement, ...]]:
     """Time models in turn.
 
     Args:
         models: Loaded models by name; they take turns in this order.
         settings: What is timed.
-        run: Times one prompt on one model.
+        run: Times one round.
 
     Returns:
         The measurements of each model, by its name.
@@ -86,13 +96,12 @@ def measure_latency(
     vocabulary = min(model.config.vocab_size for model in models.values())
     ids = torch.randint(vocabulary, (1, settings.prompt_length), generator=torch.Generator().manual_seed(0))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    with progress_bar("timing in turn", (settings.warmup + settings.rounds) * len(models)) as advance:
-        for round_number in range(settings.warmup + settings.rounds):
-            for name, model in models.items():
-                measured = run(model, ids.to(model.device), settings.new_tokens)
-                if round_number >= settings.warmup:
-                    times[name].append(measured)
-                advance(1)
+    with progress_bar("timing in turn", settings.warmup + settings.rounds) as advance:
+        for number in range(settings.warmup + settings.rounds):
+            for name, seconds in run(models, ids, settings.new_tokens).items():
+                if number >= settings.warmup:
+                    times[name].append(seconds)
+            advance(1)
     return {name: _summary(rows, settings) for name, rows in times.items()}
 
 

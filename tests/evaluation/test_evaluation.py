@@ -23,6 +23,7 @@ from optimum_ishrink.evaluation import (
     token_statistics,
 )
 from optimum_ishrink.evaluation.harness import harness_measurements
+from optimum_ishrink.evaluation.latency import time_in_turn
 from optimum_ishrink.evaluation.text import mean_over_windows, perplexity
 
 WINDOWS = torch.randint(3, VOCAB, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -79,29 +80,37 @@ def test_standard_errors_are_over_windows() -> None:
     assert perplexity(values).stderr == pytest.approx(math.exp(4) * estimate.stderr)
 
 
-def test_models_take_turns_and_warm_up_does_not_count() -> None:
-    calls: list[str] = []
+def test_rounds_before_the_first_that_counts_are_thrown_away() -> None:
+    rounds = 0
 
-    class Model:
-        def __init__(self, name: str) -> None:
-            self.name = name
-            self.config = type("Config", (), {"vocab_size": 10})
-            self.device = torch.device("cpu")
-
-    def run(model: Any, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-        calls.append(model.name)
+    def run(models: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, tuple[float, float]]:
+        nonlocal rounds
+        rounds += 1
         assert prompt.shape == (1, 16)
-        slow = 100.0 if len(calls) <= 2 else 1.0
-        return slow * (2 if model.name == "a" else 1), slow * new_tokens / 10
+        slow = 100.0 if rounds == 1 else 1.0
+        return {name: (slow * (2 if name == "a" else 1), slow * new_tokens / 10) for name in models}
 
-    found = measure_latency({"a": Model("a"), "b": Model("b")}, LatencySettings(16, 8, rounds=3, warmup=1), run=run)
-    assert calls == ["a", "b"] * 4
+    model = tiny_model(tiny_config("llama"))
+    found = measure_latency({"a": model, "b": model}, LatencySettings(16, 8, rounds=3, warmup=1), run=run)
+    assert rounds == 4
     values = {(name, m.metric): m for name, ms in found.items() for m in ms}
     assert values["a", "time_to_first_token_seconds"].value == 2.0
     assert values["b", "prefill_tokens_per_second"].value == 16.0
     assert values["b", "decode_tokens_per_second"].value == pytest.approx(10.0)
     assert values["a", "time_to_first_token_seconds"].n == 3
     assert values["a", "time_to_first_token_seconds"].settings["quartiles"] == [2.0, 2.0]
+
+
+def test_models_take_turns_at_every_token() -> None:
+    calls: list[tuple[str, int]] = []
+    models = {name: tiny_model(tiny_config("llama")) for name in ("a", "b")}
+    for name, model in models.items():
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: calls.append((name, kwargs["input_ids"].shape[1])), with_kwargs=True
+        )
+    found = time_in_turn(models, torch.arange(3, 9)[None], 2)
+    assert calls == [("a", 6), ("b", 6), ("a", 1), ("b", 1), ("a", 1), ("b", 1)]
+    assert all(first > 0 and decode > 0 for first, decode in found.values())
 
 
 def test_a_real_model_is_timed() -> None:
