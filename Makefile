@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality format bench-streaming tables cards clean
+.PHONY: help install demo test quality format bench-streaming compat tables cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,6 +41,9 @@ format: install  ## Format the code
 
 bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.2-1B's shape
 	$(BIN)/python benchmarks/streaming.py
+
+compat: install  ## Load what is written with transformers 4.57 and the newest
+	$(BIN)/python benchmarks/compat.py
 
 tables: install  ## Regenerate the tables in README.md
 	$(BIN)/python docs/tables.py README.md

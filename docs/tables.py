@@ -14,21 +14,40 @@ from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.planning import resolve_shape
 from optimum_ishrink.tables import REPORT_HEADER, Row, markdown_table, report_rows
 
-_DIMENSIONS = {"num_hidden_layers": "depth", "num_key_value_heads": "KV groups", "intermediate_size": "MLP neurons"}
+_DIMENSIONS = {
+    "num_hidden_layers": "depth",
+    "num_key_value_heads": "KV groups (cut or merged)",
+    "num_attention_heads": "query heads in a group",
+    "intermediate_size": "MLP or expert neurons",
+}
 
 
 def architecture_table() -> str:
-    """Return the table of supported architectures."""
-    rows = []
+    """Return the table of supported architectures, and the reasons for what cannot be."""
+    rows, reasons = [], []
     for model_type, description in descriptions().items():
         cells = []
         for key in _DIMENSIONS:
             dimension = description.dimensions[key]
-            cells.append(f"no: {dimension.fixed}" if dimension.fixed else "yes")
-        if description.rules and cells[1] == "yes":
-            cells[1] = f"yes, where {' and '.join(f'`{rule.require}`' for rule in description.rules)}"
+            reason = dimension.fixed or dimension.inexact
+            if (
+                key == "num_key_value_heads"
+                and description.rules
+                and not reason
+                and "heads" in description.rules[0].require
+            ):
+                reason = f"`{description.rules[0].require}`"
+                if description.class_change:
+                    reason += f", or else as `{description.class_change.model_type}` with `--allow-class-change`"
+            if reason and reason not in reasons:
+                reasons.append(reason)
+            mark = "no" if dimension.fixed else "inexact" if dimension.inexact else "yes"
+            cells.append(f"{mark} [{reasons.index(reason) + 1}]" if reason else mark)
         rows.append((f"`{model_type}`", description.models, *cells))
-    return markdown_table(("architecture", "models", *_DIMENSIONS.values()), rows)
+    notes = "\n".join(f"[{number}] {reason}." for number, reason in enumerate(reasons, start=1))
+    return (
+        markdown_table(("architecture", "models", *_DIMENSIONS.values()), rows) + "\n\n" + notes.replace("\n", "  \n")
+    )
 
 
 def recipe_rows() -> list[Row]:
@@ -61,10 +80,11 @@ def measured_table() -> str:
     report = Report.from_json(read_json(Path(__file__).parent.parent / card / REPORT_FILE))
     where = f"{report.environment['cores']} CPU cores in {report.environment['dtype']}"
     return (
-        f"SmolLM2-135M-Instruct at -15 %, nothing trained afterwards, on {where} (`make demo`; [its card]({card}/README.md)):"
+        f"SmolLM2-135M-Instruct at -15 %, nothing trained afterwards, on {where}\n"
+        f"(`make demo`; [its card]({card}/README.md)):"
         f"\n\n{markdown_table(REPORT_HEADER, report_rows(report))}\n\n"
-        "± is one standard error over n windows; brackets are the quartiles of n rounds in which both models took turns,"
-        "\ntoken by token. The ratio is shrunk over base."
+        "± is one standard error over n windows; brackets are the quartiles of n rounds in which both models took\n"
+        "turns, token by token. The ratio is shrunk over base."
     )
 
 

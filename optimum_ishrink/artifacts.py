@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,15 @@ class Plan:
         shape: Config key to size, before.
         new_shape: Config key to size, after.
         layers: Indices of the layers that stay, in order.
-        units: For `num_key_value_heads` and `intermediate_size`, the indices that stay in each layer of `layers`.
+        units: For KV groups, query heads and neurons, by config key: the indices that stay in each layer of `layers`.
+            Neurons of experts are counted through: expert `e`'s neuron `i` is `e * width + i`.
         config_changes: Config key to its values before and after; None before means that the key was absent.
         num_parameters: Parameters before.
         new_num_parameters: Parameters after.
         settings: How the choice was made: criteria, calibration, seed.
+        merges: In each layer of `layers`, the KV heads that each new KV head is the mean of; None when none are
+            merged.
+        inexact: Why the result is not the original with the removed units at zero; empty when it is.
     """
 
     model: str
@@ -48,6 +52,8 @@ class Plan:
     num_parameters: int
     new_num_parameters: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    merges: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    inexact: tuple[str, ...] = ()
 
     @property
     def removed_share(self) -> float:
@@ -68,6 +74,9 @@ class Plan:
         values = _checked(cls, data, "plan")
         values["layers"] = tuple(values["layers"])
         values["units"] = {key: tuple(map(tuple, rows)) for key, rows in values["units"].items()}
+        if values.get("merges") is not None:
+            values["merges"] = tuple(tuple(map(tuple, layer)) for layer in values["merges"])
+        values["inexact"] = tuple(values.get("inexact", ()))
         values["config_changes"] = {key: (old, new) for key, (old, new) in values["config_changes"].items()}
         return cls(**values)
 
@@ -159,10 +168,11 @@ def _checked(cls: type, data: Mapping[str, Any], kind: str) -> dict[str, Any]:
         raise SourceError(f"this {kind} has schema {data['schema']}, this version reads up to {SCHEMA}; upgrade it")
     values = {key: value for key, value in data.items() if key != "schema"}
     names = {entry.name for entry in fields(cls)}
+    needed = {entry.name for entry in fields(cls) if entry.default is MISSING and entry.default_factory is MISSING}
     for key in values:
         if key not in names:
             raise SourceError(unknown_name(f"entry of the {kind}", key, names))
-    if missing := names - set(values):
+    if missing := needed - set(values):
         raise SourceError(f"this {kind} lacks {', '.join(sorted(missing))}")
     return values
 

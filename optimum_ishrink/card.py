@@ -90,6 +90,7 @@ def render_card(
     base_name: str,
     base_id: str | None,
     license_name: str | None,
+    license_details: Mapping[str, str],
     command: str,
     notes: tuple[str, ...],
     figures: Mapping[str, str],
@@ -102,16 +103,20 @@ def render_card(
         base_name: What the base is called.
         base_id: Its Hub id, if it has one.
         license_name: Its licence, if it is known.
+        license_details: `license_name` and `license_link` of a licence that the Hub has no name for.
         command: The command line that makes the same model.
         notes: What was done to the base before.
         figures: `importance` and `speed` to the pictures' paths in the folder, where they exist.
     """
     name = report.shrunk.name
     template = resources.files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    metadata = card_data(report, plan, base_id=base_id, license_name=license_name, name=name)
+    metadata.__dict__.update(license_details)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     return environment.from_string(template).render(
-        card_data=card_data(report, plan, base_id=base_id, license_name=license_name, name=name).to_yaml(),
+        card_data=metadata.to_yaml(),
         title=name,
+        written_type=plan.config_changes.get("model_type", (None, plan.model_type))[1],
         base_link=f"[{base_id}](https://huggingface.co/{base_id})" if base_id else f"`{base_name}`",
         removed=f"{plan.removed_share:.2%}",
         load_name=name,
@@ -147,6 +152,19 @@ def read_scores(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
+def name_repository(folder: Path, repo_id: str) -> None:
+    """Let the card's example load the model by its name on the Hub instead of the folder's.
+
+    Args:
+        folder: An output folder; one without a card is left as it is.
+        repo_id: `user/name`.
+    """
+    path = folder / "README.md"
+    if path.is_file():
+        old, new = (f'from_pretrained("{name}"' for name in (folder.resolve().name, repo_id))
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
 def build_card(folder: Path) -> None:
     """Write README.md and the figures of an output folder from its artifacts.
 
@@ -161,9 +179,10 @@ def build_card(folder: Path) -> None:
     read_json(folder / CONFIG_FILE)
     figures: dict[str, str] = {}
     (folder / FIGURES).mkdir(exist_ok=True)
-    if (folder / SCORES_FILE).is_file():
+    scores = read_scores(folder / SCORES_FILE) if (folder / SCORES_FILE).is_file() else {}
+    if scores.keys() & plan.shape.keys():  # a merge of KV heads alone scores nothing
         figures["importance"] = f"{FIGURES}/importance.png"
-        draw_importance(plan, read_scores(folder / SCORES_FILE), folder / figures["importance"])
+        draw_importance(plan, scores, folder / figures["importance"])
     if any(base is not None for base, _ in report.pairs("speed")):
         figures["speed"] = f"{FIGURES}/speed.png"
         draw_speed(report, folder / figures["speed"])
@@ -174,6 +193,7 @@ def build_card(folder: Path) -> None:
         base_name=plan.model,
         base_id=origin["base_model"],
         license_name=origin["license"],
+        license_details=origin["license_details"],
         command=origin["command"],
         notes=tuple(origin["notes"]),
         figures=figures,

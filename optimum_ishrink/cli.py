@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -136,6 +137,7 @@ def _model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument("--model", metavar="M", required=required, help="Hub id or folder")
     group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    group.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
     if not required:
         group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags given beside it win")
 
@@ -144,10 +146,25 @@ def _shape_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to shrink")
     group.add_argument("--num-hidden-layers", type=int, metavar="N", help="layers of the result")
     group.add_argument("--num-key-value-heads", type=int, metavar="N", help="KV groups, with their query heads")
+    group.add_argument(
+        "--num-attention-heads", type=int, metavar="N", help="query heads (default: those of its groups)"
+    )
     group.add_argument("--intermediate-size", type=int, metavar="N", help="MLP neurons of every layer")
     group.add_argument("--target", help="params=-15%% or params=115M; moves the dimensions that are not given")
     group.add_argument(
         "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
+    )
+    group.add_argument(
+        "--merge-key-value-heads",
+        action="store_const",
+        const=True,
+        help="merge KV heads into means instead of removing them",
+    )
+    group.add_argument(
+        "--allow-class-change",
+        action="store_const",
+        const=True,
+        help="write a shape that the class refuses as another class that computes the same (llama as mistral)",
     )
     group.add_argument(
         "--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)"
@@ -231,7 +248,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return 0
     try:
         _quiet_libraries()
-        result = _VERBS[args.verb](args)
+        # With --json, whatever a library or a task prints goes where the logs go.
+        with redirect_stdout(sys.stderr) if getattr(args, "json", False) else nullcontext():
+            result = _VERBS[args.verb](args)
         if getattr(args, "json", False):
             sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()
@@ -282,8 +301,11 @@ def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
 
 
 def _open(args: argparse.Namespace, model: str) -> Source:
+    from .architectures import register_architecture
     from .source import open_source
 
+    if args.architecture:
+        register_architecture(args.architecture)
     return open_source(model, revision=args.revision, gguf_file=args.gguf_file)
 
 
@@ -301,6 +323,8 @@ def _show_plan(args: argparse.Namespace, plan: Plan, *, layers: bool = False) ->
     if layers:
         tables.print_table("Layer by layer", tables.LAYER_HEADER, tables.layer_rows(plan))
     tables.print_table("Config", tables.CONFIG_HEADER, tables.config_rows(plan))
+    for reason in plan.inexact:
+        _say(args, f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 
 
 def _show_report(args: argparse.Namespace, report: Report) -> None:
@@ -330,19 +354,15 @@ def _shrink(args: argparse.Namespace) -> Any:
         plan = pipeline.plan_cut(session).plan
         _show_plan(args, plan, layers=True)
         return plan.to_json()
-    extra = [text for flag in ("gguf_file", "revision") for text in _flag(args, flag)]
-    command = config.command(pipeline.display_name(source), Path(args.output).name, *extra)
+    extra = ["--architecture", Path(args.architecture).name] if args.architecture else []
+    command = pipeline.command_line(session, Path(args.output), *extra)
     return _run_pipeline(args, session, command)
-
-
-def _flag(args: argparse.Namespace, name: str) -> list[str]:
-    value = getattr(args, name)
-    return ["--" + name.replace("_", "-"), value] if value else []
 
 
 def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     """Shrink, print what came of it and what can be done with it, and push it where asked."""
     from . import pipeline
+    from .card import name_repository
     from .hub import push_folder
 
     output = Path(args.output)
@@ -359,6 +379,7 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     result = {"output": str(output), "plan": plans[0].to_json(), "report": report.to_json()}
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id:
+        name_repository(output, repo_id)
         result["commit_url"] = push_folder(output, repo_id, private=args.private)
         _say(args, f"Pushed:   {result['commit_url']}")
     else:
@@ -371,13 +392,18 @@ def _plan(args: argparse.Namespace) -> Any:
     from .artifacts import write_json
 
     model, config = _config(args)
+    if args.output:
+        if args.shape_only:
+            raise RequestError("--shape-only chooses nothing, so there is no plan to save; leave out --output")
+        if Path(args.output).exists():
+            raise RequestError(f"{args.output} exists already; name another file")
+        if not Path(args.output).absolute().parent.is_dir():
+            raise RequestError(f"{Path(args.output).parent} is not a folder; make it first, or name another file")
     source = _open(args, model)
     if args.shape_only:
         return _plan_shape(args, source, config)
     plan = pipeline.plan_cut(pipeline.Session(source, config), measure=False).plan
     if args.output:
-        if Path(args.output).exists():
-            raise RequestError(f"{args.output} exists already; name another file")
         write_json(Path(args.output), plan.to_json())
     _show_plan(args, plan, layers=True)
     return plan.to_json()
@@ -427,8 +453,10 @@ def _card(args: argparse.Namespace) -> Any:
 
 
 def _push(args: argparse.Namespace) -> Any:
+    from .card import name_repository
     from .hub import push_folder
 
+    name_repository(Path(args.model), args.repo_id)
     url = push_folder(Path(args.model), args.repo_id, private=args.private, revision=args.revision)
     _say(args, f"Pushed: {url}")
     return {"commit_url": url}

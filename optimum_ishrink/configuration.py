@@ -12,7 +12,8 @@ from optimum.configuration_utils import BaseConfig
 
 from .architectures import DIMENSIONS
 from .artifacts import CONFIG_FILE, read_json, write_json
-from .compute import DEVICES, DTYPES
+from .compute import DEVICES, DTYPES, is_device_name
+from .data import TextSource
 from .errors import RequestError, SourceError, unknown_name
 from .importance import LAYER_CRITERIA, UNIT_CRITERIA
 from .planning import ShapeRequest
@@ -41,12 +42,17 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
     Args:
         num_hidden_layers: Layers of the result.
         num_key_value_heads: KV groups of the result; all query heads of a group go with it.
-        intermediate_size: MLP neurons of every layer of the result.
+        num_attention_heads: Query heads of the result; by default those of the KV groups that stay. Fewer are taken
+            from within each group.
+        intermediate_size: MLP neurons of every layer of the result, or of every expert.
         target: `"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.
         intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the
             width, at most 256: see `optimum_ishrink.planning.default_multiple`.
         keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.
         keep_last_layers: Layers at the end that always stay. By default two, in shallow models an eighth.
+        merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
+        allow_class_change: Write a shape that the model's own class refuses as another class that computes the same,
+            such as mistral for llama.
         importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it
             kept more than first-order Taylor, and needs no backward pass.
         layer_importance: Criterion for layers.
@@ -81,11 +87,14 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "num_hidden_layers": None,
         "num_key_value_heads": None,
+        "num_attention_heads": None,
         "intermediate_size": None,
         "target": None,
         "intermediate_multiple": None,
         "keep_first_layers": None,
         "keep_last_layers": None,
+        "merge_key_value_heads": False,
+        "allow_class_change": False,
         "importance": "activation-norm",
         "layer_importance": "block-influence",
         "calibration": ("self",),
@@ -116,7 +125,10 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         for name, default in self.DEFAULTS.items():
             value = kwargs.get(name, default)
             if name in _LISTS and value is not None:
-                value = tuple(value.split(",") if isinstance(value, str) else value)
+                items = value.split(",") if isinstance(value, str) else value
+                if not isinstance(items, (list, tuple)):
+                    raise RequestError(f"{name} must be a list of names, not {value!r}")
+                value = tuple(item.strip() if isinstance(item, str) else item for item in items)
             setattr(self, name, value)
         self._validate()
 
@@ -127,27 +139,40 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        for name in ("evaluate", "benchmark"):
+        for name in ("evaluate", "benchmark", "merge_key_value_heads", "allow_class_change"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise RequestError(unknown_name(name, str(getattr(self, name)), allowed))
+        if self.dtype not in DTYPES:
+            raise RequestError(unknown_name("dtype", str(self.dtype), DTYPES))
+        if not is_device_name(self.device):
+            raise RequestError(unknown_name("device", str(self.device), DEVICES))
+        for name in _LISTS:
+            value = getattr(self, name)
+            if value is None and self.DEFAULTS[name] is None:
+                continue
+            if value is None or not all(isinstance(item, str) and item for item in value):
+                raise RequestError(f"{name} must be a list of names, not {value!r}")
         for name in ("calibration_length", "eval_length"):
             if getattr(self, name) < 2:
                 raise RequestError(f"{name} must be at least 2: one token of context and one to predict")
         for name in ("target", "include_path", "base_model"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be text, not {getattr(self, name)!r}")
-        UNIT_CRITERIA[self.importance]
-        LAYER_CRITERIA[self.layer_importance]
+        UNIT_CRITERIA[str(self.importance)]
+        LAYER_CRITERIA[str(self.layer_importance)]
 
     @property
     def request(self) -> ShapeRequest:
         """The part of the config that planning reads."""
         shape = {key: getattr(self, key) for key in DIMENSIONS if getattr(self, key) is not None}
         return ShapeRequest(
-            shape, self.target, self.intermediate_multiple, self.keep_first_layers, self.keep_last_layers
+            shape,
+            self.target,
+            self.intermediate_multiple,
+            self.keep_first_layers,
+            self.keep_last_layers,
+            self.merge_key_value_heads,
+            self.allow_class_change,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +189,19 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         """Return a copy with some values changed, validated again."""
         return IShrinkConfig(**{**self.to_dict(), **changes})
 
+    def portable(self) -> IShrinkConfig:
+        """Return a copy in which local files go by their own names: what is published holds no path of a machine."""
+
+        def name_of(text: str) -> str:
+            return Path(text).name if TextSource(text).path is not None else text
+
+        changes: dict[str, Any] = {"calibration": [name_of(text) for text in self.calibration]}
+        if self.eval_text is not None:
+            changes["eval_text"] = [name_of(text) for text in self.eval_text]
+        if self.include_path is not None:
+            changes["include_path"] = Path(self.include_path).resolve().name
+        return self.replace(**changes)
+
     def command(self, model: str, output: str, *extra: str) -> str:
         """Return the command line that asks for the same.
 
@@ -177,6 +215,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             flag = "--" + name.replace("_", "-")
             if value is False:
                 words.append("--no-" + name)
+            elif value is True:
+                words.append(flag)
             elif isinstance(value, list):
                 words += [flag, ",".join(value)]
             else:

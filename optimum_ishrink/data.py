@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from transformers import StaticCache
@@ -50,27 +51,41 @@ class TextSource:
     @property
     def label(self) -> str:
         """A name for reports: the file's own name, not its place on this machine."""
+        if self.text == PYDOC:
+            return "Python reference topics"
         return self.path.name if self.path is not None else self.text
 
     def documents(self) -> Iterator[str]:
-        """Yield the source's documents in their own order.
+        """Return the source's documents in their own order; those that are blank are left out.
+
+        The first one is read at once, so that a source without text is found before any long work.
 
         Raises:
-            DataError: The file is missing, empty or malformed, or the data set cannot be had.
+            DataError: The file is missing, unreadable, empty or malformed, or the data set cannot be had. What stands
+                after the first document is found malformed when it is reached.
         """
         if self.text == PYDOC:
             return _pydoc()
-        if self.path is None:
-            return _hub_documents(self.text)
-        if not self.path.is_file():
-            raise DataError(f"text file {self.text} does not exist")
-        if not self.path.stat().st_size:
-            raise DataError(f"text file {self.text} is empty")
-        return _json_lines(self.path) if self.path.suffix == ".jsonl" else _blocks(self.path)
+        documents = _hub_documents(self.text) if self.path is None else _file_documents(self.path)
+        written = (document for document in documents if document.strip())
+        first = next(written, None)
+        if first is None:
+            kind = "data set" if self.path is None else "text file"
+            raise DataError(f"{kind} {self.text} is empty; name one that holds text")
+        return chain([first], written)
 
     def fingerprint(self) -> str | None:
-        """Return a hash of a local file's contents, so that a report says which text it was measured on."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16] if self.path is not None else None
+        """Return a hash of a local file's contents, so that a report says which text it was measured on.
+
+        Raises:
+            DataError: The file is missing or unreadable.
+        """
+        if self.path is None:
+            return None
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
 
 
 def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
@@ -86,6 +101,28 @@ def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
     return sources
 
 
+def label_sources(sources: Sequence[TextSource]) -> list[str]:
+    """Return a name of its own for each source, in their order.
+
+    Args:
+        sources: The sources. Files of one name get as much of their folders' names in front as tells them apart; a
+            source that is given twice gets a number.
+    """
+    places = [
+        (*source.path.parent.resolve().parts, source.path.name) if source.path is not None else (source.text,)
+        for source in sources
+    ]
+    labels: list[str] = []
+    for place in places:
+        depth = 1
+        while any(other != place and other[-depth:] == place[-depth:] for other in places):
+            depth += 1
+        label = Path(*place[-depth:]).as_posix()
+        again = places[: len(labels)].count(place)
+        labels.append(f"{label} ({again + 1})" if again else label)
+    return labels
+
+
 def _pydoc() -> Iterator[str]:
     """Yield Python's own reference topics: real English that every machine with Python has."""
     from pydoc_data.topics import topics
@@ -93,28 +130,39 @@ def _pydoc() -> Iterator[str]:
     return iter(topics[name] for name in sorted(topics))
 
 
-def _blocks(path: Path) -> Iterator[str]:
+def _file_documents(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as file:
-            while lines := file.readlines(_BLOCK):
-                if text := "".join(lines).strip():
-                    yield text
+            yield from _json_lines(file, path) if path.suffix == ".jsonl" else _blocks(file)
     except UnicodeDecodeError:
-        raise DataError(f"text file {path} is not UTF-8") from None
+        raise DataError(f"text file {path} is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
-def _json_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield row_text(json.loads(line))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-                raise DataError(
-                    f"{path} line {number} is not a row with 'text'; 'messages'; 'prompt' and 'completion'; "
-                    "or 'question', 'choices' and 'answer'"
-                ) from None
+def _unreadable(path: Path, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"text file {path} does not exist")
+    return DataError(f"text file {path} cannot be read: {os.strerror(error.errno or 0)}")
+
+
+def _blocks(file: IO[str]) -> Iterator[str]:
+    while lines := file.readlines(_BLOCK):
+        yield "".join(lines).strip()
+
+
+def _json_lines(file: IO[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = row_text(json.loads(line))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise DataError(
+                f"{path} line {number} is not a row with 'text'; 'messages'; 'prompt' and 'completion'; "
+                "or 'question', 'choices' and 'answer'"
+            ) from None
+        yield text
 
 
 def row_text(row: Any, column: str | None = None) -> str:

@@ -5,7 +5,8 @@ Opaque white backgrounds and dark ink, so that they read the same on a light and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) 
         scores: The scores that it was made from; a dimension that did not change may be absent.
         path: The PNG file.
     """
-    panels = [key for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size") if key in scores]
+    panels = [key for key in plan.shape if key in scores]
     figure = Figure(figsize=(9, 2.6 * len(panels) + 0.4), layout="constrained", facecolor="white")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     gone = set(range(plan.shape["num_hidden_layers"])) - set(plan.layers)
-    drawers = {
+    drawers: dict[str, Callable[[Any, Plan, torch.Tensor, set[int]], None]] = {
         "num_hidden_layers": _draw_layers,
-        "num_key_value_heads": _draw_groups,
+        "num_key_value_heads": partial(_draw_heads, key="num_key_value_heads", name="KV group"),
+        "num_attention_heads": partial(_draw_heads, key="num_attention_heads", name="query head"),
         "intermediate_size": _draw_neurons,
     }
     for axis, key in zip(axes, panels, strict=True):
@@ -57,19 +59,19 @@ def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) ->
     axis.set_title(f"Layers by {name}: {len(gone)} of {len(scores)} cut", loc="left", color=_INK, fontsize=11)
 
 
-def _draw_groups(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) -> None:
+def _draw_heads(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int], key: str, name: str) -> None:
     share = scores / scores.sum(dim=1, keepdim=True)
     axis.imshow(share.T, aspect="auto", cmap="Blues", origin="lower", vmin=0, vmax=float(share.max()))
-    kept = dict(zip(plan.layers, plan.units["num_key_value_heads"], strict=True))
+    kept = dict(zip(plan.layers, plan.units[key], strict=True))
     for layer in range(scores.shape[0]):
         for group in range(scores.shape[1]):
             if layer in gone or group not in kept[layer]:
                 axis.plot(layer, group, marker="x", color=_CUT, markersize=6, markeredgewidth=1.8)
     axis.set_yticks(range(scores.shape[1]))
-    axis.set_ylabel("KV group")
-    cut = plan.shape["num_key_value_heads"] - plan.new_shape["num_key_value_heads"]
+    axis.set_ylabel(name)
+    cut = plan.shape[key] - plan.new_shape[key]
     axis.set_title(
-        f"KV groups by share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each"
+        f"{name}s by share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each"
         + (" (× cut)" if cut or gone else ""),
         loc="left",
         color=_INK,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -20,6 +21,8 @@ def push_folder(
     commit_message: str | None = None,
 ) -> str:
     """Upload a folder to the Hub as one commit; the repository is made when it does not exist.
+
+    Weight files of an earlier upload go with the same commit: readers would take them for part of this checkpoint.
 
     Args:
         folder: An output folder.
@@ -47,6 +50,7 @@ def push_folder(
             folder_path=folder,
             revision=revision,
             commit_message=commit_message or f"Upload {folder.name}, shrunk with optimum-ishrink",
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
         )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError, ValueError) as error:
         failure = error
@@ -59,7 +63,9 @@ def push_folder(
     status = getattr(getattr(failure, "response", None), "status_code", None)
     reason = " ".join(str(failure).split())[:300] or type(failure).__name__
     hint = "; log in with `hf auth login`, with a token that may write" if status in (401, 403) else ""
+    retry = ["ishrink", "push", "--model", str(folder), "--repo-id", repo_id]
+    retry += ["--private"] if private else []
+    retry += ["--revision", revision] if revision else []
     raise PublishError(
-        f"the upload to {repo_id} failed ({reason}){hint}. {folder} is whole; "
-        f"try again with: ishrink push --model {folder} --repo-id {repo_id}"
+        f"the upload to {repo_id} failed ({reason}){hint}. {folder} is whole; try again with: {shlex.join(retry)}"
     )

@@ -5,8 +5,9 @@ source -> importance -> plan -> checkpoint -> report -> card
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelRe
 from .card import build_card, write_scores
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
-from .data import PYDOC, TextSource, calibration_windows, parse_sources, token_windows
+from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows
 from .errors import DataError
 from .evaluation import (
     LatencySettings,
@@ -26,8 +27,8 @@ from .evaluation import (
     open_tasks,
     text_measurements,
 )
-from .importance import LAYER_CRITERIA, UNIT_CRITERIA, score_model, score_weights
-from .output_folder import check_output, staged_folder
+from .importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, key_value_similarity, score_model, score_weights
+from .output_folder import check_not_inside, check_output, staged_folder
 from .planning import edit_config, make_plan, resolve_shape
 from .progress import progress_bar
 from .source import Source, load_model
@@ -68,6 +69,23 @@ class Session:
         if self._model is None:
             self._model = self.source.load_model(self.dtype, self.device)
         return self._model
+
+    @cached_property
+    def evaluation_windows(self) -> dict[str, torch.Tensor]:
+        """The windows of each text to measure on, by its label."""
+        config = self.config
+        sources = evaluation_sources(config)
+        return {
+            label: token_windows(
+                source.documents(),
+                self.tokenizer,
+                config.eval_length,
+                config.eval_samples,
+                seed=config.seed,
+                label=label,
+            )
+            for source, label in zip(sources, label_sources(sources), strict=True)
+        }
 
     @property
     def tokenizer(self) -> Any:
@@ -116,6 +134,11 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
 def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
     """Return the texts to measure on."""
     return parse_sources(config.eval_text) if config.eval_text else (TextSource(PYDOC),)
+
+
+def all_texts(config: IShrinkConfig) -> tuple[TextSource, ...]:
+    """Return every text that a run reads."""
+    return (*parse_sources(config.calibration), *evaluation_sources(config))
 
 
 def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -177,14 +200,19 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     config, source = session.config, session.source
     check_request(config, measure=measure)
     shape = resolve_shape(source.binding, config.request)
-    changed = [key for key, value in shape.items() if value != source.binding.shape[key]]
+    # The config class may know more than the rules: it is asked before the long work, with layers that do not matter.
+    edit_config(source.raw_config, source.config, source.binding, shape, range(shape[LAYERS]))
+    if measure and config.evaluate:
+        session.evaluation_windows  # noqa: B018 - text that is too short is found now, not after the cut
     session.source.tensors  # noqa: B018 - corrupt files are found before the long work, not after
-    scores = score(session, changed)
-    needs = {UNIT_CRITERIA[config.importance].needs, LAYER_CRITERIA[config.layer_importance].needs}
-    reads_text = needs != {"weights"}
+    scores = score(session, scored_dimensions(source.binding.shape, shape, merge=config.merge_key_value_heads))
+    if config.merge_key_value_heads:
+        scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
+    used = used_criteria(config, scores)
+    reads_text = any(criterion.needs != "weights" for criterion in used.values())
     settings = {
-        "importance": config.importance,
-        "layer_importance": config.layer_importance,
+        "importance": used["unit"].name if "unit" in used else None,
+        "layer_importance": used["layer"].name if "layer" in used else None,
         "seed": config.seed,
         "calibration": {
             "sources": [text.label for text in parse_sources(config.calibration)],
@@ -198,6 +226,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
         "origin": {
             "base_model": config.base_model or (source.name if source.is_hub_id else None),
             "license": source.license,
+            "license_details": dict(source.license_details),
             "notes": list(source.notes),
             "command": command,
         },
@@ -216,9 +245,58 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     return PlannedCut(plan, scores)
 
 
+def used_criteria(config: IShrinkConfig, scored: Iterable[str]) -> dict[str, Criterion]:
+    """Return the criteria that chose something: `unit`, `layer`, both or none.
+
+    Args:
+        config: The run's config.
+        scored: Config keys of the dimensions that were scored.
+    """
+    keys = set(scored)
+    used = {}
+    if keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
+        used["unit"] = UNIT_CRITERIA[config.importance]
+    if LAYERS in keys:
+        used["layer"] = LAYER_CRITERIA[config.layer_importance]
+    return used
+
+
+def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, merge: bool) -> list[str]:
+    """Return the config keys of the dimensions in which something has to be chosen.
+
+    Args:
+        before: The model's shape.
+        after: The new shape.
+        merge: Whether KV heads are merged: then none of them is chosen to go.
+    """
+    kv, heads = "num_key_value_heads", "num_attention_heads"
+    changed = [key for key in before if key not in (kv, heads) and after[key] < before[key]]
+    if after[kv] < before[kv] and not merge:
+        changed.append(kv)
+    available = before[heads] if merge else after[kv] * (before[heads] // before[kv])
+    if after[heads] < available:
+        changed.append(heads)
+    return changed
+
+
 def display_name(source: Source) -> str:
     """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
-    return source.name if source.is_hub_id else Path(source.name).name
+    return source.name if source.is_hub_id else Path(source.name).resolve().name
+
+
+def command_line(session: Session, output: Path, *extra: str) -> str:
+    """Return the command line that makes the same model; files go by their own names.
+
+    Args:
+        session: The run.
+        output: The output folder.
+        extra: More arguments.
+    """
+    source = session.source
+    words = [*(["--gguf-file", source.gguf_file] if source.gguf_file else []), *extra]
+    if source.revision:
+        words += ["--revision", source.revision]
+    return session.config.portable().command(display_name(source), output.resolve().name, *words)
 
 
 def shrink(
@@ -247,15 +325,17 @@ def shrink(
     """
     config, source = session.config, session.source
     check_output(output, overwrite)
-    command = command or config.command(display_name(source), output.name)
+    inputs = [source.folder, Path(source.name), *(text.path for text in all_texts(config) if text.path)]
+    check_not_inside(output, inputs)
+    command = command or command_line(session, output)
     planned = plan_cut(session, command=command)
     on_plan(planned.plan)
     with staged_folder(output, overwrite=overwrite) as folder:
         cut(session, planned.plan, folder)
         write_scores(planned.scores, folder / SCORES_FILE)
         write_json(folder / PLAN_FILE, planned.plan.to_json())
-        write_json(folder / CONFIG_FILE, config.to_dict())
-        report = measure(session, folder, name=output.name)
+        write_json(folder / CONFIG_FILE, config.portable().to_dict())
+        report = measure(session, folder, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())
         build_card(folder)
     return report
@@ -310,16 +390,7 @@ def add_quality(
 ) -> tuple[ModelReport, ModelReport]:
     """Measure texts and tasks, and return both reports with the figures added."""
     config = session.config
-    for source in evaluation_sources(config):
-        windows = token_windows(
-            source.documents(),
-            session.tokenizer,
-            config.eval_length,
-            config.eval_samples,
-            seed=config.seed,
-            label=source.label,
-        )
-        label = "Python reference topics" if source.text == PYDOC else source.label
+    for source, (label, windows) in zip(evaluation_sources(config), session.evaluation_windows.items(), strict=True):
         settings = {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
         old, new = text_measurements(model, base_model, windows, label, settings)
         base, shrunk = replace(base, quality=base.quality + old), replace(shrunk, quality=shrunk.quality + new)
@@ -327,7 +398,13 @@ def add_quality(
         manager = open_tasks(config.tasks, config.include_path)
         found = [
             evaluate_tasks(
-                each, session.tokenizer, config.tasks, manager, num_fewshot=config.num_fewshot, seed=config.seed
+                each,
+                session.tokenizer,
+                config.tasks,
+                manager,
+                num_fewshot=config.num_fewshot,
+                batch_size=config.batch_size,
+                seed=config.seed,
             )
             for each in (base_model, model)
             if each is not None
@@ -366,13 +443,13 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
     for source in evaluation_sources(config) if evaluate else ():
         if source.is_self:
             raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
-    if base is not None and base.config.vocab_size != session.source.config.vocab_size:
+    if evaluate and base is not None and base.config.vocab_size != session.source.config.vocab_size:
         raise DataError(
             f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
             "tokens), so their predictions cannot be compared"
         )
     report = count(session.source.tensors, display_name(session.source))
-    base_report = None if base is None else count(base.tensors, display_name(base))
+    base_report = None if base is None else count(base.tensors, config.base_model or display_name(base))
     base_model = None if base is None else base.load_model(session.dtype, session.device)
     # The placeholder stands for a base that is not there; nothing is ever added to it.
     pair = (base_report or report, report)

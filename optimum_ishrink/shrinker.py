@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from . import pipeline
 from .artifacts import Plan, Report
+from .card import name_repository
 from .configuration import IShrinkConfig
 from .errors import RequestError
 from .hub import push_folder
@@ -81,6 +82,7 @@ class ShrinkResult:
         Raises:
             PublishError: The upload failed; the folder is whole.
         """
+        name_repository(self.folder, repo_id)
         return push_folder(self.folder, repo_id, private=private, token=token)
 
     def __repr__(self) -> str:
@@ -132,12 +134,16 @@ class IShrinker:
             pretrained_model_name_or_path, tokenizer=tokenizer, revision=revision, token=token, gguf_file=gguf_file
         )
         source.binding  # noqa: B018 - an unknown architecture is an error now, not after the first call
-        return cls(source, dtype=str(dtype).removeprefix("torch."), device=str(device))
+        names = {"dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+        IShrinkConfig(**names)
+        return cls(source, **names)
 
     def _open(self, config: IShrinkConfig | None, changes: dict[str, Any]) -> pipeline.Session:
-        config = config or IShrinkConfig(**self._defaults)
-        if changes:
-            config = config.replace(**changes)
+        config = (config or IShrinkConfig()).replace(**changes)
+        # What was said of the model holds for every run that does not say otherwise.
+        config = config.replace(
+            **{name: value for name, value in self._defaults.items() if getattr(config, name) == "auto"}
+        )
         session = pipeline.Session(self.source, config)
         last = self._session
         if last is not None and (last.dtype, last.device) == (session.dtype, session.device):
@@ -193,17 +199,22 @@ class IShrinker:
         if push_to_hub and repo_id is None and save_directory is None:
             raise RequestError("push_to_hub needs a repo_id, or a save_directory whose name it can take")
         session = self._open(config, changes)
-        temporary = None
-        if save_directory is None:
-            temporary = tempfile.TemporaryDirectory(prefix="ishrink-", ignore_cleanup_errors=True)
-            folder = Path(temporary.name) / f"{pipeline.display_name(self.source).split('/')[-1]}-ishrink"
-        else:
-            folder = Path(save_directory).expanduser()
-        plans: list[Plan] = []
-        report = pipeline.shrink(session, folder, overwrite=overwrite, on_plan=plans.append)
-        result = ShrinkResult(folder, plans[0], report, session.dtype, session.device)
+        temporary = Path(tempfile.mkdtemp(prefix="ishrink-")) if save_directory is None else None
         if temporary is not None:
-            weakref.finalize(result, temporary.cleanup)
+            folder = temporary / f"{pipeline.display_name(self.source).split('/')[-1]}-ishrink"
+        else:
+            folder = Path(str(save_directory)).expanduser()
+        plans: list[Plan] = []
+        try:
+            report = pipeline.shrink(session, folder, overwrite=overwrite, on_plan=plans.append)
+        except BaseException:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        result = ShrinkResult(folder, plans[0], report, session.dtype, session.device)
         if push_to_hub:
             result.push_to_hub(repo_id or folder.name, private=private, token=token)
+        # Not before the push: when that fails, the folder is all that there is, and it stays.
+        if temporary is not None:
+            weakref.finalize(result, shutil.rmtree, temporary, ignore_errors=True)
         return result

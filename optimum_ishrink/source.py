@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+import yaml
+from huggingface_hub import HfApi, metadata_load, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -34,7 +35,7 @@ from .architectures.spec import axis_length
 from .artifacts import read_json
 from .errors import SourceError
 from .progress import progress_bar
-from .tensor_files import TensorInfo, read_index
+from .tensor_files import Scratch, TensorInfo, read_index, read_tensor, refuse_pickles
 
 _WANTED = [
     "*.json",
@@ -47,6 +48,14 @@ _WANTED = [
     "NOTICE*",
     "USE_POLICY*",
 ]
+_UNWANTED = ["original/*", "*/*.safetensors", "consolidated*"]
+"""Second copies of the weights, in the formats of Meta and Mistral."""
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+"""What the models call the head that may be tied to the embedding."""
+
+_COMPARED = 64 * 1024 * 1024
+"""Bytes of a tied head that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Source:
         is_hub_id: Whether `name` can be looked up on the Hub.
         license: The licence from the source's card, if it has one.
         notes: What was done to make it a clean checkpoint, in words for the card.
+        license_details: `license_name` and `license_link` of the source's card, as far as it has them.
+        gguf_file: Name of the GGUF file that it was read from, or None.
     """
 
     name: str
@@ -68,6 +79,8 @@ class Source:
     is_hub_id: bool = False
     license: str | None = None
     notes: tuple[str, ...] = ()
+    license_details: Mapping[str, str] = field(default_factory=dict, hash=False)
+    gguf_file: str | None = None
     _owner: object = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -96,18 +109,24 @@ class Source:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every parameter in the files, checked against the model class; buffers and tied copies are left out.
 
+        The names are those that the model class gives them, also where the files lack the base model's prefix.
+
         Raises:
             SourceError: The files are corrupt, or they do not hold what the config's model class expects.
         """
         stored = read_index(self.folder)
         expected = self.binding.tensors
-        missing = sorted(expected.keys() - stored.keys())
+        names = stored_names(expected, stored)
+        missing = sorted(name for name in expected if names[name] not in stored)
         if missing:
             raise SourceError(f"{self.name} lacks {len(missing)} tensors that its config expects: {_first(missing)}")
-        tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        tied = set(_HEADS) - expected.keys() if self.config.tie_word_embeddings else set()
         description = self.binding.description
+        prefixes = {"", *(name.removesuffix(found) for name, found in names.items())}
         strangers = sorted(
-            name for name in stored.keys() - expected.keys() - tied if not is_ignored(description, name)
+            name
+            for name in stored.keys() - set(names.values()) - tied
+            if not any(is_ignored(description, prefix + name) for prefix in prefixes)
         )
         if strangers:
             raise SourceError(
@@ -116,11 +135,26 @@ class Source:
         sizes = self.binding.sizes
         for name, bound in expected.items():
             shape = tuple(axis_length(axis, sizes) for axis in bound.axes)
-            if stored[name].shape != shape:
-                raise SourceError(
-                    f"{self.name} holds {name} as {list(stored[name].shape)}; its config expects {list(shape)}"
-                )
-        return {name: stored[name] for name in expected}
+            found = stored[names[name]].shape
+            if found != shape:
+                raise SourceError(f"{self.name} holds {name} as {list(found)}; its config expects {list(shape)}")
+        tensors = {name: stored[names[name]] for name in expected}
+        for head in sorted(tied & stored.keys()):
+            self._check_tied(head, stored[head], tensors)
+        return tensors
+
+    def _check_tied(self, head: str, stored: TensorInfo, tensors: Mapping[str, TensorInfo]) -> None:
+        """Refuse a stored head that is not the embedding which the config ties it to.
+
+        transformers does not tie the two then, so that the model which runs is another one than the config says.
+        """
+        outer = (bound for bound in self.binding.tensors.values() if bound.layer is None and len(bound.axes) == 2)
+        embedding = next((bound.name for bound in outer if bound.counts("vocab")), None)
+        if embedding is not None and not _same_bytes(stored, tensors[embedding]):
+            raise SourceError(
+                f"{self.name} holds {head} with other values than {embedding}, but its config ties them: "
+                'set "tie_word_embeddings": false in its config.json to keep both, or remove the one that is stale'
+            )
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +170,40 @@ class Source:
         return load_model(self.folder, dtype, device)
 
 
+def stored_names(expected: Collection[str], stored: Collection[str]) -> dict[str, str]:
+    """Return under which name each expected tensor is stored.
+
+    Files saved from a base model, such as GPT-2's own, lack its prefix: `h.0.ln_1.weight` for
+    `transformer.h.0.ln_1.weight`. transformers loads them as if they had it.
+
+    Args:
+        expected: Names that the model class gives.
+        stored: Names in the files.
+
+    Returns:
+        Expected name to stored name; a name that is not stored either way stands for itself.
+    """
+    names = {}
+    for name in expected:
+        short = name.partition(".")[2]
+        names[name] = short if name not in stored and short in stored and short not in expected else name
+    return names
+
+
+def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two stored tensors are equal, read piece by piece: a head is one of the largest tensors."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+
+    def piece(info: TensorInfo, offset: int, scratch: Scratch) -> torch.Tensor:
+        start, end = info.start + offset, min(info.start + offset + _COMPARED, info.end)
+        return read_tensor(replace(info, dtype="U8", shape=(end - start,), start=start, end=end), scratch)
+
+    one, other = Scratch(), Scratch()
+    offsets = range(0, first.nbytes, _COMPARED)
+    return all(torch.equal(piece(first, offset, one), piece(second, offset, other)) for offset in offsets)
+
+
 def _first(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
@@ -147,7 +215,8 @@ def load_tokenizer(folder: Path) -> Any:
         SourceError: The folder holds none that can be used.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        # Unless it is told, the loader asks on the terminal whether it may run the folder's own code.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"{folder} holds no usable tokenizer ({reason})") from None
@@ -206,26 +275,25 @@ def open_source(
             ggufs = sorted(path.name for path in local.glob("*.gguf"))
             hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
             raise SourceError(f"{local} holds no config.json{hint}")
-        return Source(name, local, license=_license(local))
+        license, details = _license(local)
+        return Source(name, local, license=license, license_details=details)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name} does not exist")
     folder = _download(name, revision, token, gguf_file)
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
     if gguf_file is not None:
         return _from_gguf(name, folder, gguf_file, gguf_dtype, revision=commit, is_hub_id=True)
-    return Source(name, folder, revision=commit, is_hub_id=True, license=_license(folder))
+    if not any(folder.glob("*.safetensors")):
+        refuse_pickles(name, _repository_files(name, commit, token))
+    license, details = _license(folder)
+    return Source(name, folder, revision=commit, is_hub_id=True, license=license, license_details=details)
 
 
 def _download(repo_id: str, revision: str | None, token: str | bool | None, gguf_file: str | None) -> Path:
     wanted = [*_WANTED, "README.md", *([gguf_file] if gguf_file else [])]
-    # Meta's repositories hold a second copy of the weights in original/.
     try:
         path = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            allow_patterns=wanted,
-            ignore_patterns=["original/*", "*/*.safetensors"],
+            repo_id, revision=revision, token=token, allow_patterns=wanted, ignore_patterns=_UNWANTED
         )
         return Path(path)
     except GatedRepoError:
@@ -236,18 +304,37 @@ def _download(repo_id: str, revision: str | None, token: str | bool | None, gguf
         reason = f"the repository has no revision {revision!r}"
     except HFValidationError:
         reason = "neither a local folder nor a valid Hub id"
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = "not a local folder, not in the cache, and the Hub cannot be reached"
+        if error.errno is not None:  # the system's own word, such as that of a full disk
+            reason = " ".join(str(error).split())
+    except Exception as error:  # a dropped connection raises the HTTP library's own type
+        if "http" not in type(error).__module__:
+            raise
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"the connection to the Hub broke ({text}); try again, what arrived is kept"
     raise SourceError(f"cannot open model {repo_id!r}: {reason}")
 
 
-def _license(folder: Path) -> str | None:
-    """Return the licence that the folder's card names."""
-    card = folder / "README.md"
-    if card.is_file():
-        found = re.search(r"\A---\n(?:.*\n)*?license:\s*[\"']?([\w.\-]+)", card.read_text(encoding="utf-8"))
-        return found[1] if found else None
-    return None
+def _repository_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
+    """Return the names of a Hub repository's files; none when they cannot be had, because they are only for a hint."""
+    try:
+        return HfApi(token=token).list_repo_files(repo_id, revision=revision)
+    except Exception:
+        return []
+
+
+def _license(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """Return the licence that the folder's card names, with its name and link where it is none of the Hub's own."""
+    try:
+        data = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
+        return None, {}
+    found = data.get("license")
+    if isinstance(found, list):
+        found = found[0] if found else None
+    details = {key: str(data[key]) for key in ("license_name", "license_link") if data.get(key)}
+    return (str(found) if found else None), details
 
 
 def _temporary_folder() -> tuple[Path, object]:
@@ -273,7 +360,7 @@ def _from_gguf(
         # The reader draws a bar of its own that cannot be turned off; errors are raised, so nothing else is lost.
         with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()):
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
             advance(1)
     except Exception as error:  # the reader raises many types for a file that is not what it says
         reason = " ".join(str(error).split())[:200]
@@ -283,12 +370,16 @@ def _from_gguf(
     model.config._name_or_path = ""
     model.save_pretrained(clean)
     tokenizer.save_pretrained(clean)
+    license, details = _license(folder)
+    own_license, own_details = _gguf_license(folder / gguf_file)
     source = Source(
         name,
         clean,
         revision=revision,
         is_hub_id=is_hub_id,
-        license=_gguf_license(folder / gguf_file),
+        license=own_license or license,
+        license_details=own_details if own_license else details,
+        gguf_file=gguf_file,
         notes=(f"read from {gguf_file} and dequantised to {str(dtype).removeprefix('torch.')}",),
         _owner=owner,
     )
@@ -304,11 +395,17 @@ def _forget_quantizer(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _gguf_license(path: Path) -> str | None:
+def _gguf_license(path: Path) -> tuple[str | None, dict[str, str]]:
+    """Return the licence that a GGUF file names, with its name and link."""
     from gguf import GGUFReader
 
-    entry = GGUFReader(path).fields.get("general.license")
-    return str(entry.contents()) if entry is not None else None
+    entries = GGUFReader(path).fields
+    found = {
+        key: str(entry.contents())
+        for key in ("license", "license_name", "license_link")
+        if (entry := entries.get("general." + key.replace("_", "."))) is not None
+    }
+    return found.pop("license", None), found
 
 
 def _from_loaded(model: Any, tokenizer: Any) -> Source:

@@ -84,6 +84,10 @@ def shape_rows(plan: Plan) -> list[Row]:
             what = f"layers {spans(set(range(before)) - set(plan.layers))}"
         elif key == "num_key_value_heads":
             what = f"{before - after} KV groups of each layer, with their query heads"
+            if plan.merges is not None:
+                what = f"merged {before // after} to 1 in each layer; all query heads stay"
+        elif key == "num_attention_heads":
+            what = f"{before - after} query heads of each layer"
         else:
             what = f"{before - after} neurons of each layer ({1 - after / before:.1%})"
         rows.append((key, f"{before:,}", f"{after:,}", what))
@@ -102,17 +106,22 @@ def layer_rows(plan: Plan) -> list[Row]:
     position = {layer: i for i, layer in enumerate(plan.layers)}
     for layer in range(plan.shape["num_hidden_layers"]):
         if layer not in position:
-            rows.append((str(layer), "removed", ""))
+            rows.append((str(layer), "removed", "", ""))
             continue
-        groups = set(range(plan.shape["num_key_value_heads"])) - set(
-            plan.units["num_key_value_heads"][position[layer]]
-        )
-        neurons = plan.shape["intermediate_size"] - len(plan.units["intermediate_size"][position[layer]])
-        rows.append((str(layer), spans(groups) or "none", f"{neurons:,}" if neurons else "none"))
+        neurons = plan.shape["intermediate_size"] - plan.new_shape["intermediate_size"]
+        groups = spans(_gone(plan, "num_key_value_heads", position[layer]))
+        if plan.merges is not None:
+            groups = "merged " + ", ".join("+".join(map(str, heads)) for heads in plan.merges[position[layer]])
+        heads = spans(_gone(plan, "num_attention_heads", position[layer]))
+        rows.append((str(layer), groups or "none", heads or "none", f"{neurons:,}" if neurons else "none"))
     return rows
 
 
-LAYER_HEADER: Row = ("layer", "KV groups cut", "neurons cut")
+def _gone(plan: Plan, key: str, position: int) -> set[int]:
+    return set(range(plan.shape[key])) - set(plan.units[key][position]) if key in plan.units else set()
+
+
+LAYER_HEADER: Row = ("layer", "KV groups cut", "query heads cut", "neurons cut")
 
 
 def config_rows(plan: Plan) -> list[Row]:

@@ -7,11 +7,11 @@ from file to file without passing through Python, and a shard is written from it
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -115,22 +115,37 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def refuse_pickles(place: str, names: Iterable[str]) -> None:
+    """Refuse a place without safetensors when it holds pickles.
+
+    Args:
+        place: A folder or a Hub id, for the message.
+        names: Names of the files there.
+
+    Raises:
+        SourceError: One of them is a pickle, which is never loaded.
+    """
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    if pickles:
+        raise SourceError(
+            f"{place} holds its weights only as pickle ({pickles[0]}), which can run code when it is loaded; "
+            "use a revision with safetensors"
+        )
+
+
 def read_index(folder: Path) -> dict[str, TensorInfo]:
     """Return every tensor of a checkpoint folder, from its single file or from its shards.
+
+    Where both are there the single file counts, as it does when transformers loads the folder.
 
     Raises:
         SourceError: There are no safetensors, or the index does not fit the files.
     """
+    if (folder / WEIGHTS_NAME).is_file():
+        return read_header(folder / WEIGHTS_NAME)
     index_path = folder / INDEX_NAME
     if not index_path.exists():
-        if (folder / WEIGHTS_NAME).exists():
-            return read_header(folder / WEIGHTS_NAME)
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        if pickles:
-            raise SourceError(
-                f"{folder} holds its weights only as pickle ({pickles[0]}), which can run code when it is loaded; "
-                "use a revision with safetensors"
-            )
+        refuse_pickles(str(folder), (path.name for path in folder.glob("*")))
         raise SourceError(f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}")
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
@@ -180,11 +195,11 @@ def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tenso
         scratch: Memory to read into; the tensor is then overwritten by the next one read with it.
 
     Raises:
-        SourceError: The file became shorter since its header was read.
+        SourceError: The file cannot be read, or became shorter since its header was read.
     """
     buffer = (scratch or Scratch()).take("read", info.nbytes)
     view = buffer.numpy().data
-    with info.file.open("rb", buffering=0) as file:
+    with _reading(info.file), info.file.open("rb", buffering=0) as file:
         file.seek(info.start)
         done = 0
         while done < info.nbytes:
@@ -195,29 +210,39 @@ def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tenso
     return buffer.view(DTYPES[info.dtype]).view(info.shape)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about a file that is read into a `SourceError`: the output is not at fault."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from None
+
+
 def _copy_range(source: TensorInfo, target: int) -> None:
     """Append the bytes of a stored tensor to the file descriptor `target`."""
-    with source.file.open("rb", buffering=0) as file:
+    with _reading(source.file):
+        file = source.file.open("rb", buffering=0)
+    with file:
         offset, left = source.start, source.nbytes
         in_kernel = hasattr(os, "copy_file_range")
         while left:
-            count = 0
             if in_kernel:
                 try:
                     count = os.copy_file_range(file.fileno(), target, min(left, 2**30), offset)
-                except OSError as error:
-                    # Between some file systems the kernel cannot copy; reading and writing always can.
-                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-                        raise
-                    in_kernel = False
-                    continue
+                except OSError:
+                    count = 0
+                # Between some file systems the kernel cannot copy, and from some it copies nothing without an error.
+                # Reading and writing always can; and where they cannot, they say which of the two it was.
+                in_kernel = count > 0
             else:
-                file.seek(offset)
-                data = file.read(min(left, _CHUNK))
-                count = len(data)
+                with _reading(source.file):
+                    file.seek(offset)
+                    data = file.read(min(left, _CHUNK))
+                if not data:
+                    raise SourceError(f"{source.file} ends before its last tensor; download it again")
                 _write_all(target, data)
-            if not count:
-                raise SourceError(f"{source.file} ends before its last tensor; download it again")
+                count = len(data)
             offset += count
             left -= count
 
@@ -240,6 +265,7 @@ def write_file(
 
     Raises:
         OutputError: There is no space or no permission.
+        SourceError: A source file cannot be read, or became shorter while it was read.
     """
     ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -42,11 +42,23 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"calibration_length": 1}, "at least 2"),
         ({"target": 15}, "target must be text"),
+        ({"importance": 5}, "unknown importance '5'"),
+        ({"importance": ["taylor"]}, "unknown importance"),
+        ({"calibration": 5}, "calibration must be a list of names, not 5"),
+        ({"calibration": [1]}, "calibration must be a list of names"),
+        ({"calibration": None}, "calibration must be a list of names"),
+        ({"tasks": "a,,b"}, "tasks must be a list of names"),
+        ({"allow_class_change": "yes"}, "must be true or false"),
     ],
 )
 def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         IShrinkConfig(**values)
+
+
+def test_lists_are_stripped_and_devices_may_have_a_number() -> None:
+    assert IShrinkConfig(tasks="a, b").tasks == ("a", "b")
+    assert IShrinkConfig(device="cuda:1").device == "cuda:1"
 
 
 def test_from_pretrained_without_one(tmp_path: Path) -> None:

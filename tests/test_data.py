@@ -11,6 +11,7 @@ from optimum_ishrink.data import (
     PYDOC,
     TextSource,
     calibration_windows,
+    label_sources,
     parse_sources,
     row_text,
     sample_windows,
@@ -63,6 +64,69 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match="not UTF-8"):
         list(TextSource(str(tmp_path / "latin.txt")).documents())
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("a.txt", b" \n\t\n" * 40_000),
+        ("a.jsonl", b"\n  \n"),
+        ("a.jsonl", b'{"text": ""}\n{"text": " "}\n'),
+        ("a.txt", b""),
+        ("a.jsonl", b""),
+    ],
+)
+def test_a_source_without_text_is_empty(tmp_path: Path, name: str, contents: bytes) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(DataError, match=f"text file .*{name} is empty; name one that holds text"):
+        TextSource(str(tmp_path / name)).documents()
+
+
+def test_a_data_set_without_text_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [])
+    with pytest.raises(DataError, match="data set org/name is empty"):
+        TextSource("org/name").documents()
+
+
+def test_blank_documents_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": " "}\n{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
+    assert list(TextSource(str(tmp_path / "a.jsonl")).documents()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    source = TextSource(str(tmp_path / name))
+    (tmp_path / name).write_bytes(b'{"text": "caf\xe9"}')
+    with pytest.raises(DataError, match=f"^text file .*{name} is not UTF-8; save it as UTF-8$"):
+        next(iter(source.documents()))
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        source.fingerprint()
+    (tmp_path / name).mkdir()
+    for use in (source.documents, source.fingerprint):
+        with pytest.raises(DataError, match=f"^text file .*{name} cannot be read: Is a directory$"):
+            use()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        source.documents()
+
+
+def test_labels_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def labels(text: str) -> list[str]:
+        return label_sources(parse_sources(text))
+
+    assert labels("self,/x/a.txt,org/name:c,/y/b.txt") == ["self", "a.txt", "org/name:c", "b.txt"]
+    assert labels("/x/a.txt,/y/a.txt,/z/b.txt") == ["x/a.txt", "y/a.txt", "b.txt"]
+    assert labels("/u/x/a.txt,/v/x/a.txt") == ["u/x/a.txt", "v/x/a.txt"]
+    assert labels("/a.txt,/x/a.txt,/y/x/a.txt") == ["/a.txt", "/x/a.txt", "y/x/a.txt"]
+    assert labels("a.txt,x/a.txt") == [f"{tmp_path.name}/a.txt", "x/a.txt"]
+    assert labels("a.txt,./a.txt,x/../a.txt,self,self") == ["a.txt", "a.txt (2)", "a.txt (3)", "self", "self (2)"]
 
 
 def test_a_hub_data_set_that_cannot_be_had() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -11,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny import SMALL, tiny_tokenizer
 
+from optimum_ishrink import IShrinker
 from optimum_ishrink.artifacts import Report
-from optimum_ishrink.cli import _Parser, add_verbs
+from optimum_ishrink.cli import _Parser, add_verbs, main
+from optimum_ishrink.errors import ArchitectureError
+from optimum_ishrink.surgery import masked_state
 from optimum_ishrink.tables import format_measurement
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +87,57 @@ def test_every_example_runs(
     monkeypatch.setattr(sys, "argv", [path.name, *arguments])
     runpy.run_path(str(path))
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_walk_through_adds_an_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optimum_ishrink.architectures import spec
+
+    monkeypatch.setattr(spec, "_REGISTERED", {})
+    monkeypatch.chdir(tmp_path)
+    document = ROOT / "docs" / "architectures.md"
+    define, register = blocks(document, "python")
+    (description,) = blocks(document, "json")
+    (tmp_path / "tinker.json").write_text(description)
+    names: dict[str, Any] = {}
+    exec(compile(define, "define", "exec"), names)
+    values = {**SMALL, "head_dim": 4}
+    model = names["TinkerForCausalLM"](names["TinkerConfig"](**values)).eval()
+    with pytest.raises(ArchitectureError, match="unknown architecture 'tinker'"):
+        IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer())
+    exec(compile(register, "register", "exec"), names)
+    shrinker = IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer(), dtype="float32", device="cpu")
+    how = {"importance": "magnitude", "layer_importance": "magnitude", "evaluate": False, "benchmark": False}
+    shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
+    result = shrinker.shrink(**shape, **how, save_directory=tmp_path / "small")
+    with torch.no_grad():
+        ids = torch.arange(3, 12)[None]
+        masked = masked_state(shrinker.source.binding, result.plan, model.state_dict())
+        model.load_state_dict(masked)
+        torch.testing.assert_close(result.model(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_line_takes_a_description(
+    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--model", str(llama_folder), "--intermediate-size", "16", "--shape-only"]
+    (tmp_path / "odd.json").write_text("{}")
+    assert main([*arguments, "--architecture", str(tmp_path / "odd.json")]) == 2
+    assert "odd.json is not an architecture description" in capsys.readouterr().err
+
+
+def test_the_code_knows_no_architecture_by_name() -> None:
+    for path in (ROOT / "optimum_ishrink").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documentation = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                if "help" in path.name or path.name in ("cli.py", "demo.py"):
+                    continue  # examples in help texts
+                assert not re.search("llama[^.]|qwen|gemma", node.value.lower()), f"{path.name}: {node.value[:80]}"
 
 
 def test_the_readme_shows_the_committed_report() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hub_server import TOKEN, HubServer, hub_environment
 from tiny import save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
-from optimum_ishrink.errors import SourceError
+from optimum_ishrink.errors import PublishError, SourceError
 from optimum_ishrink.hub import push_folder
 
 IDS = torch.arange(3, 12)[None]
@@ -102,6 +103,44 @@ def test_a_failed_push_keeps_the_folder_and_says_how_to_retry(failure: str, tmp_
             again = run(server, tmp_path / "home", *push)
             assert again.returncode == 0, again.stderr
             assert again.stdout.startswith("Pushed: ")
+
+
+def test_the_retry_says_all_that_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no way")
+
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr("optimum_ishrink.hub.HfApi.create_repo", refuse)
+    with pytest.raises(PublishError) as caught:
+        push_folder(folder, "me/x", private=True, revision="v1", token="hf_secret")
+    retry = f"ishrink push --model '{folder}' --repo-id me/x --private --revision v1"
+    assert str(caught.value).endswith(f"try again with: {retry}")
+    assert "hf_secret" not in str(caught.value)
+    with pytest.raises(PublishError, match="--repo-id me/x$"):
+        push_folder(folder, "me/x")
+
+
+@pytest.mark.parametrize(("first", "second"), [("5GB", "20KB"), ("20KB", "5GB")])
+def test_a_second_push_leaves_no_weights_of_the_first(tmp_path: Path, first: str, second: str) -> None:
+    old = save_tiny(tmp_path / "old", tiny_config("llama"), max_shard_size=first)
+    new = save_tiny(tmp_path / "new", tiny_config("llama"), seed=1, max_shard_size=second)
+    (old / "notes.txt").write_text("stays")
+    with HubServer() as server:
+        for folder in (old, new):
+            push = ("-m", "optimum_ishrink", "push", "--model", str(folder), "--repo-id", "me/small")
+            done = run(server, tmp_path / "home", *push)
+            assert done.returncode == 0, done.stderr
+        one, two = server.repos["me/small"].commits
+
+    def weights(files: Iterable[str]) -> set[str]:
+        return {name for name in files if "safetensors" in name}
+
+    assert weights(one.files) == weights(path.name for path in old.iterdir())
+    assert weights(two.files) == weights(path.name for path in new.iterdir())
+    assert all(two.files[name] == (new / name).read_bytes() for name in weights(two.files))
+    assert "notes.txt" in two.files
 
 
 def test_a_name_that_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.artifacts import Plan, Report, read_json
 from optimum_ishrink.card import build_card, card_data, eval_results
 from optimum_ishrink.cli import main
-from optimum_ishrink.errors import SourceError
+from optimum_ishrink.errors import PublishError, SourceError
 
 IDS = torch.arange(3, 12)[None]
 
@@ -100,7 +101,10 @@ def test_the_card_holds_the_report_and_nothing_else(output: Path) -> None:
     assert read_back == expected
     assert f"{report.shrunk.params:,}" in card.text
     assert "ishrink shrink --model" in card.text
-    assert str(output.parent) not in card.text
+    for path in output.rglob("*"):
+        if path.suffix in (".md", ".json"):
+            # The texts lie in the temporary folder of the tests: nothing that is published may say where.
+            assert str(output.parent.parent) not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_the_card_is_rebuilt_from_the_folder(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +161,7 @@ def test_a_result_without_a_folder_lives_as_long_as_itself(quick: dict[str, Any]
     folder = result.folder
     assert "% of the parameters removed" in repr(result)
     del result, again
+    gc.collect()
     assert not folder.exists()
 
 
@@ -185,6 +190,79 @@ def test_weights_alone_need_no_model_in_memory(
     )
     assert result.plan.settings["calibration"] is None
     assert "No text was read" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_failed_push_keeps_a_result_that_has_no_folder_yet(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    def fail(folder: Path, repo_id: str, **_: object) -> str:
+        raise PublishError(f"{folder} is whole")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", fail)
+    how = {"importance": "magnitude", "layer_importance": "magnitude", "evaluate": False, "benchmark": False}
+    shrinker = IShrinker.from_pretrained(llama_folder)
+    with pytest.raises(PublishError, match="is whole"):
+        shrinker.shrink(num_hidden_layers=3, push_to_hub=True, repo_id="me/small", **how)
+    gc.collect()
+    (kept,) = tmp_path.glob("ishrink-*/*")
+    assert 'from_pretrained("me/small"' in (kept / "README.md").read_text()
+    assert AutoModelForCausalLM.from_pretrained(kept).config.num_hidden_layers == 3
+    monkeypatch.setattr("optimum_ishrink.pipeline.cut", fail)
+    with pytest.raises(TypeError):
+        shrinker.shrink(num_hidden_layers=2, **how)
+    assert len(list(tmp_path.glob("ishrink-*/*"))) == 1
+
+
+def test_what_is_said_of_the_model_holds_for_its_runs(llama_folder: Path) -> None:
+    shrinker = IShrinker.from_pretrained(llama_folder, dtype=torch.float32, device=torch.device("cpu"))
+    session = shrinker._open(IShrinkConfig(num_hidden_layers=3), {})
+    assert (session.dtype, session.device) == (torch.float32, torch.device("cpu"))
+    assert shrinker._open(IShrinkConfig(dtype="bfloat16"), {}).dtype == torch.bfloat16
+    with pytest.raises(RequestError, match="unknown dtype 'float16'"):
+        IShrinker.from_pretrained(llama_folder, dtype=torch.float16)
+
+
+def test_the_output_cannot_be_or_hold_its_own_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "runs" / "base", tiny_config("llama"))
+    for output in (folder, tmp_path / "runs"):
+        arguments = ["--output", str(output), "--overwrite", "--num-hidden-layers", "3"]
+        assert main(["shrink", "--model", str(folder), *arguments]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("ishrink shrink: error:")
+        assert (folder / "model.safetensors").exists()
+
+
+def test_a_criterion_that_chose_nothing_is_not_named(llama_folder: Path, tmp_path: Path) -> None:
+    how = {"importance": "magnitude", "evaluate": False, "benchmark": False}
+    result = IShrinker.from_pretrained(llama_folder).shrink(intermediate_size=16, save_directory=tmp_path / "o", **how)
+    assert result.plan.settings["calibration"] is None
+    assert result.plan.settings["layer_importance"] is None
+    assert "block-influence" not in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_text_that_is_too_short_to_measure_on_is_found_before_the_cut(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    monkeypatch.setattr("optimum_ishrink.pipeline.score", lambda *_: pytest.fail("the long work had begun"))
+    with pytest.raises(RequestError, match=r"short.txt gives \d+ tokens"):
+        IShrinker.from_pretrained(llama_folder).shrink(num_hidden_layers=3, eval_text=str(tmp_path / "short.txt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "no/such/plan.json"], "no/such is not a folder"),
+        (["--output", "plan.json", "--shape-only"], "--shape-only chooses nothing"),
+    ],
+)
+def test_a_plan_that_cannot_be_saved(
+    arguments: list[str], message: str, llama_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--model", str(llama_folder), "--num-hidden-layers", "3", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_push_needs_a_name(llama_folder: Path) -> None:

@@ -45,12 +45,17 @@ def test_the_library_reads_what_we_write_and_we_read_what_it_writes(
         assert torch.equal(read_tensor(info), tensors[name])
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_unchanged_tensors_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    if fails:
+@pytest.mark.parametrize("kernel", ["copies", "refuses", "copies nothing", "stops midway"])
+def test_unchanged_tensors_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    copy = os.copy_file_range
+    calls = []
+    if kernel != "copies":
 
-        def refuse(*_: object) -> int:
-            raise OSError(errno.EXDEV, "across file systems")
+        def refuse(source: int, target: int, count: int, offset: int) -> int:
+            calls.append(offset)
+            if kernel == "refuses":
+                raise OSError(errno.EXDEV, "across file systems")
+            return copy(source, target, 1000, offset) if kernel == "stops midway" and len(calls) < 3 else 0
 
         monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
     tensor = torch.randn(70, 30)
@@ -78,6 +83,48 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
         read_tensor(info)
     with pytest.raises(SourceError, match="ends before its last tensor"):
         write_file(tmp_path / "b.safetensors", [OutgoingTensor("w", "F32", (100, 100), source=info)])
+
+
+@pytest.mark.parametrize("makes", [False, True])
+def test_a_source_that_cannot_be_read_is_not_the_outputs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, makes: bool
+) -> None:
+    save_file({"w": torch.randn(4)}, tmp_path / "a.safetensors")
+    info = read_header(tmp_path / "a.safetensors")["w"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    tensor = OutgoingTensor("w", "F32", (4,), source=info, make=(lambda: read_tensor(info)) if makes else None)
+    with pytest.raises(SourceError, match="cannot read .*a.safetensors: Input/output error"):
+        write_file(tmp_path / "b.safetensors", [tensor])
+
+
+def test_a_full_disk_under_a_copy_is_the_outputs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.randn(4)}, tmp_path / "a.safetensors")
+    info = read_header(tmp_path / "a.safetensors")["w"]
+    write = os.write
+
+    def full(target: int, data: bytes) -> int:
+        if len(data) == 16:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(target, data)
+
+    def full_copy(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensor_files.os, "write", full)
+    monkeypatch.setattr(tensor_files.os, "copy_file_range", full_copy, raising=False)
+    with pytest.raises(OutputError, match="cannot write .*b.safetensors: No space left on device"):
+        write_file(tmp_path / "b.safetensors", [OutgoingTensor("w", "F32", (4,), source=info)])
+
+
+def test_the_single_file_counts_where_there_are_shards_too(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"w": torch.zeros(3)}, tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
+    assert read_index(tmp_path)["w"].file == tmp_path / "model.safetensors"
 
 
 def test_quantised_dtypes_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from optimum_ishrink.architectures import descriptions
+
 VOCAB = 300
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -26,18 +28,52 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+MOE = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "apertus": [{}],
+    "arcee": [{"head_dim": None}, {"mlp_bias": True}],
+    "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
+    "cohere2": [{"sliding_window": 3}],
+    "ernie4_5": [{}, {"use_bias": True}],
+    "exaone4": [{"sliding_window": 3}],
+    "gemma": [{}],
+    "gemma2": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
+    "gemma3_text": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
+    "glm": [{}],
+    "glm4": [{}],
+    "gpt2": [{"n_inner": 24, "head_dim": None}],
+    "gpt_neox": [{"head_dim": None}],
+    "gpt_oss": [{**MOE, "sliding_window": 3}],
+    "granite": [{"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0, "head_dim": None}],
+    "granitemoe": [{**MOE, "head_dim": None}],
+    "helium": [{"head_dim": 4}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"head_dim": None},
     ],
+    "ministral": [{"sliding_window": 3}],
     "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
+    "mixtral": [{**MOE}],
+    "nemotron": [{}, {"attention_bias": True, "mlp_bias": True}],
+    "olmo": [{"head_dim": None}, {"clip_qkv": 0.5}],
+    "olmo2": [{"head_dim": None}],
+    "olmo3": [{"sliding_window": 3, "head_dim": None}],
+    "olmoe": [{**MOE, "head_dim": None}],
+    "phi": [{"head_dim": None}, {"qk_layernorm": True, "head_dim": None}],
+    "phi3": [{"head_dim": None}],
     "qwen2": [
         {"head_dim": None},
         {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     ],
+    "qwen2_moe": [{**MOE, "shared_expert_intermediate_size": 10, "mlp_only_layers": [1]}],
     "qwen3": [{}, {"attention_bias": True, "tie_word_embeddings": True}],
+    "qwen3_moe": [{**MOE, "mlp_only_layers": [2]}],
+    "seed_oss": [{}],
+    "smollm3": [{"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": None}],
+    "stablelm": [{"head_dim": None}, {"head_dim": None, "use_qkv_bias": True, "qk_layernorm": True}],
+    "starcoder2": [{}],
 }
 """Config values of each architecture's variants, on top of `SMALL`."""
 
@@ -49,6 +85,17 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     if values["head_dim"] is None:
         del values["head_dim"]
     return AutoConfig.for_model(model_type, **values)
+
+
+def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
+    """The part of a shape that a model can change, neurons as wide as its experts allow."""
+    description = descriptions()[config.model_type]
+    wanted = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
+    if getattr(config, "qk_layernorm", False):
+        wanted = {key: value for key, value in wanted.items() if "heads" not in key}
+    if "experts" in description.sizes and "intermediate_size" in wanted:
+        wanted["intermediate_size"] = 16
+    return wanted
 
 
 def tiny_model(config: Any, seed: int = 0) -> Any:

@@ -11,6 +11,7 @@ from .spec import (
     descriptions,
     is_ignored,
     nearest_expressible,
+    register_architecture,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "descriptions",
     "is_ignored",
     "nearest_expressible",
+    "register_architecture",
 ]

@@ -82,13 +82,14 @@ Axis = tuple[Section, ...]
 def parse_axes(text: str) -> tuple[Axis, ...]:
     """Parse the axes of a tensor, such as `"[heads*head_dim; kv*head_dim; kv*head_dim], hidden"`.
 
-    Axes are separated by commas; sections packed along one axis stand in brackets, separated by semicolons.
+    Axes are separated by commas; sections packed along one axis stand in brackets, separated by semicolons. A scalar
+    has no axes: the text is empty.
 
     Raises:
         ValueError: The text does not have this form.
     """
     axes = []
-    for part in text.split(","):
+    for part in text.split(",") if text.strip() else ():
         part = part.strip()
         sections = part[1:-1].split(";") if part.startswith("[") and part.endswith("]") else [part]
         axis = tuple(Section(tuple(factor.strip() for factor in section.split("*"))) for section in sections)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from .expressions import Axis, evaluate, parse_axes
 DIMENSIONS = {
     "num_hidden_layers": "layers",
     "num_key_value_heads": "kv",
+    "num_attention_heads": "heads",
     "intermediate_size": "ffn",
 }
 """The dimensions that can be asked for: Hugging Face config key to the name of the size in the descriptions."""
@@ -35,10 +36,12 @@ class Dimension:
     Args:
         writes: Config key to the expression of its new value, over the new sizes.
         fixed: Why this architecture cannot change the dimension; None when it can.
+        inexact: Why the cut model is not the original with the removed units at zero; None when it is.
     """
 
     writes: Mapping[str, str]
     fixed: str | None = None
+    inexact: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,21 @@ class Rule:
 
     require: str
     reason: str
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Another class that computes the same, for shapes which the own class refuses.
+
+    Args:
+        model_type: The other architecture.
+        writes: Config keys that it needs, with their values.
+        unless: Config keys that must be unset or false, because the other class has nothing like them.
+    """
+
+    model_type: str
+    writes: Mapping[str, Any]
+    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,9 @@ class Description:
         layer_indices: Config keys whose lists hold layer indices.
         tensors: Tensor name, with `*` for indices, to its axes.
         ignored: Names of stored tensors that carry no parameter (buffers that old versions saved).
+        memory: The same as `tensors`, for parameters that are laid out differently in memory than on disk.
+        transposed: Weights that store (in, out) where a linear layer stores (out, in).
+        class_change: Another class for shapes that this one refuses.
     """
 
     model_type: str
@@ -74,6 +95,9 @@ class Description:
     layer_indices: tuple[str, ...]
     tensors: Mapping[str, tuple[Axis, ...]]
     ignored: tuple[str, ...] = ()
+    memory: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
+    class_change: ClassChange | None = None
 
     @classmethod
     def from_json(cls, path: Path) -> Description:
@@ -84,14 +108,15 @@ class Description:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            allowed = {"model_type", "models", "sizes", "dimensions", "rules", "per_layer", "layer_indices", "tensors"}
+            allowed = {entry.name for entry in fields(cls)}
             for key in data:
-                if key not in allowed | {"ignored"}:
+                if key not in allowed:
                     raise ValueError(unknown_name("entry", key, allowed))
             dimensions = {
-                name: Dimension(entry.get("writes", {}), entry.get("fixed"))
+                name: Dimension(entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"))
                 for name, entry in data["dimensions"].items()
             }
+            change = data.get("class_change")
             if set(dimensions) != set(DIMENSIONS):
                 raise ValueError(f"dimensions must be exactly {', '.join(DIMENSIONS)}")
             return cls(
@@ -104,6 +129,10 @@ class Description:
                 layer_indices=tuple(data.get("layer_indices", ())),
                 tensors={name: parse_axes(axes) for name, axes in data["tensors"].items()},
                 ignored=tuple(data.get("ignored", ())),
+                memory={name: parse_axes(axes) for name, axes in data.get("memory", {}).items()},
+                transposed=tuple(data.get("transposed", ())),
+                class_change=change
+                and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -117,13 +146,30 @@ def descriptions() -> Mapping[str, Description]:
     return {description.model_type: description for description in found}
 
 
+_REGISTERED: dict[str, Description] = {}
+
+
+def register_architecture(path: str | Path) -> Description:
+    """Add a description from outside the package; it goes before one of the same `model_type` inside.
+
+    Args:
+        path: A JSON file in the format of the package's own.
+
+    Raises:
+        ArchitectureError: It is no description.
+    """
+    description = Description.from_json(Path(path))
+    _REGISTERED[description.model_type] = description
+    return description
+
+
 def describe(model_type: str) -> Description:
     """Return the description of a `model_type`.
 
     Raises:
         ArchitectureError: There is none; the message names the nearest and all that exist.
     """
-    known = descriptions()
+    known = {**descriptions(), **_REGISTERED}
     if model_type not in known:
         raise ArchitectureError(unknown_name("architecture", model_type, known))
     return known[model_type]
@@ -137,11 +183,15 @@ class BoundTensor:
         name: Name in the checkpoint.
         axes: What each axis counts.
         layer: Index of its layer, or None outside the layers.
+        expert: Index of its expert, or None where experts are not stored one by one.
+        transposed: Whether a weight stores (in, out).
     """
 
     name: str
     axes: tuple[Axis, ...]
     layer: int | None
+    expert: int | None = None
+    transposed: bool = False
 
     def counts(self, size: str) -> bool:
         """Whether any axis counts `size`."""
@@ -174,14 +224,14 @@ class Binding:
         return {key: self.sizes[size] for key, size in DIMENSIONS.items() if size in self.sizes}
 
     def resized(self, shape: Mapping[str, int]) -> dict[str, int]:
-        """Return all sizes after a change of shape; the query heads follow their KV groups.
+        """Return all sizes after a change of shape; query heads that are not named follow their KV groups.
 
         Args:
-            shape: New values by config key; dimensions that are not named stay.
+            shape: New values by config key; other dimensions that are not named stay.
         """
         sizes = dict(self.sizes)
         sizes.update({DIMENSIONS[key]: value for key, value in shape.items()})
-        if "kv" in sizes:
+        if "num_attention_heads" not in shape:
             sizes["heads"] = sizes["kv"] * (self.sizes["heads"] // self.sizes["kv"])
         return sizes
 
@@ -194,11 +244,12 @@ class Binding:
                 changes.update({name: evaluate(value, sizes.get) for name, value in dimension.writes.items()})
         return changes
 
-    def refusal(self, shape: Mapping[str, int]) -> str | None:
+    def refusal(self, shape: Mapping[str, int], *, allow_class_change: bool = False) -> str | None:
         """Return why a shape cannot be expressed, or None when it can.
 
         Args:
             shape: New values by config key.
+            allow_class_change: Whether it may be written as another class that computes the same.
         """
         for key, value in shape.items():
             current = self.shape.get(key)
@@ -208,11 +259,37 @@ class Binding:
                     return f"{key} cannot change for {self.description.model_type}: {reason}"
             elif not 1 <= value <= current:
                 return f"{key}={value} is not between 1 and the model's {current}"
+        sizes = self.resized(shape)
+        if sizes["heads"] % sizes["kv"]:
+            return f"num_attention_heads={sizes['heads']} cannot be shared by num_key_value_heads={sizes['kv']} evenly"
+        broken = self._broken_rule(shape)
+        change = self.description.class_change
+        if broken is None or change is None or not self.can_change_class:
+            return broken
+        return None if allow_class_change else f"{broken}; allow_class_change would write it as {change.model_type}"
+
+    def _broken_rule(self, shape: Mapping[str, int]) -> str | None:
         config = {**self.values, **self.config_changes(shape)}
         for rule in self.description.rules:
             if not evaluate(rule.require, config.get):
                 return rule.reason
         return None
+
+    @property
+    def can_change_class(self) -> bool:
+        """Whether another class computes the same for this config."""
+        change = self.description.class_change
+        return change is not None and not any(self.values.get(key) for key in change.unless)
+
+    def class_change(self, shape: Mapping[str, int]) -> ClassChange | None:
+        """Return the other class that a shape has to be written as, or None when the own class takes it."""
+        return self.description.class_change if self._broken_rule(shape) is not None else None
+
+    def inexact(self, shape: Mapping[str, int]) -> list[str]:
+        """Return the reasons why a cut to this shape is not the original with the removed units at zero."""
+        dimensions = self.description.dimensions
+        changed = [key for key, value in shape.items() if value != self.shape.get(key)]
+        return sorted({dimensions[key].inexact or "" for key in changed} - {""})
 
     def num_parameters(self, shape: Mapping[str, int] | None = None) -> int:
         """Return the number of parameters at a shape: a sum over the tensors, with no formula of its own.
@@ -241,6 +318,16 @@ class Binding:
             if tensor.layer is not None:
                 kinds[tensor.layer].append(tensor.axes)
         return [tuple(kind) for kind in kinds]
+
+    @cached_property
+    def in_memory(self) -> Mapping[str, BoundTensor]:
+        """The tensors by the names that they have in a loaded model, where these may be laid out differently."""
+        bound = dict(self.tensors)
+        for pattern, axes in self.description.memory.items():
+            for layer in range(self.sizes["layers"]):
+                name = pattern.replace("*", str(layer), 1)
+                bound[name] = BoundTensor(name, axes, layer)
+        return bound
 
     def layer_tensors(self, layer: int) -> list[BoundTensor]:
         """Return the tensors of one layer."""
@@ -292,6 +379,8 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     for dimension in description.dimensions.values():
         for key in dimension.writes:
             lookup(key)
+    for key in description.class_change.unless if description.class_change else ():
+        lookup(key)
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
         raise ArchitectureError(
             f"{sizes['heads']} query heads cannot be shared by {sizes['kv']} key-value heads evenly"
@@ -300,16 +389,20 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     tensors: dict[str, BoundTensor] = {}
     strangers: list[str] = []
     for name, shape in shapes.items():
-        axes = description.tensors.get(_INDEX.sub("*", name))
+        axes = description.tensors.get(_pattern(name))
         if axes is None:
             strangers.append(f"{name} {list(shape)}")
             continue
-        expected = [axis_length(axis, sizes) for axis in axes]
+        try:
+            expected = [axis_length(axis, sizes) for axis in axes]
+        except (KeyError, TypeError):
+            raise ArchitectureError(f"the axes of {name} name a size that {description.model_type} has not") from None
         if list(shape) != expected:
             strangers.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        index = _INDEX.search(name)
-        tensors[name] = BoundTensor(name, axes, int(index.group()) if index else None)
+        indices = [int(index) for index in _INDEX.findall(name)]
+        layer, expert = (*indices, None, None)[:2]
+        tensors[name] = BoundTensor(name, axes, layer, expert, _pattern(name) in description.transposed)
     if strangers:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(strangers)} of the model's "
@@ -320,7 +413,12 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
 
 def is_ignored(description: Description, name: str) -> bool:
     """Whether a stored tensor is a buffer that carries no parameter."""
-    return _INDEX.sub("*", name) in description.ignored
+    return _pattern(name) in description.ignored
+
+
+def _pattern(name: str) -> str:
+    """Return a tensor's name with `*` for every index."""
+    return _INDEX.sub("*", name)
 
 
 def nearest_expressible(binding: Binding, key: str, value: int, shape: Mapping[str, int]) -> list[int]:
@@ -338,13 +436,18 @@ def nearest_expressible(binding: Binding, key: str, value: int, shape: Mapping[s
     return below + above
 
 
-def check_shape(binding: Binding, shape: Mapping[str, int]) -> None:
+def check_shape(binding: Binding, shape: Mapping[str, int], *, allow_class_change: bool = False) -> None:
     """Check that a shape can be expressed.
+
+    Args:
+        binding: The model.
+        shape: New values by config key.
+        allow_class_change: Whether it may be written as another class that computes the same.
 
     Raises:
         ShapeError: It cannot; the message names the nearest that can.
     """
-    reason = binding.refusal(shape)
+    reason = binding.refusal(shape, allow_class_change=allow_class_change)
     if reason is None:
         return
     for key, value in shape.items():

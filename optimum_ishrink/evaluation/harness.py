@@ -91,9 +91,17 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
 
     Args:
         results: What `simple_evaluate` returned.
+
+    Returns:
+        One measurement for each task and metric. A metric of a filter other than `none` is named as lm-eval names it,
+        such as `exact_match,strict-match`, because a task may filter its answers in several ways. A group's n is the
+        sum over its tasks; a group whose tasks are unknown is left out.
     """
     found = []
     for task, values in results["results"].items():
+        n = _effective_samples(results, task)
+        if n is None:
+            continue
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
             if metric.endswith("_stderr") or not filter_name or not isinstance(value, (int, float)):
@@ -106,12 +114,33 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
             }
             found.append(
                 Measurement(
-                    metric,
+                    metric if filter_name == "none" else key,
                     task,
                     float(value),
                     float(stderr) if isinstance(stderr, (int, float)) else None,
-                    int(results["n-samples"][task]["effective"]),
+                    n,
                     settings,
                 )
             )
     return tuple(found)
+
+
+def _effective_samples(results: Any, task: str) -> int | None:
+    """Return how many examples a task or a group of tasks was evaluated on, or None when lm-eval does not say.
+
+    lm-eval counts only for tasks. A group may hold groups, and two of these one task, which counts once.
+    """
+    counts, children = results["n-samples"], results.get("group_subtasks", {})
+    tasks: set[str] = set()
+    seen: set[str] = set()
+    pending = [task]
+    while pending:
+        name = pending.pop()
+        if name in counts:
+            tasks.add(name)
+        elif name in seen or not children.get(name):
+            return None
+        else:
+            seen.add(name)
+            pending += children[name]
+    return sum(int(counts[name]["effective"]) for name in tasks)

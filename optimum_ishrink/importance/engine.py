@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..architectures import DIMENSIONS, Binding, BoundTensor
+from ..architectures.expressions import Axis
 from ..errors import DataError, RequestError
 from ..progress import progress_bar
-from ..surgery.slicing import sum_per_unit
+from ..surgery.slicing import slice_tensor, sum_per_unit
 from ..tensor_files import TensorInfo, read_tensor
 from .registry import Criterion
 
@@ -63,11 +64,43 @@ def _reads_heads(bound: BoundTensor, keys: tuple[str, ...]) -> bool:
     return "num_key_value_heads" in keys and bound.counts("heads")
 
 
+def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) -> torch.Tensor:
+    """Return how alike the KV heads of each layer are: the cosine of their key and value projections.
+
+    Args:
+        tensors: The checkpoint's tensors.
+        binding: The model.
+
+    Returns:
+        float32, shape (layers, heads, heads).
+    """
+    heads = binding.sizes["kv"]
+    rows: list[list[list[torch.Tensor]]] = [[[] for _ in range(heads)] for _ in range(binding.sizes["layers"])]
+    with progress_bar("similarity of KV heads", len(rows)) as advance:
+        for layer, features in enumerate(rows):
+            for bound in binding.layer_tensors(layer):
+                if bound.counts("kv"):
+                    tensor = read_tensor(tensors[bound.name]).float()
+                    for head in range(heads):
+                        keep = {"kv": [head], "heads": []}  # of a packed projection, the keys and values alone
+                        features[head].append(slice_tensor(tensor, bound, binding.sizes, keep).flatten())
+            advance(1)
+    stacked = torch.stack([torch.stack([torch.cat(parts) for parts in features]) for features in rows])
+    unit = torch.nn.functional.normalize(stacked, dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
 def _empty(binding: Binding, keys: tuple[str, ...], device: torch.device) -> dict[str, torch.Tensor]:
     layers = binding.sizes["layers"]
     return {
-        key: torch.zeros((layers,) if key == LAYERS else (layers, binding.shape[key]), device=device) for key in keys
+        key: torch.zeros((layers,) if key == LAYERS else (layers, _units(binding, key)), device=device) for key in keys
     }
+
+
+def _units(binding: Binding, key: str) -> int:
+    """Return the number of units in a layer; the neurons of experts are counted through."""
+    experts = binding.sizes.get("experts", 1) if DIMENSIONS[key] == "ffn" else 1
+    return binding.shape[key] * experts
 
 
 def _add(
@@ -83,7 +116,7 @@ def _add(
         if key == LAYERS:
             scores[key][bound.layer] += values.sum(dtype=torch.float32)
         else:
-            scores[key][bound.layer] += sum_per_unit(values, bound.axes, binding.sizes, DIMENSIONS[key])
+            scores[key][bound.layer] += sum_per_unit(values, bound, binding.sizes, DIMENSIONS[key])
 
 
 def next_token_loss(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -185,7 +218,7 @@ def _watch_gradients(
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     handles = []
     for name, parameter in model.named_parameters():
-        bound = binding.tensors.get(name)
+        bound = binding.in_memory.get(name)
         parameter.requires_grad_(bound is not None and bound.layer is not None)
         if bound is not None and bound.layer is not None:
 
@@ -211,14 +244,18 @@ def readers(binding: Binding, key: str) -> list[BoundTensor]:
         binding: The model.
         key: The unit's config key.
     """
-    sizes = {"heads", "kv"} if key == "num_key_value_heads" else {DIMENSIONS[key]}
+    size = "heads" if key == "num_key_value_heads" else DIMENSIONS[key]
     return [
         bound
         for bound in binding.tensors.values()
         if bound.layer is not None
         and len(bound.axes) == 2
-        and any(factor in sizes for section in bound.axes[1] for factor in section.factors)
+        and any(size in section.factors for section in _input_axis(bound))
     ]
+
+
+def _input_axis(bound: BoundTensor) -> Axis:
+    return bound.axes[0 if bound.transposed else 1]
 
 
 @contextmanager
@@ -234,9 +271,12 @@ def _watch_activations(
     handles = []
     watched: list[tuple[BoundTensor, Any, torch.Tensor]] = []
     tokens = torch.zeros((), dtype=torch.float64)
-    for bound in {bound.name: bound for key in keys for bound in readers(binding, key)}.values():
+    found = {bound.name: bound for key in keys for bound in readers(binding, key)}
+    if "intermediate_size" in keys and binding.sizes.get("experts", 1) > 1:
+        raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'magnitude'")
+    for bound in found.values():
         module = model.get_submodule(bound.name.removesuffix(".weight"))
-        sums = torch.zeros(module.weight.shape[1], dtype=torch.float32, device=model.device)
+        sums = torch.zeros(module.weight.shape[0 if bound.transposed else 1], dtype=torch.float32, device=model.device)
         watched.append((bound, module, sums))
 
         def add(_: Any, inputs: tuple[torch.Tensor, ...], sums: torch.Tensor = sums) -> None:
@@ -253,11 +293,13 @@ def _watch_activations(
     try:
         yield
         for bound, module, sums in watched:
-            channels = criterion.function(sums / tokens.to(sums), module.weight.detach())
+            weight = module.weight.detach()
+            channels = criterion.function(sums / tokens.to(sums), weight.T if bound.transposed else weight)
             for key in keys:
                 unit = DIMENSIONS[key]
                 assert bound.layer is not None
-                total.sums[key][bound.layer] += sum_per_unit(channels, bound.axes[1:], binding.sizes, unit)
+                inputs_alone = replace(bound, axes=(_input_axis(bound),))
+                total.sums[key][bound.layer] += sum_per_unit(channels, inputs_alone, binding.sizes, unit)
         total.terms = 1  # already a mean over tokens
     finally:
         for handle in handles:
@@ -277,6 +319,7 @@ def _watch_hidden_states(
     handles = []
     for layer in range(binding.sizes["layers"]):
 
+        @torch.no_grad()  # beside a criterion that needs gradients, these values must not hold on to their graph
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, layer: int = layer) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output

@@ -31,6 +31,10 @@ def edit_config(
     """
     edited = dict(raw)
     edited.update(binding.config_changes(shape))
+    change = binding.class_change(shape)
+    if change is not None:
+        # Only the names change: both classes build the same modules and read the same keys.
+        edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
     for key in binding.description.layer_indices:
         if raw.get(key):

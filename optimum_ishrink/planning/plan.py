@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding, check_shape
+from ..architectures import DIMENSIONS, Binding, check_shape
 from ..artifacts import Plan
 from ..errors import ShapeError
 from .config_edit import changed_keys, edit_config
-from .selection import choose_layers, choose_units, default_protection
+from .selection import choose_heads, choose_layers, choose_units, default_protection, group_similar
 from .target import check_multiple, default_multiple, parse_target, solve
 
 
@@ -26,6 +26,8 @@ class ShapeRequest:
         intermediate_multiple: What MLP widths are kept to; None chooses it by the width.
         keep_first_layers: Layers at the beginning that always stay; None takes the default for the depth.
         keep_last_layers: Layers at the end that always stay; None takes the default for the depth.
+        merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
+        allow_class_change: Shapes that the own class refuses may be written as another class that computes the same.
     """
 
     shape: Mapping[str, int]
@@ -33,6 +35,8 @@ class ShapeRequest:
     intermediate_multiple: int | None = None
     keep_first_layers: int | None = None
     keep_last_layers: int | None = None
+    merge_key_value_heads: bool = False
+    allow_class_change: bool = False
 
     def protection(self, num_layers: int) -> tuple[int, int]:
         """Return how many first and last layers always stay."""
@@ -55,24 +59,56 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
     """
     if not request.shape and not request.target:
         raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
-    check_shape(binding, request.shape)
+    wanted = dict(request.shape)
+    if request.merge_key_value_heads:
+        _check_merge(binding, request)
+        wanted.setdefault("num_attention_heads", binding.shape["num_attention_heads"])
+    check_shape(binding, wanted, allow_class_change=request.allow_class_change)
     width = binding.shape["intermediate_size"]
     multiple = request.intermediate_multiple or default_multiple(width)
-    check_multiple(request.shape, width, multiple)
+    check_multiple(wanted, width, multiple)
     first, last = request.protection(binding.shape["num_hidden_layers"])
+    total = binding.shape["num_hidden_layers"]
+    if first + last > total:
+        raise ShapeError(
+            f"keep_first_layers={first} and keep_last_layers={last} are more than the model's {total} layers"
+        )
+    if wanted.get("num_hidden_layers", total) < min(total, first + last):
+        raise ShapeError(
+            f"num_hidden_layers={wanted['num_hidden_layers']} is fewer than the {first} first and {last} last layers "
+            "that are kept; lower keep_first_layers or keep_last_layers"
+        )
     if request.target:
         target = parse_target(request.target, binding.num_parameters())
-        return solve(binding, target, request.shape, multiple, first + last)
-    shape = {**binding.shape, **request.shape}
+        return solve(binding, target, wanted, multiple, first + last)
+    shape = complete_shape(binding, wanted)
+    group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
+    if not request.merge_key_value_heads and shape["num_attention_heads"] > shape["num_key_value_heads"] * group:
+        raise ShapeError(
+            f"num_attention_heads={shape['num_attention_heads']} is more than the {group} query heads of each of the "
+            f"{shape['num_key_value_heads']} KV groups that stay; merge_key_value_heads keeps all query heads"
+        )
     if shape == binding.shape:
         raise ShapeError("the shape asked for is the model's own; nothing would change")
-    gone, free = binding.shape["num_hidden_layers"] - shape["num_hidden_layers"], shape["num_hidden_layers"]
-    if gone and free < first + last:
-        raise ShapeError(
-            f"num_hidden_layers={free} is fewer than the {first} first and {last} last layers that are kept; "
-            "lower keep_first_layers or keep_last_layers"
-        )
     return shape
+
+
+def complete_shape(binding: Binding, shape: Mapping[str, int]) -> dict[str, int]:
+    """Return a shape with every dimension in it; query heads follow their KV groups unless they are named."""
+    sizes = binding.resized(shape)
+    return {key: sizes[DIMENSIONS[key]] for key in binding.shape}
+
+
+def _check_merge(binding: Binding, request: ShapeRequest) -> None:
+    before, after = binding.shape["num_key_value_heads"], request.shape.get("num_key_value_heads")
+    if after is None:
+        raise ShapeError("merge_key_value_heads needs num_key_value_heads: how many heads the merged ones shall be")
+    if after < before and before % after:
+        near = [value for value in range(1, before) if before % value == 0]
+        raise ShapeError(
+            f"{before} KV heads cannot be merged into {after} evenly; "
+            f"num_key_value_heads can be {' or '.join(map(str, near))}"
+        )
 
 
 def make_plan(
@@ -97,8 +133,8 @@ def make_plan(
         binding: The model.
         shape: The complete new shape, from `resolve_shape`.
         request: What was asked for; its protected layers are kept.
-        scores: Config key to importance: shape (layers,) for `num_hidden_layers`, (layers, units) for the others. Only
-            the dimensions that change are needed.
+        scores: Config key to importance: shape (layers,) for `num_hidden_layers`, (layers, units) for the others; and
+            `key_value_similarity`, shape (layers, heads, heads), to merge by. Only what changes is needed.
         settings: How the scores were made; kept with the plan.
 
     Raises:
@@ -109,14 +145,17 @@ def make_plan(
     if shape["num_hidden_layers"] < total:
         first, last = request.protection(total)
         layers = choose_layers(scores["num_hidden_layers"], shape["num_hidden_layers"], first, last)
-    units = {}
-    for key in ("num_key_value_heads", "intermediate_size"):
-        if key not in shape:
-            continue
-        if shape[key] < binding.shape[key]:
-            units[key] = choose_units(scores[key], layers, shape[key])
-        else:
-            units[key] = tuple(tuple(range(shape[key])) for _ in layers)
+    units: dict[str, tuple[tuple[int, ...], ...]] = {}
+    if shape["intermediate_size"] < binding.shape["intermediate_size"]:
+        experts = binding.sizes.get("experts", 1)
+        width = shape["intermediate_size"]
+        units["intermediate_size"] = choose_units(scores["intermediate_size"], layers, width, experts=experts)
+    merges = None
+    if request.merge_key_value_heads:
+        similarity = scores["key_value_similarity"]
+        merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
+    units.update(_choose_attention(binding, shape, layers, scores, merges))
+    counts = binding.layer_parameters(binding.resized(shape))
     return Plan(
         model=model,
         revision=revision,
@@ -127,6 +166,35 @@ def make_plan(
         units=units,
         config_changes=changed_keys(raw_config, edit_config(raw_config, config, binding, shape, layers)),
         num_parameters=binding.num_parameters(),
-        new_num_parameters=binding.num_parameters(shape),
+        new_num_parameters=binding.outer_parameters(binding.resized(shape)) + sum(counts[layer] for layer in layers),
         settings=dict(settings),
+        merges=merges,
+        inexact=tuple(binding.inexact(shape)),
     )
+
+
+def _choose_attention(
+    binding: Binding,
+    shape: Mapping[str, int],
+    layers: tuple[int, ...],
+    scores: Mapping[str, torch.Tensor],
+    merges: tuple[tuple[tuple[int, ...], ...], ...] | None,
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the KV heads and the query heads that stay in each layer."""
+    before = binding.shape
+    if all(shape[key] == before[key] for key in ("num_key_value_heads", "num_attention_heads")) and merges is None:
+        return {}
+    if merges is not None:
+        sources = merges
+        kv = tuple(tuple(heads[0] for heads in layer) for layer in merges)
+    else:
+        kv = tuple(tuple(range(before["num_key_value_heads"])) for _ in layers)
+        if shape["num_key_value_heads"] < before["num_key_value_heads"]:
+            kv = choose_units(scores["num_key_value_heads"], layers, shape["num_key_value_heads"])
+        sources = tuple(tuple((head,) for head in layer) for layer in kv)
+    # Query head i reads KV head i // group: the order in which transformers repeats keys and values.
+    group = before["num_attention_heads"] // before["num_key_value_heads"]
+    readers = [[[h * group + i for h in heads for i in range(group)] for heads in layer] for layer in sources]
+    count = shape["num_attention_heads"] // shape["num_key_value_heads"]
+    heads = choose_heads(scores.get("num_attention_heads"), readers, layers, count)
+    return {"num_key_value_heads": kv, "num_attention_heads": heads}

@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from ..architectures import Binding, check_shape
 from ..errors import ShapeError
 
-_SENSITIVITY = {"intermediate_size": 1.0, "num_hidden_layers": 3.0, "num_key_value_heads": 4.0}
+_SENSITIVITY = {
+    "intermediate_size": 1.0,
+    "num_hidden_layers": 3.0,
+    "num_key_value_heads": 4.0,
+    "num_attention_heads": 0.0,
+}
 """How much a removed share of each dimension hurts, against the same share of the MLP neurons.
 
 At equal share, squared, layers of SmolLM2-135M-Instruct cost three to five times as much as neurons in log perplexity.
 The lower end is taken, since at an equal number of parameters the shallower model is the faster one: a layer takes its
 fixed costs and its part of the KV cache with it. One of the three KV groups, with its query heads, cost three to four
-times as much per share squared as a quarter of the neurons did, in KL divergence.
+times as much per share squared as a quarter of the neurons did, in KL divergence. Query heads go with their group and
+count there.
 """
 
 TOLERANCE = 0.005
@@ -111,6 +117,8 @@ def candidates(
     """
     choices: dict[str, list[int]] = {}
     for key, size in binding.shape.items():
+        if key == "num_attention_heads":
+            continue  # the query heads follow their KV groups unless they were asked for
         if key in fixed:
             choices[key] = [fixed[key]]
         elif binding.description.dimensions[key].fixed:
@@ -124,7 +132,10 @@ def candidates(
     for kv in choices["num_key_value_heads"]:
         for width in choices["intermediate_size"]:
             inner = {"num_key_value_heads": kv, "intermediate_size": width}
+            if "num_attention_heads" in fixed:
+                inner["num_attention_heads"] = fixed["num_attention_heads"]
             sizes = binding.resized(inner)
+            inner["num_attention_heads"] = sizes["heads"]
             total = binding.outer_parameters(sizes)
             for depth, count in enumerate(binding.layer_parameters(sizes), start=1):
                 total += count

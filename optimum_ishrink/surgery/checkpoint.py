@@ -26,7 +26,7 @@ from ..tensor_files import (
     shard,
     write_file,
 )
-from .slicing import Keep, kept_units, slice_tensor
+from .slicing import Keep, Merges, kept_units, merge_tensor, slice_tensor
 
 MAX_SHARD_SIZE = 5 * 1000**3
 """Bytes in one weight file: 5 GB, so that a compact model is one file and larger ones stay easy to move."""
@@ -59,26 +59,35 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
     """
     position = {layer: i for i, layer in enumerate(plan.layers)}
     outgoing = []
+    new_sizes = binding.resized(plan.new_shape)
     scratch = Scratch()  # every tensor is written before the next one is made
     for bound in binding.tensors.values():
         source = tensors[bound.name]
         if bound.layer is not None and bound.layer not in position:
             continue
         keep = kept_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
-        sizes = {**binding.sizes, **{size: len(kept) for size, kept in keep.items()}}
-        shape = tuple(axis_length(axis, sizes) for axis in bound.axes)
+        merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
+        whole = bound.layer is None or not any(bound.counts(size) for size in keep)
+        shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
         name = bound.in_layer(position[bound.layer]) if bound.layer is not None else bound.name
-        if shape == source.shape:
+        if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:
-            make = partial(_cut, scratch, source, bound, binding.sizes, keep)
+            make = partial(_cut, scratch, source, bound, binding.sizes, keep, merges)
             outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
     return outgoing
 
 
 def _cut(
-    scratch: Scratch, source: TensorInfo, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep
+    scratch: Scratch,
+    source: TensorInfo,
+    bound: BoundTensor,
+    sizes: Mapping[str, int],
+    keep: Keep,
+    merges: Merges | None,
 ) -> torch.Tensor:
+    if merges is not None:
+        return merge_tensor(read_tensor(source, scratch), bound, sizes, keep, merges)
     return slice_tensor(read_tensor(source, scratch), bound, sizes, keep, scratch)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 import torch
 
 from ..architectures import Binding, BoundTensor
-from ..architectures.expressions import Axis
+from ..architectures.expressions import Axis, parse_axes
 from ..architectures.spec import factor_length
 from ..artifacts import Plan
 from ..tensor_files import Scratch
@@ -19,9 +20,7 @@ Keep = Mapping[str, Sequence[int]]
 
 
 def kept_units(binding: Binding, plan: Plan, position: int) -> Keep:
-    """Return what stays in one layer, by size name. Query heads follow the KV group that they share.
-
-    Query head `i` belongs to KV group `i // (heads // kv)`, the order in which transformers repeats keys and values.
+    """Return what stays in one layer, by size name.
 
     Args:
         binding: The model.
@@ -33,9 +32,27 @@ def kept_units(binding: Binding, plan: Plan, position: int) -> Keep:
         keep["ffn"] = plan.units["intermediate_size"][position]
     if "num_key_value_heads" in plan.units:
         keep["kv"] = plan.units["num_key_value_heads"][position]
-        group = binding.sizes["heads"] // binding.sizes["kv"]
-        keep["heads"] = [kv * group + i for kv in keep["kv"] for i in range(group)]
-    return {size: kept for size, kept in keep.items() if len(kept) < binding.sizes[size]}
+    if "num_attention_heads" in plan.units:
+        keep["heads"] = plan.units["num_attention_heads"][position]
+    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.sizes.get("experts", 1)}
+    return {size: kept for size, kept in keep.items() if list(kept) != list(range(totals[size]))}
+
+
+def experts_keep(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
+    """Return `keep` with the neurons of one expert, for a tensor that belongs to one.
+
+    Args:
+        bound: The tensor.
+        sizes: The model's sizes.
+        keep: What stays in the layer, neurons counted through all experts.
+    """
+    if bound.expert is None or "ffn" not in keep:
+        return keep
+    return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert, sizes["ffn"])}
+
+
+def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
+    return [neuron - expert * width for neuron in neurons if neuron // width == expert]
 
 
 def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
@@ -64,6 +81,7 @@ def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor
     return torch.cat(parts)
 
 
+_EXPERTS = parse_axes("experts")[0]
 _SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -79,6 +97,12 @@ def slice_tensor(
         keep: What stays along the sizes that change.
         scratch: Memory for the result of a tensor on the CPU; it is then overwritten by the next one cut with it.
     """
+    if _stacks_experts(bound, keep):
+        parts = [
+            slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep) for expert in range(sizes["experts"])
+        ]
+        return torch.stack(parts)
+    keep = experts_keep(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
         if index is None:
@@ -109,7 +133,13 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         sizes: The model's sizes.
         keep: What stays along the sizes that change.
     """
+    if _stacks_experts(bound, keep):
+        parts = [
+            zero_removed(tensor[expert], _one_expert(bound, expert), sizes, keep) for expert in range(sizes["experts"])
+        ]
+        return torch.stack(parts)
     tensor = tensor.clone()
+    keep = experts_keep(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
         if index is not None:
@@ -117,6 +147,40 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
             gone[index] = False
             tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     return tensor
+
+
+def _stacks_experts(bound: BoundTensor, keep: Keep) -> bool:
+    """Whether a tensor holds all experts along its first axis, with neurons that differ from expert to expert."""
+    return "ffn" in keep and bound.counts("ffn") and bound.axes[0] == _EXPERTS
+
+
+def _one_expert(bound: BoundTensor, expert: int) -> BoundTensor:
+    return replace(bound, axes=bound.axes[1:], expert=expert)
+
+
+Merges = Sequence[Sequence[int]]
+"""For each new KV head, the heads that it is the mean of; all of one length."""
+
+
+def merge_tensor(
+    tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep, merges: Merges
+) -> torch.Tensor:
+    """Return the part of a tensor that stays, with KV heads replaced by the means of those that they were merged from.
+
+    Query heads read the mean instead of their own head: exact where the merged heads are identical.
+
+    Args:
+        tensor: The whole tensor.
+        bound: Its description.
+        sizes: The model's sizes.
+        keep: What stays along the other sizes that change.
+        merges: Which KV heads are merged.
+    """
+    if not bound.counts("kv"):
+        return slice_tensor(tensor, bound, sizes, keep)
+    picks = [[heads[i] for heads in merges] for i in range(len(merges[0]))]
+    parts = [slice_tensor(tensor, bound, sizes, {**keep, "kv": pick}).float() for pick in picks]
+    return torch.stack(parts).mean(dim=0).to(tensor.dtype)
 
 
 def masked_state(binding: Binding, plan: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -139,22 +203,46 @@ def masked_state(binding: Binding, plan: Plan, state: Mapping[str, torch.Tensor]
         elif bound.layer not in position:
             masked[name] = torch.zeros_like(tensor)
         else:
-            masked[name] = zero_removed(tensor, bound, binding.sizes, kept_units(binding, plan, position[bound.layer]))
+            keep = kept_units(binding, plan, position[bound.layer])
+            if plan.merges is not None:
+                tensor = _spread_means(tensor, bound, binding.sizes, plan.merges[position[bound.layer]])
+                keep = {size: kept for size, kept in keep.items() if size != "kv"}
+            masked[name] = zero_removed(tensor, bound, binding.sizes, keep)
     return masked
 
 
-def sum_per_unit(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, int], unit: str) -> torch.Tensor:
+def _spread_means(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], merges: Merges) -> torch.Tensor:
+    """Return a tensor in its own shape, every KV head replaced by the mean of its merge."""
+    partners = {head: heads for heads in merges for head in heads}
+    whole = [[partners[head][i] for head in range(sizes["kv"])] for i in range(len(merges[0]))]
+    return merge_tensor(tensor, bound, sizes, {}, list(zip(*whole, strict=True)))
+
+
+def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], unit: str) -> torch.Tensor:
     """Sum a tensor over everything but one unit.
 
     Args:
-        values: One value per weight (or per channel), in the shape that `axes` describe.
-        axes: What each axis counts.
+        values: One value per weight (or per channel), in the shape that the tensor's axes describe.
+        bound: The tensor's description.
         sizes: The model's sizes.
-        unit: Size name of the unit. For `"kv"`, a query head counts for the group that it belongs to.
+        unit: Size name of the unit. For `"kv"`, a query head counts for the group that it belongs to: head `i` for
+            group `i // (heads // kv)`, the order in which transformers repeats keys and values.
 
     Returns:
-        The sums in float32, shape (units,).
+        The sums in float32, shape (units,); of a model with experts, their neurons lie one after another.
     """
+    experts = sizes.get("experts", 1) if unit == "ffn" else 1
+    total = torch.zeros(experts, sizes[unit], dtype=torch.float32, device=values.device)
+    if bound.axes and experts > 1 and bound.expert is None:
+        if bound.axes[0] == _EXPERTS:
+            for expert in range(experts):
+                total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
+    else:
+        total[(bound.expert or 0) if experts > 1 else 0] = _sum_axes(values, bound.axes, sizes, unit)
+    return total.flatten()
+
+
+def _sum_axes(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, int], unit: str) -> torch.Tensor:
     total = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
     for dim, axis in enumerate(axes):
         start = 0

@@ -175,3 +175,58 @@ def test_a_standard_error_that_cannot_be_computed_is_none() -> None:
     (measurement,) = harness_measurements(results)
     assert (measurement.value, measurement.stderr, measurement.n) == (0.5, None, 3)
     assert measurement.settings == {"num_fewshot": 5, "task_version": 1.0, "filter": "none"}
+
+
+def test_a_group_has_the_samples_of_its_tasks() -> None:
+    results = {
+        "results": {
+            "all": {"alias": "all", "acc,none": 0.5, "acc_stderr,none": 0.1},
+            "part": {"alias": " - part", "acc,none": 0.25},
+            "one": {"alias": "  - one", "acc,none": 0.25},
+            "unknown": {"alias": "unknown", "acc,none": 0.5},
+            "circle": {"acc,none": 0.5},
+            "tag": {"alias": "tag", " ": ""},
+        },
+        "group_subtasks": {"all": ["part", "two", "one"], "part": ["one"], "unknown": ["no"], "circle": ["circle"]},
+        "n-shot": {"one": 2},
+        "versions": {"one": 1.0},
+        "n-samples": {"one": {"original": 9, "effective": 3}, "two": {"original": 9, "effective": 4}},
+    }
+    found = {m.dataset: m for m in harness_measurements(results)}
+    assert {name: m.n for name, m in found.items()} == {"all": 7, "part": 3, "one": 3}
+    assert (found["all"].value, found["all"].stderr) == (0.5, 0.1)
+    assert [m.dataset for m in harness_measurements({**results, "group_subtasks": {}})] == ["one"]
+
+
+def test_a_real_group(task_folder: Path) -> None:
+    second = (task_folder / "parity.yaml").read_text().replace("task: parity", "task: parity_two")
+    (task_folder / "parity_two.yaml").write_text(second)
+    (task_folder / "both.yaml").write_text(
+        "group: both\ntask: [parity, parity_two]\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: true\n"
+    )
+    manager = open_tasks(["both"], str(task_folder))
+    found = evaluate_tasks(tiny_model(tiny_config("llama")), tiny_tokenizer(), ["both"], manager)
+    counts = {(m.dataset, m.metric): m.n for m in found}
+    assert counts["both", "acc"] == 16
+    assert counts["parity_two", "acc_norm"] == 8
+
+
+def test_two_filters_of_one_metric_stay_apart() -> None:
+    results = {
+        "results": {
+            "gsm8k": {
+                "exact_match,strict-match": 0.25,
+                "exact_match_stderr,strict-match": 0.1,
+                "exact_match,flexible-extract": 0.5,
+                "exact_match_stderr,flexible-extract": 0.2,
+            }
+        },
+        "n-shot": {"gsm8k": 5},
+        "versions": {"gsm8k": 3.0},
+        "n-samples": {"gsm8k": {"effective": 8}},
+    }
+    found = {m.metric: (m.value, m.stderr, m.settings["filter"]) for m in harness_measurements(results)}
+    assert found == {
+        "exact_match,strict-match": (0.25, 0.1, "strict-match"),
+        "exact_match,flexible-extract": (0.5, 0.2, "flexible-extract"),
+    }

@@ -92,7 +92,8 @@ def test_taylor_leaves_the_model_as_it_was() -> None:
     model, binding = tiny()
     model.lm_head.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], LAYER_CRITERIA["block-influence"], KEYS)
+    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], LAYER_CRITERIA["block-influence"], KEYS)
+    assert not any(value.requires_grad for value in scores.values())
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -128,17 +129,31 @@ def test_padding_changes_no_score(name: str) -> None:
 def test_every_criterion_scores_every_architecture(model_type: str, variant: int, tmp_path: Path) -> None:
     source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
     model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
-    shapes = {"num_hidden_layers": (4,), "num_key_value_heads": (4, 4), "intermediate_size": (4, 24)}
-    for registry, keys in ((UNIT_CRITERIA, KEYS[1:]), (LAYER_CRITERIA, KEYS[:1])):
+    sizes = binding.sizes
+    experts = sizes.get("experts", 1)
+    shapes = {
+        "num_hidden_layers": (4,),
+        "num_key_value_heads": (4, sizes["kv"]),
+        "num_attention_heads": (4, 8),
+        "intermediate_size": (4, sizes["ffn"] * experts),
+    }
+    unit_keys = tuple(key for key in shapes if key != KEYS[0] and not binding.description.dimensions[key].fixed)
+    for registry, keys in ((UNIT_CRITERIA, unit_keys), (LAYER_CRITERIA, KEYS[:1])):
         for name in registry:
             criterion = registry[name]
+            seen = keys
             if criterion.needs == "weights":
                 scores = score_weights(source.tensors, binding, criterion, keys)
             else:
                 arguments = (criterion, None) if registry is UNIT_CRITERIA else (None, criterion)
-                scores = score_model(model, binding, WINDOWS, *arguments, keys)
-            assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in keys}
-            assert all((value > 0).all() and value.dtype == torch.float32 for value in scores.values())
+                if criterion.needs == "activations" and experts > 1:
+                    with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor'"):
+                        score_model(model, binding, WINDOWS, *arguments, keys)
+                    seen = tuple(key for key in keys if key != "intermediate_size")
+                scores = score_model(model, binding, WINDOWS, *arguments, seen) if seen else {}
+            assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in seen}
+            assert all((value >= 0).all() and value.dtype == torch.float32 for value in scores.values())
+            assert all((value > 0).float().mean() > 0.7 for value in scores.values())
 
 
 def test_magnitude_sums_the_squares_of_a_units_weights(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from optimum_ishrink.architectures.model_class import bind_config, parse_config
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning import (
     ShapeRequest,
+    choose_heads,
     choose_layers,
     choose_units,
     default_multiple,
     edit_config,
+    group_similar,
     make_plan,
     parse_target,
     resolve_shape,
@@ -92,13 +94,20 @@ _SMOLLM2 = bind_config(SMOLLM2)
 def test_a_target_leaves_what_was_given() -> None:
     _, binding = _SMOLLM2
     shape = resolve_shape(binding, ShapeRequest({"num_hidden_layers": 30}, "params=-15%"))
-    assert shape == {"num_hidden_layers": 30, "num_key_value_heads": 3, "intermediate_size": 1152}
+    assert shape == {
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "num_attention_heads": 9,
+        "intermediate_size": 1152,
+    }
 
 
 def test_a_target_that_no_shape_meets_names_the_nearest() -> None:
     _, binding = _SMOLLM2
     request = ShapeRequest({"intermediate_size": 1536, "num_key_value_heads": 3}, "params=-11.8%")
-    with pytest.raises(ShapeError, match=r"num_hidden_layers=26 .*-10.5.*num_hidden_layers=25|num_hidden_layers=25"):
+    with pytest.raises(
+        ShapeError, match=r"num_hidden_layers=26 .*-10\.5.*num_hidden_layers=25 .*-13\.1|=25 .*-13\.1.*=26 .*-10\.5"
+    ):
         resolve_shape(binding, request)
 
 
@@ -204,7 +213,43 @@ def test_a_shape_that_the_config_class_refuses_is_an_error() -> None:
     config, binding = bind_config(data)
     binding = dataclasses.replace(binding, description=dataclasses.replace(binding.description, rules=()))
     with pytest.raises(ShapeError, match="this shape cannot be written: the llama config class refuses"):
-        edit_config(data, config, binding, {**binding.shape, "num_key_value_heads": 3}, (0, 1, 2, 3))
+        edit_config(data, config, binding, {"num_key_value_heads": 3}, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (ShapeRequest({"num_attention_heads": 6}), "cannot be shared by num_key_value_heads=4 evenly"),
+        (ShapeRequest({"num_key_value_heads": 2, "num_attention_heads": 8}), "more than the 2 query heads of each"),
+        (ShapeRequest({"intermediate_size": 12}, merge_key_value_heads=True), "merge_key_value_heads needs"),
+        (
+            ShapeRequest({"num_key_value_heads": 3}, merge_key_value_heads=True),
+            "4 KV heads cannot be merged into 3 evenly; num_key_value_heads can be 1 or 2",
+        ),
+    ],
+)
+def test_heads_that_cannot_be(request_: ShapeRequest, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        resolve_shape(bind_config(raw())[1], request_)
+
+
+def test_query_heads_are_chosen_within_their_group() -> None:
+    scores = torch.tensor([[1.0, 5.0, 3.0, 2.0, 9.0, 8.0]])
+    assert choose_heads(scores, [[[0, 1, 2], [3, 4, 5]]], (0,), 2) == ((1, 2, 4, 5),)
+    assert choose_heads(None, [[[3, 4, 5]]], (0,), 3) == ((3, 4, 5),)
+
+
+def test_experts_keep_neurons_of_their_own() -> None:
+    scores = torch.tensor([[1.0, 9.0, 5.0, 8.0, 2.0, 3.0]])
+    assert choose_units(scores, (0,), 2, experts=2) == ((1, 2, 3, 5),)
+
+
+def test_similar_heads_are_grouped() -> None:
+    similarity = torch.eye(4)
+    for a, b, value in ((0, 3, 0.9), (1, 2, 0.8), (0, 1, 0.5)):
+        similarity[a, b] = similarity[b, a] = value
+    assert group_similar(similarity, 2) == ((0, 3), (1, 2))
+    assert group_similar(similarity, 1) == ((0, 1, 2, 3),)
 
 
 def test_older_readers_keys_are_left_alone() -> None:
