@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 
 import jinja2
 import torch
@@ -122,6 +123,7 @@ def render_card(
         load_name=name,
         plan=plan,
         notes=notes,
+        repaired=_repaired(plan),
         shape_table=markdown_table(SHAPE_HEADER, shape_rows(plan)),
         layer_table=markdown_table(LAYER_HEADER, layer_rows(plan)),
         report_table=markdown_table(REPORT_HEADER, report_rows(report)),
@@ -130,6 +132,19 @@ def render_card(
         environment=report.environment,
         command=command,
     )
+
+
+def _repaired(plan: Plan) -> dict[str, str] | None:
+    """Return what compensation did, as the card says it; None when there was none."""
+    repairs = plan.settings["compensation"].get("repairs", ())
+    if not repairs:
+        return None
+    return {
+        "count": str(sum(repair["ridge"] is not None for repair in repairs)),
+        "total": str(len(repairs)),
+        "before": f"{fmean(repair['error'] for repair in repairs):.1%}",
+        "after": f"{fmean(repair['new_error'] for repair in repairs):.1%}",
+    }
 
 
 def write_scores(scores: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -176,6 +177,11 @@ def _importance_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to choose")
     group.add_argument("--importance", metavar="NAME", help="for KV groups and neurons (default: activation-norm)")
     group.add_argument("--layer-importance", metavar="NAME", help="for layers (default: block-influence)")
+    group.add_argument(
+        "--compensation",
+        metavar="NAME",
+        help="closed-form repair on the calibration text: none or ridge (default: none)",
+    )
     group.add_argument(
         "--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)"
     )
@@ -362,21 +368,18 @@ def _shrink(args: argparse.Namespace) -> Any:
 def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     """Shrink, print what came of it and what can be done with it, and push it where asked."""
     from . import pipeline
+    from .artifacts import PLAN_FILE, read_json
     from .card import name_repository
     from .hub import push_folder
 
     output = Path(args.output)
-    plans: list[Plan] = []
-
-    def on_plan(plan: Plan) -> None:
-        plans.append(plan)
-        _show_plan(args, plan)
-
-    report = pipeline.shrink(session, output, overwrite=args.overwrite, command=command, on_plan=on_plan)
+    report = pipeline.shrink(
+        session, output, overwrite=args.overwrite, command=command, on_plan=partial(_show_plan, args)
+    )
     _show_report(args, report)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
     _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
-    result = {"output": str(output), "plan": plans[0].to_json(), "report": report.to_json()}
+    result = {"output": str(output), "plan": read_json(output / PLAN_FILE), "report": report.to_json()}
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id:
         name_repository(output, repo_id)

@@ -31,6 +31,7 @@ _POSITIVE = (
     "benchmark_rounds",
 )
 _NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
+COMPENSATIONS = ("none", "ridge")
 _LISTS = ("calibration", "eval_text", "tasks")
 
 
@@ -56,6 +57,9 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it
             kept more than first-order Taylor, and needs no backward pass.
         layer_importance: Criterion for layers.
+        compensation: `ridge` solves the projections that read what was cut anew, in closed form, on the calibration
+            text; `none` leaves them. It wants much and varied text: from a few thousand sampled tokens it gains
+            little.
         calibration: Text sources (`self`, .txt, .jsonl, Hub data sets), mixed in equal shares. `self` by default: it
             needs no data and no network.
         calibration_samples: Windows of calibration text.
@@ -97,6 +101,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "allow_class_change": False,
         "importance": "activation-norm",
         "layer_importance": "block-influence",
+        "compensation": "none",
         "calibration": ("self",),
         "calibration_samples": 64,
         "calibration_length": 256,
@@ -142,6 +147,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         for name in ("evaluate", "benchmark", "merge_key_value_heads", "allow_class_change"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.compensation not in COMPENSATIONS:
+            raise RequestError(unknown_name("compensation", str(self.compensation), COMPENSATIONS))
         if self.dtype not in DTYPES:
             raise RequestError(unknown_name("dtype", str(self.dtype), DTYPES))
         if not is_device_name(self.device):

@@ -6,7 +6,7 @@ source -> importance -> plan -> checkpoint -> report -> card
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from .output_folder import check_not_inside, check_output, staged_folder
 from .planning import edit_config, make_plan, resolve_shape
 from .progress import progress_bar
 from .source import Source, load_model
-from .surgery import write_checkpoint
-from .tensor_files import TensorInfo, read_index
+from .surgery import compensate, write_checkpoint
+from .tensor_files import DTYPES, TensorInfo, overwrite_tensor, read_index
 
 LAYERS = "num_hidden_layers"
 
@@ -69,6 +69,19 @@ class Session:
         if self._model is None:
             self._model = self.source.load_model(self.dtype, self.device)
         return self._model
+
+    @cached_property
+    def calibration_windows(self) -> torch.Tensor:
+        """The windows to calibrate on, drawn when they are first needed."""
+        config = self.config
+        return calibration_windows(
+            parse_sources(config.calibration),
+            self.model,
+            self.tokenizer,
+            samples=config.calibration_samples,
+            length=config.calibration_length,
+            seed=config.seed,
+        )
 
     @cached_property
     def evaluation_windows(self) -> dict[str, torch.Tensor]:
@@ -163,14 +176,7 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         elif wanted:
             from_model["layer" if criterion is layer else "unit"] = criterion
     if from_model:
-        windows = calibration_windows(
-            parse_sources(config.calibration),
-            session.model,
-            session.tokenizer,
-            samples=config.calibration_samples,
-            length=config.calibration_length,
-            seed=config.seed,
-        )
+        windows = session.calibration_windows
         left = tuple(key for key in keys if key not in scores)
         scores.update(
             score_model(
@@ -209,11 +215,12 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     if config.merge_key_value_heads:
         scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
     used = used_criteria(config, scores)
-    reads_text = any(criterion.needs != "weights" for criterion in used.values())
+    reads_text = config.compensation != "none" or any(criterion.needs != "weights" for criterion in used.values())
     settings = {
         "importance": used["unit"].name if "unit" in used else None,
         "layer_importance": used["layer"].name if "layer" in used else None,
         "seed": config.seed,
+        "compensation": {"method": config.compensation},
         "calibration": {
             "sources": [text.label for text in parse_sources(config.calibration)],
             "fingerprints": [text.fingerprint() for text in parse_sources(config.calibration)],
@@ -259,6 +266,30 @@ def used_criteria(config: IShrinkConfig, scored: Iterable[str]) -> dict[str, Cri
     if LAYERS in keys:
         used["layer"] = LAYER_CRITERIA[config.layer_importance]
     return used
+
+
+def repair(session: Session, plan: Plan, folder: Path) -> Plan:
+    """Repair a written checkpoint in closed form, and return the plan with what became of each projection.
+
+    Args:
+        session: The run; its source is the base.
+        plan: The plan that the checkpoint was cut by.
+        folder: The checkpoint.
+    """
+    model = load_model(folder, session.dtype, session.device)
+    weights, repairs = compensate(
+        session.model,
+        model,
+        session.source.binding,
+        plan,
+        session.calibration_windows,
+        batch_size=session.config.batch_size,
+    )
+    tensors = read_index(folder)
+    for name, weight in weights.items():
+        overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
+    found = {"method": "ridge", "repairs": [asdict(repair) for repair in repairs]}
+    return replace(plan, settings={**plan.settings, "compensation": found})
 
 
 def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, merge: bool) -> list[str]:
@@ -331,9 +362,12 @@ def shrink(
     planned = plan_cut(session, command=command)
     on_plan(planned.plan)
     with staged_folder(output, overwrite=overwrite) as folder:
-        cut(session, planned.plan, folder)
+        plan = planned.plan
+        cut(session, plan, folder)
+        if plan.settings["compensation"]["method"] == "ridge":
+            plan = repair(session, plan, folder)
         write_scores(planned.scores, folder / SCORES_FILE)
-        write_json(folder / PLAN_FILE, planned.plan.to_json())
+        write_json(folder / PLAN_FILE, plan.to_json())
         write_json(folder / CONFIG_FILE, config.portable().to_dict())
         report = measure(session, folder, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())

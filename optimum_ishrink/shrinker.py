@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import pipeline
-from .artifacts import Plan, Report
+from .artifacts import PLAN_FILE, Plan, Report, read_json
 from .card import name_repository
 from .configuration import IShrinkConfig
 from .errors import RequestError
@@ -204,14 +204,14 @@ class IShrinker:
             folder = temporary / f"{pipeline.display_name(self.source).split('/')[-1]}-ishrink"
         else:
             folder = Path(str(save_directory)).expanduser()
-        plans: list[Plan] = []
         try:
-            report = pipeline.shrink(session, folder, overwrite=overwrite, on_plan=plans.append)
+            report = pipeline.shrink(session, folder, overwrite=overwrite)
         except BaseException:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        result = ShrinkResult(folder, plans[0], report, session.dtype, session.device)
+        plan = Plan.from_json(read_json(folder / PLAN_FILE))
+        result = ShrinkResult(folder, plan, report, session.dtype, session.device)
         if push_to_hub:
             result.push_to_hub(repo_id or folder.name, private=private, token=token)
         # Not before the push: when that fails, the folder is all that there is, and it stays.

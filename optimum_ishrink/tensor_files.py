@@ -303,6 +303,19 @@ def _write_tensor(tensor: OutgoingTensor, target: int) -> None:
     _write_all(target, value.flatten().view(torch.uint8).numpy().data)
 
 
+def overwrite_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
+    """Replace a stored tensor by another of the same shape and dtype; the rest of the file is not touched.
+
+    Args:
+        info: Where it lies.
+        tensor: The new values.
+    """
+    assert tuple(tensor.shape) == info.shape and tensor.dtype == DTYPES[info.dtype], info
+    with info.file.open("r+b") as file:
+        file.seek(info.start)
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
 def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str, list[OutgoingTensor]]:
     """Spread tensors over files as `save_pretrained` does, with its file names.
 

@@ -42,6 +42,7 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"calibration_length": 1}, "at least 2"),
         ({"target": 15}, "target must be text"),
+        ({"compensation": "ridgs"}, "unknown compensation 'ridgs' .did you mean 'ridge'"),
         ({"importance": 5}, "unknown importance '5'"),
         ({"importance": ["taylor"]}, "unknown importance"),
         ({"calibration": 5}, "calibration must be a list of names, not 5"),
@@ -118,8 +119,8 @@ def test_every_config_key_has_a_flag() -> None:
             value = default + 1
         elif name in ("importance", "layer_importance"):
             value = "magnitude"
-        elif name in ("dtype", "device"):
-            value = {"dtype": "float32", "device": "cpu"}[name]
+        elif name in ("dtype", "device", "compensation"):
+            value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:

@@ -40,7 +40,6 @@ def test_the_library_reads_what_we_write_and_we_read_what_it_writes(
         torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items()
     )
     save_file(tensors, folder / "theirs.safetensors", {"format": "pt"})
-    assert (folder / "ours.safetensors").stat().st_size == (folder / "theirs.safetensors").stat().st_size
     for name, info in read_header(folder / "theirs.safetensors").items():
         assert torch.equal(read_tensor(info), tensors[name])
 

@@ -31,6 +31,12 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
             f"{model_type!r} needs remote code, which is never run; "
             f"supported architectures: {', '.join(descriptions())}"
         )
+    parts = sorted(key for key, value in raw.items() if key.endswith("_config") and isinstance(value, dict))
+    if {"text_config", "vision_config", "audio_config"} & set(parts):
+        raise ArchitectureError(
+            f"{model_type!r} is made of several models ({', '.join(parts)}) and would be half cut; "
+            "prune a checkpoint of its text decoder alone"
+        )
     describe(model_type)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "quantised")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..architectures import DIMENSIONS, Binding, BoundTensor
-from ..architectures.expressions import Axis
+from ..architectures.axes import input_axis, input_readers, layer_module
 from ..errors import DataError, RequestError
 from ..progress import progress_bar
 from ..surgery.slicing import slice_tensor, sum_per_unit
@@ -237,27 +237,6 @@ def _watch_gradients(
             parameter.requires_grad_(before[name])
 
 
-def readers(binding: Binding, key: str) -> list[BoundTensor]:
-    """Return the projections that read a unit (`o_proj`, `down_proj`): the units are on their input axis alone.
-
-    Args:
-        binding: The model.
-        key: The unit's config key.
-    """
-    size = "heads" if key == "num_key_value_heads" else DIMENSIONS[key]
-    return [
-        bound
-        for bound in binding.tensors.values()
-        if bound.layer is not None
-        and len(bound.axes) == 2
-        and any(size in section.factors for section in _input_axis(bound))
-    ]
-
-
-def _input_axis(bound: BoundTensor) -> Axis:
-    return bound.axes[0 if bound.transposed else 1]
-
-
 @contextmanager
 def _watch_activations(
     model: Any,
@@ -271,7 +250,7 @@ def _watch_activations(
     handles = []
     watched: list[tuple[BoundTensor, Any, torch.Tensor]] = []
     tokens = torch.zeros((), dtype=torch.float64)
-    found = {bound.name: bound for key in keys for bound in readers(binding, key)}
+    found = {bound.name: bound for key in keys for bound in input_readers(binding, key)}
     if "intermediate_size" in keys and binding.sizes.get("experts", 1) > 1:
         raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'magnitude'")
     for bound in found.values():
@@ -298,7 +277,7 @@ def _watch_activations(
             for key in keys:
                 unit = DIMENSIONS[key]
                 assert bound.layer is not None
-                inputs_alone = replace(bound, axes=(_input_axis(bound),))
+                inputs_alone = replace(bound, axes=(input_axis(bound),))
                 total.sums[key][bound.layer] += sum_per_unit(channels, inputs_alone, binding.sizes, unit)
         total.terms = 1  # already a mean over tokens
     finally:
@@ -334,13 +313,6 @@ def _watch_hidden_states(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def layer_module(binding: Binding, layer: int) -> str:
-    """Return the name of a layer's module, such as `model.layers.3`."""
-    name = binding.layer_tensors(layer)[0].name
-    parts = name.split(".")
-    return ".".join(parts[: parts.index(str(layer)) + 1])
 
 
 _WATCHERS: Mapping[str, Watcher] = {

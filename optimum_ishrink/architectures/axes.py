@@ -1,0 +1,45 @@
+"""Questions about a binding that several stages ask: which projections read a unit, and where a layer's module is."""
+
+from __future__ import annotations
+
+from .expressions import Axis, parse_axes
+from .spec import DIMENSIONS, Binding, BoundTensor
+
+_EXPERTS = parse_axes("experts")[0]
+
+
+def input_axis(bound: BoundTensor) -> Axis:
+    """Return the axis of a projection's weight along which its input lies."""
+    return bound.axes[0 if bound.transposed else 1]
+
+
+def input_readers(binding: Binding, key: str) -> list[BoundTensor]:
+    """Return the projections that read a unit (`o_proj`, `down_proj`): the units are on their input axis alone.
+
+    Args:
+        binding: The model.
+        key: The unit's config key.
+    """
+    size = "heads" if key == "num_key_value_heads" else DIMENSIONS[key]
+    return [
+        bound
+        for bound in binding.tensors.values()
+        if bound.layer is not None
+        and len(bound.axes) == 2
+        and bound.axes[0] != _EXPERTS
+        and any(size in section.factors for section in input_axis(bound))
+    ]
+
+
+def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
+    """Return the name of a layer's module, such as `model.layers.3`.
+
+    Args:
+        binding: The model.
+        layer: Index of the layer.
+        index: Name it with this index instead, as in a model with fewer layers.
+    """
+    name = binding.layer_tensors(layer)[0].name
+    parts = name.split(".")
+    prefix = parts[: parts.index(str(layer))]
+    return ".".join([*prefix, str(layer if index is None else index)])
