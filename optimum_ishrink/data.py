@@ -109,7 +109,7 @@ def label_sources(sources: Sequence[TextSource]) -> list[str]:
             source that is given twice gets a number.
     """
     places = [
-        (*source.path.parent.resolve().parts, source.path.name) if source.path is not None else (source.text,)
+        (*source.path.parent.resolve().parts, source.path.name) if source.path is not None else (source.label,)
         for source in sources
     ]
     labels: list[str] = []

@@ -179,6 +179,7 @@ def test_text_that_is_too_short() -> None:
 
 def test_pythons_own_reference_is_there() -> None:
     assert sum(len(text) for text in TextSource(PYDOC).documents()) > 100_000
+    assert label_sources([TextSource(PYDOC)]) == ["Python reference topics"]
 
 
 def test_sampling_is_the_models_own_distribution_and_seeded() -> None:

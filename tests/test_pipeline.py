@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +109,6 @@ def test_the_card_holds_the_report_and_nothing_else(output: Path) -> None:
 
 
 def test_the_card_is_rebuilt_from_the_folder(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     copy = shutil.copytree(output, tmp_path / "tiny-small")
     for name in ("README.md", "figures/importance.png", "figures/speed.png"):
         (copy / name).unlink()
@@ -240,6 +239,17 @@ def test_a_criterion_that_chose_nothing_is_not_named(llama_folder: Path, tmp_pat
     assert result.plan.settings["calibration"] is None
     assert result.plan.settings["layer_importance"] is None
     assert "block-influence" not in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_the_terms_of_the_base_are_the_results(llama_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "base")
+    terms = "license: other\nlicense_name: falcon-llm-license\nlicense_link: https://falconllm.tii.ae/terms.html\n"
+    (folder / "README.md").write_text(f"---\n{terms}---\n# Base\n")
+    how = {"importance": "magnitude", "evaluate": False, "benchmark": False}
+    IShrinker.from_pretrained(folder).shrink(intermediate_size=16, save_directory=tmp_path / "out", **how)
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.license_name) == ("other", "falcon-llm-license")
+    assert data.license_link.startswith("https://")
 
 
 def test_text_that_is_too_short_to_measure_on_is_found_before_the_cut(
