@@ -126,9 +126,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     demo = verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo")
     demo.add_argument("--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)")
     demo.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    demo.add_argument(
-        "--target", default="params=-15%%".replace("%%", "%"), help="how much to remove (default: params=-15%%)"
-    )
+    demo.add_argument("--target", default="params=-15%", help="how much to remove (default: params=-15%%)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 

@@ -526,6 +526,16 @@ def test_optimum_cli_runs_a_verb(llama_folder: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_cut_that_is_not_exact_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "olmo2", tiny_config("olmo2"))
+    shape = ["--num-key-value-heads", "2", "--importance", "magnitude", "--no-evaluate", "--no-benchmark"]
+    assert main(["shrink", "--model", str(folder), "--output", str(tmp_path / "out"), *shape]) == 0
+    assert "Not exact: q_norm and k_norm span all heads" in capsys.readouterr().out
+    assert "The cut is not exact: q_norm and k_norm span all heads" in (tmp_path / "out" / "README.md").read_text()
+    assert main(["plan", "--model", str(folder), "--intermediate-size", "16", "--importance", "magnitude"]) == 0
+    assert "Not exact" not in capsys.readouterr().out
+
+
 def test_a_class_that_derives_another_list_is_kept_right(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "q", tiny_config("qwen2", 1))
     edit_json(folder / "config.json", layer_types=None)
