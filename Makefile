@@ -28,7 +28,8 @@ demo: install  ## Shrink SmolLM2-135M-Instruct by 15 %, offline, with card and f
 	HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --output $(DEMO) --overwrite
 
 test: install  ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	@# One thread each: the models are tiny, and threads would only wait for one another.
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 quality: install  ## Lint, check the format, check the types
 	$(BIN)/ruff check .
