@@ -47,11 +47,12 @@ RANKS = {
     "compute": 2,
     "tensor_files": 2,
     "output_folder": 2,
+    "layerwise": 3,
     "source": 3,
     "data": 3,
     "planning": 3,
-    "surgery": 3,
-    "importance": 4,  # reads the surgery's axes to sum scores per unit
+    "surgery": 4,
+    "importance": 5,  # reads the surgery's axes to sum scores per unit
     "evaluation": 4,
     "figures": 4,
     "tables": 4,

@@ -8,8 +8,7 @@ makes up for the errors of the layers below as well as for its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from ..architectures import Binding, BoundTensor
 from ..architectures.axes import input_readers, layer_module
 from ..artifacts import Plan
 from ..errors import DataError
+from ..layerwise import capture, enter_layers, first_row, run_layer, run_span
 from ..progress import progress_bar
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -157,14 +157,14 @@ def compensate(
     if len(windows) < HELD_OUT:
         raise DataError(f"compensation needs at least {HELD_OUT} calibration windows, not {len(windows)}")
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    reference, how = _enter_layers(base, binding, batches)
-    current, _ = _enter_layers(model, binding, batches, layers=len(plan.layers))
+    reference, how = enter_layers(base, binding, batches)
+    current, _ = enter_layers(model, binding, batches, layers=len(plan.layers))
     layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
     def advance_through(states: Sequence[torch.Tensor], span: Sequence[int]) -> list[torch.Tensor]:
         """Run base layers one after another."""
         for layer in span:
-            states = [_run(layers[layer], hidden, how[layer][len(hidden)]) for hidden in states]
+            states = [run_layer(layers[layer], hidden, how[layer][len(hidden)]) for hidden in states]
         return list(states)
 
     weights: dict[str, torch.Tensor] = {}
@@ -194,12 +194,12 @@ def compensate(
                     bound.in_layer(position),
                     current,
                     beyond if absorbs else after,
-                    partial(_run_span, [layers[index] for index in span], [how[index] for index in span]),
+                    partial(run_span, [layers[index] for index in span], [how[index] for index in span]),
                 )
                 repairs.append(repair)
                 if repair.ridge is not None:
                     weights[repair.name] = solved.T if site.transposed else solved
-            current = [_run(part, hidden, how[layer][len(hidden)]) for hidden in current]
+            current = [run_layer(part, hidden, how[layer][len(hidden)]) for hidden in current]
             reference = beyond
             advance(1)
     return weights, repairs
@@ -272,10 +272,10 @@ def _repair(
     seen = 0
     for hidden, wanted in zip(current, stream, strict=True):
         kwargs = site.how[len(hidden)]
-        with _capture(site.whole.get_submodule(site.name)) as own:
-            whole = _run(site.whole, hidden, kwargs)
-        with _capture(site.projection) as cut:
-            part = _run(site.part, hidden, kwargs)
+        with capture(site.whole.get_submodule(site.name)) as own:
+            whole = run_layer(site.whole, hidden, kwargs)
+        with capture(site.projection) as cut:
+            part = run_layer(site.part, hidden, kwargs)
         target = own["output"].float()
         if site.stream_is_sum:
             # Half of the target is what the whole layer (and what was dropped behind it) would make of this input,
@@ -305,95 +305,14 @@ def _stream_is_sum(
     Then the stream says nothing about the projection in closed form, and its own output is the whole target.
     """
     hidden = current[0][:1]
-    kwargs = {key: _first_row(value, len(current[0])) for key, value in how[len(current[0])].items()}
+    kwargs = {key: first_row(value, len(current[0])) for key, value in how[len(current[0])].items()}
     projection = part.get_submodule(name)
-    with _capture(projection) as seen:
-        before = _run(part, hidden, kwargs)
+    with capture(projection) as seen:
+        before = run_layer(part, hidden, kwargs)
     change = seen["output"].float().std() * torch.ones_like(seen["output"])
     handle = projection.register_forward_hook(lambda _, __, output: output + change.to(output.dtype))
     try:
-        difference = _run(part, hidden, kwargs).float() - before.float()
+        difference = run_layer(part, hidden, kwargs).float() - before.float()
     finally:
         handle.remove()
     return bool((difference - change.float()).norm() < 0.05 * change.float().norm())
-
-
-def _first_row(value: Any, rows: int) -> Any:
-    """Cut what depends on the batch to its first window."""
-    if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows:
-        return value[:1]
-    return tuple(_first_row(item, rows) for item in value) if isinstance(value, tuple) else value
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the first layer's input is known."""
-
-
-@contextmanager
-def _capture(module: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Keep the input and the output of a module's next call."""
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen["input"], seen["output"] = inputs[0], output
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _run(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    output = layer(hidden, **kwargs)
-    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return result
-
-
-def _run_span(
-    layers: Sequence[Any], how: Sequence[Mapping[int, Mapping[str, Any]]], hidden: torch.Tensor
-) -> torch.Tensor:
-    for layer, kwargs in zip(layers, how, strict=True):
-        hidden = _run(layer, hidden, kwargs[len(hidden)])
-    return hidden
-
-
-def _enter_layers(
-    model: Any, binding: Binding, batches: Sequence[torch.Tensor], layers: int | None = None
-) -> tuple[list[torch.Tensor], list[dict[int, dict[str, Any]]]]:
-    """Return what enters the first layer for each batch, and how each layer is called, by batch size.
-
-    Masks and position embeddings depend on the length alone, which all windows share: one call of the model shows
-    them.
-    """
-    count = binding.sizes["layers"] if layers is None else layers
-    how: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
-    states: list[torch.Tensor] = []
-    first = model.get_submodule(layer_module(binding, 0))
-
-    for batch in batches:
-        known = len(batch) in how[0]
-        handles = []
-
-        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states.append((args[0] if args else kwargs["hidden_states"]).detach())
-            if len(states[-1]) in how[0]:
-                raise _Stop
-
-        handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
-        if not known:
-            for layer in range(count):
-
-                def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
-                    size = len(args[0] if args else kwargs["hidden_states"])
-                    how[layer][size] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-                module = model.get_submodule(layer_module(binding, layer, layer))
-                handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-        try:
-            with suppress(_Stop):
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return states, how
