@@ -349,10 +349,32 @@ def calibration_windows(
         raise DataError(f"{len(sources)} text sources need at least as many calibration samples, not {samples}")
     parts = []
     for i, source in enumerate(sources):
-        share = samples // len(sources) + (i < samples % len(sources))
+        share = _share(samples, len(sources), i)
         if source.is_self:
             parts.append(sample_windows(model, tokenizer, length, share, seed=seed))
         else:
             parts.append(token_windows(source.documents(), tokenizer, length, share, seed=seed, label=source.label))
-    windows = torch.cat(parts)
-    return windows[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))]
+    return torch.cat(parts)[_order(samples, seed)]
+
+
+def window_kinds(samples: int, sources: int, *, seed: int) -> torch.Tensor:
+    """Return which source each of the windows of `calibration_windows` is from.
+
+    Args:
+        samples: Windows in all.
+        sources: Number of sources.
+        seed: Seed of the draw.
+
+    Returns:
+        Position of the source, int64, shape (samples,).
+    """
+    counts = torch.tensor([_share(samples, sources, i) for i in range(sources)])
+    return torch.arange(sources).repeat_interleave(counts)[_order(samples, seed)]
+
+
+def _share(samples: int, sources: int, index: int) -> int:
+    return samples // sources + (index < samples % sources)
+
+
+def _order(samples: int, seed: int) -> torch.Tensor:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))

@@ -17,7 +17,7 @@ from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelRe
 from .card import build_card, write_scores
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
-from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows
+from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows, window_kinds
 from .errors import DataError
 from .evaluation import (
     LatencySettings,
@@ -32,7 +32,7 @@ from .output_folder import check_not_inside, check_output, staged_folder
 from .planning import edit_config, make_plan, resolve_shape
 from .progress import progress_bar
 from .source import Source, load_model
-from .surgery import compensate, write_checkpoint
+from .surgery import compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, TensorInfo, overwrite_tensor, read_index
 
 LAYERS = "num_hidden_layers"
@@ -276,18 +276,23 @@ def repair(session: Session, plan: Plan, folder: Path) -> Plan:
         plan: The plan that the checkpoint was cut by.
         folder: The checkpoint.
     """
-    model = load_model(folder, session.dtype, session.device)
-    weights, repairs = compensate(
+    binding = session.source.binding
+    tensors = read_index(folder)
+
+    def write(name: str, weight: torch.Tensor) -> None:
+        overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
+
+    windows = session.calibration_windows
+    repairs = compensate(
         session.model,
-        model,
-        session.source.binding,
+        binding,
         plan,
-        session.calibration_windows,
+        windows,
+        write,
+        kinds=window_kinds(len(windows), len(parse_sources(session.config.calibration)), seed=session.config.seed),
+        cut_model=load_model(folder, session.dtype, session.device) if needs_cut_model(binding, plan) else None,
         batch_size=session.config.batch_size,
     )
-    tensors = read_index(folder)
-    for name, weight in weights.items():
-        overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
     found = {"method": "ridge", "repairs": [asdict(repair) for repair in repairs]}
     return replace(plan, settings={**plan.settings, "compensation": found})
 

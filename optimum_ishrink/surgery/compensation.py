@@ -1,14 +1,19 @@
 """Closed-form repair: the projections that read what was cut are solved anew, layer by layer.
 
 What is left of a layer's neurons (or heads) is asked to produce what the whole layer produced. That is linear least
-squares in the weights of the projection, so one pass of forward passes is enough. Each layer is solved on what the
-already cut and repaired layers below it give, and half of its target is the base model's own residual stream: so it
-makes up for the errors of the layers below as well as for its own.
+squares in the weights of the projection, so forward passes are enough. Each layer is solved on what the already cut
+and repaired layers below it give, and half of its target is the base model's own residual stream: so it makes up for
+the errors of the layers below as well as for its own.
+
+The cut layers are run as the base's own layers with the removed channels left unread, which is the same computation:
+no second model is held. Only merged KV heads and experts, which are not the base's with something left out, need the
+cut model itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,86 +21,16 @@ from typing import Any
 import torch
 
 from ..architectures import Binding, BoundTensor
-from ..architectures.axes import input_readers, layer_module
+from ..architectures.axes import input_axis, input_readers, layer_module
 from ..artifacts import Plan
 from ..errors import DataError
 from ..layerwise import capture, enter_layers, first_row, run_layer, run_span
 from ..progress import progress_bar
+from .least_squares import Moments, choose_repair
+from .slicing import axis_index, kept_units, slice_tensor
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Ridges to choose from, in units of the Gram matrix's mean diagonal."""
-
-HELD_OUT = 8
-"""Every eighth window chooses the ridge and is not solved on."""
-
-
-def solve_ridge(gram: torch.Tensor, cross: torch.Tensor, weight: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return the weight that minimises `||X W'^T - Y||^2 + lambda ||W' - W||^2`, with `lambda = ridge *
-    mean(diag(gram))`.
-
-    `W' = (Y^T X + lambda W) (X^T X + lambda I)^-1`. The ridge pulls towards the weight that was kept, not towards
-    zero: where the calibration text says nothing of a direction, the trained weight stands.
-
-    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre of the ridge.
-
-    Args:
-        gram: `X^T X`, shape (in, in).
-        cross: `Y^T X`, shape (out, in).
-        weight: The weight as it was cut, shape (out, in).
-        ridge: Strength, relative to the mean of the Gram matrix's diagonal.
-
-    Returns:
-        float64, shape (out, in).
-
-    Raises:
-        DataError: The Gram matrix is not finite, or too singular even for this ridge.
-    """
-    if not gram.isfinite().all() or not cross.isfinite().all():
-        raise DataError("the activations are not finite; try dtype='float32'")
-    gram, cross, weight = gram.double(), cross.double(), weight.double()
-    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    left = gram + strength * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    factor, info = torch.linalg.cholesky_ex(left)
-    if info.item():
-        raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
-    return torch.cholesky_solve((cross + strength * weight).T, factor).T
-
-
-@dataclass
-class Moments:
-    """Sums over tokens that least squares needs, float32 on the model's device.
-
-    Args:
-        gram: `X^T X`.
-        cross: `Y^T X`.
-        energy: `sum ||y||^2`.
-    """
-
-    gram: torch.Tensor
-    cross: torch.Tensor
-    energy: torch.Tensor
-
-    @classmethod
-    def zeros(cls, weight: torch.Tensor) -> Moments:
-        """Return empty sums for a weight of shape (out, in)."""
-        width = weight.shape[1]
-        options: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
-        return cls(
-            torch.zeros(width, width, **options), torch.zeros(weight.shape, **options), torch.zeros((), **options)
-        )
-
-    def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add tokens: inputs of shape (tokens, in) and targets of shape (tokens, out)."""
-        inputs, targets = inputs.float(), targets.float()
-        self.gram.addmm_(inputs.T, inputs)
-        self.cross.addmm_(targets.T, inputs)
-        self.energy += targets.square().sum()
-
-    def error(self, weight: torch.Tensor) -> float:
-        """Return the share of the targets' energy that a weight leaves unexplained."""
-        w = weight.double()
-        fit = (w @ self.gram.double() * w).sum() - 2 * (w * self.cross.double()).sum()
-        return float((fit + self.energy.double()) / self.energy.double().clamp_min(1e-30))
+FOLDS = 4
+"""Parts of the calibration text that are held out in turn to choose a ridge: one a source, or a quarter each."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +39,8 @@ class Repair:
 
     Args:
         name: Name of its weight in the new checkpoint.
-        ridge: The ridge that was best on held-out windows; None when the cut weight was better than all.
-        error: Unexplained share of the target's energy on held-out windows, as it was cut.
+        ridge: The ridge that was best on held-out text; None when the cut weight was better than all.
+        error: Unexplained share of the target's energy on held-out text, as it was cut.
         new_error: The same, repaired.
     """
 
@@ -115,94 +50,114 @@ class Repair:
     new_error: float
 
 
-def choose_repair(fit: Moments, held_out: Moments, weight: torch.Tensor) -> tuple[torch.Tensor, float | None]:
-    """Return the weight that is best on held-out windows, with its ridge; the cut weight itself is a candidate.
+def needs_cut_model(binding: Binding, plan: Plan) -> bool:
+    """Whether the cut layers are something else than the base's with channels left unread.
 
     Args:
-        fit: Sums over the windows to solve on.
-        held_out: Sums over the windows to choose on.
-        weight: The weight as it was cut, shape (out, in).
+        binding: The base's binding.
+        plan: The plan.
     """
-    best, best_ridge, best_error = weight.double(), None, held_out.error(weight)
-    for ridge in RIDGES:
-        candidate = solve_ridge(fit.gram, fit.cross, weight, ridge)
-        error = held_out.error(candidate)
-        if error < best_error:
-            best, best_ridge, best_error = candidate, ridge, error
-    return best, best_ridge
+    return plan.merges is not None or ("intermediate_size" in plan.units and binding.sizes.get("experts", 1) > 1)
 
 
 @torch.no_grad()
 def compensate(
-    base: Any, model: Any, binding: Binding, plan: Plan, windows: torch.Tensor, *, batch_size: int = 4
-) -> tuple[dict[str, torch.Tensor], list[Repair]]:
-    """Repair a cut model in place, from the first layer to the last.
+    base: Any,
+    binding: Binding,
+    plan: Plan,
+    windows: torch.Tensor,
+    write: Callable[[str, torch.Tensor], None],
+    *,
+    kinds: torch.Tensor | None = None,
+    cut_model: Any = None,
+    batch_size: int = 4,
+) -> list[Repair]:
+    """Repair a cut checkpoint, from the first layer to the last.
 
-    In memory at once: both models, the hidden states of all windows for each, and one projection's sums.
+    In memory at once: the base, the hidden states of all windows for base and cut model, what enters one projection,
+    and that projection's sums.
 
     Args:
         base: The base model.
-        model: The cut model, on the same device and in the same dtype; its projections are changed.
         binding: The base's binding.
-        plan: The plan that it was cut by.
+        plan: The plan that was cut by.
         windows: Calibration windows, token ids, shape (windows, length).
+        write: Takes each weight that was solved, by its name in the new checkpoint: float64, in the file's layout.
+        kinds: For each window the number of the source that it is from, shape (windows,). Each kind of text is held
+            out in turn to choose the ridge, so that what fits one kind and hurts another is not chosen. With one kind
+            alone, every fourth window is.
+        cut_model: The cut model, on the base's device and in its dtype, where `needs_cut_model` says so.
         batch_size: Windows run at once.
 
     Returns:
-        The new weights by their names in the new checkpoint, in float64; and what became of each projection.
+        What became of each projection.
 
     Raises:
-        DataError: There are too few windows to hold any out, or activations that are not finite.
+        DataError: There are too few windows to hold any out, or activations that are not finite; the message names
+            the layer.
     """
-    if len(windows) < HELD_OUT:
-        raise DataError(f"compensation needs at least {HELD_OUT} calibration windows, not {len(windows)}")
-    batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    reference, how = enter_layers(base, binding, batches)
-    current, _ = enter_layers(model, binding, batches, layers=len(plan.layers))
+    if len(windows) < FOLDS:
+        raise DataError(f"compensation needs at least {FOLDS} calibration windows, not {len(windows)}")
+    folds = make_folds(len(windows), kinds)
+    batches = [
+        (fold, windows[rows][start : start + batch_size])
+        for fold, rows in enumerate(folds)
+        for start in range(0, len(rows), batch_size)
+    ]
+    work = _Work([fold for fold, _ in batches], len(folds), write)
+    reference, how = enter_layers(base, binding, [ids for _, ids in batches])
     layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
-    def advance_through(states: Sequence[torch.Tensor], span: Sequence[int]) -> list[torch.Tensor]:
-        """Run base layers one after another."""
-        for layer in span:
-            states = [run_layer(layers[layer], hidden, how[layer][len(hidden)]) for hidden in states]
-        return list(states)
+    def through(states: Sequence[torch.Tensor], span: Sequence[int]) -> list[torch.Tensor]:
+        chosen, calls = [layers[index] for index in span], [how[index] for index in span]
+        return [run_span(chosen, calls, hidden) for hidden in states]
 
-    weights: dict[str, torch.Tensor] = {}
-    repairs: list[Repair] = []
     kept = [*plan.layers, len(layers)]
-    reference = advance_through(reference, range(kept[0]))
+    reference = through(reference, range(kept[0]))
+    current = reference
+    repairs: list[Repair] = []
     with progress_bar("compensation", len(plan.layers)) as advance:
         for position, layer in enumerate(plan.layers):
-            following = kept[position + 1]
-            part = model.get_submodule(layer_module(binding, layer, position))
-            dropped = range(layer + 1, following)
-            after = advance_through(reference, [layer])
-            beyond = advance_through(after, dropped)
-            for bound, absorbs in cut_readers(binding, plan, layer, dropped=bool(dropped)):
-                name = bound.name.removesuffix(".weight").split(f".{layer}.", 1)[1]
-                site = _Site(
-                    layers[layer],
-                    part,
-                    name,
-                    bound.transposed,
-                    how[layer],
-                    _stream_is_sum(part, name, current, how[layer]),
-                )
-                span = dropped if absorbs else ()
-                solved, repair = _repair(
-                    site,
-                    bound.in_layer(position),
-                    current,
-                    beyond if absorbs else after,
-                    partial(run_span, [layers[index] for index in span], [how[index] for index in span]),
-                )
+            dropped = range(layer + 1, kept[position + 1])
+            after = through(reference, [layer])
+            beyond = through(after, dropped)
+            part = None if cut_model is None else cut_model.get_submodule(layer_module(binding, layer, position))
+            keep = kept_units(binding, plan, position)
+            sites = [
+                _site(layers[layer], part, bound, binding, keep, absorbs)
+                for bound, absorbs in cut_readers(binding, plan, layer, dropped=bool(dropped))
+            ]
+            cut = _Layer(layers[layer], part, how[layer])
+            if not sites:
+                current = after if current is reference else [cut.run(hidden) for hidden in current]
+            for number, site in enumerate(sites):
+                last = number == len(sites) - 1
+                name = site.bound.in_layer(position)
+                goal = beyond if site.absorbs else after
+                span = partial(through, span=dropped if site.absorbs else ())
+                try:
+                    repair, found = work.repair(cut, site, name, current, goal, span, last=last)
+                except DataError as error:
+                    raise DataError(f"layer {layer}, {site.name}: {error}") from None
                 repairs.append(repair)
-                if repair.ridge is not None:
-                    weights[repair.name] = solved.T if site.transposed else solved
-            current = [run_layer(part, hidden, how[layer][len(hidden)]) for hidden in current]
+                if last:
+                    current = found
             reference = beyond
             advance(1)
-    return weights, repairs
+    return repairs
+
+
+def make_folds(count: int, kinds: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return the windows' indices in parts that are held out in turn.
+
+    Args:
+        count: Number of windows.
+        kinds: The source of each window, or None. More sources than `FOLDS` share a fold.
+    """
+    several = kinds is not None and bool((kinds != kinds[0]).any())
+    number = kinds % FOLDS if kinds is not None and several else torch.arange(count) % FOLDS
+    found = [(number == fold).nonzero().flatten() for fold in range(FOLDS)]
+    return [rows for rows in found if len(rows)]
 
 
 def cut_readers(binding: Binding, plan: Plan, layer: int, *, dropped: bool) -> list[tuple[BoundTensor, bool]]:
@@ -232,87 +187,192 @@ def cut_readers(binding: Binding, plan: Plan, layer: int, *, dropped: bool) -> l
 
 @dataclass(frozen=True)
 class _Site:
-    """One projection in the base's layer and in the cut one."""
-
-    whole: Any
-    part: Any
-    name: str
-    transposed: bool
-    how: Mapping[int, Mapping[str, Any]]
-    stream_is_sum: bool
-
-    @property
-    def projection(self) -> Any:
-        return self.part.get_submodule(self.name)
-
-    def weight(self) -> torch.Tensor:
-        """The cut projection's weight as (out, in); a view, so that it can be written through."""
-        weight: torch.Tensor = self.projection.weight.detach()
-        return weight.T if self.transposed else weight
-
-
-def _repair(
-    site: _Site,
-    name: str,
-    current: Sequence[torch.Tensor],
-    stream: Sequence[torch.Tensor],
-    beyond: Callable[[torch.Tensor], torch.Tensor],
-) -> tuple[torch.Tensor, Repair]:
-    """Solve one projection: gather its sums over all windows, choose the ridge, set the weight.
+    """One projection.
 
     Args:
-        site: The projection.
-        name: Name of its weight in the new checkpoint.
-        current: What enters the cut layer.
-        stream: The base's residual stream where the cut layer has to arrive.
-        beyond: Runs the base's layers that were dropped behind this one.
+        bound: Its weight in the base.
+        name: Its module's name within the layer.
+        index: Input channels that stay; None when all do, or when the cut model's own layer is run.
+        weight: The weight as it was cut, shape (out, in), in the model's dtype.
+        bias: Its bias, or None.
+        absorbs: Whether it stands in for dropped layers behind it.
     """
-    weight = site.weight()
-    sums = (Moments.zeros(weight), Moments.zeros(weight))
-    seen = 0
-    for hidden, wanted in zip(current, stream, strict=True):
-        kwargs = site.how[len(hidden)]
-        with capture(site.whole.get_submodule(site.name)) as own:
-            whole = run_layer(site.whole, hidden, kwargs)
-        with capture(site.projection) as cut:
-            part = run_layer(site.part, hidden, kwargs)
-        target = own["output"].float()
-        if site.stream_is_sum:
-            # Half of the target is what the whole layer (and what was dropped behind it) would make of this input,
-            # half what brings the stream back to the base's: the first alone lets errors grow, the second alone
-            # overfits.
-            target = target + (beyond(whole).float() - whole.float())
-            target = (target + cut["output"].float() + (wanted.float() - part.float())) / 2
-        if site.projection.bias is not None:
-            target = target - site.projection.bias.float()
-        for row in range(len(hidden)):
-            held = (seen + row) % HELD_OUT == HELD_OUT - 1
-            sums[held].add(cut["input"][row], target[row])
-        seen += len(hidden)
-    solved, ridge = choose_repair(sums[0], sums[1], weight)
-    error = sums[1].error(weight)
-    if ridge is not None:
-        weight.copy_(solved.to(weight.dtype))
-    return solved, Repair(name, ridge, error, sums[1].error(site.weight()))
+
+    bound: BoundTensor
+    name: str
+    index: torch.Tensor | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    absorbs: bool
+
+    def inputs(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return the channels that stay."""
+        return whole if self.index is None else whole[..., self.index]
+
+    def apply(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return what the projection puts out with a weight of the model's dtype."""
+        return torch.nn.functional.linear(inputs, weight, self.bias)
 
 
-def _stream_is_sum(
-    part: Any, name: str, current: Sequence[torch.Tensor], how: Mapping[int, Mapping[str, Any]]
-) -> bool:
+def _site(whole: Any, part: Any, bound: BoundTensor, binding: Binding, keep: Any, absorbs: bool) -> _Site:
+    assert bound.layer is not None
+    name = bound.name.removesuffix(".weight").split(f".{bound.layer}.", 1)[1]
+    projection = (whole if part is None else part).get_submodule(name)
+    weight, index = projection.weight.detach(), None
+    if part is None:
+        index = axis_index(input_axis(bound), binding.sizes, keep)
+        index = None if index is None else index.to(weight.device)
+        weight = slice_tensor(weight, bound, binding.sizes, keep)
+    weight = weight.T if bound.transposed else weight
+    bias = None if projection.bias is None else projection.bias.detach()
+    return _Site(bound, name, index, weight, bias, absorbs)
+
+
+class _Layer:
+    """A layer as the plan leaves it, with what was solved in it so far."""
+
+    def __init__(self, whole: Any, part: Any, how: Mapping[int, Mapping[str, Any]]) -> None:
+        self.whole = whole
+        self.part = whole if part is None else part
+        self.how = how
+        self.solved: list[tuple[_Site, torch.Tensor]] = []
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the layer gives."""
+        with ExitStack() as stack:
+            for site, weight in self.solved:
+
+                def instead(
+                    _: Any, inputs: Any, __: Any, site: _Site = site, weight: torch.Tensor = weight
+                ) -> torch.Tensor:
+                    return site.apply(site.inputs(inputs[0]), weight)
+
+                handle = self.part.get_submodule(site.name).register_forward_hook(instead)
+                stack.callback(handle.remove)
+            return run_layer(self.part, hidden, self.how[len(hidden)])
+
+
+@dataclass
+class _Work:
+    """What stays the same from projection to projection: folds, where the weights go, and what was found out."""
+
+    folds: Sequence[int]
+    number_of_folds: int
+    write: Callable[[str, torch.Tensor], None]
+
+    def __post_init__(self) -> None:
+        self._ridge: dict[str, float] = {}
+        self._is_sum: dict[str, bool] = {}
+
+    def repair(
+        self,
+        layer: _Layer,
+        site: _Site,
+        name: str,
+        current: Sequence[torch.Tensor],
+        goal: Sequence[torch.Tensor],
+        span: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+        *,
+        last: bool,
+    ) -> tuple[Repair, list[torch.Tensor]]:
+        """Solve one projection: gather its sums over all windows, choose the ridge, set the weight.
+
+        Args:
+            layer: The layer.
+            site: The projection.
+            name: Name of its weight in the new checkpoint.
+            current: What enters the cut layer, one tensor a batch.
+            goal: The base's residual stream where the cut layer has to arrive.
+            span: Runs the base's layers that were dropped behind this one.
+            last: Whether it is the last to solve in its layer.
+
+        Returns:
+            What became of it; and, when it is the last, what the repaired layer gives.
+        """
+        if site.name not in self._is_sum:
+            self._is_sum[site.name] = stream_is_sum(layer.whole, site.name, current[0], layer.how)
+        is_sum = self._is_sum[site.name]
+        sums = [Moments.zeros(site.weight) for _ in range(self.number_of_folds)]
+        inputs: list[torch.Tensor] = []
+        beside: list[torch.Tensor] = []
+        for fold, hidden, wanted in zip(self.folds, current, goal, strict=True):
+            cut_inputs, own, rest, whole = _look(layer, site, hidden)
+            target = own
+            if is_sum:
+                # Half of the target is what the whole layer (and what was dropped behind it) would make of this
+                # input, half what brings the stream back to the base's: the first alone lets errors grow, the second
+                # alone overfits.
+                further = span([whole])[0].float() - whole.float() if site.absorbs else 0
+                target = own + (further + wanted.float() - rest - own) / 2
+            if site.bias is not None:
+                target = target - site.bias.float()
+            sums[fold].add(cut_inputs.flatten(0, -2), target.flatten(0, -2))
+            if last and is_sum:
+                inputs.append(cut_inputs)
+                beside.append(rest.to(hidden.dtype))
+        start = self._ridge.get(site.name)
+        weight, ridge, error, new_error = choose_repair(sums, site.weight, start)
+        del sums
+        if ridge is not None:
+            self._ridge[site.name] = ridge
+            self.write(name, weight.T if site.bound.transposed else weight)
+        layer.solved.append((site, weight.to(site.weight.dtype)))
+        outputs: list[torch.Tensor] = []
+        if last and is_sum:
+            for index, rest in enumerate(beside):
+                made = site.apply(inputs[index], layer.solved[-1][1])
+                outputs.append((rest.float() + made.float()).to(rest.dtype))
+        elif last:
+            outputs = [layer.run(hidden) for hidden in current]
+        return Repair(name, ridge, error, new_error), outputs
+
+
+def _look(
+    layer: _Layer, site: _Site, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what the cut projection reads, what the whole one gives, what else is in the stream, and the whole's.
+
+    Args:
+        layer: The layer.
+        site: The projection.
+        hidden: What enters the layer.
+
+    Returns:
+        Inputs of the cut projection, shape (batch, length, in); output of the whole projection, float32; what the
+        layer gives without the projection, float32; what the whole layer gives.
+    """
+    if layer.part is layer.whole:
+        with capture(layer.whole.get_submodule(site.name)) as seen:
+            whole = layer.run(hidden)
+        own = seen["output"].float()
+        return site.inputs(seen["input"]), own, whole.float() - own, whole
+    with capture(layer.whole.get_submodule(site.name)) as base:
+        whole = run_layer(layer.whole, hidden, layer.how[len(hidden)])
+    with capture(layer.part.get_submodule(site.name)) as cut:
+        part = layer.run(hidden)
+    return cut["input"], base["output"].float(), part.float() - cut["output"].float(), whole
+
+
+def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, how: Mapping[int, Mapping[str, Any]]) -> bool:
     """Whether what a projection puts out is added to the residual stream as it is.
 
     It is not where a norm or a factor stands behind it; and for an attention, the MLP behind it answers to the change.
     Then the stream says nothing about the projection in closed form, and its own output is the whole target.
+
+    Args:
+        layer: A layer.
+        name: The projection's name within it.
+        hidden: What enters the layer, shape (batch, length, hidden).
+        how: How it is called, by batch size.
     """
-    hidden = current[0][:1]
-    kwargs = {key: first_row(value, len(current[0])) for key, value in how[len(current[0])].items()}
-    projection = part.get_submodule(name)
+    kwargs = {key: first_row(value, len(hidden)) for key, value in how[len(hidden)].items()}
+    projection = layer.get_submodule(name)
     with capture(projection) as seen:
-        before = run_layer(part, hidden, kwargs)
+        before = run_layer(layer, hidden[:1], kwargs)
     change = seen["output"].float().std() * torch.ones_like(seen["output"])
     handle = projection.register_forward_hook(lambda _, __, output: output + change.to(output.dtype))
     try:
-        difference = run_layer(part, hidden, kwargs).float() - before.float()
+        difference = run_layer(layer, hidden[:1], kwargs).float() - before.float()
     finally:
         handle.remove()
     return bool((difference - change.float()).norm() < 0.05 * change.float().norm())

@@ -13,62 +13,30 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.artifacts import Plan, read_json
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import kl_divergence
-from optimum_ishrink.surgery.compensation import Moments, choose_repair, compensate, solve_ridge
+from optimum_ishrink.surgery import least_squares
+from optimum_ishrink.surgery.compensation import Repair, compensate, make_folds, needs_cut_model
 from optimum_ishrink.tensor_files import read_index, read_tensor
 
 WINDOWS = torch.randint(3, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
 
 
-def test_the_ridge_goes_from_least_squares_to_the_weight_that_was() -> None:
-    torch.manual_seed(0)
-    x, y, w = torch.randn(200, 6), torch.randn(200, 3), torch.randn(3, 6)
-    loose = solve_ridge(x.T @ x, y.T @ x, w, 1e-12)
-    torch.testing.assert_close(loose.float(), torch.linalg.lstsq(x, y).solution.T, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(solve_ridge(x.T @ x, y.T @ x, w, 1e9).float(), w, atol=1e-5, rtol=1e-5)
-    # The gradient of the ridge's own objective is zero at the solution.
-    solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal().mean()
-    gradient = (x.double() @ solved.T - y).T @ x.double() + strength * (solved - w)
-    assert gradient.abs().max() < 1e-4
-
-
-def test_directions_without_data_keep_the_weight() -> None:
-    x, w = torch.zeros(50, 4), torch.randn(2, 4)
-    x[:, 0] = torch.randn(50)
-    solved = solve_ridge(x.T @ x, torch.ones(50, 2).T @ x, w, 0.01)
-    torch.testing.assert_close(solved[:, 1:].float(), w[:, 1:])
-
-
-def test_what_cannot_be_solved() -> None:
-    with pytest.raises(DataError, match="not finite"):
-        solve_ridge(torch.full((2, 2), float("nan")), torch.ones(1, 2), torch.ones(1, 2), 0.1)
-    with pytest.raises(DataError, match="too uniform to solve"):
-        solve_ridge(torch.tensor([[1.0, 5.0], [5.0, 1.0]]), torch.ones(1, 2), torch.ones(1, 2), 0.0)
-
-
-def test_the_error_is_the_unexplained_share() -> None:
-    torch.manual_seed(1)
-    x, y, w = torch.randn(40, 5), torch.randn(40, 3), torch.randn(3, 5)
-    moments = Moments.zeros(w)
-    moments.add(x[:15], y[:15])
-    moments.add(x[15:], y[15:])
-    assert moments.error(w) == pytest.approx(((x @ w.T - y).square().sum() / y.square().sum()).item(), rel=1e-4)
-
-
-def test_a_weight_that_is_already_best_stays() -> None:
-    torch.manual_seed(2)
-    w = torch.randn(3, 5)
-    fit, held = Moments.zeros(w), Moments.zeros(w)
-    fit.add(torch.randn(30, 5), torch.randn(30, 3))  # noise to be fitted
-    x = torch.randn(30, 5)
-    held.add(x, x @ w.T)
-    solved, ridge = choose_repair(fit, held, w)
-    assert ridge is None
-    assert torch.equal(solved, w.double())
-
-
 def cut_pair(folder: Path, shape: dict[str, int], seed: int = 3) -> tuple[Any, Any, Any, Plan]:
     plan, _, binding = random_plan(json.loads((folder / "config.json").read_text()), shape, seed)
     return load(folder), load(cut_to(folder, folder.parent / "cut", plan)), binding, plan
+
+
+def repaired(
+    base: Any, model: Any, binding: Any, plan: Plan, windows: torch.Tensor = WINDOWS, **how: Any
+) -> tuple[dict[str, torch.Tensor], list[Repair]]:
+    """Repair the cut model in memory, as the pipeline repairs its file."""
+    weights: dict[str, torch.Tensor] = {}
+    cut_model = model if needs_cut_model(binding, plan) else None
+    repairs = compensate(base, binding, plan, windows, weights.__setitem__, cut_model=cut_model, **how)
+    state = model.state_dict()
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float64
+        state[name].copy_(weight)
+    return weights, repairs
 
 
 def divergence(base: Any, model: Any, windows: torch.Tensor) -> float:
@@ -91,32 +59,50 @@ def test_neurons_that_others_can_stand_in_for_are_lost_without_a_trace(tmp_path:
     plan = dataclasses.replace(plan, units={**plan.units, "intermediate_size": (tuple(range(12)),) * 4})
     model = load(cut_to(folder, tmp_path / "cut", plan))
     before = divergence(base, model, WINDOWS)
-    weights, repairs = compensate(base, model, binding, plan, WINDOWS)
+    weights, repairs = repaired(base, model, binding, plan)
     assert len(weights) == len(repairs) == 4
     assert divergence(base, model, WINDOWS) < before / 1000
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_every_architecture_is_repaired(model_type: str, variant: int, tmp_path: Path) -> None:
+def test_every_architecture_is_repaired(
+    model_type: str, variant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "RIDGES", (0.1,))  # which ridge is best is another test
     config = tiny_config(model_type, variant)
     folder = save_tiny(tmp_path / "base", config)
     wanted = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
     base, model, binding, plan = cut_pair(folder, supported_shape(config, wanted))
-    weights, repairs = compensate(base, model, binding, plan, WINDOWS)
+    weights, repairs = repaired(base, model, binding, plan)
     assert repairs or model_type == "olmoe"  # neither its heads nor, in closed form, its experts
     assert set(weights) == {repair.name for repair in repairs if repair.ridge is not None}
-    assert all(repair.new_error <= repair.error * (1 + 1e-6) + 1e-9 for repair in repairs)
-    state = model.state_dict()
-    for name, weight in weights.items():
-        torch.testing.assert_close(state[name], weight.float(), atol=1e-6, rtol=1e-5)
+    assert all(repair.new_error <= repair.error for repair in repairs)
     assert model(WINDOWS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "phi", "gpt_neox", "apertus"])
+def test_the_cut_layers_are_the_bases_own_with_channels_unread(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "RIDGES", (0.1,))
+    config = tiny_config(model_type)
+    folder = save_tiny(tmp_path / "base", config)
+    wanted = {"num_hidden_layers": 3, "intermediate_size": 16}
+    base, model, binding, plan = cut_pair(folder, supported_shape(config, wanted))
+    masked: dict[str, torch.Tensor] = {}
+    sliced: dict[str, torch.Tensor] = {}
+    found = compensate(base, binding, plan, WINDOWS, masked.__setitem__)
+    other = compensate(base, binding, plan, WINDOWS, sliced.__setitem__, cut_model=model)
+    assert [repair.name for repair in found] == [repair.name for repair in other]
+    for name in masked.keys() & sliced.keys():
+        torch.testing.assert_close(masked[name], sliced[name], atol=1e-3, rtol=1e-2)
 
 
 def test_a_dropped_layer_is_taken_over_by_the_one_before(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("qwen3"))
     base, model, binding, plan = cut_pair(folder, {"num_hidden_layers": 2})
     before = divergence(base, model, WINDOWS)
-    _, repairs = compensate(base, model, binding, plan, WINDOWS)
+    _, repairs = repaired(base, model, binding, plan)
     gone = sorted(set(range(4)) - set(plan.layers))
     before_gap = [i for i, layer in enumerate(plan.layers) if layer + 1 in gone]
     assert [repair.name for repair in repairs] == [f"model.layers.{i}.mlp.down_proj.weight" for i in before_gap]
@@ -152,5 +138,23 @@ def test_the_file_holds_what_was_solved(llama_folder: Path, text_file: Path, tmp
 def test_too_few_windows(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama"))
     base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
-    with pytest.raises(DataError, match="needs at least 8 calibration windows, not 3"):
-        compensate(base, model, binding, plan, WINDOWS[:3])
+    with pytest.raises(DataError, match="needs at least 4 calibration windows, not 3"):
+        repaired(base, model, binding, plan, WINDOWS[:3])
+
+
+def test_activations_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config("llama"))
+    base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
+    with torch.no_grad():
+        base.model.layers[2].mlp.up_proj.weight.fill_(1e30)
+    with pytest.raises(DataError, match=r"layer 2, mlp\.down_proj: the activations are not finite"):
+        repaired(base, model, binding, plan)
+
+
+def test_each_kind_of_text_is_a_fold() -> None:
+    kinds = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert [rows.tolist() for rows in make_folds(6, kinds)] == [[0, 3], [1, 4], [2, 5]]
+    one = [[0, 4], [1, 5], [2], [3]]
+    assert [rows.tolist() for rows in make_folds(6, None)] == one
+    assert [rows.tolist() for rows in make_folds(6, torch.full((6,), 3))] == one
+    assert [rows.tolist() for rows in make_folds(6, torch.arange(6))] == [[0, 4], [1, 5], [2], [3]]

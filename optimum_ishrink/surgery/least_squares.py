@@ -1,0 +1,203 @@
+"""Ridge regression from sums over tokens, with the ridge chosen on text that is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import DataError
+
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridges to choose from, in units of the Gram matrix's mean diagonal."""
+
+_START = 0.1
+_BLOCKS = 4
+_ROUNDING = 1e-6
+"""Share of the target's energy below which two float32 errors are the same."""
+
+
+def solve_ridge(
+    gram: torch.Tensor,
+    cross: torch.Tensor,
+    weight: torch.Tensor,
+    ridge: float,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """Return the weight that minimises `||X W'^T - Y||^2 + lambda ||W' - W||^2`, with `lambda = ridge *
+    mean(diag(gram))`.
+
+    `W' = W + (Y^T X - W X^T X) (X^T X + lambda I)^-1`. The ridge pulls towards the weight that was kept, not towards
+    zero: where the calibration text says nothing of a direction, the trained weight stands.
+
+    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre of the ridge.
+
+    Args:
+        gram: `X^T X`, shape (in, in).
+        cross: `Y^T X`, shape (out, in).
+        weight: The weight as it was cut, shape (out, in).
+        ridge: Strength, relative to the mean of the Gram matrix's diagonal.
+        dtype: What to solve in. float64 for a weight that is kept; float32 is enough to compare ridges.
+
+    Returns:
+        In `dtype`, shape (out, in).
+
+    Raises:
+        DataError: The Gram matrix is not finite, or too singular even for this ridge.
+    """
+    if not gram.isfinite().all() or not cross.isfinite().all():
+        raise DataError("the activations are not finite; try dtype='float32'")
+    gram, cross, weight = gram.to(dtype), cross.to(dtype), weight.to(dtype)
+    gap = cross - weight @ gram
+    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(dtype).tiny)
+    left = gram.clone()
+    left.diagonal().add_(strength)
+    factor, info = torch.linalg.cholesky_ex(left)
+    if info.item():
+        raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
+    return weight + torch.cholesky_solve(gap.T, factor).T
+
+
+@dataclass
+class Moments:
+    """Sums over tokens that least squares needs, float32 on the model's device.
+
+    Args:
+        gram: `X^T X`; its upper triangle while tokens are added, see `mirrored`.
+        cross: `Y^T X`.
+        energy: `sum ||y||^2`, float64.
+        tokens: Number of tokens.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    energy: torch.Tensor
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, weight: torch.Tensor) -> Moments:
+        """Return empty sums for a weight of shape (out, in)."""
+        width = weight.shape[1]
+        options: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
+        energy = torch.zeros((), dtype=torch.float64, device=weight.device)
+        return cls(torch.zeros(width, width, **options), torch.zeros(weight.shape, **options), energy)
+
+    def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add tokens: inputs of shape (tokens, in) and targets of shape (tokens, out)."""
+        inputs, targets = inputs.float(), targets.float()
+        width = inputs.shape[1]
+        # The matrix is symmetric: by blocks of rows, from the diagonal on, it takes 5/8 of the multiplications.
+        for block in range(_BLOCKS):
+            start, stop = width * block // _BLOCKS, width * (block + 1) // _BLOCKS
+            self.gram[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
+        self.cross.addmm_(targets.T, inputs)
+        self.energy += targets.square().sum(dtype=torch.float64)
+        self.tokens += len(inputs)
+
+    def mirrored(self) -> Moments:
+        """Return the sums with the whole Gram matrix; it takes over the memory."""
+        upper = self.gram.triu_()
+        lower = upper.triu(1).T
+        return Moments(upper.add_(lower), self.cross, self.energy, self.tokens)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.energy + other.energy,
+            self.tokens + other.tokens,
+        )
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(
+            self.gram - other.gram,
+            self.cross - other.cross,
+            self.energy - other.energy,
+            self.tokens - other.tokens,
+        )
+
+    def error(self, weight: torch.Tensor) -> float:
+        """Return the share of the targets' energy that a weight leaves unexplained."""
+        w = weight.float()
+        fit = (w @ self.gram).mul_(w).sum(dtype=torch.float64) - 2 * (w * self.cross).sum(dtype=torch.float64)
+        return float((fit + self.energy) / self.energy.clamp_min(1e-30))
+
+
+def choose_repair(
+    folds: Sequence[Moments], weight: torch.Tensor, start: float | None = None
+) -> tuple[torch.Tensor, float | None, float, float]:
+    """Return the weight with the ridge that is best on held-out text; the cut weight itself is a candidate.
+
+    Every fold is held out in turn and the others are solved on; the ridge with the lowest mean error is then solved
+    with on all of them. With fewer tokens than inputs least squares has no single answer, so the smallest ridges are
+    not tried: see `least_ridge`.
+
+    Args:
+        folds: Sums over parts of the calibration text, at least two.
+        weight: The weight as it was cut, shape (out, in).
+        start: Ridge to look at first, such as the one that was best in the layer below.
+
+    Returns:
+        The weight, float64, shape (out, in); the ridge, None when the cut weight was better than all; the mean
+        unexplained share of the target's energy on held-out folds, as it was cut and with the new weight.
+
+    Raises:
+        DataError: The sums are not finite.
+    """
+    folds = [fold.mirrored() for fold in folds]
+    total = sum(folds[1:], start=folds[0])
+    before = sum(fold.error(weight) for fold in folds) / len(folds)
+    if not total.gram.isfinite().all() or not total.cross.isfinite().all():
+        raise DataError("the activations are not finite; try dtype='float32'")
+
+    def held_out_error(ridge: float) -> float:
+        errors = []
+        for fold in folds:
+            rest = total - fold
+            try:
+                errors.append(fold.error(solve_ridge(rest.gram, rest.cross, weight, ridge, dtype=torch.float32)))
+            except DataError:
+                return float("inf")  # too singular in float32 for so small a ridge
+        return sum(errors) / len(errors)
+
+    allowed = [ridge for ridge in RIDGES if ridge >= least_ridge(weight.shape[1], total.tokens)] or [RIDGES[-1]]
+    ridge, after = descend(allowed, held_out_error, _START if start is None else start)
+    if not after < before - _ROUNDING:
+        return weight.double(), None, before, before
+    return solve_ridge(total.gram, total.cross, weight, ridge), ridge, before, after
+
+
+def least_ridge(width: int, tokens: int) -> float:
+    """Return the smallest ridge to try: it grows when there are fewer tokens than inputs.
+
+    Args:
+        width: Inputs of the projection.
+        tokens: Tokens to solve on.
+    """
+    return RIDGES[0] if tokens >= width else 0.1 * width / max(tokens, 1)
+
+
+def descend(values: Sequence[float], cost: Callable[[float], float], start: float) -> tuple[float, float]:
+    """Return the value with the lowest cost, walking downhill over ordered values, and its cost.
+
+    Args:
+        values: Ascending.
+        cost: Evaluated once a value, and only where the walk comes by.
+        start: Where to begin; the nearest of `values` is taken.
+    """
+    known: dict[int, float] = {}
+
+    def at(index: int) -> float:
+        if index not in known:
+            known[index] = cost(values[index])
+        return known[index]
+
+    place = min(range(len(values)), key=lambda index: abs(values[index] - start))
+    while True:
+        near = [index for index in (place - 1, place + 1) if 0 <= index < len(values) and at(index) < at(place)]
+        if not near:
+            return values[place], at(place)
+        place = min(near, key=at)
