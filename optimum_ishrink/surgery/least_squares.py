@@ -11,7 +11,7 @@ import torch
 from ..errors import DataError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Ridges to choose from, in units of the Gram matrix's mean diagonal."""
+"""Ridges to choose from, in units of the Gram matrix's diagonal."""
 
 _START = 0.1
 _BLOCKS = 4
@@ -27,19 +27,20 @@ def solve_ridge(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> torch.Tensor:
-    """Return the weight that minimises `||X W'^T - Y||^2 + lambda ||W' - W||^2`, with `lambda = ridge *
-    mean(diag(gram))`.
+    """Return the weight that minimises `||X W'^T - Y||^2 + ridge * sum_c G_cc ||W'_c - W_c||^2`, with `G = X^T X`.
 
-    `W' = W + (Y^T X - W X^T X) (X^T X + lambda I)^-1`. The ridge pulls towards the weight that was kept, not towards
-    zero: where the calibration text says nothing of a direction, the trained weight stands.
+    `W' = W + (Y^T X - W G) (G + ridge diag(G))^-1`. The ridge pulls towards the weight that was kept, not towards
+    zero: where the calibration text says nothing of a direction, the trained weight stands. It weighs each input
+    channel by its own energy, so that the few channels with massive activations do not set it for all the others.
 
-    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre of the ridge.
+    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre and another
+    measure of the ridge.
 
     Args:
         gram: `X^T X`, shape (in, in).
         cross: `Y^T X`, shape (out, in).
         weight: The weight as it was cut, shape (out, in).
-        ridge: Strength, relative to the mean of the Gram matrix's diagonal.
+        ridge: Strength, relative to the Gram matrix's diagonal.
         dtype: What to solve in. float64 for a weight that is kept; float32 is enough to compare ridges.
 
     Returns:
@@ -52,7 +53,9 @@ def solve_ridge(
         raise DataError("the activations are not finite; try dtype='float32'")
     gram, cross, weight = gram.to(dtype), cross.to(dtype), weight.to(dtype)
     gap = cross - weight @ gram
-    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(dtype).tiny)
+    energy = gram.diagonal()
+    # A channel without energy has nothing to be solved; the floor keeps its row from being all zero.
+    strength = ridge * energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny)
     left = gram.clone()
     left.diagonal().add_(strength)
     factor, info = torch.linalg.cholesky_ex(left)

@@ -23,9 +23,20 @@ def test_the_ridge_goes_from_least_squares_to_the_weight_that_was() -> None:
     torch.testing.assert_close(loose.float(), torch.linalg.lstsq(x, y).solution.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(solve_ridge(x.T @ x, y.T @ x, w, 1e9).float(), w, atol=1e-5, rtol=1e-5)
     # The gradient of the ridge's own objective is zero at the solution.
-    solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal().mean()
+    solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal()
     gradient = (x.double() @ solved.T - y).T @ x.double() + strength * (solved - w)
     assert gradient.abs().max() < 1e-4
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 4))
+def test_the_units_of_a_channel_do_not_matter(factor: float, channel: int) -> None:
+    torch.manual_seed(5)
+    x, y, w = torch.randn(60, 5).double(), torch.randn(60, 2).double(), torch.randn(2, 5).double()
+    scale = torch.ones(5).double()
+    scale[channel] = factor
+    z = x * scale
+    plain, scaled = solve_ridge(x.T @ x, y.T @ x, w, 0.3), solve_ridge(z.T @ z, y.T @ z, w / scale, 0.3)
+    torch.testing.assert_close(plain, scaled * scale, atol=1e-6, rtol=1e-6)
 
 
 def test_directions_without_data_keep_the_weight() -> None:
