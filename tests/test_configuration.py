@@ -118,7 +118,7 @@ def test_every_config_key_has_a_flag() -> None:
         elif isinstance(default, int):
             value = default + 1
         elif name in ("importance", "layer_importance"):
-            value = "magnitude"
+            value = "l2-norm"
         elif name in ("dtype", "device", "compensation"):
             value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]
         elif isinstance(default, tuple) or name == "eval_text":

@@ -12,7 +12,7 @@ from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
 from optimum_ishrink.importance.criteria.activation_norm import activation_norm
 from optimum_ishrink.importance.criteria.block_influence import block_influence
-from optimum_ishrink.importance.criteria.magnitude import magnitude
+from optimum_ishrink.importance.criteria.l2_norm import l2_norm
 from optimum_ishrink.importance.criteria.taylor import taylor
 from optimum_ishrink.importance.engine import next_token_loss
 from optimum_ishrink.source import open_source
@@ -29,7 +29,7 @@ def tiny(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
 
 def test_formulas() -> None:
     w, g = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[2.0, 1.0], [-1.0, 4.0]])
-    assert magnitude(w.bfloat16()).tolist() == [[1, 4], [9, 0.25]]
+    assert l2_norm(w.bfloat16()).tolist() == [[1, 4], [9, 0.25]]
     assert taylor(w, g).tolist() == [[2, 2], [3, 2]]
     assert activation_norm(torch.tensor([2.0, 1.0]), w).tolist() == [20, 4.25]
     x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
@@ -185,7 +185,7 @@ def test_no_windows() -> None:
 
 def test_a_criterion_that_needs_something_else() -> None:
     model, binding = tiny()
-    odd = Criterion("odd", "weights", "", "", magnitude)
+    odd = Criterion("odd", "weights", "", "", l2_norm)
     with pytest.raises(RequestError, match="'odd' needs weights, which is not read from a model"):
         score_model(model, binding, WINDOWS, odd, None, KEYS)
 
