@@ -32,11 +32,11 @@ from .importance import (
     UNIT_CRITERIA,
     Batches,
     Criterion,
-    choose_group_size,
     key_value_similarity,
     score_model,
     score_spans,
     score_weights,
+    units_to_score,
 )
 from .output_folder import check_not_inside, check_output, staged_folder
 from .planning import (
@@ -189,8 +189,7 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     of_units = tuple(key for key in keys if key != LAYERS)
     if of_layers and layer.needs == "unit_scores":
         of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
-    if "intermediate_size" in of_units:
-        choose_group_size(source.binding, unit, config.importance_group_size)  # before the model is loaded
+    units_to_score(source.binding, unit, of_units, config.importance_group_size)  # refused before the model is loaded
     scores: dict[str, torch.Tensor] = {}
     from_model: dict[Criterion, tuple[str, ...]] = {}
     for criterion, wanted in ((unit, of_units), (layer, of_layers)):

@@ -4,7 +4,7 @@ from .batches import Batches
 from .engine import score_model
 from .registry import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, layer_criterion, unit_criterion
 from .removal import score_spans
-from .units import choose_group_size
+from .units import units_to_score
 from .weights import key_value_similarity, score_weights
 
 __all__ = [
@@ -12,11 +12,11 @@ __all__ = [
     "UNIT_CRITERIA",
     "Batches",
     "Criterion",
-    "choose_group_size",
     "key_value_similarity",
     "layer_criterion",
     "score_model",
     "score_spans",
     "score_weights",
     "unit_criterion",
+    "units_to_score",
 ]

@@ -19,7 +19,7 @@ from .batches import Batches
 from .gram import score_gram
 from .registry import UNIT_CRITERIA, Criterion
 from .removal import LayerRunner, score_removed_units, score_spans
-from .units import LAYERS, NEURONS, Units, check_finite, choose_group_size
+from .units import LAYERS, Units, check_finite, units_to_score
 from .watchers import WATCHERS, Watcher
 
 
@@ -80,7 +80,7 @@ def score_model(
     ):
         if criterion is None or not wanted:
             continue
-        units = Units(binding, wanted, choose_group_size(binding, criterion, group_size) if NEURONS in wanted else 1)
+        units = units_to_score(binding, criterion, wanted, group_size)
         if criterion.needs in WATCHERS:
             watchers.append(WATCHERS[criterion.needs](model, criterion, units))
         elif criterion.needs in _GATHERERS:

@@ -15,7 +15,7 @@ from ..layerwise import enter_layers, run_layer
 from ..progress import progress_bar
 from .batches import Batches
 from .registry import Criterion
-from .units import Units, check_visible
+from .units import Units
 
 RIDGE = 0.01
 """Ridge in units of the Gram matrix's mean diagonal. On SmolLM2-135M-Instruct a tenth of the mean diagonal was clearly
@@ -55,11 +55,10 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
         Config key to scores, float32 on the CPU.
 
     Raises:
-        RequestError: There is padding, or the units are inside fused experts.
+        RequestError: There is padding.
         DataError: Activations are no numbers; the message names the layer.
     """
     binding = units.binding
-    check_visible(binding, criterion, units.keys)
     if batches.mask is not None and not batches.mask.all():
         raise RequestError(
             f"{criterion.name!r} takes windows without padding; cut the text into windows of one length"
@@ -97,6 +96,8 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                 weight = weight.T if bound.transposed else weight
                 channels = units.channels(bound, key).to(model.device)
                 sums[key][layer] += criterion.function(with_ridge(grams[bound.name], tokens), weight, channels)
+            if not all(bool(hidden.isfinite().all()) for hidden in states):
+                raise DataError(f"layer {layer} gives values that are not finite; try dtype='float32'")
             advance(1)
     return units.scores(sums)
 

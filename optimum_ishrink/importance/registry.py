@@ -77,6 +77,13 @@ class Criterion:
         """Whether it can score any span of layers as removed, and again after others are gone."""
         return self.needs in ("logits", "hidden_states")
 
+    @property
+    def sees_experts(self) -> bool:
+        """Whether it can score neurons of experts: these have weights and gradients, but no module of their own."""
+        if self.parts:
+            return all(UNIT_CRITERIA[name].sees_experts for name in self.parts)
+        return self.needs in ("weights", "gradients")
+
     def finish(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the scores of units from their sums."""
         return sums if self.of_sum is None else self.of_sum(sums)

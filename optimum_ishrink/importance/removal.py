@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..progress import progress_bar
 from .batches import Batch, Batches
 from .registry import Criterion
-from .units import Units, check_visible
+from .units import Units
 
 _CHUNK = 2**22
 """Logits compared in float32 at once, 17 MB."""
@@ -190,11 +190,9 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
         Config key to scores, float32 on the CPU.
 
     Raises:
-        RequestError: The units are inside fused experts.
         DataError: A layer gives values that are no numbers.
     """
     binding = units.binding
-    check_visible(binding, criterion, units.keys)
     runner = LayerRunner(model, binding)
     sites = [
         (key, bound.layer or 0, model.get_submodule(bound.name.removesuffix(".weight")), units.channels(bound, key))

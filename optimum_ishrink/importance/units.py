@@ -13,12 +13,10 @@ from ..errors import DataError, RequestError
 from ..surgery.slicing import sum_per_unit, unit_positions
 from .registry import Criterion
 
-ATTENTION, HEADS, NEURONS = "num_key_value_heads", "num_attention_heads", "intermediate_size"
-LAYERS = "num_hidden_layers"
+LAYERS, NEURONS = "num_hidden_layers", "intermediate_size"
 
 MOST_GROUPS = 32
-"""Groups of neurons in a layer when a criterion removes them one after another: with KV groups, about as many passes
-per layer as the thesis spends."""
+"""Groups of neurons in a layer when a criterion removes them one after another, since each is a pass of its own."""
 
 
 def choose_group_size(binding: Binding, criterion: Criterion, requested: int | None) -> int:
@@ -47,16 +45,6 @@ def choose_group_size(binding: Binding, criterion: Criterion, requested: int | N
             f"use {' or '.join(map(str, near))}"
         )
     return requested
-
-
-def check_visible(binding: Binding, criterion: Criterion, keys: tuple[str, ...]) -> None:
-    """Check that a criterion which hooks projections can reach the neurons that it has to score.
-
-    Raises:
-        RequestError: They are neurons of experts, which transformers fuses in memory.
-    """
-    if NEURONS in keys and binding.sizes.get("experts", 1) > 1:
-        raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'l2-norm'")
 
 
 @dataclass(frozen=True)
@@ -130,6 +118,26 @@ class Units:
         if NEURONS in found and self.group > 1:
             found[NEURONS] = found[NEURONS].repeat_interleave(self.group, dim=1) / self.group
         return found
+
+
+def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...], group_size: int | None) -> Units:
+    """Return the units that a criterion scores, once it is known that it can.
+
+    Args:
+        binding: The model.
+        criterion: A unit or layer criterion.
+        keys: Config keys of the dimensions to score.
+        group_size: Neurons that were asked to be scored together, or None.
+
+    Raises:
+        RequestError: The neurons are those of experts, which transformers fuses in memory, and the criterion cannot
+            see them there; or the groups do not divide them.
+    """
+    if NEURONS not in keys:
+        return Units(binding, keys)
+    if binding.sizes.get("experts", 1) > 1 and not criterion.sees_experts:
+        raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'l2-norm'")
+    return Units(binding, keys, choose_group_size(binding, criterion, group_size))
 
 
 def check_finite(scores: Mapping[str, torch.Tensor], advice: str) -> None:

@@ -13,7 +13,7 @@ from ..architectures import BoundTensor
 from ..architectures.axes import layer_module
 from .batches import Batch
 from .registry import Criterion
-from .units import LAYERS, Units, check_visible
+from .units import LAYERS, Units
 
 
 class Watcher(ABC):
@@ -97,7 +97,6 @@ class ActivationWatcher(Watcher):
 
     def install(self) -> None:
         """Hook the projections that read the units."""
-        check_visible(self.units.binding, self.criterion, self.units.keys)
         self._squares: list[tuple[BoundTensor, Any, torch.Tensor]] = []
         for bound in self.units.readers().values():
             module = self.model.get_submodule(bound.name.removesuffix(".weight"))

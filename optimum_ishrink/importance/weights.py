@@ -12,7 +12,7 @@ from ..progress import progress_bar
 from ..surgery.slicing import slice_tensor
 from ..tensor_files import TensorInfo, read_tensor
 from .registry import Criterion
-from .units import NEURONS, Units, check_finite, choose_group_size
+from .units import check_finite, units_to_score
 
 
 def score_weights(
@@ -40,7 +40,7 @@ def score_weights(
         DataError: A layer's weights are not finite.
         RequestError: The groups do not divide the neurons.
     """
-    units = Units(binding, keys, choose_group_size(binding, criterion, group_size) if NEURONS in keys else 1)
+    units = units_to_score(binding, criterion, keys, group_size)
     sums = units.zeros(torch.device("cpu"))
     inner = [bound for bound in binding.tensors.values() if bound.layer is not None]
     with progress_bar(f"{criterion.name} of the weights", len(inner)) as advance:
