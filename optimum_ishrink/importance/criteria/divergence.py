@@ -9,7 +9,7 @@ from ..registry import layer_criterion
     "divergence",
     needs="logits",
     formula="mean over tokens of KL(logits || logits with the block removed), in nats",
-    reference="block removal: Shortened LLaMA, arXiv:2402.02834; KL divergence to the base: arXiv:2505.18166",
+    reference="block removal: Kim et al. 2024, arXiv:2402.02834; KL divergence to the base: arXiv:2505.18166",
 )
 def divergence(before: torch.Tensor, after: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Return how far each next-token distribution moves without the block: `KL(before || after)`.

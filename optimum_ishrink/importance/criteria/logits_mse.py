@@ -10,7 +10,7 @@ from ..registry import unit_criterion
     needs="logits",
     by_groups=True,
     formula="mean over tokens and vocabulary of (logits - logits with the unit at zero)^2",
-    reference="the iShrink thesis (MBZUAI 2025); exact removal as in Shortened LLaMA, arXiv:2402.02834, by units",
+    reference="the iShrink thesis (MBZUAI 2025); removal of blocks: Kim et al. 2024, arXiv:2402.02834",
 )
 def logits_mse(before: torch.Tensor, after: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Return how far the logits of each token move, squared, on average over the vocabulary.

@@ -9,7 +9,7 @@ from ..registry import layer_criterion
     "perplexity",
     needs="logits",
     formula="mean next-token loss (log perplexity) of the calibration text with the block removed",
-    reference="Shortened LLaMA, Kim et al. 2024, arXiv:2402.02834",
+    reference="Kim et al. 2024, arXiv:2402.02834",
 )
 def perplexity(before: torch.Tensor, after: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood of each next token without the block, in nats.
