@@ -56,7 +56,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
 
     Raises:
         RequestError: There is padding.
-        DataError: Activations are no numbers; the message names the layer.
+        DataError: Activations are no numbers, or too uniform to solve with; the message names the layer.
     """
     binding = units.binding
     if batches.mask is not None and not batches.mask.all():
@@ -95,7 +95,13 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                 weight = modules[bound.name].weight.detach()
                 weight = weight.T if bound.transposed else weight
                 channels = units.channels(bound, key).to(model.device)
-                sums[key][layer] += criterion.function(with_ridge(grams[bound.name], tokens), weight, channels)
+                try:
+                    sums[key][layer] += criterion.function(with_ridge(grams[bound.name], tokens), weight, channels)
+                except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                    raise DataError(
+                        f"the calibration text is too uniform to solve layer {layer} for; give more text or try "
+                        "dtype='float32'"
+                    ) from None
             if not all(bool(hidden.isfinite().all()) for hidden in states):
                 raise DataError(f"layer {layer} gives values that are not finite; try dtype='float32'")
             advance(1)

@@ -100,6 +100,13 @@ def test_what_was_never_active_is_worth_nothing() -> None:
     assert scores.max() < 1e-12
 
 
+def test_text_that_is_too_uniform_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, binding = tiny()
+    monkeypatch.setattr("optimum_ishrink.importance.gram.RIDGE", -0.5)  # no text can make it positive definite
+    with pytest.raises(DataError, match="too uniform to solve layer 0 for; give more text"):
+        score_model(model, binding, MANY, UNIT_CRITERIA["obs"], None, KEYS[1:])
+
+
 def test_padding_is_refused() -> None:
     model, binding = tiny()
     mask = torch.ones_like(MANY)
