@@ -11,7 +11,7 @@ import torch
 from ..registry import Registry
 
 Needs = Literal["weights", "activations", "gradients", "gram", "hidden_states", "logits", "scores", "unit_scores"]
-Scores = Callable[..., torch.Tensor]
+Function = Callable[..., torch.Tensor]
 
 _COSTS: dict[Needs, str] = {
     "weights": "weights only",
@@ -57,8 +57,8 @@ class Criterion:
     needs: Needs
     formula: str
     reference: str
-    function: Scores
-    of_sum: Scores | None = None
+    function: Function
+    of_sum: Function | None = None
     parts: tuple[str, ...] = ()
     by_groups: bool = False
 
@@ -95,8 +95,8 @@ LAYER_CRITERIA: Registry[Criterion] = Registry("layer importance", f"{__package_
 
 def _registering(
     registry: Registry[Criterion], name: str, needs: Needs, **details: object
-) -> Callable[[Scores], Scores]:
-    def add(function: Scores) -> Scores:
+) -> Callable[[Function], Function]:
+    def add(function: Function) -> Function:
         registry.register(name)(Criterion(name, needs, function=function, **details))  # type: ignore[arg-type]
         return function
 
@@ -109,17 +109,17 @@ def unit_criterion(
     needs: Needs,
     formula: str,
     reference: str,
-    of_sum: Scores | None = None,
+    of_sum: Function | None = None,
     parts: tuple[str, ...] = (),
     by_groups: bool = False,
-) -> Callable[[Scores], Scores]:
+) -> Callable[[Function], Function]:
     """Return a decorator that registers a criterion for KV groups, query heads and MLP neurons."""
     details = {"formula": formula, "reference": reference, "of_sum": of_sum, "parts": parts, "by_groups": by_groups}
     return _registering(UNIT_CRITERIA, name, needs, **details)
 
 
 def layer_criterion(
-    name: str, *, needs: Needs, formula: str, reference: str, of_sum: Scores | None = None
-) -> Callable[[Scores], Scores]:
+    name: str, *, needs: Needs, formula: str, reference: str, of_sum: Function | None = None
+) -> Callable[[Function], Function]:
     """Return a decorator that registers a criterion for layers."""
     return _registering(LAYER_CRITERIA, name, needs, formula=formula, reference=reference, of_sum=of_sum)

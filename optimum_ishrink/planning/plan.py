@@ -80,6 +80,11 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
         raise ShapeError(
             f"keep_first_layers={first} and keep_last_layers={last} are more than the model's {total} layers"
         )
+    if request.prune == ("num_hidden_layers",) and first + last == total:
+        raise ShapeError(
+            f"keep_first_layers={first} and keep_last_layers={last} leave none of {total} layers that may go; lower "
+            "one of them, or let prune name another dimension"
+        )
     if wanted.get("num_hidden_layers", total) < min(total, first + last):
         raise ShapeError(
             f"num_hidden_layers={wanted['num_hidden_layers']} is fewer than the {first} first and {last} last layers "

@@ -159,11 +159,11 @@ def test_every_criterion_scores_every_architecture(model_type: str, variant: int
         "intermediate_size": (4, sizes["ffn"] * experts),
     }
     unit_keys = tuple(key for key in shapes if key != KEYS[0] and not binding.description.dimensions[key].fixed)
-    how = {"batch_size": 3, "group_size": 8}
+    how = {"batch_size": 3, "group_size": 24}
     for registry, keys in ((UNIT_CRITERIA, unit_keys), (LAYER_CRITERIA, KEYS[:1])):
         for name in registry:
             criterion = registry[name]
-            seen = keys
+            seen = keys if not criterion.parts else tuple(key for key in keys if key != "num_attention_heads")
             if criterion.needs == "weights":
                 scores = score_weights(source.tensors, binding, criterion, keys)
             elif criterion.needs == "unit_scores":
@@ -173,7 +173,7 @@ def test_every_criterion_scores_every_architecture(model_type: str, variant: int
                 if experts > 1 and not criterion.sees_experts and registry is UNIT_CRITERIA:
                     with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor'"):
                         score_model(model, binding, WINDOWS, *arguments, keys)
-                    seen = tuple(key for key in keys if key != "intermediate_size")
+                    seen = tuple(key for key in seen if key != "intermediate_size")
                 scores = score_model(model, binding, WINDOWS[:3], *arguments, seen, **how) if seen else {}
             assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in seen}
             assert all((value >= 0).all() and value.dtype == torch.float32 for value in scores.values())
