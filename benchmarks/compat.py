@@ -49,7 +49,7 @@ def write_checkpoints(folder: Path) -> list[Path]:
             old["rope_local_base_freq"] = 10_000.0
         edit_json(base / "config.json", **old)
         shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
-        how = {"importance": "magnitude", "layer_importance": "magnitude", "evaluate": False, "benchmark": False}
+        how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
         IShrinker.from_pretrained(base).shrink(save_directory=folder / model_type, **shape, **how)
         kept = json.loads((folder / model_type / "config.json").read_text())
         assert kept["rope_theta"] == 50_000.0 and kept["torch_dtype"] == "float32", kept

@@ -94,9 +94,9 @@ def main() -> None:
         arguments += ["--num-hidden-layers", "14", "--intermediate-size", "7168"]
         arguments += [
             "--importance",
-            "magnitude",
+            "l2-norm",
             "--layer-importance",
-            "magnitude",
+            "l2-norm",
             "--no-evaluate",
             "--no-benchmark",
         ]

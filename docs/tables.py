@@ -53,13 +53,16 @@ def architecture_table() -> str:
 def recipe_rows() -> list[Row]:
     """Return (recipe, model, parameters before, after, removed) of every recipe, planned without weights.
 
-    `configs/dimensions.json` holds the config.json of every model that a recipe names.
+    `configs/dimensions.json` holds the config.json of every model that a recipe names. Recipes that name none are for
+    any model, and not in the table.
     """
     folder = Path(__file__).parent.parent / "configs"
     dimensions: dict[str, Any] = json.loads((folder / "dimensions.json").read_text(encoding="utf-8"))
     rows = []
     for path in sorted(folder.glob("*.yaml")):
-        model = read_recipe(path)["model"]
+        model = read_recipe(path).get("model")
+        if model is None:
+            continue
         _, binding = bind_config(dimensions[model])
         before = binding.num_parameters()
         after = binding.num_parameters(resolve_shape(binding, IShrinkConfig.from_yaml(path).request))

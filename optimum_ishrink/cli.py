@@ -150,6 +150,7 @@ def _shape_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--intermediate-size", type=int, metavar="N", help="MLP neurons of every layer")
     group.add_argument("--target", help="params=-15%% or params=115M; moves the dimensions that are not given")
+    group.add_argument("--prune", metavar="KEY[,KEY...]", help="dimensions that the target moves (default: all)")
     group.add_argument(
         "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
     )
@@ -173,8 +174,16 @@ def _shape_flags(parser: argparse.ArgumentParser) -> None:
 
 def _importance_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to choose")
-    group.add_argument("--importance", metavar="NAME", help="for KV groups and neurons (default: activation-norm)")
-    group.add_argument("--layer-importance", metavar="NAME", help="for layers (default: block-influence)")
+    group.add_argument(
+        "--importance", metavar="NAME", help="for heads and neurons; 'help' lists all (default: activation-norm)"
+    )
+    group.add_argument(
+        "--importance-group-size", type=int, metavar="N", help="neurons scored as one unit (default: by the criterion)"
+    )
+    group.add_argument(
+        "--layer-importance", metavar="NAME", help="for layers; 'help' lists all (default: block-influence)"
+    )
+    group.add_argument("--layer-selection", metavar="NAME", help="one-shot, greedy or contiguous (default: one-shot)")
     group.add_argument(
         "--compensation",
         metavar="NAME",
@@ -343,10 +352,32 @@ def _show_report(args: argparse.Namespace, report: Report) -> None:
     tables.print_table("Measured", header, rows)
 
 
+def _criteria(args: argparse.Namespace) -> Any:
+    """Print what `--importance help` or `--layer-importance help` asks for: the criteria that exist."""
+    from . import tables
+    from .importance import LAYER_CRITERIA, UNIT_CRITERIA
+
+    header = ("name", "score", "takes", "source")
+    result = {}
+    for flag, title, registry in (
+        ("importance", "Criteria for KV groups, query heads and neurons", UNIT_CRITERIA),
+        ("layer_importance", "Criteria for layers", LAYER_CRITERIA),
+    ):
+        if getattr(args, flag) == "help":
+            found = (registry[name] for name in registry)
+            rows = [(each.name, each.formula, each.cost, each.reference) for each in found]
+            if not args.json:
+                tables.print_table(title, header, rows)
+            result[flag] = [dict(zip(header, row, strict=True)) for row in rows]
+    return result
+
+
 def _shrink(args: argparse.Namespace) -> Any:
     from . import pipeline
     from .output_folder import check_output
 
+    if "help" in (args.importance, args.layer_importance):
+        return _criteria(args)
     model, config = _config(args)
     if not args.output and not args.dry_run:
         raise RequestError("name the output folder with --output, or pass --dry-run")
@@ -392,6 +423,8 @@ def _plan(args: argparse.Namespace) -> Any:
     from . import pipeline
     from .artifacts import write_json
 
+    if "help" in (args.importance, args.layer_importance):
+        return _criteria(args)
     model, config = _config(args)
     if args.output:
         if args.shape_only:

@@ -16,11 +16,12 @@ from .compute import DEVICES, DTYPES, is_device_name
 from .data import TextSource
 from .errors import RequestError, SourceError, unknown_name
 from .importance import LAYER_CRITERIA, UNIT_CRITERIA
-from .planning import ShapeRequest
+from .planning import SELECTIONS, TARGET_DIMENSIONS, ShapeRequest
 
 _POSITIVE = (
     *DIMENSIONS,
     "intermediate_multiple",
+    "importance_group_size",
     "calibration_samples",
     "calibration_length",
     "eval_samples",
@@ -32,7 +33,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
 COMPENSATIONS = ("none", "ridge")
-_LISTS = ("calibration", "eval_text", "tasks")
+_LISTS = ("calibration", "eval_text", "tasks", "prune")
 
 
 class IShrinkConfig(BaseConfig):  # type: ignore[misc]
@@ -47,6 +48,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             from within each group.
         intermediate_size: MLP neurons of every layer of the result, or of every expert.
         target: `"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.
+        prune: Dimensions that the target moves: `num_hidden_layers`, `num_key_value_heads`, `intermediate_size`. By
+            default all that are not given.
         intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the
             width, at most 256: see `optimum_ishrink.planning.default_multiple`.
         keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.
@@ -56,7 +59,13 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             such as mistral for llama.
         importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it
             kept more than first-order Taylor, and needs no backward pass.
+        importance_group_size: Consecutive neurons that are scored as one unit; each gets an equal share of its score.
+            It has to divide the MLP width. By default 1, and for criteria that run the model once per unit
+            (`logits-mse`, `thesis-mix`) what leaves at most 32 groups in a layer. A cut that is not a multiple of it
+            splits one group of a layer.
         layer_importance: Criterion for layers.
+        layer_selection: `one-shot` removes the lowest scored layers; `greedy` scores again after each removal, with
+            criteria that measure one; `contiguous` removes the adjacent layers that cost least together.
         compensation: `ridge` solves the projections that read what was cut anew, in closed form, on the calibration
             text; `none` leaves them. It wants much and varied text: from a few thousand sampled tokens it gains
             little.
@@ -94,13 +103,16 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "num_attention_heads": None,
         "intermediate_size": None,
         "target": None,
+        "prune": None,
         "intermediate_multiple": None,
         "keep_first_layers": None,
         "keep_last_layers": None,
         "merge_key_value_heads": False,
         "allow_class_change": False,
         "importance": "activation-norm",
+        "importance_group_size": None,
         "layer_importance": "block-influence",
+        "layer_selection": "one-shot",
         "compensation": "none",
         "calibration": ("self",),
         "calibration_samples": 64,
@@ -166,7 +178,18 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be text, not {getattr(self, name)!r}")
         UNIT_CRITERIA[str(self.importance)]
-        LAYER_CRITERIA[str(self.layer_importance)]
+        layer = LAYER_CRITERIA[str(self.layer_importance)]
+        if self.layer_selection not in SELECTIONS:
+            raise RequestError(unknown_name("layer selection", str(self.layer_selection), SELECTIONS))
+        if self.layer_selection == "greedy" and not layer.measures_removal:
+            able = ", ".join(name for name in LAYER_CRITERIA if LAYER_CRITERIA[name].measures_removal)
+            raise RequestError(
+                f"layer_selection='greedy' scores again after each removal, which {layer.name!r} cannot; "
+                f"layer_importance can be {able}"
+            )
+        for key in self.prune or ():
+            if key not in TARGET_DIMENSIONS:
+                raise RequestError(unknown_name("dimension to prune", key, TARGET_DIMENSIONS))
 
     @property
     def request(self) -> ShapeRequest:
@@ -180,6 +203,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             self.keep_last_layers,
             self.merge_key_value_heads,
             self.allow_class_change,
+            self.prune,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,15 +27,35 @@ from .evaluation import (
     open_tasks,
     text_measurements,
 )
-from .importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, key_value_similarity, score_model, score_weights
+from .importance import (
+    LAYER_CRITERIA,
+    UNIT_CRITERIA,
+    Batches,
+    Criterion,
+    key_value_similarity,
+    score_model,
+    score_spans,
+    score_weights,
+    units_to_score,
+)
 from .output_folder import check_not_inside, check_output, staged_folder
-from .planning import edit_config, make_plan, resolve_shape
+from .planning import (
+    choose_greedily,
+    choose_span,
+    edit_config,
+    make_plan,
+    removable_spans,
+    resolve_shape,
+    summed_costs,
+)
 from .progress import progress_bar
 from .source import Source, load_model
 from .surgery import compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, TensorInfo, overwrite_tensor, read_index
 
 LAYERS = "num_hidden_layers"
+SUMMED_UNITS = ("num_key_value_heads", "intermediate_size")
+"""The units that a layer's score is the sum of; query heads are part of their KV group."""
 
 
 class Session:
@@ -165,31 +185,67 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     """
     config, source = session.config, session.source
     unit, layer = UNIT_CRITERIA[config.importance], LAYER_CRITERIA[config.layer_importance]
+    of_layers = tuple(key for key in keys if key == LAYERS)
+    of_units = tuple(key for key in keys if key != LAYERS)
+    if of_layers and layer.needs == "unit_scores":
+        of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
+    units_to_score(source.binding, unit, of_units, config.importance_group_size)  # refused before the model is loaded
     scores: dict[str, torch.Tensor] = {}
-    from_model: dict[str, Any] = {}
-    for criterion, wanted in (
-        (unit, tuple(key for key in keys if key != LAYERS)),
-        (layer, tuple(key for key in keys if key == LAYERS)),
-    ):
+    from_model: dict[Criterion, tuple[str, ...]] = {}
+    for criterion, wanted in ((unit, of_units), (layer, of_layers)):
         if wanted and criterion.needs == "weights":
-            scores.update(score_weights(source.tensors, source.binding, criterion, wanted))
-        elif wanted:
-            from_model["layer" if criterion is layer else "unit"] = criterion
+            size = config.importance_group_size
+            scores.update(score_weights(source.tensors, source.binding, criterion, wanted, group_size=size))
+        elif wanted and criterion.needs != "unit_scores":
+            from_model[criterion] = wanted
     if from_model:
-        windows = session.calibration_windows
-        left = tuple(key for key in keys if key not in scores)
         scores.update(
             score_model(
                 session.model,
                 source.binding,
-                windows,
-                from_model.get("unit"),
-                from_model.get("layer"),
-                left,
+                session.calibration_windows,
+                unit if unit in from_model else None,
+                layer if layer in from_model else None,
+                tuple(key for wanted in from_model.values() for key in wanted),
                 batch_size=config.batch_size,
+                group_size=config.importance_group_size,
             )
         )
-    return scores
+    if of_layers and layer.needs == "unit_scores":
+        scores[LAYERS] = layer.function(*(scores[key] for key in SUMMED_UNITS))
+    return {key: scores[key] for key in keys}
+
+
+def select_layers(
+    session: Session, shape: Mapping[str, int], scores: Mapping[str, torch.Tensor]
+) -> tuple[int, ...] | None:
+    """Return the layers that stay where that takes more than one score for each; None where the highest scored stay.
+
+    Args:
+        session: The run.
+        shape: The complete new shape.
+        scores: What `score` returned.
+    """
+    config, binding = session.config, session.source.binding
+    total, count = binding.shape[LAYERS], shape[LAYERS]
+    if count == total or config.layer_selection == "one-shot":
+        return None
+    criterion = LAYER_CRITERIA[config.layer_importance]
+    protection = config.request.protection(total)
+
+    def measure(spans: Sequence[tuple[int, int]], without: tuple[int, ...] = ()) -> torch.Tensor:
+        batches = Batches(session.calibration_windows, None, config.batch_size, session.model.device)
+        return score_spans(session.model, binding, batches, criterion, spans, without)
+
+    if config.layer_selection == "greedy":
+
+        def score_again(left: Sequence[int], gone: tuple[int, ...]) -> torch.Tensor:
+            return measure([(layer, layer + 1) for layer in left], gone)
+
+        return choose_greedily(scores[LAYERS], score_again, count, *protection)
+    spans = removable_spans(total, count, *protection)
+    costs = measure(spans) if criterion.measures_removal else summed_costs(scores[LAYERS], spans)
+    return choose_span(costs, spans, total)
 
 
 def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> PlannedCut:
@@ -215,10 +271,11 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     if config.merge_key_value_heads:
         scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
     used = used_criteria(config, scores)
-    reads_text = config.compensation != "none" or any(criterion.needs != "weights" for criterion in used.values())
+    reads_text = config.compensation != "none" or any(criterion.reads_text for criterion in used.values())
     settings = {
         "importance": used["unit"].name if "unit" in used else None,
         "layer_importance": used["layer"].name if "layer" in used else None,
+        "layer_selection": config.layer_selection if "layer" in used else None,
         "seed": config.seed,
         "compensation": {"method": config.compensation},
         "calibration": {
@@ -248,6 +305,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
         request=config.request,
         scores=scores,
         settings=settings,
+        layers=select_layers(session, shape, scores),
     )
     return PlannedCut(plan, scores)
 
@@ -261,10 +319,11 @@ def used_criteria(config: IShrinkConfig, scored: Iterable[str]) -> dict[str, Cri
     """
     keys = set(scored)
     used = {}
-    if keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
-        used["unit"] = UNIT_CRITERIA[config.importance]
     if LAYERS in keys:
         used["layer"] = LAYER_CRITERIA[config.layer_importance]
+    summed = "layer" in used and used["layer"].needs == "unit_scores"
+    if summed or keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
+        used["unit"] = UNIT_CRITERIA[config.importance]
     return used
 
 

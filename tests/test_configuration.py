@@ -45,6 +45,15 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"compensation": "ridgs"}, "unknown compensation 'ridgs' .did you mean 'ridge'"),
         ({"importance": 5}, "unknown importance '5'"),
         ({"importance": ["taylor"]}, "unknown importance"),
+        ({"importance": "magnitude"}, "unknown importance 'magnitude'.*l2-norm"),
+        ({"layer_selection": "gredy"}, "unknown layer selection 'gredy' .did you mean 'greedy'"),
+        (
+            {"layer_selection": "greedy", "layer_importance": "sum-of-units"},
+            "'greedy' scores again.*'sum-of-units' cannot; layer_importance can be block-influence, divergence, perpl",
+        ),
+        ({"importance_group_size": 0}, "whole number of at least 1, not 0"),
+        ({"prune": "layers"}, "unknown dimension to prune 'layers'.*allowed: intermediate_size"),
+        ({"prune": ["num_attention_heads"]}, "unknown dimension to prune 'num_attention_heads'"),
         ({"calibration": 5}, "calibration must be a list of names, not 5"),
         ({"calibration": [1]}, "calibration must be a list of names"),
         ({"calibration": None}, "calibration must be a list of names"),
@@ -118,9 +127,11 @@ def test_every_config_key_has_a_flag() -> None:
         elif isinstance(default, int):
             value = default + 1
         elif name in ("importance", "layer_importance"):
-            value = "magnitude"
+            value = "l2-norm"
         elif name in ("dtype", "device", "compensation"):
             value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]
+        elif name in ("prune", "layer_selection"):
+            value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:

@@ -16,9 +16,13 @@ import torch
 from tiny import SMALL, tiny_tokenizer
 
 from optimum_ishrink import IShrinker
+from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.artifacts import Report
 from optimum_ishrink.cli import _Parser, add_verbs, main
+from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.errors import ArchitectureError
+from optimum_ishrink.importance import UNIT_CRITERIA, units_to_score
+from optimum_ishrink.planning import resolve_shape
 from optimum_ishrink.surgery import masked_state
 from optimum_ishrink.tables import format_measurement
 
@@ -39,9 +43,24 @@ def test_the_generated_tables_are_up_to_date() -> None:
 
 def test_recipes_remove_what_the_thesis_removes() -> None:
     rows = TABLES["recipe_rows"]()
-    assert len(rows) == len(list((ROOT / "configs").glob("*.yaml"))) >= 5
+    recipes = {path: read_recipe(path) for path in (ROOT / "configs").glob("*.yaml")}
+    assert len(rows) == sum("model" in recipe for recipe in recipes.values()) >= 5
     for row in rows:
         assert 13.0 <= float(row[-1].rstrip("%")) <= 17.5, row
+
+
+def test_recipes_for_any_model_fit_those_that_we_have_the_dimensions_of() -> None:
+    dimensions = json.loads((ROOT / "configs" / "dimensions.json").read_text(encoding="utf-8"))
+    for name in ("ishrink-thesis", "l2-mlp"):
+        config = IShrinkConfig.from_yaml(ROOT / "configs" / f"{name}.yaml")
+        for model, raw in dimensions.items():
+            _, binding = bind_config(raw)
+            shape = resolve_shape(binding, config.request)
+            assert 0.145 <= 1 - binding.num_parameters(shape) / binding.num_parameters() <= 0.155, (name, model)
+            units_to_score(binding, UNIT_CRITERIA[config.importance], tuple(shape), config.importance_group_size)
+            moved = {key for key in shape if shape[key] != binding.shape[key]}
+            assert moved == {"intermediate_size"} if name == "l2-mlp" else "num_hidden_layers" in moved
+            assert config.request.protection(binding.shape["num_hidden_layers"]) == (4, 2)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -106,7 +125,7 @@ def test_the_walk_through_adds_an_architecture(tmp_path: Path, monkeypatch: pyte
         IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer())
     exec(compile(register, "register", "exec"), names)
     shrinker = IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer(), dtype="float32", device="cpu")
-    how = {"importance": "magnitude", "layer_importance": "magnitude", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
     shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
     result = shrinker.shrink(**shape, **how, save_directory=tmp_path / "small")
     with torch.no_grad():

@@ -51,7 +51,7 @@ print(IShrinkConfig.from_pretrained("me/small").num_hidden_layers)
 def test_shrink_push_and_load_from_the_hub(llama_folder: Path, tmp_path: Path) -> None:
     with HubServer() as server:
         target = tmp_path / "small"
-        flags = ["--importance", "magnitude", "--layer-importance", "magnitude", "--no-evaluate", "--no-benchmark"]
+        flags = ["--importance", "l2-norm", "--layer-importance", "l2-norm", "--no-evaluate", "--no-benchmark"]
         shape = ["--num-hidden-layers", "3", "--intermediate-size", "16", "--json"]
         done = run(
             server,

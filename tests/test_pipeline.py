@@ -181,8 +181,8 @@ def test_weights_alone_need_no_model_in_memory(
     result = IShrinker.from_pretrained(llama_folder).shrink(
         num_hidden_layers=3,
         intermediate_size=16,
-        importance="magnitude",
-        layer_importance="magnitude",
+        importance="l2-norm",
+        layer_importance="l2-norm",
         evaluate=False,
         benchmark=False,
         save_directory=tmp_path / "out",
@@ -201,7 +201,7 @@ def test_a_failed_push_keeps_a_result_that_has_no_folder_yet(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", fail)
-    how = {"importance": "magnitude", "layer_importance": "magnitude", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
     shrinker = IShrinker.from_pretrained(llama_folder)
     with pytest.raises(PublishError, match="is whole"):
         shrinker.shrink(num_hidden_layers=3, push_to_hub=True, repo_id="me/small", **how)
@@ -234,7 +234,7 @@ def test_the_output_cannot_be_or_hold_its_own_input(tmp_path: Path, capsys: pyte
 
 
 def test_a_criterion_that_chose_nothing_is_not_named(llama_folder: Path, tmp_path: Path) -> None:
-    how = {"importance": "magnitude", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "evaluate": False, "benchmark": False}
     result = IShrinker.from_pretrained(llama_folder).shrink(intermediate_size=16, save_directory=tmp_path / "o", **how)
     assert result.plan.settings["calibration"] is None
     assert result.plan.settings["layer_importance"] is None
@@ -245,7 +245,7 @@ def test_the_terms_of_the_base_are_the_results(llama_folder: Path, tmp_path: Pat
     folder = shutil.copytree(llama_folder, tmp_path / "base")
     terms = "license: other\nlicense_name: falcon-llm-license\nlicense_link: https://falconllm.tii.ae/terms.html\n"
     (folder / "README.md").write_text(f"---\n{terms}---\n# Base\n")
-    how = {"importance": "magnitude", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "evaluate": False, "benchmark": False}
     IShrinker.from_pretrained(folder).shrink(intermediate_size=16, save_directory=tmp_path / "out", **how)
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (data.license, data.license_name) == ("other", "falcon-llm-license")
@@ -460,7 +460,7 @@ def test_ctrl_c_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("optimum_ishrink.pipeline.measure", interrupt)
-    arguments = ["--num-hidden-layers", "3", "--layer-importance", "magnitude", "--importance", "magnitude"]
+    arguments = ["--num-hidden-layers", "3", "--layer-importance", "l2-norm", "--importance", "l2-norm"]
     assert main(["shrink", "--model", str(llama_folder), "--output", str(tmp_path / "out"), *arguments]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
@@ -528,11 +528,11 @@ def test_optimum_cli_runs_a_verb(llama_folder: Path) -> None:
 
 def test_a_cut_that_is_not_exact_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_tiny(tmp_path / "olmo2", tiny_config("olmo2"))
-    shape = ["--num-key-value-heads", "2", "--importance", "magnitude", "--no-evaluate", "--no-benchmark"]
+    shape = ["--num-key-value-heads", "2", "--importance", "l2-norm", "--no-evaluate", "--no-benchmark"]
     assert main(["shrink", "--model", str(folder), "--output", str(tmp_path / "out"), *shape]) == 0
     assert "Not exact: q_norm and k_norm span all heads" in capsys.readouterr().out
     assert "The cut is not exact: q_norm and k_norm span all heads" in (tmp_path / "out" / "README.md").read_text()
-    assert main(["plan", "--model", str(folder), "--intermediate-size", "16", "--importance", "magnitude"]) == 0
+    assert main(["plan", "--model", str(folder), "--intermediate-size", "16", "--importance", "l2-norm"]) == 0
     assert "Not exact" not in capsys.readouterr().out
 
 
@@ -541,7 +541,7 @@ def test_a_class_that_derives_another_list_is_kept_right(tmp_path: Path) -> None
     edit_json(folder / "config.json", layer_types=None)
     result = IShrinker.from_pretrained(folder).shrink(
         num_hidden_layers=2,
-        layer_importance="magnitude",
+        layer_importance="l2-norm",
         evaluate=False,
         benchmark=False,
         keep_first_layers=0,

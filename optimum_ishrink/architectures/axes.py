@@ -8,6 +8,19 @@ from .spec import DIMENSIONS, Binding, BoundTensor
 _EXPERTS = parse_axes("experts")[0]
 
 
+def holds_units(bound: BoundTensor, key: str) -> bool:
+    """Whether a tensor holds weights of the units of a dimension; of a layer, any of its tensors does.
+
+    Args:
+        bound: The tensor.
+        key: The dimension's config key. A KV group owns the query heads that read it, and so their weights.
+    """
+    if bound.layer is None:
+        return False
+    size = DIMENSIONS[key]
+    return size == "layers" or bound.counts(size) or (size == "kv" and bound.counts("heads"))
+
+
 def input_axis(bound: BoundTensor) -> Axis:
     """Return the axis of a projection's weight along which its input lies."""
     return bound.axes[0 if bound.transposed else 1]

@@ -15,6 +15,9 @@ from .config_edit import changed_keys, edit_config
 from .selection import choose_heads, choose_layers, choose_units, default_protection, group_similar
 from .target import check_multiple, default_multiple, parse_target, solve
 
+TARGET_DIMENSIONS = tuple(key for key in DIMENSIONS if key != "num_attention_heads")
+"""What a target can move. Query heads follow their KV groups."""
+
 
 @dataclass(frozen=True)
 class ShapeRequest:
@@ -28,6 +31,7 @@ class ShapeRequest:
         keep_last_layers: Layers at the end that always stay; None takes the default for the depth.
         merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
         allow_class_change: Shapes that the own class refuses may be written as another class that computes the same.
+        prune: Dimensions that the target moves; None for all that `shape` does not name.
     """
 
     shape: Mapping[str, int]
@@ -37,6 +41,7 @@ class ShapeRequest:
     keep_last_layers: int | None = None
     merge_key_value_heads: bool = False
     allow_class_change: bool = False
+    prune: tuple[str, ...] | None = None
 
     def protection(self, num_layers: int) -> tuple[int, int]:
         """Return how many first and last layers always stay."""
@@ -59,6 +64,8 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
     """
     if not request.shape and not request.target:
         raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
+    if request.prune is not None and not request.target:
+        raise ShapeError("prune says what a target may move, and there is none; add one, such as target='params=-15%'")
     wanted = dict(request.shape)
     if request.merge_key_value_heads:
         _check_merge(binding, request)
@@ -73,6 +80,11 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
         raise ShapeError(
             f"keep_first_layers={first} and keep_last_layers={last} are more than the model's {total} layers"
         )
+    if request.prune == ("num_hidden_layers",) and first + last == total:
+        raise ShapeError(
+            f"keep_first_layers={first} and keep_last_layers={last} leave none of {total} layers that may go; lower "
+            "one of them, or let prune name another dimension"
+        )
     if wanted.get("num_hidden_layers", total) < min(total, first + last):
         raise ShapeError(
             f"num_hidden_layers={wanted['num_hidden_layers']} is fewer than the {first} first and {last} last layers "
@@ -80,6 +92,9 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
         )
     if request.target:
         target = parse_target(request.target, binding.num_parameters())
+        if request.prune is not None:
+            held = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in request.prune]
+            wanted = {**{key: binding.shape[key] for key in held}, **wanted}
         return solve(binding, target, wanted, multiple, first + last)
     shape = complete_shape(binding, wanted)
     group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
@@ -122,6 +137,7 @@ def make_plan(
     request: ShapeRequest,
     scores: Mapping[str, torch.Tensor],
     settings: Mapping[str, Any],
+    layers: tuple[int, ...] | None = None,
 ) -> Plan:
     """Choose what stays and write down what that changes.
 
@@ -136,13 +152,15 @@ def make_plan(
         scores: Config key to importance: shape (layers,) for `num_hidden_layers`, (layers, units) for the others; and
             `key_value_similarity`, shape (layers, heads, heads), to merge by. Only what changes is needed.
         settings: How the scores were made; kept with the plan.
+        layers: The layers that stay, where a removal was measured to choose them; None takes the highest scored.
 
     Raises:
         ShapeError: Too many layers are protected, or the config class refuses the result.
     """
     total = binding.shape["num_hidden_layers"]
-    layers = tuple(range(total))
-    if shape["num_hidden_layers"] < total:
+    if shape["num_hidden_layers"] == total:
+        layers = tuple(range(total))
+    elif layers is None:
         first, last = request.protection(total)
         layers = choose_layers(scores["num_hidden_layers"], shape["num_hidden_layers"], first, last)
     units: dict[str, tuple[tuple[int, ...], ...]] = {}

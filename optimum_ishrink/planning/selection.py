@@ -21,6 +21,27 @@ def default_protection(num_layers: int) -> tuple[int, int]:
     return min(4, num_layers // 4), min(2, num_layers // 8)
 
 
+def removable_layers(total: int, count: int, keep_first: int, keep_last: int) -> range:
+    """Return the layers that may go.
+
+    Args:
+        total: Layers of the model.
+        count: Layers that stay.
+        keep_first: Layers at the beginning that always stay.
+        keep_last: Layers at the end that always stay.
+
+    Raises:
+        ShapeError: The protected layers leave too few to remove.
+    """
+    removable = range(keep_first, total - keep_last)
+    if total - count > len(removable):
+        raise ShapeError(
+            f"cannot remove {total - count} of {total} layers: keep_first_layers={keep_first} and "
+            f"keep_last_layers={keep_last} leave {max(0, len(removable))} that may go"
+        )
+    return removable
+
+
 def choose_layers(scores: torch.Tensor, count: int, keep_first: int, keep_last: int) -> tuple[int, ...]:
     """Return the indices of the `count` layers that stay.
 
@@ -34,12 +55,7 @@ def choose_layers(scores: torch.Tensor, count: int, keep_first: int, keep_last: 
         ShapeError: The protected layers leave too few to remove.
     """
     total = scores.shape[0]
-    removable = range(keep_first, total - keep_last)
-    if total - count > len(removable):
-        raise ShapeError(
-            f"cannot remove {total - count} of {total} layers: keep_first_layers={keep_first} and "
-            f"keep_last_layers={keep_last} leave {max(0, len(removable))} that may go"
-        )
+    removable = removable_layers(total, count, keep_first, keep_last)
     # A stable order makes equal scores, and so the plan, reproducible.
     ascending = sorted(removable, key=lambda layer: (float(scores[layer]), layer))
     gone = set(ascending[: total - count])

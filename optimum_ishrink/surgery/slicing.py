@@ -255,3 +255,24 @@ def _sum_axes(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, 
                     total += part.view(sizes[unit], -1).sum(dim=1)
             start += prod(lengths)
     return total
+
+
+def unit_positions(axis: Axis, sizes: Mapping[str, int], unit: str) -> torch.Tensor:
+    """Return the positions along an axis that belong to each unit, ascending.
+
+    Args:
+        axis: What the axis counts; every position counts for one unit.
+        sizes: The model's sizes.
+        unit: Size name of the unit; for `"kv"`, query heads count as in `sum_per_unit`.
+
+    Returns:
+        int64, shape (units, positions of a unit).
+    """
+    owners = []
+    for section in axis:
+        lengths = [factor_length(factor, sizes) for factor in section.factors]
+        (dim,) = (i for i, name in enumerate(section.factors) if name == unit or (unit, name) == ("kv", "heads"))
+        owner = torch.arange(lengths[dim]) // (lengths[dim] // sizes[unit])
+        shape = [length if i == dim else 1 for i, length in enumerate(lengths)]
+        owners.append(owner.view(shape).expand(lengths).flatten())
+    return torch.cat(owners).sort(stable=True).indices.view(sizes[unit], -1)

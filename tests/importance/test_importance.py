@@ -12,8 +12,14 @@ from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
 from optimum_ishrink.importance.criteria.activation_norm import activation_norm
 from optimum_ishrink.importance.criteria.block_influence import block_influence
-from optimum_ishrink.importance.criteria.magnitude import magnitude
+from optimum_ishrink.importance.criteria.gradient_norm import gradient_norm
+from optimum_ishrink.importance.criteria.l1_norm import l1_norm
+from optimum_ishrink.importance.criteria.l2_norm import l2_norm
+from optimum_ishrink.importance.criteria.logits_mse import logits_mse
+from optimum_ishrink.importance.criteria.sum_of_units import sum_of_units
 from optimum_ishrink.importance.criteria.taylor import taylor
+from optimum_ishrink.importance.criteria.taylor_unit import taylor_unit
+from optimum_ishrink.importance.criteria.thesis_mix import thesis_mix
 from optimum_ishrink.importance.engine import next_token_loss
 from optimum_ishrink.source import open_source
 
@@ -29,7 +35,15 @@ def tiny(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
 
 def test_formulas() -> None:
     w, g = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[2.0, 1.0], [-1.0, 4.0]])
-    assert magnitude(w.bfloat16()).tolist() == [[1, 4], [9, 0.25]]
+    assert l1_norm(w.bfloat16()).tolist() == [[1, 2], [3, 0.5]]
+    assert l2_norm(w.bfloat16()).tolist() == [[1, 4], [9, 0.25]]
+    assert taylor_unit(w, g).tolist() == [[2, -2], [-3, 2]]
+    assert gradient_norm(w, g).tolist() == [[4, 1], [1, 16]]
+    assert logits_mse(w, g, torch.zeros(2)).tolist() == [(1 + 9) / 2, (16 + 12.25) / 2]
+    assert sum_of_units(w, g).tolist() == [2, 6.5]
+    mixed = thesis_mix(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 10.0]]), torch.tensor([[0.2, 0.2]]))
+    torch.testing.assert_close(mixed, torch.tensor([[(0.5 + 0 + 1) / 3, (1.5 + 2 + 1) / 3]]))
+    assert thesis_mix(*[torch.zeros(1, 2)] * 3).tolist() == [[0, 0]]
     assert taylor(w, g).tolist() == [[2, 2], [3, 2]]
     assert activation_norm(torch.tensor([2.0, 1.0]), w).tolist() == [20, 4.25]
     x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
@@ -44,6 +58,7 @@ def test_every_criterion_says_what_it_is() -> None:
             assert criterion.name == name
             assert criterion.formula
             assert "arXiv" in criterion.reference
+            assert criterion.cost
             assert criterion.function.__doc__
     with pytest.raises(
         RequestError, match="unknown importance 'taylr' .did you mean 'taylor'.*allowed: activation-norm"
@@ -88,15 +103,21 @@ def test_taylor_is_the_sum_over_the_units_weights_averaged_over_batches() -> Non
     torch.testing.assert_close(scores["num_key_value_heads"][1], groups / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_taylor_leaves_the_model_as_it_was() -> None:
+@pytest.mark.parametrize(
+    ("unit", "layer"), [("taylor", "block-influence"), ("thesis-mix", "perplexity"), ("obs", "divergence")]
+)
+def test_scoring_leaves_the_model_as_it_was(unit: str, layer: str) -> None:
     model, binding = tiny()
+    logits = model(WINDOWS).logits
     model.lm_head.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], LAYER_CRITERIA["block-influence"], KEYS)
+    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA[unit], LAYER_CRITERIA[layer], KEYS)
     assert not any(value.requires_grad for value in scores.values())
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert torch.equal(model(WINDOWS).logits, logits)
 
 
 def test_the_loss_is_shifted_and_masked() -> None:
@@ -113,10 +134,10 @@ def test_the_loss_is_shifted_and_masked() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["taylor", "activation-norm"])
+@pytest.mark.parametrize("name", ["taylor", "gradient-norm", "activation-norm", "logits-mse"])
 def test_padding_changes_no_score(name: str) -> None:
     model, binding = tiny()
-    layer = LAYER_CRITERIA["block-influence"]
+    layer = LAYER_CRITERIA["divergence" if name == "logits-mse" else "block-influence"]
     plain = score_model(model, binding, WINDOWS, UNIT_CRITERIA[name], layer, KEYS, batch_size=2)
     padded = torch.cat([WINDOWS, torch.zeros(6, 5, dtype=torch.int64)], dim=1)
     mask = torch.cat([torch.ones(6, 10), torch.zeros(6, 5)], dim=1).long()
@@ -138,43 +159,59 @@ def test_every_criterion_scores_every_architecture(model_type: str, variant: int
         "intermediate_size": (4, sizes["ffn"] * experts),
     }
     unit_keys = tuple(key for key in shapes if key != KEYS[0] and not binding.description.dimensions[key].fixed)
+    how = {"batch_size": 3, "group_size": 24}
     for registry, keys in ((UNIT_CRITERIA, unit_keys), (LAYER_CRITERIA, KEYS[:1])):
         for name in registry:
             criterion = registry[name]
-            seen = keys
+            seen = keys if not criterion.parts else tuple(key for key in keys if key != "num_attention_heads")
             if criterion.needs == "weights":
                 scores = score_weights(source.tensors, binding, criterion, keys)
+            elif criterion.needs == "unit_scores":
+                continue  # it adds up what is scored here
             else:
                 arguments = (criterion, None) if registry is UNIT_CRITERIA else (None, criterion)
-                if criterion.needs == "activations" and experts > 1:
+                if experts > 1 and not criterion.sees_experts and registry is UNIT_CRITERIA:
                     with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor'"):
                         score_model(model, binding, WINDOWS, *arguments, keys)
-                    seen = tuple(key for key in keys if key != "intermediate_size")
-                scores = score_model(model, binding, WINDOWS, *arguments, seen) if seen else {}
+                    seen = tuple(key for key in seen if key != "intermediate_size")
+                scores = score_model(model, binding, WINDOWS[:3], *arguments, seen, **how) if seen else {}
             assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in seen}
             assert all((value >= 0).all() and value.dtype == torch.float32 for value in scores.values())
             assert all((value > 0).float().mean() > 0.7 for value in scores.values())
 
 
-def test_magnitude_sums_the_squares_of_a_units_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", UNIT_CRITERIA.names())
+def test_values_that_are_not_finite_name_the_layer(name: str, tmp_path: Path) -> None:
     source = open_source(save_tiny(tmp_path / "m", tiny_config("llama")))
     model = source.load_model(torch.float32, torch.device("cpu"))
-    scores = score_weights(source.tensors, source.binding, UNIT_CRITERIA["magnitude"], KEYS)
-    mlp = model.model.layers[3].mlp
-    squares = mlp.gate_proj.weight.square().sum(1) + mlp.up_proj.weight.square().sum(1)
-    torch.testing.assert_close(
-        scores["intermediate_size"][3], (squares + mlp.down_proj.weight.square().sum(0)).detach()
-    )
-    total = sum(parameter.square().sum() for parameter in model.model.layers[0].parameters())
-    torch.testing.assert_close(scores["num_hidden_layers"][0], total.detach())
-
-
-def test_scores_that_are_not_finite_name_the_layer() -> None:
-    model, binding = tiny()
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(DataError, match="importance of intermediate_size is not finite in layer 2"):
-        score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, KEYS[2:])
+    if UNIT_CRITERIA[name].needs == "weights":
+        model.save_pretrained(tmp_path / "m")
+        source = open_source(tmp_path / "m")
+        with pytest.raises(DataError, match="importance of intermediate_size is not finite in layer 2; the weights"):
+            score_weights(source.tensors, source.binding, UNIT_CRITERIA[name], KEYS[2:])
+        return
+    with pytest.raises(DataError, match=r"layer 2.*; try dtype='float32'") as caught:
+        score_model(model, source.binding, WINDOWS, UNIT_CRITERIA[name], None, KEYS[2:])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "divergence", "block-influence"])
+def test_layers_that_are_not_finite_are_named(name: str) -> None:
+    model, binding = tiny()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match="layer 1"):
+        score_model(model, binding, WINDOWS, None, LAYER_CRITERIA[name], KEYS[:1])
+
+
+def test_a_loss_that_is_not_finite_behind_the_layers() -> None:
+    model, binding = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match="the loss of the calibration text is not finite"):
+        score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], None, KEYS[1:])
 
 
 def test_no_windows() -> None:
@@ -185,7 +222,7 @@ def test_no_windows() -> None:
 
 def test_a_criterion_that_needs_something_else() -> None:
     model, binding = tiny()
-    odd = Criterion("odd", "weights", "", "", magnitude)
+    odd = Criterion("odd", "weights", "", "", l2_norm)
     with pytest.raises(RequestError, match="'odd' needs weights, which is not read from a model"):
         score_model(model, binding, WINDOWS, odd, None, KEYS)
 

@@ -1,0 +1,129 @@
+"""Scores from the Gram matrices of what projections read, layer by layer: one layer's are in memory at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ..architectures.axes import input_readers, layer_module
+from ..errors import DataError, RequestError
+from ..layerwise import enter_layers, run_layer
+from ..progress import progress_bar
+from .batches import Batches
+from .registry import Criterion
+from .units import Units
+
+RIDGE = 0.01
+"""Ridge in units of the Gram matrix's mean diagonal. On SmolLM2-135M-Instruct a tenth of the mean diagonal was clearly
+worse than a hundredth."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def with_ridge(gram: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return `X^T X / tokens + lambda I` in float64, with `lambda = RIDGE * mean(diag) * max(1, channels / tokens)`.
+
+    Fewer tokens than channels leave directions without data, so the ridge grows by what is missing.
+
+    Args:
+        gram: `X^T X`, shape (channels, channels).
+        tokens: Rows of X.
+    """
+    mean = gram.double() / tokens
+    # Where nothing was ever active, any positive ridge makes the score zero.
+    strength = RIDGE * max(1.0, len(gram) / tokens) * mean.diagonal().mean().clamp_min(1e-30)
+    return mean + strength * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+
+
+@torch.no_grad()
+def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units) -> dict[str, torch.Tensor]:
+    """Score units by the Gram matrices of the inputs of the projections that read them.
+
+    The sums are float32 on the model's device, what is solved is float64.
+
+    Args:
+        model: The model.
+        batches: Calibration windows, without padding.
+        criterion: A criterion with `needs="gram"`.
+        units: What to score.
+
+    Returns:
+        Config key to scores, float32 on the CPU.
+
+    Raises:
+        RequestError: There is padding.
+        DataError: Activations are no numbers, or too uniform to solve with; the message names the layer.
+    """
+    binding = units.binding
+    if batches.mask is not None and not batches.mask.all():
+        raise RequestError(
+            f"{criterion.name!r} takes windows without padding; cut the text into windows of one length"
+        )
+    readers = [(key, bound) for key in units.keys for bound in input_readers(binding, key)]
+    modules = {bound.name: model.get_submodule(bound.name.removesuffix(".weight")) for _, bound in readers}
+    widths = {bound.name: modules[bound.name].weight.shape[0 if bound.transposed else 1] for _, bound in readers}
+    widest = max(widths.values())
+    tokens = batches.windows.numel()
+    if tokens < widest:
+        _LOG.warning(
+            "%s: %s calibration tokens are fewer than the %s channels of a projection, so the ridge was raised; "
+            "more calibration_samples would tell more",
+            *(criterion.name, f"{tokens:,}", f"{widest:,}"),
+        )
+    sums = units.zeros(model.device)
+    states, how = enter_layers(model, binding, [batch.input_ids for batch in batches])
+    with progress_bar(criterion.name, len(how)) as advance:
+        for layer, kwargs in enumerate(how):
+            module = model.get_submodule(layer_module(binding, layer))
+            here = [(key, bound) for key, bound in readers if bound.layer == layer]
+            with ExitStack() as stack:
+                grams = {
+                    name: stack.enter_context(gram_of(modules[name], widths[name]))
+                    for name in {bound.name for _, bound in here}
+                }
+                states = [run_layer(module, hidden, kwargs[len(hidden)]) for hidden in states]
+            for key, bound in here:
+                if not grams[bound.name].isfinite().all():
+                    raise DataError(
+                        f"the activations that enter {bound.name.removesuffix('.weight')} in layer {layer} are not "
+                        "finite; try dtype='float32'"
+                    )
+                weight = modules[bound.name].weight.detach()
+                weight = weight.T if bound.transposed else weight
+                channels = units.channels(bound, key).to(model.device)
+                try:
+                    sums[key][layer] += criterion.function(with_ridge(grams[bound.name], tokens), weight, channels)
+                except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                    raise DataError(
+                        f"the calibration text is too uniform to solve layer {layer} for; give more text or try "
+                        "dtype='float32'"
+                    ) from None
+            if not all(bool(hidden.isfinite().all()) for hidden in states):
+                raise DataError(f"layer {layer} gives values that are not finite; try dtype='float32'")
+            advance(1)
+    return units.scores(sums)
+
+
+@contextmanager
+def gram_of(projection: Any, width: int) -> Iterator[torch.Tensor]:
+    """Give the Gram matrix of what enters a projection, float32; it fills while the block runs the projection.
+
+    Args:
+        projection: The projection's module.
+        width: Its input channels.
+    """
+    gram = torch.zeros(width, width, dtype=torch.float32, device=projection.weight.device)
+
+    def add(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].flatten(0, -2).float()
+        gram.addmm_(rows.T, rows)
+
+    handle = projection.register_forward_pre_hook(add)
+    try:
+        yield gram
+    finally:
+        handle.remove()

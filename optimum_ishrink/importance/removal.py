@@ -1,0 +1,226 @@
+"""Scores by removal: a unit is set to zero, or layers are left out, and the rest of the model runs.
+
+For each batch the model runs once as it is; then a removal costs only the layers behind it. Weights are neither copied
+nor changed: a layer that is left out hands on what enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..architectures import Binding
+from ..architectures.axes import input_readers, layer_module
+from ..errors import DataError
+from ..progress import progress_bar
+from .batches import Batch, Batches
+from .registry import Criterion
+from .units import Units
+
+_CHUNK = 2**22
+"""Logits compared in float32 at once, 17 MB."""
+
+Span = tuple[int, int]
+"""First layer of a span of layers, and the one behind its last."""
+
+
+class LayerRunner:
+    """Runs a model from any layer on, with layers left out.
+
+    Args:
+        model: The model.
+        binding: Its binding.
+    """
+
+    def __init__(self, model: Any, binding: Binding) -> None:
+        self.model = model
+        self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+        self._in_tuples = False
+
+    def logits(
+        self, batch: Batch, first: int = 0, entering: torch.Tensor | None = None, without: Collection[int] = ()
+    ) -> torch.Tensor:
+        """Return the logits, shape (windows, length, vocabulary).
+
+        Args:
+            batch: The windows.
+            first: The layer to begin with.
+            entering: What enters it, from `states`; None when the model runs from its beginning.
+            without: Layers to leave out.
+        """
+        with self._left_out({*range(first), *without}, entering):
+            output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+        result: torch.Tensor = output.logits
+        return result
+
+    def states(self, batch: Batch, without: Collection[int] = (), *, logits: bool = True) -> list[torch.Tensor]:
+        """Return what enters each layer and what leaves the last, and after these the logits where they are wanted.
+
+        Args:
+            batch: The windows.
+            without: Layers to leave out.
+            logits: Whether the logits are wanted.
+
+        Raises:
+            DataError: A layer gives values that are no numbers; the message names it.
+        """
+        states: list[torch.Tensor] = []
+
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append(args[0] if args else kwargs["hidden_states"])
+
+        def leave(_: Any, __: Any, output: Any) -> None:
+            self._in_tuples = isinstance(output, tuple)
+            states.append(output[0] if self._in_tuples else output)
+
+        handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
+        handles.append(self.layers[-1].register_forward_hook(leave))
+        model = self.model if logits else self.model.base_model
+        try:
+            with self._left_out(without, None):
+                output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        finite = torch.stack([batch.text(state).isfinite().all() for state in states[1:]])
+        if not finite.all():
+            raise DataError(
+                f"layer {int(finite.int().argmin())} gives values that are not finite; try dtype='float32'"
+            )
+        return [*states, output.logits] if logits else states
+
+    @contextmanager
+    def _left_out(self, layers: Collection[int], entering: torch.Tensor | None) -> Iterator[None]:
+        """Let layers hand on what enters them; the first of all hands on `entering` in its place."""
+        own = {layer: self.layers[layer].__dict__.get("forward") for layer in layers}
+        for layer in layers:
+
+            def hand_on(*args: Any, layer: int = layer, **kwargs: Any) -> Any:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                if layer == 0 and entering is not None:
+                    hidden = entering
+                return (hidden,) if self._in_tuples else hidden
+
+            self.layers[layer].forward = hand_on
+        try:
+            yield
+        finally:
+            for layer, forward in own.items():
+                del self.layers[layer].forward
+                if forward is not None:
+                    self.layers[layer].forward = forward
+
+
+def compare_logits(criterion: Criterion, before: torch.Tensor, after: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the sum of a criterion's values over the tokens that have a next one, float64, a scalar.
+
+    Args:
+        criterion: A criterion with `needs="logits"`.
+        before: Logits of the model as it is, shape (windows, length, vocabulary).
+        after: Logits with something removed, the same shape.
+        batch: The windows.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=before.device)
+    positions = max(1, _CHUNK // before.shape[-1])
+    for row, predicted in enumerate(batch.predicted):
+        for index in predicted.nonzero().flatten().split(positions):
+            following = batch.input_ids[row, index + 1]
+            total += criterion.function(before[row, index], after[row, index], following).sum(dtype=torch.float64)
+    return total
+
+
+@torch.no_grad()
+def score_spans(
+    model: Any,
+    binding: Binding,
+    batches: Batches,
+    criterion: Criterion,
+    spans: Sequence[Span],
+    without: Collection[int] = (),
+) -> torch.Tensor:
+    """Score spans of layers, each as removed on top of layers that are gone already.
+
+    Args:
+        model: The model.
+        binding: Its binding.
+        batches: Calibration windows.
+        criterion: A layer criterion with `measures_removal`.
+        spans: The spans; single layers are spans of one.
+        without: Layers that are gone already.
+
+    Returns:
+        float32 on the CPU, shape (spans,).
+
+    Raises:
+        DataError: A layer gives values that are no numbers.
+    """
+    runner = LayerRunner(model, binding)
+    total = torch.zeros(len(spans), dtype=torch.float64, device=model.device)
+    terms = 0
+    by_logits = criterion.needs == "logits"
+    with progress_bar(f"{criterion.name} without layers", len(batches) * len(spans)) as advance:
+        for batch in batches:
+            states = runner.states(batch, without, logits=by_logits)
+            for number, (start, stop) in enumerate(spans):
+                if by_logits:
+                    after = runner.logits(batch, stop, states[start], without)
+                    total[number] += compare_logits(criterion, states[-1], after, batch)
+                else:
+                    values = batch.text(criterion.function(states[start], states[stop]))
+                    total[number] += values.sum(dtype=torch.float64)
+                advance(len(batch.input_ids))
+            terms += int(batch.predicted.sum()) if by_logits else batch.tokens
+    return (total / max(terms, 1)).float().cpu()
+
+
+@torch.no_grad()
+def score_removed_units(model: Any, batches: Batches, criterion: Criterion, units: Units) -> dict[str, torch.Tensor]:
+    """Score units by setting each to zero where the projection reads it, one pass from its layer on for each.
+
+    Args:
+        model: The model.
+        batches: Calibration windows.
+        criterion: A unit criterion with `needs="logits"`.
+        units: What to score.
+
+    Returns:
+        Config key to scores, float32 on the CPU.
+
+    Raises:
+        DataError: A layer gives values that are no numbers.
+    """
+    binding = units.binding
+    runner = LayerRunner(model, binding)
+    sites = [
+        (key, bound.layer or 0, model.get_submodule(bound.name.removesuffix(".weight")), units.channels(bound, key))
+        for key in units.keys
+        for bound in input_readers(binding, key)
+    ]
+    sums = {key: total.double() for key, total in units.zeros(model.device).items()}
+    terms = 0
+    with progress_bar(criterion.name, len(batches) * sum(len(channels) for *_, channels in sites)) as advance:
+        for batch in batches:
+            states = runner.states(batch)
+            for key, layer, module, channels in sites:
+                for unit, removed in enumerate(channels.to(model.device)):
+                    handle = module.register_forward_pre_hook(_zeroing(removed))
+                    try:
+                        after = runner.logits(batch, layer, states[layer])
+                    finally:
+                        handle.remove()
+                    sums[key][layer, unit] += compare_logits(criterion, states[-1], after, batch)
+                    advance(len(batch.input_ids))
+            terms += int(batch.predicted.sum())
+    return units.scores({key: total / max(terms, 1) for key, total in sums.items()})
+
+
+def _zeroing(channels: torch.Tensor) -> Callable[[Any, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    """Return a hook that sets input channels to zero."""
+
+    def zero(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0].index_fill(-1, channels, 0), *inputs[1:])
+
+    return zero

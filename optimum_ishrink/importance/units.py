@@ -1,0 +1,156 @@
+"""What is scored: how many units a layer has, which weights and channels are theirs, and where sums are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..architectures import DIMENSIONS, Binding, BoundTensor
+from ..architectures.axes import input_axis, input_readers
+from ..errors import DataError, RequestError
+from ..surgery.slicing import sum_per_unit, unit_positions
+from .registry import Criterion
+
+LAYERS, NEURONS = "num_hidden_layers", "intermediate_size"
+
+MOST_GROUPS = 32
+"""Groups of neurons in a layer when a criterion removes them one after another, since each is a pass of its own."""
+
+
+def choose_group_size(binding: Binding, criterion: Criterion, requested: int | None) -> int:
+    """Return how many consecutive neurons are scored together.
+
+    Args:
+        binding: The model.
+        criterion: The unit criterion.
+        requested: What was asked for; None takes 1, or for a criterion that removes unit after unit the smallest
+            divisor of the width that leaves at most `MOST_GROUPS` groups in a layer (or in one of its experts).
+
+    Raises:
+        RequestError: It does not divide the number of neurons; the message names the nearest that do.
+    """
+    width = binding.sizes["ffn"]
+    divisors = [size for size in range(1, width + 1) if width % size == 0]
+    if requested is None:
+        return next(size for size in divisors if not criterion.by_groups or width // size <= MOST_GROUPS)
+    if requested not in divisors:
+        near = [
+            max(size for size in divisors if size < requested),
+            *[size for size in divisors if size > requested][:1],
+        ]
+        raise RequestError(
+            f"importance_group_size={requested} does not divide the {width:,} neurons of an MLP; "
+            f"use {' or '.join(map(str, near))}"
+        )
+    return requested
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of some dimensions of a model.
+
+    Args:
+        binding: The model.
+        keys: Config keys of the dimensions.
+        group: Consecutive neurons that are one unit.
+    """
+
+    binding: Binding
+    keys: tuple[str, ...]
+    group: int = 1
+
+    def zeros(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return empty sums, float32: shape (layers,) for layers, (layers, units) for the others."""
+        layers = self.binding.sizes["layers"]
+        return {
+            key: torch.zeros((layers,) if key == LAYERS else (layers, self._count(key)), device=device)
+            for key in self.keys
+        }
+
+    def _count(self, key: str) -> int:
+        """Return the number of units in a layer; the neurons of experts are counted through."""
+        if key != NEURONS:
+            return self.binding.shape[key]
+        return self.binding.shape[key] * self.binding.sizes.get("experts", 1) // self.group
+
+    def add(self, sums: Mapping[str, torch.Tensor], bound: BoundTensor, values: torch.Tensor) -> None:
+        """Add one tensor's values to the sums of the units, or of the layer, that it belongs to.
+
+        Args:
+            sums: From `zeros`; they are changed.
+            bound: The tensor's description.
+            values: One value per weight, in the tensor's shape.
+        """
+        assert bound.layer is not None
+        for key, total in sums.items():
+            if key == LAYERS:
+                total[bound.layer] += values.sum(dtype=torch.float32)
+                continue
+            per_unit = sum_per_unit(values, bound, self.binding.sizes, DIMENSIONS[key])
+            total[bound.layer] += per_unit.view(total.shape[1], -1).sum(dim=1)
+
+    def add_channels(self, sums: Mapping[str, torch.Tensor], bound: BoundTensor, values: torch.Tensor) -> None:
+        """Do the same with one value per input channel of a projection, shape (channels,)."""
+        self.add(sums, replace(bound, axes=(input_axis(bound),)), values)
+
+    def readers(self) -> dict[str, BoundTensor]:
+        """Return the projections that read the units, by name."""
+        return {bound.name: bound for key in self.keys for bound in input_readers(self.binding, key)}
+
+    def channels(self, bound: BoundTensor, key: str) -> torch.Tensor:
+        """Return the input channels of a projection that belong to each unit, int64, shape (units, channels).
+
+        Args:
+            bound: A projection that reads the units.
+            key: The dimension's config key.
+        """
+        positions = unit_positions(input_axis(bound), self.binding.sizes, DIMENSIONS[key])
+        return positions.view(self._count(key), -1)
+
+    def scores(self, sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return sums on the CPU, with a group's score shared out evenly among its neurons.
+
+        Equal shares keep a layer's sum what it is, whatever the size of the groups.
+        """
+        found = {key: total.float().cpu() for key, total in sums.items()}
+        if NEURONS in found and self.group > 1:
+            found[NEURONS] = found[NEURONS].repeat_interleave(self.group, dim=1) / self.group
+        return found
+
+
+def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...], group_size: int | None) -> Units:
+    """Return the units that a criterion scores, once it is known that it can.
+
+    Args:
+        binding: The model.
+        criterion: A unit or layer criterion.
+        keys: Config keys of the dimensions to score.
+        group_size: Neurons that were asked to be scored together, or None.
+
+    Raises:
+        RequestError: The neurons are those of experts, which transformers fuses in memory, and the criterion cannot
+            see them there; or the groups do not divide them.
+    """
+    if NEURONS not in keys:
+        return Units(binding, keys)
+    if binding.sizes.get("experts", 1) > 1 and not criterion.sees_experts:
+        raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'l2-norm'")
+    return Units(binding, keys, choose_group_size(binding, criterion, group_size))
+
+
+def check_finite(scores: Mapping[str, torch.Tensor], advice: str) -> None:
+    """Check that all scores are numbers.
+
+    Args:
+        scores: Config key to scores, the layers first.
+        advice: What the message says to do next.
+
+    Raises:
+        DataError: They are not; the message names the first layer.
+    """
+    for key, values in scores.items():
+        bad = (~values.isfinite()).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(f"the importance of {key} is not finite in layer {bad[0]}{advice}")

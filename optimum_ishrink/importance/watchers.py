@@ -1,0 +1,159 @@
+"""What is watched while the model runs as it is: gradients, activations and hidden states, reduced on the spot."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..architectures import BoundTensor
+from ..architectures.axes import layer_module
+from .batches import Batch
+from .registry import Criterion
+from .units import LAYERS, Units
+
+
+class Watcher(ABC):
+    """One criterion at work: its hooks are in the model inside the `with` block alone.
+
+    Args:
+        model: The model.
+        criterion: The criterion.
+        units: What it scores.
+    """
+
+    def __init__(self, model: Any, criterion: Criterion, units: Units) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.units = units
+        self.sums = units.zeros(model.device)
+        self.terms = 0
+        self.batch: Batch | None = None
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Watcher:
+        self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @abstractmethod
+    def install(self) -> None:
+        """Put the hooks into the model and keep their handles."""
+
+    def begin(self, batch: Batch) -> None:
+        """Take note of the batch that runs next."""
+        self.batch = batch
+
+    def end(self) -> None:  # noqa: B027 - most have nothing to do
+        """Take in what the batch gave."""
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Return config key to scores, float32 on the CPU."""
+        return self.units.scores({key: total / max(self.terms, 1) for key, total in self.sums.items()})
+
+
+class GradientWatcher(Watcher):
+    """Reduces every gradient to its units as soon as it is there, and frees it: no second copy of the weights."""
+
+    def install(self) -> None:
+        """Ask for gradients of the layers' parameters and of no others."""
+        self._before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        self._of_batch = self.units.zeros(self.model.device)
+        for name, parameter in self.model.named_parameters():
+            bound = self.units.binding.in_memory.get(name)
+            parameter.requires_grad_(bound is not None and bound.layer is not None)
+            if bound is not None and bound.layer is not None:
+
+                def reduce(weight: torch.Tensor, bound: BoundTensor = bound) -> None:
+                    assert weight.grad is not None
+                    self.units.add(self._of_batch, bound, self.criterion.function(weight.detach(), weight.grad))
+                    weight.grad = None
+
+                self.handles.append(parameter.register_post_accumulate_grad_hook(reduce))
+
+    def end(self) -> None:
+        """Finish the batch's sums, which a norm or an absolute value is taken of, and add them."""
+        for key, total in self._of_batch.items():
+            self.sums[key] += self.criterion.finish(total)
+            total.zero_()
+        self.terms += 1
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._before[name])
+
+
+class ActivationWatcher(Watcher):
+    """Sums the squares of what enters each projection; the criterion is applied once, at the end."""
+
+    def install(self) -> None:
+        """Hook the projections that read the units."""
+        self._squares: list[tuple[BoundTensor, Any, torch.Tensor]] = []
+        for bound in self.units.readers().values():
+            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            width = module.weight.shape[0 if bound.transposed else 1]
+            sums = torch.zeros(width, dtype=torch.float32, device=self.model.device)
+            self._squares.append((bound, module, sums))
+
+            def add(_: Any, inputs: tuple[torch.Tensor, ...], sums: torch.Tensor = sums) -> None:
+                assert self.batch is not None
+                # The one copy that is made is squared in place: a second one costs more than all the arithmetic.
+                sums.add_(self.batch.text(inputs[0]).to(torch.float32, copy=True).square_().sum(dim=0))
+
+            self.handles.append(module.register_forward_pre_hook(add))
+
+    def end(self) -> None:
+        """Count the batch's tokens."""
+        assert self.batch is not None
+        self.terms += self.batch.tokens
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Return config key to scores, float32 on the CPU."""
+        totals = self.units.zeros(self.model.device)
+        for bound, module, squares in self._squares:
+            weight = module.weight.detach()
+            channels = self.criterion.function(squares / max(self.terms, 1), weight.T if bound.transposed else weight)
+            self.units.add_channels(totals, bound, channels)
+        return self.units.scores(totals)
+
+
+class HiddenStateWatcher(Watcher):
+    """Compares what enters each layer with what leaves it."""
+
+    def install(self) -> None:
+        """Hook the layers."""
+        for layer in range(self.units.binding.sizes["layers"]):
+
+            @torch.no_grad()  # beside a criterion that needs gradients, these values must not hold on to their graph
+            def compare(
+                _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, layer: int = layer
+            ) -> None:
+                assert self.batch is not None
+                before = args[0] if args else kwargs["hidden_states"]
+                after = output[0] if isinstance(output, tuple) else output
+                self.sums[LAYERS][layer] += self.batch.text(self.criterion.function(before, after)).sum()
+
+            module = self.model.get_submodule(layer_module(self.units.binding, layer))
+            self.handles.append(module.register_forward_hook(compare, with_kwargs=True))
+
+    def end(self) -> None:
+        """Count the batch's tokens."""
+        assert self.batch is not None
+        self.terms += self.batch.tokens
+
+
+WATCHERS: Mapping[str, type[Watcher]] = {
+    "gradients": GradientWatcher,
+    "activations": ActivationWatcher,
+    "hidden_states": HiddenStateWatcher,
+}
+"""What watches what a criterion needs."""

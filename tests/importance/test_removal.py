@@ -1,0 +1,120 @@
+"""A removal's score is what a model without the unit, or without the layer, really gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_importance import KEYS, WINDOWS, tiny
+from tiny import CASES
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from optimum_ishrink.architectures.axes import input_readers, layer_module
+from optimum_ishrink.evaluation import kl_divergence
+from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Batches, score_model, score_spans
+from optimum_ishrink.importance.engine import next_token_loss
+
+CPU = torch.device("cpu")
+BATCHES = Batches(WINDOWS, None, 4, CPU)
+
+
+def logits_without(model: Any, binding: Any, gone: Any) -> torch.Tensor:
+    """The logits once every weight of some layers is zero, which makes them the identity."""
+    state = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(name.startswith(layer_module(binding, layer) + ".") for layer in gone):
+                parameter.zero_()
+        logits: torch.Tensor = model(WINDOWS).logits
+    model.load_state_dict(state)
+    return logits
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: int) -> None:
+    model, binding = tiny(model_type, variant)
+    with torch.no_grad():
+        base = model(WINDOWS).logits
+    losses = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(0, 1), (2, 3), (1, 4)], (3,))
+    distances = score_spans(model, binding, BATCHES, LAYER_CRITERIA["divergence"], [(0, 1), (3, 4), (1, 3)])
+    for value, gone in zip(losses, ({0, 3}, {2, 3}, {1, 2, 3})):
+        loss = next_token_loss(logits_without(model, binding, gone), WINDOWS, torch.ones_like(WINDOWS))
+        assert value.item() == pytest.approx(loss.item(), rel=1e-4)
+    for value, gone in zip(distances, ({0}, {3}, {1, 2})):
+        kl = kl_divergence(base, logits_without(model, binding, gone))[:, :-1].mean()
+        assert value.item() == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -> None:
+    model, binding = tiny(model_type, variant)
+    keys = ["num_key_value_heads"]
+    if binding.sizes.get("experts", 1) == 1:
+        keys.append("intermediate_size")
+    scores = score_model(model, binding, WINDOWS[:4], UNIT_CRITERIA["logits-mse"], None, tuple(keys), group_size=12)
+    with torch.no_grad():
+        base = model(WINDOWS[:4]).logits
+    for key in keys:
+        bound = next(bound for bound in input_readers(binding, key) if bound.layer == 2)
+        weight = model.get_submodule(bound.name.removesuffix(".weight")).weight
+        before = weight.detach().clone()
+        group = binding.sizes["head_dim"] * binding.sizes["heads"] // binding.sizes["kv"]
+        width = 12 if key == "intermediate_size" else group
+        with torch.no_grad():
+            (weight[width : 2 * width] if bound.transposed else weight[:, width : 2 * width]).zero_()
+            mse = (model(WINDOWS[:4]).logits - base)[:, :-1].square().mean()
+            weight.copy_(before)
+        score = scores[key][2, 12] * 12 if key == "intermediate_size" else scores[key][2, 1]
+        assert score.item() == pytest.approx(mse.item(), rel=1e-3)
+
+
+@given(batch_size=st.integers(1, 7), start=st.integers(0, 3), length=st.integers(1, 4))
+@settings(max_examples=10)
+def test_batches_do_not_matter(batch_size: int, start: int, length: int) -> None:
+    model, binding = tiny("gemma2")
+    spans = [(start, min(4, start + length))]
+    for name in ("perplexity", "divergence", "block-influence"):
+        batched = score_spans(model, binding, Batches(WINDOWS, None, batch_size, CPU), LAYER_CRITERIA[name], spans)
+        whole = score_spans(model, binding, Batches(WINDOWS, None, 6, CPU), LAYER_CRITERIA[name], spans)
+        torch.testing.assert_close(batched, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_block_influence_of_single_layers_is_what_the_hooks_see() -> None:
+    model, binding = tiny("olmo2")
+    criterion = LAYER_CRITERIA["block-influence"]
+    watched = score_model(model, binding, WINDOWS, None, criterion, KEYS[:1])["num_hidden_layers"]
+    spans = score_spans(model, binding, BATCHES, criterion, [(layer, layer + 1) for layer in range(4)])
+    torch.testing.assert_close(spans, watched)
+
+
+def test_the_influence_of_a_span_is_between_its_ends() -> None:
+    model, binding = tiny()
+    with torch.no_grad():
+        states = model(WINDOWS, output_hidden_states=True).hidden_states
+    value = score_spans(model, binding, BATCHES, LAYER_CRITERIA["block-influence"], [(1, 3)])
+    expected = (1 - torch.nn.functional.cosine_similarity(states[1], states[3], dim=-1)).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_layers_that_answer_in_tuples_are_left_out_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, binding = tiny()
+    expected = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(1, 2)])
+
+    def forward(self: Any, input_ids: torch.Tensor, **_: Any) -> Any:
+        hidden = self.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1])[None]
+        rotary = self.rotary_emb(hidden, positions)
+        for layer in self.layers:
+            (hidden,) = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
+
+    for layer in model.model.layers:
+        layer.forward = lambda *args, run=layer.forward, **kwargs: (run(*args, **kwargs),)
+    monkeypatch.setattr(type(model.model), "forward", forward)
+    own = [layer.forward for layer in model.model.layers]
+    found = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(1, 2)])
+    torch.testing.assert_close(found, expected)
+    assert [layer.forward for layer in model.model.layers] == own  # what was set on the layers is there again
