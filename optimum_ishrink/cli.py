@@ -185,6 +185,9 @@ def _importance_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--layer-selection", metavar="NAME", help="one-shot, greedy or contiguous (default: one-shot)")
     group.add_argument(
+        "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 64)"
+    )
+    group.add_argument(
         "--compensation",
         metavar="NAME",
         help="closed-form repair on the calibration text: none or ridge (default: none)",

@@ -22,6 +22,7 @@ _POSITIVE = (
     *DIMENSIONS,
     "intermediate_multiple",
     "importance_group_size",
+    "importance_samples",
     "calibration_samples",
     "calibration_length",
     "eval_samples",
@@ -63,6 +64,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             It has to divide the MLP width. By default 1, and for criteria that run the model once per unit
             (`logits-mse`, `thesis-mix`) what leaves at most 32 groups in a layer. A cut that is not a multiple of it
             splits one group of a layer.
+        importance_samples: Windows of the calibration text that scores are taken on, at most. Scores settle on far
+            fewer tokens than compensation wants, and some criteria need backward passes.
         layer_importance: Criterion for layers.
         layer_selection: `one-shot` removes the lowest scored layers; `greedy` scores again after each removal, with
             criteria that measure one; `contiguous` removes the adjacent layers that cost least together.
@@ -111,6 +114,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "allow_class_change": False,
         "importance": "activation-norm",
         "importance_group_size": None,
+        "importance_samples": 64,
         "layer_importance": "block-influence",
         "layer_selection": "one-shot",
         "compensation": "none",

@@ -103,6 +103,11 @@ class Session:
             seed=config.seed,
         )
 
+    @property
+    def importance_windows(self) -> torch.Tensor:
+        """Those of them that scores are taken on: the first, of a random order."""
+        return self.calibration_windows[: self.config.importance_samples]
+
     @cached_property
     def evaluation_windows(self) -> dict[str, torch.Tensor]:
         """The windows of each text to measure on, by its label."""
@@ -203,12 +208,13 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
             score_model(
                 session.model,
                 source.binding,
-                session.calibration_windows,
+                session.importance_windows,
                 unit if unit in from_model else None,
                 layer if layer in from_model else None,
                 tuple(key for wanted in from_model.values() for key in wanted),
                 batch_size=config.batch_size,
                 group_size=config.importance_group_size,
+                seed=config.seed,
             )
         )
     if of_layers and layer.needs == "unit_scores":
@@ -234,7 +240,7 @@ def select_layers(
     protection = config.request.protection(total)
 
     def measure(spans: Sequence[tuple[int, int]], without: tuple[int, ...] = ()) -> torch.Tensor:
-        batches = Batches(session.calibration_windows, None, config.batch_size, session.model.device)
+        batches = Batches(session.importance_windows, None, config.batch_size, session.model.device)
         return score_spans(session.model, binding, batches, criterion, spans, without)
 
     if config.layer_selection == "greedy":
@@ -283,6 +289,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
             "fingerprints": [text.fingerprint() for text in parse_sources(config.calibration)],
             "samples": config.calibration_samples,
             "length": config.calibration_length,
+            "importance_samples": min(config.importance_samples, config.calibration_samples),
             "batch_size": config.batch_size,
         }
         if reads_text

@@ -16,11 +16,20 @@ from ..architectures import Binding
 from ..errors import DataError, RequestError
 from ..progress import progress_bar
 from .batches import Batches
+from .changes import ChangeWatcher, sampled_loss
 from .gram import score_gram
 from .registry import UNIT_CRITERIA, Criterion
 from .removal import LayerRunner, score_removed_units, score_spans
 from .units import LAYERS, Units, check_finite, units_to_score
-from .watchers import WATCHERS, Watcher
+from .watchers import ActivationWatcher, GradientWatcher, HiddenStateWatcher, Watcher
+
+WATCHERS: Mapping[str, type[Watcher]] = {
+    "gradients": GradientWatcher,
+    "changes": ChangeWatcher,
+    "activations": ActivationWatcher,
+    "hidden_states": HiddenStateWatcher,
+}
+"""What watches what a criterion needs."""
 
 
 def next_token_loss(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -46,6 +55,7 @@ def score_model(
     attention_mask: torch.Tensor | None = None,
     batch_size: int = 4,
     group_size: int | None = None,
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Score a loaded model on calibration windows; what only watches the running model shares one pass.
 
@@ -61,6 +71,7 @@ def score_model(
             definition; four keeps the logits of a vocabulary of 128k within a few GB.
         group_size: Consecutive neurons that are scored as one unit, each with an equal share of its score; None
             takes one, or for criteria that remove unit after unit what leaves at most 32 groups in a layer.
+        seed: Seed of labels that a criterion draws from the model.
 
     Returns:
         Config key to scores, float32 on the CPU, accumulated in float32 whatever the model's dtype.
@@ -87,15 +98,19 @@ def score_model(
             scores.update(_GATHERERS[criterion.needs](model, batches, criterion, units))
         else:
             raise RequestError(f"{criterion.name!r} needs {criterion.needs}, which is not read from a model")
-    if watchers:
-        scores.update(_watch(model, binding, batches, watchers))
+    for samples_labels in (False, True):  # two losses are two passes
+        if together := [watcher for watcher in watchers if watcher.samples_labels == samples_labels]:
+            scores.update(_watch(model, binding, batches, together, seed))
     check_finite(scores, "; try dtype='float32'")
     return scores
 
 
-def _watch(model: Any, binding: Binding, batches: Batches, watchers: Sequence[Watcher]) -> dict[str, torch.Tensor]:
+def _watch(
+    model: Any, binding: Binding, batches: Batches, watchers: Sequence[Watcher], seed: int
+) -> dict[str, torch.Tensor]:
     """Run the model over all batches once, with all watchers in place."""
-    gradients = any(watcher.criterion.needs == "gradients" for watcher in watchers)
+    gradients = any(watcher.criterion.needs in ("gradients", "changes") for watcher in watchers)
+    generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         for watcher in watchers:
             stack.enter_context(watcher)
@@ -106,7 +121,10 @@ def _watch(model: Any, binding: Binding, batches: Batches, watchers: Sequence[Wa
                 watcher.begin(batch)
             if gradients:
                 output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
-                loss = next_token_loss(output.logits, batch.input_ids, batch.mask)
+                if watchers[0].samples_labels:
+                    loss = sampled_loss(output.logits, batch.mask, generator)
+                else:
+                    loss = next_token_loss(output.logits, batch.input_ids, batch.mask)
                 if not loss.isfinite():
                     with torch.no_grad():
                         LayerRunner(model, binding).states(batch)  # names the layer where it begins

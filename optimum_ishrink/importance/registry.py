@@ -10,7 +10,9 @@ import torch
 
 from ..registry import Registry
 
-Needs = Literal["weights", "activations", "gradients", "gram", "hidden_states", "logits", "scores", "unit_scores"]
+Needs = Literal[
+    "weights", "activations", "gradients", "changes", "gram", "hidden_states", "logits", "scores", "unit_scores"
+]
 Function = Callable[..., torch.Tensor]
 
 _COSTS: dict[Needs, str] = {
@@ -19,6 +21,7 @@ _COSTS: dict[Needs, str] = {
     "hidden_states": "forward passes",
     "gram": "forward passes, and one inverse per projection",
     "gradients": "forward and backward passes",
+    "changes": "forward passes, and backward ones to the activations alone",
     "logits": "one pass for each unit or block removed, from its layer on",
     "scores": "what its parts cost, together",
     "unit_scores": "what the unit criterion costs",
@@ -35,6 +38,8 @@ class Criterion:
 
             - `weights`: w; one value per weight, summed per unit.
             - `gradients`: w and dL/dw of one batch; one value per weight, summed per unit, averaged over batches.
+            - `changes`: what leaves a unit (or what a layer adds) times the gradient there, of a loss whose labels are
+              drawn from the model; one value per token, averaged.
             - `activations`: mean square of each input channel of the projection that reads the units, and that
               projection's weight; one value per channel, summed per unit.
             - `gram`: Gram matrix of that projection's inputs with its ridge, the weight, and each unit's channels; one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,9 +95,14 @@ class Units:
         """Do the same with one value per input channel of a projection, shape (channels,)."""
         self.add(sums, replace(bound, axes=(input_axis(bound),)), values)
 
-    def readers(self) -> dict[str, BoundTensor]:
-        """Return the projections that read the units, by name."""
-        return {bound.name: bound for key in self.keys for bound in input_readers(self.binding, key)}
+    def readers(self, keys: Sequence[str] | None = None) -> dict[str, BoundTensor]:
+        """Return the projections that read the units, by name.
+
+        Args:
+            keys: Only of these dimensions.
+        """
+        wanted = [key for key in (self.keys if keys is None else keys) if key != LAYERS]
+        return {bound.name: bound for key in wanted for bound in input_readers(self.binding, key)}
 
     def channels(self, bound: BoundTensor, key: str) -> torch.Tensor:
         """Return the input channels of a projection that belong to each unit, int64, shape (units, channels).

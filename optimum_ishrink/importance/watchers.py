@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +23,9 @@ class Watcher(ABC):
         criterion: The criterion.
         units: What it scores.
     """
+
+    samples_labels = False
+    """Whether the loss that it watches is that of tokens drawn from the model, not of the text's own."""
 
     def __init__(self, model: Any, criterion: Criterion, units: Units) -> None:
         self.model = model
@@ -149,11 +151,3 @@ class HiddenStateWatcher(Watcher):
         """Count the batch's tokens."""
         assert self.batch is not None
         self.terms += self.batch.tokens
-
-
-WATCHERS: Mapping[str, type[Watcher]] = {
-    "gradients": GradientWatcher,
-    "activations": ActivationWatcher,
-    "hidden_states": HiddenStateWatcher,
-}
-"""What watches what a criterion needs."""

@@ -1,0 +1,101 @@
+"""What the loss would change by, to first order, were a unit or a layer set to zero: watched token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..architectures import BoundTensor
+from ..architectures.axes import layer_module
+from .units import LAYERS
+from .watchers import Watcher
+
+
+def sampled_loss(logits: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the negative log-likelihood of next tokens that are drawn from the model itself, summed over the text.
+
+    Its gradients are draws from the score function of the model's own distribution, so the mean of their squares is
+    the Fisher information, the curvature of the KL divergence. With the tokens that the text holds it would not be
+    (Kunstner et al. 2019, arXiv:1905.12558).
+
+    Args:
+        logits: Shape (batch, length, vocabulary).
+        mask: 1 for text and 0 for padding, shape (batch, length).
+        generator: A generator on the CPU: the same seed draws the same tokens on any device.
+    """
+    log_p = logits.float().log_softmax(-1)
+    with torch.no_grad():
+        cumulative = log_p.exp().cumsum(-1)
+        level = torch.rand(mask.shape, generator=generator).to(logits.device)[..., None] * cumulative[..., -1:]
+        drawn = torch.searchsorted(cumulative, level).clamp_(max=logits.shape[-1] - 1)
+    return -(log_p.gather(-1, drawn)[..., 0] * mask).sum()
+
+
+class ChangeWatcher(Watcher):
+    """Multiplies what a unit (or a layer) contributes by the gradient of the loss there, for each token."""
+
+    samples_labels = True
+
+    def install(self) -> None:
+        """Hook the projections that read the units, or the layers; let gradients flow, and none to the weights."""
+        self._before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        self.model.requires_grad_(False)
+        embeddings = self.model.get_input_embeddings()
+        # The weights want no gradients, so the graph has to begin where the tokens enter.
+        self.handles.append(embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_()))
+        if LAYERS in self.units.keys:
+            for layer in range(self.units.binding.sizes["layers"]):
+                module = self.model.get_submodule(layer_module(self.units.binding, layer))
+                self.handles.append(module.register_forward_hook(self._compare(layer), with_kwargs=True))
+        for bound in self.units.readers().values():
+            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            self.handles.append(module.register_forward_pre_hook(self._read(bound)))
+
+    def _compare(self, layer: int) -> Callable[..., None]:
+        def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = (args[0] if args else kwargs["hidden_states"]).detach()
+            after = output[0] if isinstance(output, tuple) else output
+
+            def reduce(gradient: torch.Tensor) -> None:
+                assert self.batch is not None
+                change = (after.detach().float() - before.float()) * gradient.float()
+                values = self.criterion.function(self.batch.text(change.sum(-1)))
+                self.sums[LAYERS][layer] += values.sum()
+
+            after.register_hook(reduce)
+
+        return compare
+
+    def _read(self, bound: BoundTensor) -> Callable[..., None]:
+        layer = bound.layer
+        assert layer is not None
+        keys = [key for key in self.units.keys if key != LAYERS and bound.name in self.units.readers((key,))]
+        channels = {key: self.units.channels(bound, key).to(self.model.device) for key in keys}
+
+        def read(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            entering = inputs[0]
+
+            def reduce(gradient: torch.Tensor) -> None:
+                assert self.batch is not None
+                change = self.batch.text(entering.detach().to(torch.float32, copy=True).mul_(gradient))
+                for key, units in channels.items():
+                    # Neurons have one channel each, in order: there is nothing to gather.
+                    per_unit = change if units.shape[1] == 1 else change[:, units].sum(-1)
+                    self.sums[key][layer] += self.criterion.function(per_unit).sum(dim=0)
+
+            if entering.requires_grad:  # not in passes that only look
+                entering.register_hook(reduce)  # type: ignore[no-untyped-call]
+
+        return read
+
+    def end(self) -> None:
+        """Count the batch's tokens."""
+        assert self.batch is not None
+        self.terms += self.batch.tokens
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._before[name])
