@@ -179,7 +179,7 @@ def _measure(session: Session, request: AnalysisRequest, state: State) -> Analys
     total_layers = binding.sizes["layers"]
     planned = [(kind, share) for kind in KINDS for share in request.shares]
     total = len(planned) + total_layers
-    if state.count:
+    if state.inputs:
         note(f"going on in {state.folder}: {state.count} of {total} measurements are there")
     if not state.inputs:
         state.keep_inputs(_inputs(session, request))
