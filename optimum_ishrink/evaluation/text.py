@@ -69,8 +69,10 @@ def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
     Returns:
         float32, shape (...). Exactly zero for equal logits.
     """
-    log_p = base_logits.float().log_softmax(-1)
-    log_q = logits.float().log_softmax(-1)
+    return _divergence(base_logits.float().log_softmax(-1), logits.float().log_softmax(-1))
+
+
+def _divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -122,18 +124,23 @@ def compare_logits(
     positions = max(1, _CHUNK // logits.shape[-1])
     for start in range(0, len(labels), positions):
         part = slice(start, start + positions)
-        found = {"nll": _nll(logits[part], labels[part])}
+        # Every figure comes from one conversion and one softmax: they cost as much as a small model's layers.
+        own = logits[part].float()
+        log_q = own.log_softmax(-1)
+        found = {"nll": _nll(log_q, labels[part])}
         if base_logits is not None:
-            found["base_nll"] = _nll(base_logits[part], labels[part])
-            found["kl"] = kl_divergence(base_logits[part], logits[part])
-            found["agree"] = base_logits[part].argmax(-1) == logits[part].argmax(-1)
+            base = base_logits[part].float()
+            log_p = base.log_softmax(-1)
+            found["base_nll"] = _nll(log_p, labels[part])
+            found["kl"] = _divergence(log_p, log_q)
+            found["agree"] = base.argmax(-1) == own.argmax(-1)
         for name, values in found.items():
             rows.setdefault(name, []).append(values.double().cpu())
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+def _nll(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return -log_probabilities.gather(-1, labels[:, None]).squeeze(-1)
 
 
 def perplexity(nll: torch.Tensor) -> Estimate:
