@@ -59,7 +59,7 @@ def _draw_kinds(axis: Any, analysis: Analysis, metric: str, place: Callable[[Spa
             linewidth=1.4,
             label=kind,
         )
-    axis.legend(fontsize=8, framealpha=1)
+    axis.legend(fontsize=8, framealpha=1, loc="lower left" if metric == "top1_agreement" else "upper left")
     axis.set_ylim(bottom=0)
 
 
@@ -76,14 +76,20 @@ def draw_sensitivity(analysis: Analysis, path: Path) -> None:
     """
     figure, axes = new_figure(3, 1, 10, 7)
     parts = {"attention": "its attention at zero", "mlp": "its MLP at zero", "block": "the whole layer skipped"}
+    rows = {part: [getattr(layer, part) for layer in analysis.sensitivity] for part in parts}
+    values = [measurement.value for row in rows.values() for measurement in row]
+    log = min(values) > 0
     for axis, (part, title), (colour, _) in zip(axes, parts.items(), SERIES, strict=False):
-        found: list[Measurement] = [getattr(layer, part) for layer in analysis.sensitivity]
-        values = [measurement.value for measurement in found]
-        axis.bar([layer.layer for layer in analysis.sensitivity], values, yerr=_errors(found), color=colour, capsize=1)
-        if min(values) > 0:
+        found: list[Measurement] = rows[part]
+        places = [layer.layer for layer in analysis.sensitivity]
+        heights = [measurement.value for measurement in found]
+        axis.bar(places, heights, yerr=_errors(found), color=colour, capsize=1)
+        if log:
             axis.set_yscale("log")
+            axis.set_ylim(min(values) / 2, max(values) * 2)  # the same for all, so that they can be compared
         axis.set_xlim(-0.6, len(found) - 0.4)
-        name_axis(axis, f"One layer with {title}", "layer", "KL (log)" if min(values) > 0 else "KL")
+        axis.set_xticks(places[:: max(1, len(places) // 30)])
+        name_axis(axis, f"One layer with {title}", "layer", "KL divergence (log)" if log else "KL divergence")
     figure.suptitle(
         f"Sensitivity of each layer of {analysis.model}: {_DIVERGENCE}, ± one standard error over "
         f"{analysis.sensitivity[0].block.n} windows",

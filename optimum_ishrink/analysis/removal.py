@@ -77,9 +77,11 @@ def choose_removal(
     """Return what goes at a sparsity: the lowest scored first.
 
     Layers go in the order of their scores, but for the protected ones. Neurons go in equal number from every layer
-    (and expert), as a cut takes them, because a config has one width. KV groups go in the order of their scores over
-    the whole model: with three groups in a layer, a tenth cannot be the same number in each. Of several kinds at
-    once, units go from the layers that stay.
+    (and expert), as a cut takes them, because a config has one width. KV groups go in order over the whole model: with
+    three groups in a layer, a tenth cannot be the same number in each. They are compared by their share of their
+    layer's score, since the scores themselves grow with the residual stream: those of SmolLM2-135M-Instruct's first
+    and last layer differ by a factor of 3,800, and the first layer would lose all its attention before any other lost
+    a group. Of several kinds at once, units go from the layers that stay.
 
     Args:
         binding: The model.
@@ -102,8 +104,9 @@ def choose_removal(
 
 
 def _lowest(scores: torch.Tensor, layers: Sequence[int], share: float) -> tuple[tuple[int, ...], ...]:
-    """Return the lowest scored units of all the given layers together, by layer."""
-    order = sorted((float(value), layer, unit) for layer in layers for unit, value in enumerate(scores[layer]))
+    """Return the units with the lowest share of their layer's score, of all the given layers together, by layer."""
+    shares = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    order = sorted((float(value), layer, unit) for layer in layers for unit, value in enumerate(shares[layer]))
     gone: list[list[int]] = [[] for _ in range(len(scores))]
     for _, layer, unit in order[: share_of(share, len(order))]:
         gone[layer].append(unit)
