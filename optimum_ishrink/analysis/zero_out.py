@@ -83,16 +83,16 @@ def analyze(
     state = State(partial_folder, _identity(session, request))
     try:
         analysis = _measure(session, request, state)
+        if output is not None:
+            with staged_folder(output, overwrite=overwrite) as folder:
+                write_analysis(analysis, folder)
     except KeyboardInterrupt:
         if not state.is_kept:
             raise
         raise KeyboardInterrupt(
             f"{state.count} measurements are kept in {state.folder}; run the same command again to go on"
         ) from None
-    if output is not None:
-        with staged_folder(output, overwrite=overwrite) as folder:
-            write_analysis(analysis, folder)
-        state.remove()
+    state.remove()
     return analysis
 
 
@@ -300,7 +300,11 @@ def _command(session: Session, request: AnalysisRequest, advice: Advice) -> str:
     source = session.source
     extra = ["--gguf-file", source.gguf_file] if source.gguf_file else []
     extra += ["--revision", source.revision] if source.revision else []
-    text = None if request.text is None else tuple(source.label for source in parse_sources(request.text))
+    text = (
+        None
+        if request.text is None
+        else tuple(each.path.name if each.path else each.text for each in parse_sources(request.text))
+    )
     portable = replace(request, text=text)
     config = session.config.portable()
     return advised_command(config, portable, advice.changes, advice.finer_levels, display_name(source), *extra)
