@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Measurement, ModelReport, Plan, Report
+    from .artifacts import Analysis, Measurement, ModelReport, Plan, Report
     from .configuration import IShrinkConfig
     from .errors import IShrinkError, PublishError, RequestError, VerificationError
     from .shrinker import IShrinker, ShrinkResult
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Analysis": "artifacts",
     "IShrinkConfig": "configuration",
     "IShrinkError": "errors",
     "IShrinker": "shrinker",
@@ -34,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "IShrinkConfig",
     "IShrinkError",
     "IShrinker",

@@ -91,6 +91,22 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     _importance_flags(plan)
     _common_flags(plan)
 
+    analyze = verb(
+        "analyze",
+        "quality against sparsity, and what each layer is worth, before anything is cut",
+        "ishrink analyze --model HuggingFaceTB/SmolLM2-135M-Instruct --levels 0,10,25,50 --output analysis",
+    )
+    _model_flags(analyze, required=True)
+    analyze.add_argument(
+        "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
+    )
+    analyze.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    _analysis_flags(analyze)
+    _importance_flags(analyze, compensation=False)
+    _protection_flags(analyze.add_argument_group("which layers may be skipped"))
+    _task_flags(analyze.add_argument_group("tasks at every level"))
+    _common_flags(analyze)
+
     evaluate = verb(
         "evaluate",
         "measure perplexity, and divergence from a base model, on texts and tasks",
@@ -166,13 +182,32 @@ def _shape_flags(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="write a shape that the class refuses as another class that computes the same (llama as mistral)",
     )
+    _protection_flags(group)
+
+
+def _protection_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)"
     )
     group.add_argument("--keep-last-layers", type=int, metavar="N", help="last layers that stay (default: 2, or 1/8)")
 
 
-def _importance_flags(parser: argparse.ArgumentParser) -> None:
+def _analysis_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to measure")
+    group.add_argument("--levels", metavar="P[,P...]", help="sparsities in percent (default: 0,5,10,...,50)")
+    group.add_argument("--analysis-samples", type=int, metavar="N", help="windows to measure on (default: 8)")
+    group.add_argument("--analysis-length", type=int, metavar="N", help="tokens in each (default: 256)")
+    group.add_argument(
+        "--analysis-text",
+        metavar="SRC[,SRC...]",
+        help="text to measure on (default: further windows of what is calibrated on)",
+    )
+    group.add_argument(
+        "--max-divergence", type=float, metavar="X", help="nats/token that the advice stays below (default: 0.5)"
+    )
+
+
+def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:
     group = parser.add_argument_group("how to choose")
     group.add_argument(
         "--importance", metavar="NAME", help="for heads and neurons; 'help' lists all (default: activation-norm)"
@@ -187,11 +222,12 @@ def _importance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 64)"
     )
-    group.add_argument(
-        "--compensation",
-        metavar="NAME",
-        help="closed-form repair on the calibration text: none or ridge (default: none)",
-    )
+    if compensation:
+        group.add_argument(
+            "--compensation",
+            metavar="NAME",
+            help="closed-form repair on the calibration text: none or ridge (default: none)",
+        )
     group.add_argument(
         "--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)"
     )
@@ -206,6 +242,10 @@ def _quality_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--eval-samples", type=int, metavar="N", help="windows of each text (default: 32)")
     group.add_argument("--eval-length", type=int, metavar="N", help="tokens in each (default: 512)")
+    _task_flags(group)
+
+
+def _task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tasks", metavar="A[,B...]", help="lm-eval tasks")
     group.add_argument(
         "--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then"
@@ -274,8 +314,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except IShrinkError as error:
         sys.stderr.write(f"ishrink {args.verb}: error: {error}\n")
         return 2 if isinstance(error, RequestError) else 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"ishrink {args.verb}: interrupted; nothing was left half written\n")
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "nothing was left half written"
+        sys.stderr.write(f"ishrink {args.verb}: interrupted; {what}\n")
         return 130
     except BrokenPipeError:
         # The reader of our output has left; so do we, and Python must not try to flush to it again.
@@ -422,6 +463,38 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     return result
 
 
+def _analyze(args: argparse.Namespace) -> Any:
+    from . import pipeline, tables
+    from .analysis import AnalysisRequest, advised_command, analyze
+    from .output_folder import check_output
+
+    model, config = _config(args)
+    names = {"levels": "levels", "samples": "analysis_samples", "length": "analysis_length"}
+    names |= {"text": "analysis_text", "max_divergence": "max_divergence"}
+    asked = {name: getattr(args, flag) for name, flag in names.items() if getattr(args, flag) is not None}
+    request = AnalysisRequest(**asked)
+    output = Path(args.output)
+    check_output(output, args.overwrite)
+    session = pipeline.Session(_open(args, model), config)
+    analysis = analyze(session, request, output, overwrite=args.overwrite)
+    if args.json:
+        return {"output": str(output), **analysis.to_json()}
+    title = f"Zero-out of {analysis.model}, nothing repaired"
+    tables.print_table(title, tables.level_header(analysis), tables.level_rows(analysis))
+    tables.print_table("Layer by layer", tables.SENSITIVITY_HEADER, tables.sensitivity_rows(analysis))
+    for line in (*analysis.notes, analysis.advice):
+        _say(args, line[0].upper() + line[1:] + ".")
+    extra = [
+        word
+        for flag in ("gguf_file", "revision", "architecture")
+        if getattr(args, flag)
+        for word in ("--" + flag.replace("_", "-"), getattr(args, flag))
+    ]
+    _say(args, f"Written to {output} (figures: {output / 'figures'})")
+    _say(args, advised_command(config, request, analysis.changes, analysis.finer_levels, model, *extra))
+    return None
+
+
 def _plan(args: argparse.Namespace) -> Any:
     from . import pipeline
     from .artifacts import write_json
@@ -513,6 +586,7 @@ def _demo(args: argparse.Namespace) -> Any:
 _VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "shrink": _shrink,
     "plan": _plan,
+    "analyze": _analyze,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "card": _card,

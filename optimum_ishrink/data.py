@@ -204,7 +204,14 @@ def _hub_documents(text: str) -> Iterator[str]:
 
 
 def token_windows(
-    documents: Iterable[str], tokenizer: Any, length: int, count: int | None, *, seed: int | None, label: str
+    documents: Iterable[str],
+    tokenizer: Any,
+    length: int,
+    count: int | None,
+    *,
+    seed: int | None,
+    label: str,
+    skip: int = 0,
 ) -> torch.Tensor:
     """Cut text into windows of equal length.
 
@@ -215,6 +222,7 @@ def token_windows(
         count: Windows wanted; None for all that the text gives.
         seed: Draw documents and windows in an order of this seed; None keeps the text's own order.
         label: Name of the text, for messages.
+        skip: Tokens to pass over first, in the same order: windows behind them share no token with those before.
 
     Returns:
         Token ids, int64, shape (windows, length).
@@ -226,7 +234,7 @@ def token_windows(
     if seed is not None:
         random.Random(seed).shuffle(texts)
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    wanted = None if count is None else count * length
+    wanted = None if count is None else skip + count * length
     tokens: list[int] = []
     for start in range(0, len(texts), 64):
         if wanted is not None and len(tokens) >= wanted:
@@ -234,15 +242,16 @@ def token_windows(
         for ids in tokenizer(texts[start : start + 64], add_special_tokens=False, verbose=False)["input_ids"]:
             tokens += ids
             tokens += separator
-    available = len(tokens) // length
+    available = max(0, len(tokens) - skip) // length
     if available < (1 if count is None else count):
         raise DataError(
             f"{label} gives {len(tokens)} tokens, {available} windows of {length}"
+            + (f" behind the {skip} that are calibrated on" if skip else "")
             + ("" if count is None else f"; {count} were asked for")
             + ": give more text, or fewer or shorter windows"
         )
     count = available if count is None else count
-    return torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
+    return torch.tensor(tokens[skip : skip + count * length], dtype=torch.int64).view(count, length)
 
 
 @torch.no_grad()
@@ -326,6 +335,11 @@ def _starts(tokenizer: Any) -> list[list[int]]:
     return starts
 
 
+def equal_shares(samples: int, sources: int) -> list[int]:
+    """Return how many of the samples each source gives; the first ones give what is left over."""
+    return [samples // sources + (i < samples % sources) for i in range(sources)]
+
+
 def calibration_windows(
     sources: Sequence[TextSource], model: Any, tokenizer: Any, *, samples: int, length: int, seed: int
 ) -> torch.Tensor:
@@ -348,8 +362,7 @@ def calibration_windows(
     if samples < len(sources):
         raise DataError(f"{len(sources)} text sources need at least as many calibration samples, not {samples}")
     parts = []
-    for i, source in enumerate(sources):
-        share = _share(samples, len(sources), i)
+    for source, share in portions(sources, samples):
         if source.is_self:
             parts.append(sample_windows(model, tokenizer, length, share, seed=seed))
         else:
@@ -357,24 +370,93 @@ def calibration_windows(
     return torch.cat(parts)[_order(samples, seed)]
 
 
-def window_kinds(samples: int, sources: int, *, seed: int) -> torch.Tensor:
+def window_kinds(sources: Sequence[TextSource], samples: int, *, seed: int) -> torch.Tensor:
     """Return which source each of the windows of `calibration_windows` is from.
 
     Args:
+        sources: Where the text comes from.
         samples: Windows in all.
-        sources: Number of sources.
         seed: Seed of the draw.
 
     Returns:
-        Position of the source, int64, shape (samples,).
+        Number of the source, one that is named twice counted once: int64, shape (samples,).
     """
-    counts = torch.tensor([_share(samples, sources, i) for i in range(sources)])
-    return torch.arange(sources).repeat_interleave(counts)[_order(samples, seed)]
+    counts = torch.tensor([share for _, share in portions(sources, samples)])
+    return torch.arange(len(counts)).repeat_interleave(counts)[_order(samples, seed)]
 
 
-def _share(samples: int, sources: int, index: int) -> int:
-    return samples // sources + (index < samples % sources)
+def portions(sources: Sequence[TextSource], samples: int) -> list[tuple[TextSource, int]]:
+    """Return each source with its number of windows; one that is named twice gets two shares of different windows.
+
+    Args:
+        sources: The sources.
+        samples: Windows in all.
+    """
+    found: dict[str, tuple[TextSource, int]] = {}
+    for source, share in zip(sources, equal_shares(samples, len(sources)), strict=True):
+        first, so_far = found.get(_identity(source), (source, 0))
+        found[_identity(source)] = (first, so_far + share)
+    return list(found.values())
 
 
 def _order(samples: int, seed: int) -> torch.Tensor:
     return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+
+
+_FURTHER = 1_000_003
+"""Added to the seed for windows of the model's own that calibration has not seen; far from any seed a person types."""
+
+
+def further_windows(
+    sources: Sequence[TextSource],
+    model: Any,
+    tokenizer: Any,
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    calibrated: Sequence[TextSource],
+    calibration_samples: int,
+    calibration_length: int,
+) -> torch.Tensor:
+    """Return windows that calibration does not read, mixed from the sources in equal shares.
+
+    A text that calibration reads as well is drawn in the same order, and windows are taken from behind the tokens
+    that calibration takes: no token is in both. Files are the same when their contents are, whatever their names.
+    From the model itself they are sampled with another seed.
+
+    Args:
+        sources: Where the text comes from; one that is named twice counts once.
+        model: The model, for `self`.
+        tokenizer: Its tokenizer.
+        samples: Windows in all.
+        length: Tokens in a window.
+        seed: Seed of the calibration's draw.
+        calibrated: The calibration's sources.
+        calibration_samples: Its windows in all.
+        calibration_length: Tokens in each.
+
+    Returns:
+        Token ids, int64, shape (samples, length).
+
+    Raises:
+        DataError: A source cannot be read or is too short, or there are more sources than windows.
+    """
+    calibrating = portions(calibrated, calibration_samples)
+    taken = {_identity(source): share * calibration_length for source, share in calibrating}
+    unique = {_identity(source): source for source in sources}
+    if samples < len(unique):
+        raise DataError(f"{len(unique)} text sources need at least as many samples to measure on, not {samples}")
+    parts = []
+    for (identity, source), share in zip(unique.items(), equal_shares(samples, len(unique)), strict=True):
+        if source.is_self:
+            parts.append(sample_windows(model, tokenizer, length, share, seed=seed + _FURTHER))
+        else:
+            skip = taken.get(identity, 0)
+            documents = source.documents()
+            parts.append(token_windows(documents, tokenizer, length, share, seed=seed, label=source.label, skip=skip))
+    return torch.cat(parts)
+
+
+def _identity(source: TextSource) -> str:
+    return source.fingerprint() or source.text

@@ -135,3 +135,45 @@ def _draw_bar(axis: Any, x: int, measurement: Measurement, colour: str, scale: f
     axis.vlines(x, low, high, color=_INK, linewidth=2)
     dots = [value * scale for value in measurement.settings["samples"]]
     axis.plot([x + 0.18] * len(dots), dots, ".", color=_INK, markersize=4, alpha=0.6)
+
+
+SERIES = (("#2a78b5", "o"), ("#d1495b", "s"), ("#3a7d44", "^"), ("#b07d12", "D"))
+"""Colours and markers of lines in one picture: told apart without colour as well."""
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """Return a figure in the style of the card, and its axes row by row.
+
+    Args:
+        rows: Panels from top to bottom.
+        columns: Panels from left to right.
+        width: Inches.
+        height: Inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure so that the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: The PNG file.
+    """
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
+def name_axis(axis: Any, title: str, x: str, y: str) -> None:
+    """Set what a panel shows, in dark ink and without a box around it.
+
+    Args:
+        axis: The panel.
+        title: Its title.
+        x: What runs from left to right.
+        y: What runs from bottom to top.
+    """
+    axis.set_title(title, loc="left", color=_INK, fontsize=11)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -355,7 +355,7 @@ def repair(session: Session, plan: Plan, folder: Path) -> Plan:
         plan,
         windows,
         write,
-        kinds=window_kinds(len(windows), len(parse_sources(session.config.calibration)), seed=session.config.seed),
+        kinds=window_kinds(parse_sources(session.config.calibration), len(windows), seed=session.config.seed),
         cut_model=load_model(folder, session.dtype, session.device) if needs_cut_model(binding, plan) else None,
         batch_size=session.config.batch_size,
     )

@@ -1,7 +1,8 @@
-"""Progress bars on standard error."""
+"""Progress bars and notes on standard error."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,3 +32,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)
+
+
+def note(text: str) -> None:
+    """Say in one line on standard error what is being done, where a bar would not."""
+    sys.stderr.write(text + "\n")

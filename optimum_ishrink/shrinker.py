@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from . import pipeline
-from .artifacts import PLAN_FILE, Plan, Report, read_json
+from .analysis import AnalysisRequest, analyze
+from .artifacts import PLAN_FILE, Analysis, Plan, Report, read_json
 from .card import name_repository
 from .configuration import IShrinkConfig
 from .errors import RequestError
@@ -162,6 +164,59 @@ class IShrinker:
             RequestError: The request cannot be met.
         """
         return pipeline.plan_cut(self._open(config, changes), measure=False).plan
+
+    def analyze(
+        self,
+        config: IShrinkConfig | None = None,
+        *,
+        save_directory: str | Path | None = None,
+        overwrite: bool = False,
+        levels: str | Sequence[float] | None = None,
+        analysis_samples: int | None = None,
+        analysis_length: int | None = None,
+        analysis_text: str | Sequence[str] | None = None,
+        max_divergence: float | None = None,
+        **changes: Any,
+    ) -> Analysis:
+        """Measure quality against sparsity, and what each layer is worth, before anything is cut.
+
+        Attention, MLP neurons, layers and all of them are set to zero in memory, the lowest scored units first; and
+        each layer's attention, MLP and whole block alone. Nothing is repaired, so a cut with compensation or
+        fine-tuning does better.
+
+        Args:
+            config: The criteria, calibration, tasks, protected layers and seed; its shape and target are not read. The
+                defaults when None.
+            save_directory: The output folder, for `analysis.json` and figures. Every finished measurement is kept
+                beside it, in `SAVE_DIRECTORY.partial`, and the same call goes on from there. Nothing is written
+                without it.
+            overwrite: Replace what is in the output folder.
+            levels: Sparsities in percent, from 0 to 50: a list, or `"0,10,20"`. 0, 5, 10, ... 50 by default, as in the
+                iShrink thesis.
+            analysis_samples: Windows to measure on; 8 by default, since all levels share them and are compared.
+            analysis_length: Tokens in each; 256 by default.
+            analysis_text: Text sources to measure on; by default further windows of the calibration's sources, which
+                no score was computed on.
+            max_divergence: KL divergence in nats per token that the advice stays below; 0.5 by default, about half of
+                which compensation takes away.
+            **changes: Values that replace the config's, such as `importance="taylor"`.
+
+        Returns:
+            The analysis; `shrink(config, **analysis.changes)` follows its advice.
+
+        Raises:
+            RequestError: The request cannot be met.
+        """
+        asked = {
+            "levels": levels,
+            "samples": analysis_samples,
+            "length": analysis_length,
+            "text": analysis_text,
+            "max_divergence": max_divergence,
+        }
+        request = AnalysisRequest(**{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+        output = None if save_directory is None else Path(str(save_directory)).expanduser()
+        return analyze(self._open(config, changes), request, output, overwrite=overwrite)
 
     def shrink(
         self,

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.artifacts import Measurement, ModelReport, Plan, Report, read_json, write_json
+from optimum_ishrink.artifacts import (
+    Analysis,
+    LayerSensitivity,
+    Measurement,
+    ModelReport,
+    Plan,
+    Report,
+    SparsityLevel,
+    read_json,
+    write_json,
+)
 from optimum_ishrink.errors import SourceError
 
 PLAN = Plan(
@@ -40,6 +50,45 @@ def test_a_report_survives_a_round_trip(tmp_path: Path) -> None:
     assert Report.from_json(read_json(tmp_path / "report.json")) == REPORT
     write_json(tmp_path / "alone.json", Report(None, REPORT.shrunk, {}).to_json())
     assert Report.from_json(read_json(tmp_path / "alone.json")).base is None
+
+
+KL = Measurement("kl_divergence", "t", 0.1, 0.01, 4, {"tokens": 28})
+ANALYSIS = Analysis(
+    model="m",
+    revision=None,
+    model_type="llama",
+    num_parameters=100,
+    settings={"levels": [0.0, 0.5], "calibration": {"sources": ["t"]}},
+    levels=(SparsityLevel("mlp", 0.0, {}, 0, 0.0, ()), SparsityLevel("mlp", 0.5, {"x": 2}, 9, 0.09, (KL,))),
+    sensitivity=(LayerSensitivity(0, KL, KL, KL),),
+    notes=("a note",),
+    max_divergence=0.5,
+    advice="do",
+    changes={"target": "params=-9%", "num_hidden_layers": None},
+    finer_levels=(0.0, 1.5),
+    command="ishrink shrink",
+    environment={"device": "cpu"},
+)
+
+
+def test_an_analysis_survives_a_round_trip(tmp_path: Path) -> None:
+    write_json(tmp_path / "analysis.json", ANALYSIS.to_json())
+    assert Analysis.from_json(read_json(tmp_path / "analysis.json")) == ANALYSIS
+    assert ANALYSIS.levels[1].measured("kl_divergence") == KL
+    assert list(ANALYSIS.kinds()) == ["mlp"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "this analysis has schema 99"),
+        ({"schema": "1"}, "not an iShrink analysis"),
+        ({"levelz": 1}, "unknown entry of the analysis 'levelz' .did you mean 'levels'"),
+    ],
+)
+def test_what_is_no_analysis_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        Analysis.from_json({**ANALYSIS.to_json(), **change})
 
 
 def test_pairs_meet_by_metric_and_data() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from optimum_ishrink.data import (
     PYDOC,
     TextSource,
     calibration_windows,
+    further_windows,
     label_sources,
     parse_sources,
+    portions,
     row_text,
     sample_windows,
     token_windows,
+    window_kinds,
 )
 from optimum_ishrink.errors import DataError
 
@@ -244,3 +248,56 @@ def test_a_fingerprint_is_of_the_contents(text_file: Path, other_text: Path) -> 
     assert TextSource(str(text_file)).fingerprint() == TextSource(str(text_file)).fingerprint()
     assert TextSource(str(text_file)).fingerprint() != TextSource(str(other_text)).fingerprint()
     assert TextSource("self").fingerprint() is None
+
+
+def test_further_windows_share_no_token_with_those_that_are_calibrated_on(tmp_path: Path) -> None:
+    # Every line is another one, so that a window says where it comes from.
+    (tmp_path / "a.txt").write_text("\n".join(f"a{i:05d}" for i in range(400)))
+    (tmp_path / "copy.txt").write_text((tmp_path / "a.txt").read_text())
+    (tmp_path / "b.txt").write_text("\n".join(f"b{i:05d}" for i in range(400)))
+    tokenizer = tiny_tokenizer()
+    calibrated = parse_sources([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    taken = calibration_windows(calibrated, None, tokenizer, samples=5, length=70, seed=1)
+    seen = set(re.findall(r"[ab]\d{5}", " ".join(tokenizer.batch_decode(taken))))
+    assert len(seen) > 40
+    how = {"calibrated": calibrated, "calibration_samples": 5, "calibration_length": 70, "seed": 1}
+    for texts in (calibrated, parse_sources(str(tmp_path / "copy.txt")), (*calibrated, *calibrated)):
+        windows = further_windows(texts, None, tokenizer, samples=4, length=50, **how)
+        assert windows.shape == (4, 50)
+        assert len({tuple(window.tolist()) for window in windows}) == 4
+        found = set(re.findall(r"[ab]\d{5}", " ".join(tokenizer.batch_decode(windows))))
+        assert len(found) > 20
+        assert not found & seen
+        assert torch.equal(windows, further_windows(texts, None, tokenizer, samples=4, length=50, **how))
+    with pytest.raises(DataError, match="2 text sources need at least as many samples to measure on, not 1"):
+        further_windows(calibrated, None, tokenizer, samples=1, length=50, **how)
+    message = r"a.txt gives \d+ tokens, \d+ windows of 50 behind the 210 that are calibrated on; 200 were asked for"
+    with pytest.raises(DataError, match=message):
+        further_windows(calibrated, None, tokenizer, samples=400, length=50, **how)
+
+
+def test_further_words_of_the_model_are_others() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    sources = parse_sources("self")
+    taken = calibration_windows(sources, model, tokenizer, samples=4, length=12, seed=0)
+    how = {"calibrated": sources, "calibration_samples": 4, "calibration_length": 12}
+    found = [further_windows(sources, model, tokenizer, samples=4, length=12, seed=seed, **how) for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    rows = {tuple(window.tolist()) for window in taken}
+    assert not rows & {tuple(window.tolist()) for window in found[0]}
+
+
+def test_a_source_that_is_named_twice_gives_two_shares_of_other_windows(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"line {i} of many words" for i in range(400)))
+    other = tmp_path / "b.txt"
+    other.write_text("\n".join(f"{i} other words" for i in range(400)))
+    sources = parse_sources([str(path), str(other), str(path)])
+    assert [(source.label, share) for source, share in portions(sources, 9)] == [("a.txt", 6), ("b.txt", 3)]
+    windows = calibration_windows(sources, None, tokenizer, samples=9, length=16, seed=3)
+    assert len(windows.unique(dim=0)) == 9
+    kinds = window_kinds(sources, 9, seed=3)
+    alone = token_windows(sources[1].documents(), tokenizer, 16, 3, seed=3, label="b")
+    assert sorted(windows[kinds == 1].tolist()) == sorted(alone.tolist())

@@ -61,10 +61,11 @@ RANKS = {
     "configuration": 6,
     "demo": 7,
     "pipeline": 7,
-    "shrinker": 8,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 10,
+    "analysis": 8,
+    "shrinker": 9,
+    "cli": 10,
+    "__main__": 11,
+    "__init__": 11,
 }
 
 

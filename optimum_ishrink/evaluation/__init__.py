@@ -3,16 +3,21 @@
 from .environment import environment
 from .harness import evaluate_tasks, open_tasks
 from .latency import LatencySettings, measure_latency
-from .quality import text_measurements
-from .text import kl_divergence, token_statistics
+from .quality import name_measurements, text_measurements
+from .text import TextQuality, compare_logits, kl_divergence, mean_over_windows, perplexity, token_statistics
 
 __all__ = [
     "LatencySettings",
+    "TextQuality",
+    "compare_logits",
     "environment",
     "evaluate_tasks",
     "kl_divergence",
+    "mean_over_windows",
     "measure_latency",
+    "name_measurements",
     "open_tasks",
+    "perplexity",
     "text_measurements",
     "token_statistics",
 ]

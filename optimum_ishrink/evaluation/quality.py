@@ -28,10 +28,17 @@ def text_measurements(
     """
     with progress_bar(f"perplexity on {label}", len(windows)) as advance:
         base_quality, model_quality = quality(token_statistics(model, base, windows, advance=advance))
-    return _measurements(base_quality, label, settings), _measurements(model_quality, label, settings)
+    return name_measurements(base_quality, label, settings), name_measurements(model_quality, label, settings)
 
 
-def _measurements(found: TextQuality | None, label: str, settings: dict[str, Any]) -> tuple[Measurement, ...]:
+def name_measurements(found: TextQuality | None, label: str, settings: dict[str, Any]) -> tuple[Measurement, ...]:
+    """Return a text's figures as measurements.
+
+    Args:
+        found: The figures; None gives none.
+        label: Name of the text.
+        settings: What the report shall say of the text; the number of tokens is added.
+    """
     if found is None:
         return ()
     named: list[tuple[str, Estimate | None]] = [

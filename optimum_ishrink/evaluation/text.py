@@ -69,8 +69,10 @@ def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
     Returns:
         float32, shape (...). Exactly zero for equal logits.
     """
-    log_p = base_logits.float().log_softmax(-1)
-    log_q = logits.float().log_softmax(-1)
+    return _divergence(base_logits.float().log_softmax(-1), logits.float().log_softmax(-1))
+
+
+def _divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -79,8 +81,6 @@ def token_statistics(
     model: Any, base: Any | None, windows: torch.Tensor, *, advance: Callable[[int], None] = lambda steps: None
 ) -> dict[str, torch.Tensor]:
     """Run windows through a model, and through its base beside it, and return one value per predicted token.
-
-    The logits are compared chunk by chunk of positions, so that a long window's are not held in float32 at once.
 
     Args:
         model: The model.
@@ -93,31 +93,54 @@ def token_statistics(
     """
     columns: dict[str, list[torch.Tensor]] = {}
     for window in windows:
-        rows: dict[str, list[torch.Tensor]] = {}
         ids = window[None].to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
         base_logits = None
         if base is not None:
             base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
-        labels = ids[0, 1:]
-        positions = max(1, _CHUNK // logits.shape[-1])
-        for start in range(0, len(labels), positions):
-            part = slice(start, start + positions)
-            found = {"nll": _nll(logits[part], labels[part])}
-            if base_logits is not None:
-                found["base_nll"] = _nll(base_logits[part], labels[part])
-                found["kl"] = kl_divergence(base_logits[part], logits[part])
-                found["agree"] = base_logits[part].argmax(-1) == logits[part].argmax(-1)
-            for name, values in found.items():
-                rows.setdefault(name, []).append(values.double().cpu())
-        for name, parts in rows.items():
-            columns.setdefault(name, []).append(torch.cat(parts))
+        for name, values in compare_logits(logits, base_logits, ids[0, 1:]).items():
+            columns.setdefault(name, []).append(values)
         advance(1)
     return {name: torch.stack(values) for name, values in columns.items()}
 
 
-def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+@torch.no_grad()
+def compare_logits(
+    logits: torch.Tensor, base_logits: torch.Tensor | None, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return one value per predicted token, from logits that are there.
+
+    They are compared chunk by chunk of positions, so that a long window's are not held in float32 at once.
+
+    Args:
+        logits: The model's, shape (tokens, vocabulary).
+        base_logits: The base's, the same shape and device, or None.
+        labels: The tokens that came, int64, shape (tokens,).
+
+    Returns:
+        `nll`, and with a base `base_nll`, `kl` and `agree`: float64 on the CPU, shape (tokens,).
+    """
+    rows: dict[str, list[torch.Tensor]] = {}
+    positions = max(1, _CHUNK // logits.shape[-1])
+    for start in range(0, len(labels), positions):
+        part = slice(start, start + positions)
+        # Every figure comes from one conversion and one softmax: they cost as much as a small model's layers.
+        own = logits[part].float()
+        log_q = own.log_softmax(-1)
+        found = {"nll": _nll(log_q, labels[part])}
+        if base_logits is not None:
+            base = base_logits[part].float()
+            log_p = base.log_softmax(-1)
+            found["base_nll"] = _nll(log_p, labels[part])
+            found["kl"] = _divergence(log_p, log_q)
+            found["agree"] = base.argmax(-1) == own.argmax(-1)
+        for name, values in found.items():
+            rows.setdefault(name, []).append(values.double().cpu())
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _nll(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return -log_probabilities.gather(-1, labels[:, None]).squeeze(-1)
 
 
 def perplexity(nll: torch.Tensor) -> Estimate:

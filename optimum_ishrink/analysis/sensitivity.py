@@ -1,0 +1,75 @@
+"""What each layer is worth: the divergence with its attention, its MLP or the whole of it out.
+
+Nothing changes in front of the layer in question, so what enters it is kept and only the layers from it on are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..architectures import Binding
+from ..architectures.axes import layer_module
+from ..artifacts import LayerSensitivity, Measurement
+from ..layerwise import enter_layers, run_layer
+from .divergence import Advance, Reference, measure_masked
+from .masking import Mask, continue_from, mask_attention, mask_mlp
+
+
+@torch.no_grad()
+def measure_layers(
+    reference: Reference,
+    binding: Binding,
+    wanted: Sequence[int],
+    label: str,
+    *,
+    advance: Advance = lambda steps: None,
+) -> Iterator[LayerSensitivity]:
+    """Yield the sensitivity of each layer in turn.
+
+    In memory at once: the hidden states in front of one layer, for all windows.
+
+    Args:
+        reference: The whole model's predictions.
+        binding: The model's binding.
+        wanted: Indices of the layers to measure, ascending.
+        label: Name of the text.
+        advance: Called with 1 after each window, three times for each layer.
+
+    Raises:
+        DataError: The logits are not finite.
+    """
+    if not wanted:
+        return
+    model = reference.model
+    layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+    states, how = enter_layers(model, binding, [reference.ids(i) for i in range(len(reference.windows))])
+    first = layers[0](states[0], **how[0][1])
+    outputs = len(first) if isinstance(first, tuple) else 0
+
+    def measure(start: int, masks: Sequence[Mask]) -> Measurement:
+        (found,) = measure_masked(
+            reference,
+            lambda index: [partial(continue_from, layers, start, states[index], outputs), *masks],
+            label,
+            metrics=("kl_divergence",),
+            advance=advance,
+        )
+        return found
+
+    for layer in range(wanted[-1] + 1):
+        if layer in wanted:
+            yield LayerSensitivity(
+                layer,
+                attention=measure(layer, mask_attention(model, binding, layer)),
+                mlp=measure(layer, mask_mlp(model, binding, layer)),
+                block=measure(layer + 1, ()),
+            )
+        states = _advance(layers[layer], states, how[layer][1])
+
+
+def _advance(layer: Any, states: Sequence[torch.Tensor], how: Any) -> list[torch.Tensor]:
+    return [run_layer(layer, hidden, how) for hidden in states]
