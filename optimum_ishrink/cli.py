@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import IShrinkError, RequestError, did_you_mean
+from .parallel import is_main_process
 
 if TYPE_CHECKING:
     from .artifacts import Plan, Report
@@ -222,6 +224,7 @@ def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = T
     group.add_argument(
         "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 64)"
     )
+    group.add_argument("--no-score-cache", action="store_true", help="score anew, and keep no scores on disk")
     if compensation:
         group.add_argument(
             "--compensation",
@@ -305,9 +308,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         _quiet_libraries()
         # With --json, whatever a library or a task prints goes where the logs go.
-        with redirect_stdout(sys.stderr) if getattr(args, "json", False) else nullcontext():
+        # Of several processes one speaks.
+        elsewhere = sys.stderr if getattr(args, "json", False) else None if is_main_process() else StringIO()
+        with redirect_stdout(elsewhere) if elsewhere else nullcontext():
             result = _VERBS[args.verb](args)
-        if getattr(args, "json", False):
+        if getattr(args, "json", False) and is_main_process():
             sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()
         return 0
@@ -348,7 +353,7 @@ def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
         given = getattr(args, name, None)
         if given is not None:
             values[name] = given
-    for name in ("evaluate", "benchmark"):
+    for name in ("evaluate", "benchmark", "score_cache"):
         if getattr(args, f"no_{name}", False):
             values[name] = False
     model = args.model or recipe_model
@@ -454,7 +459,7 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
     result = {"output": str(output), "plan": read_json(output / PLAN_FILE), "report": report.to_json()}
     repo_id = getattr(args, "push_to_hub", None)
-    if repo_id:
+    if repo_id and is_main_process():
         name_repository(output, repo_id)
         result["commit_url"] = push_folder(output, repo_id, private=args.private)
         _say(args, f"Pushed:   {result['commit_url']}")

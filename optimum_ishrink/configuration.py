@@ -66,6 +66,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             splits one group of a layer.
         importance_samples: Windows of the calibration text that scores are taken on, at most. Scores settle on far
             fewer tokens than compensation wants, and some criteria need backward passes.
+        score_cache: Keep scores on disk (in `ISHRINK_CACHE`, or `ishrink` in the Hugging Face home), and take them
+            from there when model, text, criterion and settings are the same.
         layer_importance: Criterion for layers.
         layer_selection: `one-shot` removes the lowest scored layers; `greedy` scores again after each removal, with
             criteria that measure one; `contiguous` removes the adjacent layers that cost least together.
@@ -115,6 +117,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "importance": "activation-norm",
         "importance_group_size": None,
         "importance_samples": 64,
+        "score_cache": True,
         "layer_importance": "block-influence",
         "layer_selection": "one-shot",
         "compensation": "none",
@@ -160,7 +163,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        for name in ("evaluate", "benchmark", "merge_key_value_heads", "allow_class_change"):
+        for name in ("evaluate", "benchmark", "score_cache", "merge_key_value_heads", "allow_class_change"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.compensation not in COMPENSATIONS:
@@ -249,7 +252,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         for name, value in self.to_diff_dict().items():
             flag = "--" + name.replace("_", "-")
             if value is False:
-                words.append("--no-" + name)
+                words.append("--no-" + name.replace("_", "-"))
             elif value is True:
                 words.append(flag)
             elif isinstance(value, list):

@@ -5,19 +5,27 @@ source -> importance -> plan -> checkpoint -> report -> card
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelReport, Plan, Report, write_json
+from .artifacts import (
+    CONFIG_FILE,
+    PLAN_FILE,
+    REPORT_FILE,
+    SCORES_FILE,
+    ModelReport,
+    Plan,
+    Report,
+    read_json,
+    write_json,
+)
 from .card import build_card, write_scores
-from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
-from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows, window_kinds
+from .data import TextSource, parse_sources, window_kinds
 from .errors import DataError
 from .evaluation import (
     LatencySettings,
@@ -28,109 +36,25 @@ from .evaluation import (
     text_measurements,
 )
 from .importance import (
-    LAYER_CRITERIA,
-    UNIT_CRITERIA,
-    Batches,
-    Criterion,
     key_value_similarity,
-    score_model,
-    score_spans,
-    score_weights,
-    units_to_score,
 )
 from .output_folder import check_not_inside, check_output, staged_folder
+from .parallel import is_main_process, wait_for_all
 from .planning import (
-    choose_greedily,
-    choose_span,
     edit_config,
     make_plan,
-    removable_spans,
     resolve_shape,
-    summed_costs,
 )
 from .progress import progress_bar
+from .scoring import score, scored_dimensions, select_layers, used_criteria
+from .session import Session as Session
+from .session import display_name as display_name
+from .session import evaluation_sources as evaluation_sources
 from .source import Source, load_model
 from .surgery import compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, TensorInfo, overwrite_tensor, read_index
 
 LAYERS = "num_hidden_layers"
-SUMMED_UNITS = ("num_key_value_heads", "intermediate_size")
-"""The units that a layer's score is the sum of; query heads are part of their KV group."""
-
-
-class Session:
-    """One run over one source: the loaded model and tokenizer are shared between the stages that need them.
-
-    Args:
-        source: The model.
-        config: What was asked for.
-        model: The source's model, when an earlier run has loaded it already with the same dtype and device.
-
-    Raises:
-        RequestError: The device or dtype cannot be had.
-    """
-
-    def __init__(self, source: Source, config: IShrinkConfig, model: Any = None) -> None:
-        self.source = source
-        self.config = config
-        self.device = resolve_device(config.device)
-        self.dtype = resolve_dtype(config.dtype, self.device)
-        self._model = model
-        self._tokenizer: Any = None
-
-    @property
-    def base_name(self) -> str:
-        """What cards and reports call the source."""
-        return self.config.base_model or display_name(self.source)
-
-    @property
-    def model(self) -> Any:
-        """The base model, loaded when it is first needed."""
-        if self._model is None:
-            self._model = self.source.load_model(self.dtype, self.device)
-        return self._model
-
-    @cached_property
-    def calibration_windows(self) -> torch.Tensor:
-        """The windows to calibrate on, drawn when they are first needed."""
-        config = self.config
-        return calibration_windows(
-            parse_sources(config.calibration),
-            self.model,
-            self.tokenizer,
-            samples=config.calibration_samples,
-            length=config.calibration_length,
-            seed=config.seed,
-        )
-
-    @property
-    def importance_windows(self) -> torch.Tensor:
-        """Those of them that scores are taken on: the first, of a random order."""
-        return self.calibration_windows[: self.config.importance_samples]
-
-    @cached_property
-    def evaluation_windows(self) -> dict[str, torch.Tensor]:
-        """The windows of each text to measure on, by its label."""
-        config = self.config
-        sources = evaluation_sources(config)
-        return {
-            label: token_windows(
-                source.documents(),
-                self.tokenizer,
-                config.eval_length,
-                config.eval_samples,
-                seed=config.seed,
-                label=label,
-            )
-            for source, label in zip(sources, label_sources(sources), strict=True)
-        }
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer, loaded when it is first needed."""
-        if self._tokenizer is None:
-            self._tokenizer = self.source.load_tokenizer()
-        return self._tokenizer
 
 
 @dataclass(frozen=True)
@@ -169,89 +93,9 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
         open_tasks(config.tasks, config.include_path)
 
 
-def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
-    """Return the texts to measure on."""
-    return parse_sources(config.eval_text) if config.eval_text else (TextSource(PYDOC),)
-
-
 def all_texts(config: IShrinkConfig) -> tuple[TextSource, ...]:
     """Return every text that a run reads."""
     return (*parse_sources(config.calibration), *evaluation_sources(config))
-
-
-def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Score the dimensions that change.
-
-    A criterion that needs only weights reads them tensor by tensor: then the model is never loaded.
-
-    Args:
-        session: The run.
-        keys: Config keys of those dimensions.
-    """
-    config, source = session.config, session.source
-    unit, layer = UNIT_CRITERIA[config.importance], LAYER_CRITERIA[config.layer_importance]
-    of_layers = tuple(key for key in keys if key == LAYERS)
-    of_units = tuple(key for key in keys if key != LAYERS)
-    if of_layers and layer.needs == "unit_scores":
-        of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
-    units_to_score(source.binding, unit, of_units, config.importance_group_size)  # refused before the model is loaded
-    scores: dict[str, torch.Tensor] = {}
-    from_model: dict[Criterion, tuple[str, ...]] = {}
-    for criterion, wanted in ((unit, of_units), (layer, of_layers)):
-        if wanted and criterion.needs == "weights":
-            size = config.importance_group_size
-            scores.update(score_weights(source.tensors, source.binding, criterion, wanted, group_size=size))
-        elif wanted and criterion.needs != "unit_scores":
-            from_model[criterion] = wanted
-    if from_model:
-        scores.update(
-            score_model(
-                session.model,
-                source.binding,
-                session.importance_windows,
-                unit if unit in from_model else None,
-                layer if layer in from_model else None,
-                tuple(key for wanted in from_model.values() for key in wanted),
-                batch_size=config.batch_size,
-                group_size=config.importance_group_size,
-                seed=config.seed,
-            )
-        )
-    if of_layers and layer.needs == "unit_scores":
-        scores[LAYERS] = layer.function(*(scores[key] for key in SUMMED_UNITS))
-    return {key: scores[key] for key in keys}
-
-
-def select_layers(
-    session: Session, shape: Mapping[str, int], scores: Mapping[str, torch.Tensor]
-) -> tuple[int, ...] | None:
-    """Return the layers that stay where that takes more than one score for each; None where the highest scored stay.
-
-    Args:
-        session: The run.
-        shape: The complete new shape.
-        scores: What `score` returned.
-    """
-    config, binding = session.config, session.source.binding
-    total, count = binding.shape[LAYERS], shape[LAYERS]
-    if count == total or config.layer_selection == "one-shot":
-        return None
-    criterion = LAYER_CRITERIA[config.layer_importance]
-    protection = config.request.protection(total)
-
-    def measure(spans: Sequence[tuple[int, int]], without: tuple[int, ...] = ()) -> torch.Tensor:
-        batches = Batches(session.importance_windows, None, config.batch_size, session.model.device)
-        return score_spans(session.model, binding, batches, criterion, spans, without)
-
-    if config.layer_selection == "greedy":
-
-        def score_again(left: Sequence[int], gone: tuple[int, ...]) -> torch.Tensor:
-            return measure([(layer, layer + 1) for layer in left], gone)
-
-        return choose_greedily(scores[LAYERS], score_again, count, *protection)
-    spans = removable_spans(total, count, *protection)
-    costs = measure(spans) if criterion.measures_removal else summed_costs(scores[LAYERS], spans)
-    return choose_span(costs, spans, total)
 
 
 def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> PlannedCut:
@@ -317,23 +161,6 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     return PlannedCut(plan, scores)
 
 
-def used_criteria(config: IShrinkConfig, scored: Iterable[str]) -> dict[str, Criterion]:
-    """Return the criteria that chose something: `unit`, `layer`, both or none.
-
-    Args:
-        config: The run's config.
-        scored: Config keys of the dimensions that were scored.
-    """
-    keys = set(scored)
-    used = {}
-    if LAYERS in keys:
-        used["layer"] = LAYER_CRITERIA[config.layer_importance]
-    summed = "layer" in used and used["layer"].needs == "unit_scores"
-    if summed or keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
-        used["unit"] = UNIT_CRITERIA[config.importance]
-    return used
-
-
 def repair(session: Session, plan: Plan, folder: Path) -> Plan:
     """Repair a written checkpoint in closed form, and return the plan with what became of each projection.
 
@@ -361,29 +188,6 @@ def repair(session: Session, plan: Plan, folder: Path) -> Plan:
     )
     found = {"method": "ridge", "repairs": [asdict(repair) for repair in repairs]}
     return replace(plan, settings={**plan.settings, "compensation": found})
-
-
-def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, merge: bool) -> list[str]:
-    """Return the config keys of the dimensions in which something has to be chosen.
-
-    Args:
-        before: The model's shape.
-        after: The new shape.
-        merge: Whether KV heads are merged: then none of them is chosen to go.
-    """
-    kv, heads = "num_key_value_heads", "num_attention_heads"
-    changed = [key for key in before if key not in (kv, heads) and after[key] < before[key]]
-    if after[kv] < before[kv] and not merge:
-        changed.append(kv)
-    available = before[heads] if merge else after[kv] * (before[heads] // before[kv])
-    if after[heads] < available:
-        changed.append(heads)
-    return changed
-
-
-def display_name(source: Source) -> str:
-    """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
-    return source.name if source.is_hub_id else Path(source.name).resolve().name
 
 
 def command_line(session: Session, output: Path, *extra: str) -> str:
@@ -432,6 +236,9 @@ def shrink(
     command = command or command_line(session, output)
     planned = plan_cut(session, command=command)
     on_plan(planned.plan)
+    if not is_main_process():  # the others helped to score; one writes
+        wait_for_all()
+        return Report.from_json(read_json(output / REPORT_FILE))
     with staged_folder(output, overwrite=overwrite) as folder:
         plan = planned.plan
         cut(session, plan, folder)
@@ -443,6 +250,7 @@ def shrink(
         report = measure(session, folder, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())
         build_card(folder)
+    wait_for_all()
     return report
 
 

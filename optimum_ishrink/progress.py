@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .parallel import is_main_process
+
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -29,11 +31,12 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)
 
 
 def note(text: str) -> None:
     """Say in one line on standard error what is being done, where a bar would not."""
-    sys.stderr.write(text + "\n")
+    if is_main_process():
+        sys.stderr.write(text + "\n")

@@ -3,12 +3,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's own scores
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import save_tiny, tiny_config

@@ -16,10 +16,13 @@ from ..architectures import Binding
 from ..artifacts import ANALYSIS_FILE, Analysis, Measurement, SparsityLevel, write_json
 from ..data import further_windows, label_sources, parse_sources
 from ..evaluation import environment, evaluate_tasks, open_tasks
+from ..fingerprint import model_fingerprint
 from ..output_folder import check_not_inside, check_output, staged_folder
-from ..pipeline import Session, check_request, display_name, score
+from ..pipeline import check_request
 from ..planning import resolve_shape
 from ..progress import note, progress_bar
+from ..scoring import score
+from ..session import Session, display_name
 from .advice import Advice, advise
 from .commands import advised_command
 from .divergence import Advance, Reference, measure_masked
@@ -38,7 +41,7 @@ from .removal import (
 )
 from .request import AnalysisRequest
 from .sensitivity import measure_layers
-from .state import State, model_fingerprint
+from .state import State
 
 _WINDOWS = "windows"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
+from ..parallel import own_share
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,12 @@ class Batch:
     Args:
         input_ids: Token ids, shape (windows, length).
         mask: 1 for text and 0 for padding, the same shape.
+        number: Its place among the batches of all processes.
     """
 
     input_ids: torch.Tensor
     mask: torch.Tensor
+    number: int = 0
 
     @cached_property
     def tokens(self) -> int:
@@ -39,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Calibration windows and how they are batched.
+    """Calibration windows and how they are batched; with several processes each has every n-th batch.
 
     Args:
         windows: Token ids, shape (windows, length).
@@ -54,10 +58,15 @@ class Batches:
     device: torch.device
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return sum(len(rows) for _, rows in self._own)
+
+    @property
+    def _own(self) -> Sequence[tuple[int, torch.Tensor]]:
+        starts = range(0, len(self.windows), self.size)
+        rows = torch.arange(len(self.windows))
+        return own_share([(number, rows[start : start + self.size]) for number, start in enumerate(starts)])
 
     def __iter__(self) -> Iterator[Batch]:
         mask = torch.ones_like(self.windows) if self.mask is None else self.mask
-        for start in range(0, len(self.windows), self.size):
-            part = slice(start, start + self.size)
-            yield Batch(self.windows[part].to(self.device), mask[part].to(self.device))
+        for number, rows in self._own:
+            yield Batch(self.windows[rows].to(self.device), mask[rows].to(self.device), number)

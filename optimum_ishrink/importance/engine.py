@@ -110,7 +110,6 @@ def _watch(
 ) -> dict[str, torch.Tensor]:
     """Run the model over all batches once, with all watchers in place."""
     gradients = any(watcher.criterion.needs in ("gradients", "changes") for watcher in watchers)
-    generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         for watcher in watchers:
             stack.enter_context(watcher)
@@ -122,6 +121,8 @@ def _watch(
             if gradients:
                 output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
                 if watchers[0].samples_labels:
+                    # A seed for each batch: the draw is the same however many processes share them.
+                    generator = torch.Generator().manual_seed(seed + batch.number)
                     loss = sampled_loss(output.logits, batch.mask, generator)
                 else:
                     loss = next_token_loss(output.logits, batch.input_ids, batch.mask)

@@ -12,6 +12,7 @@ import torch
 from ..architectures.axes import input_readers, layer_module
 from ..errors import DataError, RequestError
 from ..layerwise import enter_layers, run_layer
+from ..parallel import summed
 from ..progress import progress_bar
 from .batches import Batches
 from .registry import Criterion
@@ -83,9 +84,11 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
             with ExitStack() as stack:
                 grams = {
                     name: stack.enter_context(gram_of(modules[name], widths[name]))
-                    for name in {bound.name for _, bound in here}
+                    for name in dict.fromkeys(bound.name for _, bound in here)
                 }
                 states = [run_layer(module, hidden, kwargs[len(hidden)]) for hidden in states]
+            for gram in grams.values():
+                summed(gram)
             for key, bound in here:
                 if not grams[bound.name].isfinite().all():
                     raise DataError(

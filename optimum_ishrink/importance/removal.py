@@ -15,6 +15,7 @@ import torch
 from ..architectures import Binding
 from ..architectures.axes import input_readers, layer_module
 from ..errors import DataError
+from ..parallel import summed, summed_count
 from ..progress import progress_bar
 from .batches import Batch, Batches
 from .registry import Criterion
@@ -173,7 +174,7 @@ def score_spans(
                     total[number] += values.sum(dtype=torch.float64)
                 advance(len(batch.input_ids))
             terms += int(batch.predicted.sum()) if by_logits else batch.tokens
-    return (total / max(terms, 1)).float().cpu()
+    return (summed(total) / max(summed_count(terms, model.device), 1)).float().cpu()
 
 
 @torch.no_grad()
@@ -214,7 +215,8 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
                     sums[key][layer, unit] += compare_logits(criterion, states[-1], after, batch)
                     advance(len(batch.input_ids))
             terms += int(batch.predicted.sum())
-    return units.scores({key: total / max(terms, 1) for key, total in sums.items()})
+    terms = summed_count(terms, model.device)
+    return units.scores({key: summed(total) / max(terms, 1) for key, total in sums.items()})
 
 
 def _zeroing(channels: torch.Tensor) -> Callable[[Any, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:

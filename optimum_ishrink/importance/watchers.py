@@ -10,6 +10,7 @@ import torch
 
 from ..architectures import BoundTensor
 from ..architectures.axes import layer_module
+from ..parallel import summed, summed_count
 from .batches import Batch
 from .registry import Criterion
 from .units import LAYERS, Units
@@ -59,7 +60,8 @@ class Watcher(ABC):
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
-        return self.units.scores({key: total / max(self.terms, 1) for key, total in self.sums.items()})
+        terms = summed_count(self.terms, self.model.device)
+        return self.units.scores({key: summed(total) / max(terms, 1) for key, total in self.sums.items()})
 
 
 class GradientWatcher(Watcher):
@@ -121,9 +123,12 @@ class ActivationWatcher(Watcher):
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         totals = self.units.zeros(self.model.device)
+        terms = summed_count(self.terms, self.model.device)
         for bound, module, squares in self._squares:
             weight = module.weight.detach()
-            channels = self.criterion.function(squares / max(self.terms, 1), weight.T if bound.transposed else weight)
+            channels = self.criterion.function(
+                summed(squares) / max(terms, 1), weight.T if bound.transposed else weight
+            )
             self.units.add_channels(totals, bound, channels)
         return self.units.scores(totals)
 

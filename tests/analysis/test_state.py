@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny import edit_json, save_tiny, tiny_config
 
-from optimum_ishrink.analysis.state import State, model_fingerprint
+from optimum_ishrink.analysis.state import State
 from optimum_ishrink.artifacts import LayerSensitivity, Measurement, SparsityLevel
 from optimum_ishrink.errors import OutputError
+from optimum_ishrink.fingerprint import model_fingerprint
 from optimum_ishrink.source import open_source
 
 KL = Measurement("kl_divergence", "text", 0.1, 0.01, 3, {"tokens": 30})

@@ -1,0 +1,103 @@
+"""One run over one model: what its stages share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .compute import resolve_device, resolve_dtype
+from .configuration import IShrinkConfig
+from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows
+from .parallel import connect, from_main_process, is_main_process
+from .source import Source
+
+
+class Session:
+    """One run over one source: the loaded model and tokenizer are shared between the stages that need them.
+
+    Args:
+        source: The model.
+        config: What was asked for.
+        model: The source's model, when an earlier run has loaded it already with the same dtype and device.
+
+    Raises:
+        RequestError: The device or dtype cannot be had.
+    """
+
+    def __init__(self, source: Source, config: IShrinkConfig, model: Any = None) -> None:
+        self.source = source
+        self.config = config
+        self.device = connect(resolve_device(config.device))
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        self._model = model
+        self._tokenizer: Any = None
+
+    @property
+    def base_name(self) -> str:
+        """What cards and reports call the source."""
+        return self.config.base_model or display_name(self.source)
+
+    @property
+    def model(self) -> Any:
+        """The base model, loaded when it is first needed."""
+        if self._model is None:
+            self._model = self.source.load_model(self.dtype, self.device)
+        return self._model
+
+    @cached_property
+    def calibration_windows(self) -> torch.Tensor:
+        """The windows to calibrate on, drawn when they are first needed."""
+        config = self.config
+        if not is_main_process():  # one process draws for all
+            return from_main_process(None)  # type: ignore[no-any-return]
+        drawn = calibration_windows(
+            parse_sources(config.calibration),
+            self.model,
+            self.tokenizer,
+            samples=config.calibration_samples,
+            length=config.calibration_length,
+            seed=config.seed,
+        )
+        return from_main_process(drawn)  # type: ignore[no-any-return]
+
+    @property
+    def importance_windows(self) -> torch.Tensor:
+        """Those of them that scores are taken on: the first, of a random order."""
+        return self.calibration_windows[: self.config.importance_samples]
+
+    @cached_property
+    def evaluation_windows(self) -> dict[str, torch.Tensor]:
+        """The windows of each text to measure on, by its label."""
+        config = self.config
+        sources = evaluation_sources(config)
+        return {
+            label: token_windows(
+                source.documents(),
+                self.tokenizer,
+                config.eval_length,
+                config.eval_samples,
+                seed=config.seed,
+                label=label,
+            )
+            for source, label in zip(sources, label_sources(sources), strict=True)
+        }
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, loaded when it is first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = self.source.load_tokenizer()
+        return self._tokenizer
+
+
+def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
+    """Return the texts to measure on."""
+    return parse_sources(config.eval_text) if config.eval_text else (TextSource(PYDOC),)
+
+
+def display_name(source: Source) -> str:
+    """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
+    return source.name if source.is_hub_id else Path(source.name).resolve().name
