@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,34 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)
+
+
+@contextmanager
+def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar for steps of training, and give the function that sets the step and a note beside it.
+
+    Args:
+        description: What is being done.
+        total: Number of steps.
+        done: Steps that were done before.
+    """
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda step, note: progress.update(task, completed=step, note=note)
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process of a run, or the first that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"

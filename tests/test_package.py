@@ -54,6 +54,7 @@ RANKS = {
     "surgery": 4,
     "importance": 5,  # reads the surgery's axes to sum scores per unit
     "evaluation": 4,
+    "recovery": 5,  # knows no cut: the pipeline tells it where to start from
     "figures": 4,
     "tables": 4,
     "hub": 4,

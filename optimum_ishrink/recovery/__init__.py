@@ -1,6 +1,31 @@
 """Recovery: training what is left of a model, with labels, with a teacher, or with nothing but the model itself."""
 
+from .checkpoint import save_adapter, train_checkpoint, write_trained
 from .loss import Term, parse_loss
 from .registry import LOSSES
+from .run import Trained
+from .settings import RecoverySettings
+from .teacher import LayerMap, check_tokenizers, check_vocabularies
+from .text import LABELS, RecoveryText
+from .trained import STARTS, LoraSettings, parse_trained
+from .work import work_folder
 
-__all__ = ["LOSSES", "Term", "parse_loss"]
+__all__ = [
+    "LABELS",
+    "LOSSES",
+    "STARTS",
+    "LayerMap",
+    "LoraSettings",
+    "RecoverySettings",
+    "RecoveryText",
+    "Term",
+    "Trained",
+    "check_tokenizers",
+    "check_vocabularies",
+    "parse_loss",
+    "parse_trained",
+    "save_adapter",
+    "train_checkpoint",
+    "work_folder",
+    "write_trained",
+]

@@ -100,7 +100,7 @@ class LiveTeacher:
         k: int | None = None,
         temperature: float = 1.0,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         self.head = Head(model)
         self.wants = {"layers": layers, "values": values}
         self.logits, self.k, self.temperature = logits, k, temperature

@@ -115,17 +115,40 @@ class Repair:
     new_error: float
 
 
-def choose_repair(fit: Moments, held_out: Moments, weight: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the map of a given rank that is nearest to an update, in what both make of the calibration inputs.
+
+    With `D` the update and `G = X^T X`, `U U^T D` minimises `||X (D' - D)^T||` over maps of rank r, where `U` holds the
+    top r eigenvectors of `D G D^T`.
+
+    Source: EoRA, arXiv:2410.21271, section 3.2: the singular vectors of the error in the eigenspace of the inputs.
+
+    Args:
+        update: float64, shape (out, in).
+        gram: `X^T X`, shape (in, in).
+        rank: The rank.
+    """
+    outputs = update @ gram.double() @ update.T
+    vectors = torch.linalg.eigh((outputs + outputs.T) / 2).eigenvectors[:, -rank:]
+    return vectors @ (vectors.T @ update)
+
+
+def choose_repair(
+    fit: Moments, held_out: Moments, weight: torch.Tensor, rank: int | None = None
+) -> tuple[torch.Tensor, float | None]:
     """Return the weight that is best on held-out windows, with its ridge; the cut weight itself is a candidate.
 
     Args:
         fit: Sums over the windows to solve on.
         held_out: Sums over the windows to choose on.
         weight: The weight as it was cut, shape (out, in).
+        rank: Rank that the change of the weight may have; any when None.
     """
     best, best_ridge, best_error = weight.double(), None, held_out.error(weight)
     for ridge in RIDGES:
         candidate = solve_ridge(fit.gram, fit.cross, weight, ridge)
+        if rank is not None:
+            candidate = weight.double() + restrict_rank(candidate - weight.double(), fit.gram, rank)
         error = held_out.error(candidate)
         if error < best_error:
             best, best_ridge, best_error = candidate, ridge, error
@@ -134,7 +157,14 @@ def choose_repair(fit: Moments, held_out: Moments, weight: torch.Tensor) -> tupl
 
 @torch.no_grad()
 def compensate(
-    base: Any, model: Any, binding: Binding, plan: Plan, windows: torch.Tensor, *, batch_size: int = 4
+    base: Any,
+    model: Any,
+    binding: Binding,
+    plan: Plan,
+    windows: torch.Tensor,
+    *,
+    batch_size: int = 4,
+    rank: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[Repair]]:
     """Repair a cut model in place, from the first layer to the last.
 
@@ -147,6 +177,7 @@ def compensate(
         plan: The plan that it was cut by.
         windows: Calibration windows, token ids, shape (windows, length).
         batch_size: Windows run at once.
+        rank: Rank that the change of a weight may have; any when None.
 
     Returns:
         The new weights by their names in the new checkpoint, in float64; and what became of each projection.
@@ -195,6 +226,7 @@ def compensate(
                     current,
                     beyond if absorbs else after,
                     partial(run_span, [layers[index] for index in span], [how[index] for index in span]),
+                    rank,
                 )
                 repairs.append(repair)
                 if repair.ridge is not None:
@@ -257,6 +289,7 @@ def _repair(
     current: Sequence[torch.Tensor],
     stream: Sequence[torch.Tensor],
     beyond: Callable[[torch.Tensor], torch.Tensor],
+    rank: int | None,
 ) -> tuple[torch.Tensor, Repair]:
     """Solve one projection: gather its sums over all windows, choose the ridge, set the weight.
 
@@ -266,6 +299,7 @@ def _repair(
         current: What enters the cut layer.
         stream: The base's residual stream where the cut layer has to arrive.
         beyond: Runs the base's layers that were dropped behind this one.
+        rank: Rank that the change of the weight may have; any when None.
     """
     weight = site.weight()
     sums = (Moments.zeros(weight), Moments.zeros(weight))
@@ -289,7 +323,7 @@ def _repair(
             held = (seen + row) % HELD_OUT == HELD_OUT - 1
             sums[held].add(cut["input"][row], target[row])
         seen += len(hidden)
-    solved, ridge = choose_repair(sums[0], sums[1], weight)
+    solved, ridge = choose_repair(sums[0], sums[1], weight, rank)
     error = sums[1].error(weight)
     if ridge is not None:
         weight.copy_(solved.to(weight.dtype))
