@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 
 from .architectures.axes import layer_module
-from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelReport, Plan, Report, write_json
+from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelReport, Plan, Report, read_json, write_json
 from .card import build_card, write_scores
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
@@ -540,8 +540,12 @@ def adapter_base(config: IShrinkConfig, student: Source | None) -> str | None:
         student: The pruned model, or None when it has no name yet.
 
     Raises:
-        RequestError: It is to be found out, and the pruned model has no Hub id.
+        RequestError: It is to be found out, and the pruned model has no Hub id; or no adapter is trained.
     """
+    if config.recovery_keep_adapter and not config.recovery_settings.uses_lora:
+        raise RequestError(
+            f"--keep-adapter keeps a LoRA adapter, and recovery_train={config.recovery_train!r} trains none"
+        )
     if config.recovery_keep_adapter != "auto":
         return str(config.recovery_keep_adapter) if config.recovery_keep_adapter else None
     if student is None or not student.is_hub_id:
@@ -568,7 +572,8 @@ def recover_cut(session: Session, plan: Plan, folder: Path, output: Path) -> Pla
     student = replace_folder(folder)
     before = _divergences(measure_text(session, folder)) if config.evaluate else []
     trained = _train(session, student, teacher or session.source, plan, output, is_base=teacher is None)
-    return finish_recovery(config, plan, folder, trained, before, adapter_base(config, None))
+    name = None if teacher is None else display_name(teacher)
+    return finish_recovery(config, plan, folder, trained, before, adapter_base(config, None), teacher=name)
 
 
 def replace_folder(folder: Path) -> Source:
@@ -705,6 +710,8 @@ def finish_recovery(
     trained: Trained,
     before: Sequence[Mapping[str, Any]],
     base: str | None,
+    *,
+    teacher: str | None,
 ) -> Plan | None:
     """Write what was trained into a checkpoint, and return the plan with the facts.
 
@@ -715,13 +722,9 @@ def finish_recovery(
         trained: What came of the training.
         before: What was measured before it.
         base: Hub id that a kept adapter names as its base; None to keep none.
-
-    Raises:
-        RequestError: An adapter shall be kept, and none was trained.
+        teacher: Name of the teacher; None when it was the unpruned model, or when there was none.
     """
     settings = config.recovery_settings
-    if base is not None and not settings.uses_lora:
-        raise RequestError(f"--keep-adapter keeps a LoRA adapter, and recovery_train={settings.trained!r} trains none")
     write_trained(folder, trained, settings)
     if base is not None:
         save_adapter(folder, trained, base)
@@ -731,7 +734,7 @@ def finish_recovery(
         **trained.facts,
         "data": [source.label for source in settings.data],
         "fingerprints": [source.fingerprint() for source in settings.data],
-        "teacher": None if config.recovery_teacher is None else config.portable().recovery_teacher,
+        "teacher": teacher,
         "adapter_base": base,
         "before": list(before),
     }
@@ -788,7 +791,8 @@ def recover(
         before = []
         if config.evaluate and is_base:
             before = _divergences(measure_text(session, folder))
-        plan = finish_recovery(config, plan, folder, trained, before, base)
+        named = None if is_base or teacher is None else display_name(teacher)
+        plan = finish_recovery(config, plan, folder, trained, before, base, teacher=named)
         report = _measure_recovered(session, folder, old, is_base=is_base, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())
         if plan is not None:

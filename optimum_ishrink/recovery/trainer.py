@@ -122,7 +122,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             except BaseException as error:
                 if self.args.should_save:
                     shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, RuntimeError) and "write" in str(error):  # what torch.save makes of a full disk
+                if isinstance(error, RuntimeError) and "writ" in str(error):  # what torch.save makes of a full disk
                     raise OSError(28, str(error)) from None
                 raise
         self.accelerator.wait_for_everyone()
