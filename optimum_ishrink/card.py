@@ -158,7 +158,12 @@ def _recovered(plan: Plan, report: Report) -> dict[str, str] | None:
         return None
     after = {(measurement.metric, measurement.dataset): measurement for measurement in report.shrunk.quality}
     rows = [
-        (METRICS[entry["metric"]], entry["dataset"], format_measurement(Measurement(**entry)), format_measurement(found))
+        (
+            METRICS[entry["metric"]],
+            entry["dataset"],
+            format_measurement(Measurement(**entry)),
+            format_measurement(found),
+        )
         for entry in facts["before"]
         if (found := after.get((entry["metric"], entry["dataset"]))) is not None
     ]

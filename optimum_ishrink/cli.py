@@ -98,7 +98,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "ishrink recover --model small --teacher HuggingFaceTB/SmolLM2-135M-Instruct --output recovered",
     )
     recover.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
-    recover.add_argument("--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all")
+    recover.add_argument(
+        "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
+    )
     recover.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     recover.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
     _recovery_flags(recover, "kl")
@@ -221,7 +223,9 @@ def _recovery_flags(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--recovery-data", metavar="SRC[,SRC...]", help=f"text to train on: {_SOURCES} (default: self)")
     group.add_argument("--recovery-tokens", type=int, metavar="N", help="tokens of it (default: 200000)")
     group.add_argument("--recovery-length", type=int, metavar="N", help="tokens in a window (default: 256)")
-    group.add_argument("--recovery-labels", metavar="WHICH", help="what ce is taken on: text or answers (default: text)")
+    group.add_argument(
+        "--recovery-labels", metavar="WHICH", help="what ce is taken on: text or answers (default: text)"
+    )
     group.add_argument("--recovery-temperature", type=float, metavar="T", help="temperature of kl (default: 1)")
     group.add_argument(
         "--recovery-top-k", type=int, metavar="K", help="compare the teacher's K likeliest tokens (default: all)"

@@ -17,7 +17,17 @@ import torch
 from accelerate import PartialState
 
 from .architectures.axes import layer_module
-from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, ModelReport, Plan, Report, read_json, write_json
+from .artifacts import (
+    CONFIG_FILE,
+    PLAN_FILE,
+    REPORT_FILE,
+    SCORES_FILE,
+    ModelReport,
+    Plan,
+    Report,
+    read_json,
+    write_json,
+)
 from .card import build_card, write_scores
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
@@ -573,7 +583,8 @@ def recover_cut(session: Session, plan: Plan, folder: Path, output: Path) -> Pla
     before = _divergences(measure_text(session, folder)) if config.evaluate else []
     trained = _train(session, student, teacher or session.source, plan, output, is_base=teacher is None)
     name = None if teacher is None else display_name(teacher)
-    return finish_recovery(config, plan, folder, trained, before, adapter_base(config, None), teacher=name)
+    facts = finish_recovery(config, folder, trained, before, adapter_base(config, None), teacher=name)
+    return replace(plan, settings={**plan.settings, "recovery": facts})
 
 
 def replace_folder(folder: Path) -> Source:
@@ -705,19 +716,17 @@ def _divergences(report: ModelReport) -> list[dict[str, Any]]:
 
 def finish_recovery(
     config: IShrinkConfig,
-    plan: Plan | None,
     folder: Path,
     trained: Trained,
     before: Sequence[Mapping[str, Any]],
     base: str | None,
     *,
     teacher: str | None,
-) -> Plan | None:
-    """Write what was trained into a checkpoint, and return the plan with the facts.
+) -> dict[str, Any]:
+    """Write what was trained into a checkpoint, and return what a plan says of it.
 
     Args:
         config: The run's config.
-        plan: The plan, or None.
         folder: The checkpoint; its weights are replaced.
         trained: What came of the training.
         before: What was measured before it.
@@ -728,9 +737,7 @@ def finish_recovery(
     write_trained(folder, trained, settings)
     if base is not None:
         save_adapter(folder, trained, base)
-    if plan is None:
-        return None
-    facts = {
+    return {
         **trained.facts,
         "data": [source.label for source in settings.data],
         "fingerprints": [source.fingerprint() for source in settings.data],
@@ -738,7 +745,6 @@ def finish_recovery(
         "adapter_base": base,
         "before": list(before),
     }
-    return replace(plan, settings={**plan.settings, "recovery": facts})
 
 
 def recover(
@@ -792,14 +798,15 @@ def recover(
         if config.evaluate and is_base:
             before = _divergences(measure_text(session, folder))
         named = None if is_base or teacher is None else display_name(teacher)
-        plan = finish_recovery(config, plan, folder, trained, before, base, teacher=named)
+        facts = finish_recovery(config, folder, trained, before, base, teacher=named)
         report = _measure_recovered(session, folder, old, is_base=is_base, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())
         if plan is not None:
             command = config.portable().command(display_name(student), output.resolve().name, verb="recover")
             origin = plan.settings["origin"]
             origin = {**origin, "command": "\n".join(line for line in (origin["command"], command) if line)}
-            write_json(folder / PLAN_FILE, replace(plan, settings={**plan.settings, "origin": origin}).to_json())
+            settings_after = {**plan.settings, "origin": origin, "recovery": facts}
+            write_json(folder / PLAN_FILE, replace(plan, settings=settings_after).to_json())
             build_card(folder)
         else:
             write_json(folder / CONFIG_FILE, config.portable().to_dict())

@@ -105,7 +105,7 @@ def train_checkpoint(
     teacher_digest = None if teacher_folder is None else checkpoint_digest(teacher_folder)
 
     def sample(count: int) -> torch.Tensor:
-        drawn = [teacher_digest, count, settings.length, settings.seed, dtype_name(dtype), device.type]
+        drawn: list[Any] = [teacher_digest, count, settings.length, settings.seed, dtype_name(dtype), device.type]
         drawn += [settings.sampling_temperature, settings.sampling_filter]
         with state.main_process_first():
             return own_words(

@@ -122,7 +122,7 @@ def chunked_sum(
         The vector that `of_chunk` gives, summed over chunks. Only its first entry has a gradient.
     """
     if torch.is_grad_enabled() and not head_trains:
-        sums: torch.Tensor = _GradientAhead.apply(hidden, head, of_chunk, rows)
+        sums: torch.Tensor = _GradientAhead.apply(hidden, head, of_chunk, rows)  # type: ignore[no-untyped-call]
         return sums
     found = []
     for part in _parts(len(hidden), rows):

@@ -45,7 +45,9 @@ def _recorder(kind: str) -> str:
     if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
         return name
 
-    def attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **how: Any) -> Any:
+    def attend(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **how: Any
+    ) -> Any:
         if kind == "eager":  # every model brings its own
             function = sys.modules[type(module).__module__].eager_attention_forward
         else:

@@ -66,7 +66,7 @@ class Student(torch.nn.Module):
         self.chunk = chunk
         self.head = Head(model)
         # Not a submodule: it is neither trained nor saved nor wrapped.
-        self.__dict__["teacher"] = teacher
+        object.__setattr__(self, "_teacher", teacher)
 
     @property
     def config(self) -> Any:
@@ -78,7 +78,9 @@ class Student(torch.nn.Module):
         """The classes that fully sharded training wraps, where accelerate looks for them."""
         return self.model._no_split_modules
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, window: torch.Tensor, counts: torch.Tensor) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, window: torch.Tensor, counts: torch.Tensor
+    ) -> Any:
         """Return the weighted sum of the losses, and each of them.
 
         Args:
@@ -94,7 +96,8 @@ class Student(torch.nn.Module):
         reads = {term.loss.reads for term in self.terms}
         computing = nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
         with computing:
-            lesson = Lesson() if self.teacher is None else self.teacher.teach(input_ids, window)
+            teacher: Teacher | None = self.__dict__["_teacher"]
+            lesson = Lesson() if teacher is None else teacher.teach(input_ids, window)
             seen = observe(self.model, input_ids, layers="hidden_states" in reads, values="values" in reads)
             scale = counts.to(device).float().clamp_min(1).reciprocal()
             sums = torch.zeros(1 + len(self.terms), device=device)
@@ -110,9 +113,7 @@ class Student(torch.nn.Module):
                     )
         return sums
 
-    def _of_logits(
-        self, seen: Observed, lesson: Lesson, labels: torch.Tensor, scale: torch.Tensor
-    ) -> torch.Tensor:
+    def _of_logits(self, seen: Observed, lesson: Lesson, labels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         following = labels[:, 1:].flatten()
 
         def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
@@ -150,8 +151,9 @@ class Student(torch.nn.Module):
             if hidden:
                 if state.shape[-1] != wanted.shape[-1]:
                     raise RequestError(
-                        f"the loss {term.loss.name!r} compares hidden states, but the teacher's have {wanted.shape[-1]} "
-                        f"entries and the model's {state.shape[-1]}; name a teacher of the same width, or another loss"
+                        f"the loss {term.loss.name!r} compares hidden states, but the teacher's have "
+                        f"{wanted.shape[-1]} entries and the model's {state.shape[-1]}; "
+                        "name a teacher of the same width, or another loss"
                     )
                 state, wanted = state[:, :-1], wanted[:, :-1]
             else:

@@ -30,9 +30,7 @@ class CachedTeacher:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES
-        }
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES}
 
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
         """Return the rows of a batch's windows."""

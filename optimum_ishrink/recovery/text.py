@@ -127,7 +127,10 @@ def source_documents(source: TextSource, tokenizer: Any, labels: Labels) -> Iter
             yield segments
 
 
-_NO_LABELS = "give rows with 'messages', 'prompt' and 'completion', or 'question', 'choices' and 'answer', or use --recovery-labels text"
+_NO_LABELS = (
+    "give rows with 'messages', 'prompt' and 'completion', or 'question', 'choices' and 'answer', "
+    "or use --recovery-labels text"
+)
 
 
 def pack(
@@ -231,9 +234,7 @@ def recovery_text(
             found.append((windows, windows.clone()))
         else:
             documents = islice(source_documents(source, tokenizer, labels), 1_000_000)
-            found.append(
-                pack(documents, tokenizer, length, share, labels=labels, seed=seed, label=source.label)
-            )
+            found.append(pack(documents, tokenizer, length, share, labels=labels, seed=seed, label=source.label))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return RecoveryText(
         torch.cat([ids for ids, _ in found])[order], torch.cat([marks for _, marks in found])[order], held_out

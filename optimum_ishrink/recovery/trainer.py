@@ -73,7 +73,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Return this batch's share of the step's loss. Gradients are averaged over processes, so it is multiplied."""
         sums: torch.Tensor = model(**inputs, counts=num_items_in_batch)
-        return sums[0] * self.accelerator.num_processes
+        processes: int = self.accelerator.num_processes
+        return sums[0] * processes
 
     @torch.no_grad()
     def held_out_loss(self) -> dict[str, float]:
@@ -89,7 +90,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         numbers = torch.arange(first, len(self.text.input_ids))
         counts = count_tokens(self.text.labels[first:])
         sums = torch.zeros(1 + len(student.terms), device=device)
-        for mine in numbers[self.accelerator.process_index :: self.accelerator.num_processes].split(size):
+        for mine in torch.split(numbers[self.accelerator.process_index :: self.accelerator.num_processes], size):
             ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
             sums += student(ids, labels, mine.to(device), counts)
         sums = self.accelerator.reduce(sums, reduction="sum")
@@ -100,7 +101,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         """Measure the held-out loss, log it and tell the callbacks."""
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_loss().items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:

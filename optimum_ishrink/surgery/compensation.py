@@ -118,8 +118,8 @@ class Repair:
 def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.Tensor:
     """Return the map of a given rank that is nearest to an update, in what both make of the calibration inputs.
 
-    With `D` the update and `G = X^T X`, `U U^T D` minimises `||X (D' - D)^T||` over maps of rank r, where `U` holds the
-    top r eigenvectors of `D G D^T`.
+    With `D` the update and `G = X^T X`, `U U^T D` minimises `||X (D' - D)^T||` over maps of rank r, where `U` holds
+    the top r eigenvectors of `D G D^T`.
 
     Source: EoRA, arXiv:2410.21271, section 3.2: the singular vectors of the error in the eigenspace of the inputs.
 
@@ -129,7 +129,7 @@ def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.
         rank: The rank.
     """
     outputs = update @ gram.double() @ update.T
-    vectors = torch.linalg.eigh((outputs + outputs.T) / 2).eigenvectors[:, -rank:]
+    vectors: torch.Tensor = torch.linalg.eigh((outputs + outputs.T) / 2).eigenvectors[:, -rank:]
     return vectors @ (vectors.T @ update)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from optimum_ishrink.data import TextSource
 from optimum_ishrink.recovery.settings import RecoverySettings
 from optimum_ishrink.recovery.text import RecoveryText

@@ -165,7 +165,9 @@ def test_the_head_is_the_model_classes_own(model_type: str, variant: int) -> Non
     assert "forward" not in model.base_model.__dict__
 
 
-def step(model: Any, teacher: Any, loss: str, *, chunk: int, labels: torch.Tensor = TOKENS, **how: Any) -> torch.Tensor:
+def step(
+    model: Any, teacher: Any, loss: str, *, chunk: int, labels: torch.Tensor = TOKENS, **how: Any
+) -> torch.Tensor:
     learner = LiveTeacher(teacher, layers=True, values=True, **how)
     student = Student(model, parse_loss(loss), learner, LayerMap.even(4, 4), chunk=chunk)
     found: torch.Tensor = student(TOKENS, labels, WINDOWS, count_tokens(labels))

@@ -83,7 +83,9 @@ def test_labels_stand_on_answers_alone() -> None:
 
 
 def test_text_that_is_too_short() -> None:
-    with pytest.raises(DataError, match=r"x gives 4 tokens, 0 windows of 6; 2 were asked for: give more text, or fewer"):
+    with pytest.raises(
+        DataError, match=r"x gives 4 tokens, 0 windows of 6; 2 were asked for: give more text, or fewer"
+    ):
         pack([[("abc", False)]], tiny_tokenizer(), 6, 2, labels="text", seed=0, label="x")
 
 
@@ -143,7 +145,9 @@ def test_sources_are_mixed_in_equal_shares_and_steps_are_whole(tmp_path: Path) -
 
 
 def test_too_few_tokens(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="80 tokens are 5 windows of 16, too few for one step of 4 windows and 2 held out"):
+    with pytest.raises(
+        DataError, match="80 tokens are 5 windows of 16, too few for one step of 4 windows and 2 held out"
+    ):
         mix(tmp_path, "self", tokens=80)
     with pytest.raises(DataError, match="4 text sources share 3 windows; give more tokens"):
         mix(tmp_path, "self", "self", "self", "self", tokens=48, step=1)

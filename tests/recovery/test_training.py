@@ -1,4 +1,4 @@
-"""Training on tiny models: what is trained, what is saved, what stops it, and that it goes on as if nothing happened."""
+"""Training on tiny models: what is trained, what is saved, what stops it, and that it goes on as if nothing was."""
 
 from __future__ import annotations
 
@@ -348,7 +348,9 @@ def test_an_adapter_starts_at_nothing_or_where_it_is_told(model_type: str) -> No
     torch.testing.assert_close(model(ids).logits, wanted)
     state = torch.random.get_rng_state()
     again = tiny_model(tiny_config(model_type))
-    reader = {"llama": "mlp.down_proj", "gpt2": "mlp.c_proj", "phi3": "mlp.down_proj"}.get(model_type, "self_attn.o_proj")
+    reader = {"llama": "mlp.down_proj", "gpt2": "mlp.c_proj", "phi3": "mlp.down_proj"}.get(
+        model_type, "self_attn.o_proj"
+    )
     name = f"{'transformer.h' if model_type == 'gpt2' else 'model.layers'}.1.{reader}.weight"
     weight = again.get_parameter(name)
     delta = torch.randn(weight.shape[0], 2).double() @ torch.randn(2, weight.shape[1]).double()

@@ -24,6 +24,4 @@ def cross_entropy(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     Returns:
         float32, shape (tokens,), nats.
     """
-    return torch.nn.functional.cross_entropy(
-        logits.float(), targets.labels, ignore_index=IGNORED, reduction="none"
-    )
+    return torch.nn.functional.cross_entropy(logits.float(), targets.labels, ignore_index=IGNORED, reduction="none")
