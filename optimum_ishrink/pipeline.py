@@ -1,6 +1,6 @@
 """The order of the stages: the only file that knows it.
 
-source -> importance -> plan -> checkpoint -> report -> card
+source -> importance -> plan -> checkpoint -> recovery -> report -> card
 """
 
 from __future__ import annotations

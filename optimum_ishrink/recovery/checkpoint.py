@@ -220,5 +220,5 @@ def save_adapter(folder: Path, trained: Trained, base: str) -> None:
         parameters = dict(trained.adapter.get_base_model().named_parameters())
         for name, value in trained.parameters.items():
             parameters[name].copy_(value)
-    trained.adapter.save_pretrained(folder / ADAPTER)
+    trained.adapter.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
     (folder / ADAPTER / "README.md").unlink(missing_ok=True)
