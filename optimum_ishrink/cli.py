@@ -355,7 +355,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         sys.stderr.write(f"ishrink {args.verb}: error: {error}\n")
         return 2 if isinstance(error, RequestError) else 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"ishrink {args.verb}: interrupted; nothing was left half written\n")
+        kept = "; the same command goes on from its last checkpoint" if args.verb == "recover" else ""
+        sys.stderr.write(f"ishrink {args.verb}: interrupted; nothing was left half written{kept}\n")
         return 130
     except BrokenPipeError:
         # The reader of our output has left; so do we, and Python must not try to flush to it again.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from .architectures.axes import layer_module
 from .artifacts import (
@@ -51,6 +50,8 @@ from .recovery import (
     Trained,
     check_tokenizers,
     check_vocabularies,
+    process_state,
+    recovery_text,
     save_adapter,
     train_checkpoint,
     work_folder,
@@ -385,8 +386,7 @@ def shrink(
     """
     config, source = session.config, session.source
     if config.recovery != "none":
-        check_alone()
-        adapter_base(config, None)
+        check_recovery(session)
     check_output(output, overwrite)
     inputs = [source.folder, Path(source.name), *(text.path for text in all_texts(config) if text.path)]
     check_not_inside(output, inputs)
@@ -530,15 +530,72 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
     return Report(pair[0] if base is not None else None, pair[1], environment(session.device, session.dtype))
 
 
-def check_alone() -> None:
-    """Check that this is the only process: several may share a recovery, but only one can cut.
+def check_recovery(session: Session) -> None:
+    """Check what can be checked of a recovery before the cut, its text included.
+
+    Args:
+        session: The run; its source is the unpruned model.
 
     Raises:
-        RequestError: `torchrun` started several.
+        RequestError: `torchrun` started several processes: they may share a recovery, but only one can cut. Or the
+            recovery cannot be had as it was asked for.
+        DataError: There is too little text, or none with answers.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    config = session.config
+    if several_processes():
         raise RequestError(
             "shrink runs in one process; cut with --recovery none, then run `ishrink recover` in several processes"
+        )
+    check_device(session.device)
+    adapter_base(config, None)
+    if config.recovery_teacher:
+        check_teacher(open_source(config.recovery_teacher), session.source.config, session.tokenizer)
+    settings = config.recovery_settings
+    check_start(config, is_base=not config.recovery_teacher)
+    recovery_text(
+        settings.data,
+        session.tokenizer,
+        tokens=settings.tokens,
+        length=settings.length,
+        step=settings.batch_size,
+        labels=settings.labels,
+        seed=settings.seed,
+        sample=lambda count: torch.zeros(count, settings.length, dtype=torch.int64),
+    )
+
+
+def several_processes() -> bool:
+    """Whether `torchrun` started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_device(device: torch.device) -> None:
+    """Check that transformers' trainer can use a device.
+
+    Raises:
+        RequestError: It is not the first CUDA device that this process sees.
+    """
+    if device.index:
+        raise RequestError(
+            f"recovery trains on the first CUDA device that it sees, not on {device}; "
+            f"set CUDA_VISIBLE_DEVICES={device.index} and leave out --device"
+        )
+
+
+def check_start(config: IShrinkConfig, *, is_base: bool) -> None:
+    """Check that an adapter can start from the cut, where that was asked for.
+
+    Args:
+        config: The run's config.
+        is_base: Whether the plan is known and the teacher is the unpruned model.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    if config.recovery_lora_start != "zero" and not (is_base and config.recovery_settings.uses_lora):
+        raise RequestError(
+            "recovery_lora_start='closed-form' solves for what was cut: it needs recovery_train='lora', a model that "
+            "ishrink cut, and the unpruned model as the teacher"
         )
 
 
@@ -577,19 +634,12 @@ def recover_cut(session: Session, plan: Plan, folder: Path, output: Path) -> Pla
     """
     config = session.config
     teacher = open_source(config.recovery_teacher) if config.recovery_teacher else None
-    if teacher is not None:
-        check_teacher(teacher, session.source.config, session.tokenizer)
-    student = replace_folder(folder)
+    student = Source(folder.name, folder)
     before = _divergences(measure_text(session, folder)) if config.evaluate else []
     trained = _train(session, student, teacher or session.source, plan, output, is_base=teacher is None)
     name = None if teacher is None else display_name(teacher)
     facts = finish_recovery(config, folder, trained, before, adapter_base(config, None), teacher=name)
     return replace(plan, settings={**plan.settings, "recovery": facts})
-
-
-def replace_folder(folder: Path) -> Source:
-    """Return a written checkpoint as a source."""
-    return Source(folder.name, folder)
 
 
 def check_teacher(teacher: Source, student: Any, tokenizer: Any) -> None:
@@ -623,11 +673,6 @@ def _train(
     config, settings = session.config, session.config.recovery_settings
     binding = student.binding
     count = binding.sizes["layers"]
-    if settings.lora_start != "zero" and not (is_base and plan is not None and settings.uses_lora):
-        raise RequestError(
-            "recovery_lora_start='closed-form' solves for what was cut: it needs recovery_train='lora', a model that "
-            "ishrink cut, and the unpruned model as the teacher"
-        )
 
     def load_teacher() -> Any:
         assert teacher is not None, "settings without a teacher ask for none"
@@ -784,12 +829,15 @@ def recover(
         )
     is_base = plan is not None and teacher is not None and _is_base(teacher, plan)
     session = Session(teacher if is_base and teacher is not None else student, config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        session.device = PartialState(cpu=session.device.type == "cpu").device
+    check_start(config, is_base=is_base)
+    if not several_processes():
+        check_device(session.device)
+    else:
+        session.device = process_state(session.device).device
     if teacher is not None:
         check_teacher(teacher, student.config, student.load_tokenizer())
     trained = _train(session, student, teacher, plan, output, is_base=is_base)
-    if not PartialState().is_main_process:
+    if not process_state(session.device).is_main_process:
         return None
     with staged_folder(output, overwrite=overwrite) as folder:
         copy_checkpoint(student, folder)

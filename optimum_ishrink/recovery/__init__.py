@@ -3,10 +3,10 @@
 from .checkpoint import save_adapter, train_checkpoint, write_trained
 from .loss import Term, parse_loss
 from .registry import LOSSES
-from .run import Trained
+from .run import Trained, process_state
 from .settings import RecoverySettings
 from .teacher import LayerMap, check_tokenizers, check_vocabularies
-from .text import LABELS, RecoveryText
+from .text import LABELS, RecoveryText, recovery_text
 from .trained import STARTS, LoraSettings, parse_trained
 from .work import work_folder
 
@@ -24,6 +24,8 @@ __all__ = [
     "check_vocabularies",
     "parse_loss",
     "parse_trained",
+    "process_state",
+    "recovery_text",
     "save_adapter",
     "train_checkpoint",
     "work_folder",

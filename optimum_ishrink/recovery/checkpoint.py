@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..compute import dtype_name
 from ..source import load_model, stored_names
 from ..tensor_files import DTYPES, overwrite_tensor, read_index, read_tensor
-from .run import Trained, choose_teacher, micro_batch, train
+from .run import Trained, choose_teacher, micro_batch, process_state, train
 from .sampling import own_words
 from .settings import RecoverySettings
 from .storage import checkpoint_digest, digest, room_needed, tensor_digest
@@ -55,7 +54,7 @@ def request_of(
         **values,
         "dtype": dtype_name(dtype),
         "device": device.type,
-        "processes": PartialState().num_processes,
+        "processes": process_state(device).num_processes,
     }
 
 
@@ -96,10 +95,11 @@ def train_checkpoint(
         TrainingError: The training stopped before its end.
         OutputError: There is no room.
     """
-    state = PartialState()
+    state = process_state(device)
     micro = micro_batch(settings.batch_size, settings.micro_batch_size, state.num_processes)
-    open_work(work, request_of(folder, teacher_folder, settings, dtype, device, plan), write=state.is_main_process)
-    state.wait_for_everyone()
+    request = request_of(folder, teacher_folder, settings, dtype, device, plan)
+    with state.main_process_first():
+        open_work(work, request, write=state.is_main_process)
     teacher = load_teacher() if settings.needs_teacher_model else None
     cache = settings.cache or work
     teacher_digest = None if teacher_folder is None else checkpoint_digest(teacher_folder)
@@ -130,8 +130,8 @@ def train_checkpoint(
         sample=sample,
     )
     of_text = tensor_digest(text.input_ids, text.labels)
-    open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
-    state.wait_for_everyone()
+    with state.main_process_first():
+        open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
     known = None
     if settings.caches_teacher:
         said = [teacher_digest, of_text, settings.top_k, settings.temperature, dtype_name(dtype), device.type]

@@ -48,6 +48,11 @@ class Trained:
     learning_rates: tuple[float, ...] = field(default=())
 
 
+def process_state(device: torch.device) -> PartialState:
+    """Return what accelerate knows of this process and the others; it is made for a device when it is first asked."""
+    return PartialState(cpu=device.type == "cpu")
+
+
 def micro_batch(batch_size: int, most: int, processes: int) -> int:
     """Return how many windows one process runs at once: the most that divide its share of a step.
 
@@ -93,7 +98,7 @@ def choose_teacher(
     )
     if cache is None or live.k is None or any(live.wants.values()):
         return live
-    state = PartialState()
+    state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
         rows = max(1, CHUNK // model.config.vocab_size)
         write_teacher_cache(cache, live, text.input_ids, batch_size=batch_size, rows=rows)
@@ -181,9 +186,8 @@ def train(
         OutputError: There is no room for a checkpoint; the last whole one is kept.
         RequestError: The parameters to train are not there.
     """
-    state = PartialState()
-    processes = state.num_processes
     device = model.device
+    processes = process_state(device).num_processes
     dtype = model.dtype
     adapter = None
     if settings.uses_lora:

@@ -24,6 +24,8 @@ def work_folder(output: Path) -> Path:
 def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, write: bool = True) -> None:
     """Make a working folder, or go on in one that was made for the same request.
 
+    A request that left no checkpoint left nothing to lose: another one takes its folder over.
+
     Args:
         folder: The folder.
         request: Everything that the run's result depends on, as plain values.
@@ -31,7 +33,7 @@ def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, 
         write: Whether this process may write.
 
     Raises:
-        RequestError: The folder holds the work of another request; the message names what differs.
+        RequestError: The folder holds checkpoints of another request; the message names what differs.
         OutputError: It cannot be written.
     """
     path = folder / name
@@ -42,13 +44,18 @@ def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, 
         except ValueError:
             found = {}
         odd = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        if odd:
+        if not odd:
+            pass
+        elif checkpoints(folder):
             names = ", ".join(f"{key} ({_brief(found.get(key))} there, {_brief(wanted.get(key))} now)" for key in odd)
             raise RequestError(
                 f"{folder} holds an unfinished recovery of another request: {names}; "
                 "repeat that request to finish it, or delete the folder to begin anew"
             )
-    elif write:
+        elif write:
+            for stale in folder.glob("*.json"):
+                stale.unlink()
+    if write and not path.is_file():
         write_whole(path, json.dumps(wanted, indent=2).encode())
     if write:
         for partial in folder.glob(f"{PREFIX}*.partial"):

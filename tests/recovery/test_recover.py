@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.artifacts import Plan, Report, read_json
 from optimum_ishrink.cli import main
+from optimum_ishrink.pipeline import check_device
 from optimum_ishrink.recovery.teacher import check_tokenizers, check_vocabularies
 from optimum_ishrink.recovery.work import checkpoints, work_folder
 
@@ -337,6 +338,39 @@ def test_shrink_does_not_run_in_several_processes(
         IShrinker.from_pretrained(llama_folder).shrink(
             IShrinkConfig(num_hidden_layers=3, recovery="kl"), save_directory=tmp_path / "out"
         )
+
+
+def test_recovery_is_checked_before_the_cut(
+    llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimum_ishrink.pipeline.plan_cut", lambda *_, **__: pytest.fail("the long work had begun"))
+    other = save_tiny(tmp_path / "other", tiny_config("llama", vocab_size=310))
+    for changes, message in (
+        ({"recovery_data": str(text_file), "recovery_tokens": 90_000}, "give more text, or fewer tokens"),
+        ({"recovery_labels": "answers"}, "the model's own words have no answers"),
+        ({"recovery_teacher": str(other)}, "310 tokens, the model one of 300"),
+        ({"recovery_teacher": str(llama_folder), "recovery_lora_start": "closed-form"}, "solves for what was cut"),
+        ({"recovery_keep_adapter": "auto"}, "no name on the Hub"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            IShrinker.from_pretrained(llama_folder).shrink(num_hidden_layers=3, recovery="kl", **changes)
+
+
+def test_another_cuda_device_is_refused() -> None:
+    check_device(torch.device("cpu"))
+    check_device(torch.device("cuda:0"))
+    with pytest.raises(RequestError, match="not on cuda:1; set CUDA_VISIBLE_DEVICES=1"):
+        check_device(torch.device("cuda:1"))
+
+
+def test_a_request_without_a_checkpoint_makes_room_for_the_next(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, "--no-evaluate"]
+    assert recover(small, tmp_path / "out", words, "--recovery-lora-targets", "q_prj") == 2
+    assert work_folder(tmp_path / "out").is_dir()
+    assert recover(small, tmp_path / "out", words, "--recovery-lora-targets", "q_proj") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_output_may_not_hold_the_model(small: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,7 +251,10 @@ def test_torchs_own_word_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_work_of_another_request_is_refused(tmp_path: Path) -> None:
+    open_work(tmp_path / "w", {"model": "z", "seed": 0})
+    # Nothing is lost yet, so another request may take over.
     open_work(tmp_path / "w", {"model": "a", "seed": 0, "long": "x" * 99})
+    (tmp_path / "w" / "checkpoint-3").mkdir()
     open_work(tmp_path / "w", {"model": "a", "seed": 0, "long": "x" * 99})
     with pytest.raises(RequestError, match=r"of another request: model \(\"a\" there, \"b\" now\).*delete the folder"):
         open_work(tmp_path / "w", {"model": "b", "seed": 0, "long": "x" * 99})
