@@ -55,6 +55,18 @@ def test_the_top_k_with_all_tokens_is_the_whole_divergence(seed: int, temperatur
     torch.testing.assert_close(torch.autograd.grad(parts.sum(), logits)[0], gradient, atol=1e-5, rtol=1e-5)
 
 
+@given(st.integers(0, 99), st.sampled_from([0.5, 1.0, 2.0]))
+def test_the_divergence_is_its_formula_with_its_gradient(seed: int, temperature: float) -> None:
+    logits, teacher = random(5, 13, seed=seed).requires_grad_(), random(5, 13, seed=seed + 1)
+    log_p, log_q = (teacher / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
+    expected = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    found = kl(logits, Targets(labels_for(logits), teacher, temperature))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.arange(1.0, 6.0)
+    ours, theirs = (torch.autograd.grad((weights * values).sum(), logits)[0] for values in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @given(st.integers(0, 99), st.integers(1, 11))
 def test_more_of_the_top_tells_more(seed: int, k: int) -> None:
     logits, teacher = random(6, 13, seed=seed), random(6, 13, seed=seed + 1)

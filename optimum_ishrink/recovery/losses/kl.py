@@ -1,5 +1,7 @@
 """Forward KL divergence to the teacher."""
 
+from typing import Any
+
 import torch
 
 from ...errors import RequestError
@@ -32,15 +34,34 @@ def kl(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
         RequestError: There is no teacher.
     """
     temperature = targets.temperature
-    scaled = logits.float() / temperature
+    scaled = _scale(logits, temperature)
     if isinstance(targets.teacher, TopK):
         divergence = _top_k_divergence(scaled, targets.teacher)
     elif targets.teacher is not None:
-        log_p = (targets.teacher.float() / temperature).log_softmax(-1)
-        divergence = (log_p.exp() * (log_p - scaled.log_softmax(-1))).sum(-1)
+        divergence = _Divergence.apply(scaled, _scale(targets.teacher, temperature))  # type: ignore[no-untyped-call]
     else:
         raise RequestError("the loss 'kl' compares with a teacher, and there is none; name one")
     return temperature**2 * divergence
+
+
+def _scale(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(p || q) with its gradient `q - p` written out: half of the passes over the vocabulary that autograd makes."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        log_p, log_q = teacher.log_softmax(-1), logits.log_softmax(-1)
+        p = log_p.exp()
+        ctx.save_for_backward(p, log_q)
+        return log_p.sub_(log_q).mul_(p).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        p, log_q = ctx.saved_tensors
+        return (log_q.exp() - p).mul_(upstream[0].unsqueeze(-1)), None
 
 
 def _top_k_divergence(scaled: torch.Tensor, top: TopK) -> torch.Tensor:
