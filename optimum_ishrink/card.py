@@ -17,8 +17,11 @@ from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, Measure
 from .figures import draw_importance, draw_speed
 from .tables import (
     LAYER_HEADER,
+    METRICS,
+    RECOVERY_HEADER,
     REPORT_HEADER,
     SHAPE_HEADER,
+    format_measurement,
     layer_rows,
     markdown_table,
     report_rows,
@@ -124,6 +127,7 @@ def render_card(
         plan=plan,
         notes=notes,
         repaired=_repaired(plan),
+        recovered=_recovered(plan, report),
         shape_table=markdown_table(SHAPE_HEADER, shape_rows(plan)),
         layer_table=markdown_table(LAYER_HEADER, layer_rows(plan)),
         report_table=markdown_table(REPORT_HEADER, report_rows(report)),
@@ -144,6 +148,37 @@ def _repaired(plan: Plan) -> dict[str, str] | None:
         "total": str(len(repairs)),
         "before": f"{fmean(repair['error'] for repair in repairs):.1%}",
         "after": f"{fmean(repair['new_error'] for repair in repairs):.1%}",
+    }
+
+
+def _recovered(plan: Plan, report: Report) -> dict[str, str] | None:
+    """Return what recovery did, as the card says it; None when there was none."""
+    facts = plan.settings.get("recovery")
+    if facts is None:
+        return None
+    after = {(measurement.metric, measurement.dataset): measurement for measurement in report.shrunk.quality}
+    rows = [
+        (
+            METRICS[entry["metric"]],
+            entry["dataset"],
+            format_measurement(Measurement(**entry)),
+            format_measurement(found),
+        )
+        for entry in facts["before"]
+        if (found := after.get((entry["metric"], entry["dataset"]))) is not None
+    ]
+    return {
+        "parameters": f"{facts['trained_parameters']:,}",
+        "trained": facts["trained"],
+        "steps": f"{facts['best_step']:,}",
+        "tokens": f"{facts['tokens']:,}",
+        "data": ", ".join(facts["data"]),
+        "loss": facts["loss"],
+        "teacher": facts["teacher"] or "the base",
+        "windows": str(facts["held_out_windows"]),
+        "before": f"{facts['held_out_loss_before']:.4f}",
+        "after": f"{facts['held_out_loss']:.4f}",
+        "table": markdown_table(RECOVERY_HEADER, rows) if rows else "",
     }
 
 

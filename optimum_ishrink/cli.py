@@ -71,6 +71,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     shrink.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     _shape_flags(shrink)
     _importance_flags(shrink)
+    _recovery_flags(shrink, "none")
     _quality_flags(shrink)
     _speed_flags(shrink)
     shrink.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
@@ -108,6 +109,24 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     _protection_flags(analyze.add_argument_group("which layers may be skipped"))
     _task_flags(analyze.add_argument_group("tasks at every level"))
     _common_flags(analyze)
+
+    recover = verb(
+        "recover",
+        "train a pruned model with labels, a teacher, or nothing but the model itself",
+        "ishrink recover --model small --teacher HuggingFaceTB/SmolLM2-135M-Instruct --output recovered",
+    )
+    recover.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
+    recover.add_argument(
+        "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
+    )
+    recover.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    recover.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
+    _recovery_flags(recover, "kl")
+    _quality_flags(recover)
+    _speed_flags(recover)
+    recover.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
+    recover.add_argument("--no-benchmark", action="store_true", help="skip the timing")
+    _common_flags(recover)
 
     evaluate = verb(
         "evaluate",
@@ -238,6 +257,79 @@ def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = T
     group.add_argument("--calibration-length", type=int, metavar="N", help="tokens in each (default: 256)")
 
 
+def _recovery_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    group = parser.add_argument_group("recovery")
+    group.add_argument(
+        "--recovery",
+        metavar="LOSS",
+        help=f"none, or losses: ce, kl, hidden, attention; sums such as kl+hidden:0.1 (default: {default})",
+    )
+    group.add_argument(
+        *(["--teacher"] if default != "none" else []),
+        "--recovery-teacher",
+        dest="recovery_teacher",
+        metavar="M",
+        help="Hub id or folder of the model to learn from (default: the unpruned one)",
+    )
+    group.add_argument("--recovery-data", metavar="SRC[,SRC...]", help=f"text to train on: {_SOURCES} (default: self)")
+    group.add_argument("--recovery-tokens", type=int, metavar="N", help="tokens of it (default: 200000)")
+    group.add_argument("--recovery-length", type=int, metavar="N", help="tokens in a window (default: 256)")
+    group.add_argument(
+        "--recovery-labels", metavar="WHICH", help="what ce is taken on: text or answers (default: text)"
+    )
+    group.add_argument("--recovery-temperature", type=float, metavar="T", help="temperature of kl (default: 1)")
+    group.add_argument(
+        "--recovery-top-k", type=int, metavar="K", help="compare the teacher's K likeliest tokens (default: all)"
+    )
+    group.add_argument(
+        "--recovery-train",
+        metavar="WHAT",
+        help="lora, full, or a sum of norms, head and last:N (default: lora)",
+    )
+    group.add_argument("--recovery-lora-rank", type=int, metavar="R", help="rank of the adapter (default: 32)")
+    group.add_argument("--recovery-lora-alpha", type=int, metavar="N", help="it is scaled by N / R (default: 64)")
+    group.add_argument("--recovery-lora-dropout", type=float, metavar="P", help="dropout before it (default: 0)")
+    group.add_argument(
+        "--recovery-lora-targets", metavar="A[,B...]", help="linear modules to adapt (default: those of all layers)"
+    )
+    group.add_argument("--recovery-lora-start", metavar="HOW", help="zero or closed-form (default: zero)")
+    group.add_argument(
+        "--recovery-learning-rate", type=float, metavar="LR", help="peak (default: 5e-4 for lora, else 5e-5)"
+    )
+    group.add_argument("--recovery-batch-size", type=int, metavar="N", help="windows in a step (default: 8)")
+    group.add_argument("--recovery-epochs", type=int, metavar="N", help="passes over the text (default: 1)")
+    group.add_argument(
+        "--recovery-save-steps", type=int, metavar="N", help="steps between evaluations and checkpoints (default: 25)"
+    )
+    group.add_argument(
+        "--recovery-patience", type=int, metavar="N", help="evaluations without a better one to stop at (default: 5)"
+    )
+    group.add_argument(
+        "--recovery-checkpointing",
+        action="store_const",
+        const=True,
+        help="compute layers twice to save memory",
+    )
+    group.add_argument(
+        "--recovery-sampling-temperature", type=float, metavar="T", help="temperature of self text (default: 1)"
+    )
+    group.add_argument(
+        "--recovery-sampling-filter", type=float, metavar="P", help="share of self text to drop (default: 0.1)"
+    )
+    group.add_argument(
+        "--recovery-cache", metavar="DIR", help="folder that keeps self text and the teacher's top k for other runs"
+    )
+    group.add_argument(
+        "--keep-adapter",
+        "--recovery-keep-adapter",
+        dest="recovery_keep_adapter",
+        metavar="ID",
+        nargs="?",
+        const="auto",
+        help="also save the adapter; ID is the pruned model's own on the Hub (default: what --model says)",
+    )
+
+
 def _quality_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quality")
     group.add_argument(
@@ -312,7 +404,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         elsewhere = sys.stderr if getattr(args, "json", False) else None if is_main_process() else StringIO()
         with redirect_stdout(elsewhere) if elsewhere else nullcontext():
             result = _VERBS[args.verb](args)
-        if getattr(args, "json", False) and is_main_process():
+        if getattr(args, "json", False) and result is not None and is_main_process():
             sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()
         return 0
@@ -321,7 +413,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return 2 if isinstance(error, RequestError) else 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "nothing was left half written"
-        sys.stderr.write(f"ishrink {args.verb}: interrupted; {what}\n")
+        kept = "; the same command goes on from its last checkpoint" if args.verb == "recover" else ""
+        sys.stderr.write(f"ishrink {args.verb}: interrupted; {what}{kept}\n")
         return 130
     except BrokenPipeError:
         # The reader of our output has left; so do we, and Python must not try to flush to it again.
@@ -500,6 +593,28 @@ def _analyze(args: argparse.Namespace) -> Any:
     return None
 
 
+def _recover(args: argparse.Namespace) -> Any:
+    from . import pipeline
+    from .artifacts import PLAN_FILE, read_json
+    from .output_folder import check_output
+    from .source import open_source
+
+    args.recovery = args.recovery or "kl"
+    args.revision = args.gguf_file = None
+    model, config = _config(args)
+    output = Path(args.output)
+    check_output(output, args.overwrite)
+    student = _open(args, model)
+    teacher = open_source(config.recovery_teacher) if config.recovery_teacher else None
+    report = pipeline.recover(student, teacher, config, output, overwrite=args.overwrite)
+    if report is None:
+        return None
+    _show_report(args, report)
+    _say(args, f"Written to {output}")
+    plan = read_json(output / PLAN_FILE) if (output / PLAN_FILE).is_file() else None
+    return {"output": str(output), "plan": plan, "report": report.to_json()}
+
+
 def _plan(args: argparse.Namespace) -> Any:
     from . import pipeline
     from .artifacts import write_json
@@ -590,6 +705,7 @@ def _demo(args: argparse.Namespace) -> Any:
 
 _VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "shrink": _shrink,
+    "recover": _recover,
     "plan": _plan,
     "analyze": _analyze,
     "evaluate": _evaluate,

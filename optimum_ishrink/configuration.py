@@ -17,6 +17,7 @@ from .data import TextSource
 from .errors import RequestError, SourceError, unknown_name
 from .importance import LAYER_CRITERIA, UNIT_CRITERIA
 from .planning import SELECTIONS, TARGET_DIMENSIONS, ShapeRequest
+from .recovery import LABELS, STARTS, LoraSettings, RecoverySettings, parse_loss, parse_trained
 
 _POSITIVE = (
     *DIMENSIONS,
@@ -31,10 +32,21 @@ _POSITIVE = (
     "benchmark_prompt_length",
     "benchmark_new_tokens",
     "benchmark_rounds",
+    "recovery_tokens",
+    "recovery_length",
+    "recovery_top_k",
+    "recovery_lora_rank",
+    "recovery_lora_alpha",
+    "recovery_batch_size",
+    "recovery_epochs",
+    "recovery_save_steps",
+    "recovery_patience",
 )
 _NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
 COMPENSATIONS = ("none", "ridge")
-_LISTS = ("calibration", "eval_text", "tasks", "prune")
+_LISTS = ("calibration", "eval_text", "tasks", "prune", "recovery_data", "recovery_lora_targets")
+_ABOVE_ZERO = ("recovery_temperature", "recovery_sampling_temperature", "recovery_learning_rate")
+_SHARES = ("recovery_lora_dropout", "recovery_sampling_filter")
 
 
 class IShrinkConfig(BaseConfig):  # type: ignore[misc]
@@ -78,6 +90,33 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             needs no data and no network.
         calibration_samples: Windows of calibration text.
         calibration_length: Tokens in each.
+        recovery: Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` leaves it as it was
+            cut. `docs/recovery.md` has the losses.
+        recovery_data: Text sources to train on, mixed in equal shares. `self` by default.
+        recovery_tokens: Tokens of that text, at most; those held out to choose the best checkpoint are among them.
+        recovery_length: Tokens in a window.
+        recovery_labels: Tokens that `ce` is taken on: all of the `text`, or those of `answers` alone.
+        recovery_teacher: Another teacher than the unpruned model: Hub id or folder of a model with the same tokenizer.
+        recovery_temperature: What logits are divided by before `kl` compares them.
+        recovery_top_k: Compare only the teacher's k most likely tokens one by one and all others as one. With several
+            epochs or a `recovery_cache` the teacher then runs once. All tokens when None.
+        recovery_train: What is trained: `lora`, `full`, or parts such as `norms+last:2+head`.
+        recovery_lora_rank: Rank of the adapter.
+        recovery_lora_alpha: The adapter is scaled by alpha / rank.
+        recovery_lora_dropout: Dropout before the adapter. None by default: one pass over the text does not overfit.
+        recovery_lora_targets: Linear modules to adapt, such as `q_proj`; those of all layers when empty.
+        recovery_lora_start: `zero`, or `closed-form`: the low-rank repair of the cut projections on the recovery text.
+        recovery_learning_rate: Peak learning rate; None takes 5e-4 for an adapter and 5e-5 for anything else.
+        recovery_batch_size: Windows in a step, over all processes; `batch_size` says how many run at once.
+        recovery_epochs: How often the text is gone through.
+        recovery_save_steps: Steps between evaluations on what is held out, each with a checkpoint to resume from.
+        recovery_patience: Evaluations without a better one before training stops early.
+        recovery_checkpointing: Compute layers a second time in the backward pass, to save memory.
+        recovery_sampling_temperature: Temperature of `self` text for recovery.
+        recovery_sampling_filter: Share of it that is dropped because the model finds it least likely itself.
+        recovery_cache: Folder in which `self` text and the teacher's top k are kept for other runs.
+        recovery_keep_adapter: Also save the adapter, with this Hub id of the pruned model as its base; `auto` takes
+            the id that the pruned model was opened by.
         evaluate: Measure perplexity, KL divergence and agreement with the base (and `tasks`).
         eval_text: Text sources to measure on; by default Python's own reference topics, which every machine has.
         eval_samples: Windows of each evaluation text.
@@ -124,6 +163,30 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "calibration": ("self",),
         "calibration_samples": 64,
         "calibration_length": 256,
+        "recovery": "none",
+        "recovery_data": ("self",),
+        "recovery_tokens": 200_000,
+        "recovery_length": 256,
+        "recovery_labels": "text",
+        "recovery_teacher": None,
+        "recovery_temperature": 1.0,
+        "recovery_top_k": None,
+        "recovery_train": "lora",
+        "recovery_lora_rank": 32,
+        "recovery_lora_alpha": 64,
+        "recovery_lora_dropout": 0.0,
+        "recovery_lora_targets": (),
+        "recovery_lora_start": "zero",
+        "recovery_learning_rate": None,
+        "recovery_batch_size": 8,
+        "recovery_epochs": 1,
+        "recovery_save_steps": 25,
+        "recovery_patience": 5,
+        "recovery_checkpointing": False,
+        "recovery_sampling_temperature": 1.0,
+        "recovery_sampling_filter": 0.1,
+        "recovery_cache": None,
+        "recovery_keep_adapter": None,
         "evaluate": True,
         "eval_text": None,
         "eval_samples": 32,
@@ -163,7 +226,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        for name in ("evaluate", "benchmark", "score_cache", "merge_key_value_heads", "allow_class_change"):
+        switches = ("evaluate", "benchmark", "score_cache", "merge_key_value_heads", "allow_class_change")
+        for name in (*switches, "recovery_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.compensation not in COMPENSATIONS:
@@ -178,10 +242,17 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 continue
             if value is None or not all(isinstance(item, str) and item for item in value):
                 raise RequestError(f"{name} must be a list of names, not {value!r}")
-        for name in ("calibration_length", "eval_length"):
+        for name in ("calibration_length", "eval_length", "recovery_length"):
             if getattr(self, name) < 2:
                 raise RequestError(f"{name} must be at least 2: one token of context and one to predict")
-        for name in ("target", "include_path", "base_model"):
+        for name in (
+            "target",
+            "include_path",
+            "base_model",
+            "recovery_teacher",
+            "recovery_cache",
+            "recovery_keep_adapter",
+        ):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be text, not {getattr(self, name)!r}")
         UNIT_CRITERIA[str(self.importance)]
@@ -197,6 +268,56 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         for key in self.prune or ():
             if key not in TARGET_DIMENSIONS:
                 raise RequestError(unknown_name("dimension to prune", key, TARGET_DIMENSIONS))
+        self._validate_recovery()
+
+    def _validate_recovery(self) -> None:
+        for name, share in (*((name, False) for name in _ABOVE_ZERO), *((name, True) for name in _SHARES)):
+            value = getattr(self, name)
+            if value is None and self.DEFAULTS[name] is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not (0 <= value < 1 if share else 0 < value < float("inf")):
+                allowed = "at least 0 and below 1" if share else "a number above 0"
+                raise RequestError(f"{name} must be {allowed}, not {value!r}")
+        if self.recovery != "none":
+            parse_loss(str(self.recovery))
+        if self.recovery_labels not in LABELS:
+            raise RequestError(unknown_name("recovery_labels", str(self.recovery_labels), LABELS))
+        if self.recovery_lora_start not in STARTS:
+            raise RequestError(unknown_name("recovery_lora_start", str(self.recovery_lora_start), STARTS))
+        parse_trained(str(self.recovery_train))
+
+    @property
+    def recovery_settings(self) -> RecoverySettings:
+        """The part of the config that recovery reads."""
+        return RecoverySettings(
+            data=tuple(TextSource(text) for text in self.recovery_data),
+            tokens=self.recovery_tokens,
+            length=self.recovery_length,
+            sampling_temperature=self.recovery_sampling_temperature,
+            sampling_filter=self.recovery_sampling_filter,
+            cache=Path(self.recovery_cache).expanduser() if self.recovery_cache else None,
+            loss=self.recovery,
+            trained=self.recovery_train,
+            lora=LoraSettings(
+                self.recovery_lora_rank,
+                self.recovery_lora_alpha,
+                self.recovery_lora_dropout,
+                self.recovery_lora_targets,
+            ),
+            lora_start=self.recovery_lora_start,
+            learning_rate=self.recovery_learning_rate,
+            batch_size=self.recovery_batch_size,
+            micro_batch_size=self.batch_size,
+            epochs=self.recovery_epochs,
+            temperature=self.recovery_temperature,
+            top_k=self.recovery_top_k,
+            labels=self.recovery_labels,
+            save_steps=self.recovery_save_steps,
+            patience=self.recovery_patience,
+            checkpointing=self.recovery_checkpointing,
+            seed=self.seed,
+        )
 
     @property
     def request(self) -> ShapeRequest:
@@ -234,21 +355,26 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             return Path(text).name if TextSource(text).path is not None else text
 
         changes: dict[str, Any] = {"calibration": [name_of(text) for text in self.calibration]}
+        changes["recovery_data"] = [name_of(text) for text in self.recovery_data]
+        for name in ("recovery_teacher", "recovery_cache"):
+            if getattr(self, name) is not None and Path(getattr(self, name)).expanduser().exists():
+                changes[name] = Path(getattr(self, name)).expanduser().resolve().name
         if self.eval_text is not None:
             changes["eval_text"] = [name_of(text) for text in self.eval_text]
         if self.include_path is not None:
             changes["include_path"] = Path(self.include_path).resolve().name
         return self.replace(**changes)
 
-    def command(self, model: str, output: str, *extra: str) -> str:
+    def command(self, model: str, output: str, *extra: str, verb: str = "shrink") -> str:
         """Return the command line that asks for the same.
 
         Args:
             model: The model's name.
             output: The output folder's name.
             extra: More arguments, such as `"--gguf-file", "model.gguf"`.
+            verb: The verb.
         """
-        words = ["ishrink", "shrink", "--model", model, *extra, "--output", output]
+        words = ["ishrink", verb, "--model", model, *extra, "--output", output]
         for name, value in self.to_diff_dict().items():
             flag = "--" + name.replace("_", "-")
             if value is False:

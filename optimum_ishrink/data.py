@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -74,6 +74,18 @@ class TextSource:
             raise DataError(f"{kind} {self.text} is empty; name one that holds text")
         return chain([first], written)
 
+    def rows(self) -> Iterator[Any]:
+        """Return the rows of a .jsonl file or a Hub data set as they are; a column that was named becomes its `text`.
+
+        Raises:
+            DataError: The source has no rows, they are malformed, or they cannot be had.
+        """
+        if self.path is None and not self.is_self and self.text != PYDOC:
+            return _hub_documents(self.text, lambda row, column: row if column is None else {"text": row[column]})
+        if self.path is None or self.path.suffix != ".jsonl":
+            raise DataError(f"{self.label} is plain text without rows; name a .jsonl file or a Hub data set")
+        return _file_documents(self.path, _checked_row)
+
     def fingerprint(self) -> str | None:
         """Return a hash of a local file's contents, so that a report says which text it was measured on.
 
@@ -130,10 +142,10 @@ def _pydoc() -> Iterator[str]:
     return iter(topics[name] for name in sorted(topics))
 
 
-def _file_documents(path: Path) -> Iterator[str]:
+def _file_documents(path: Path, read: Callable[[Any], Any] | None = None) -> Iterator[Any]:
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _json_lines(file, path) if path.suffix == ".jsonl" else _blocks(file)
+            yield from _json_lines(file, path, read or row_text) if path.suffix == ".jsonl" else _blocks(file)
     except UnicodeDecodeError:
         raise DataError(f"text file {path} is not UTF-8; save it as UTF-8") from None
     except OSError as error:
@@ -151,12 +163,17 @@ def _blocks(file: IO[str]) -> Iterator[str]:
         yield "".join(lines).strip()
 
 
-def _json_lines(file: IO[str], path: Path) -> Iterator[str]:
+def _checked_row(row: Any) -> Any:
+    row_text(row)
+    return row
+
+
+def _json_lines(file: IO[str], path: Path, read: Callable[[Any], Any]) -> Iterator[Any]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            text = row_text(json.loads(line))
+            text = read(json.loads(line))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise DataError(
                 f"{path} line {number} is not a row with 'text'; 'messages'; 'prompt' and 'completion'; "
@@ -186,14 +203,14 @@ def row_text(row: Any, column: str | None = None) -> str:
     return f"Question: {row['question']}\nAnswer: {row['choices'][row['answer']]}"
 
 
-def _hub_documents(text: str) -> Iterator[str]:
+def _hub_documents(text: str, read: Callable[[Any, str | None], Any] = row_text) -> Iterator[Any]:
     import datasets
 
     name, *rest = text.split(":")
     config, split, column = (*(part or None for part in rest), None, None, None)[:3]
     try:
         rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-        yield from (row_text(row, column) for row in islice(rows, 20_000))
+        yield from (read(row, column) for row in islice(rows, 20_000))
     except (KeyError, TypeError):
         raise DataError(f"data set {text!r} has no column to read; name it as {name}:CONFIG:SPLIT:COLUMN") from None
     except Exception as error:  # the library raises many types for a data set that cannot be had
@@ -256,9 +273,16 @@ def token_windows(
 
 @torch.no_grad()
 def sample_windows(
-    model: Any, tokenizer: Any, length: int, count: int, *, seed: int, batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    length: int,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int = 64,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Sample text from the model itself, at temperature 1, which is its own distribution.
+    """Sample text from the model itself, by default at temperature 1, which is its own distribution.
 
     Half of the windows start at the beginning of a document. Where the tokenizer has a chat template, the other half
     start where a user would speak, so that an instruction-tuned model shows what it was tuned for; a window whose text
@@ -271,6 +295,7 @@ def sample_windows(
         count: Windows.
         seed: Seed of the sampling.
         batch_size: Windows sampled at once; it changes the draw, so it is fixed by default.
+        temperature: What logits are divided by before a token is drawn: below 1 likely tokens are drawn more often.
 
     Returns:
         Token ids, int64, shape (count, length), on the CPU.
@@ -284,7 +309,9 @@ def sample_windows(
         for first in range(0, count, batch_size):
             size = min(batch_size, count - first)
             rows = [starts[(first + i) % len(starts)] for i in range(size)]
-            windows.append(_sample(model, rows, length, generator, starts[0], tokenizer.eos_token_id, advance))
+            windows.append(
+                _sample(model, rows, length, generator, starts[0], tokenizer.eos_token_id, advance, temperature)
+            )
     return torch.cat(windows)
 
 
@@ -296,6 +323,7 @@ def _sample(
     restart: list[int],
     eos: int | None,
     advance: Any,
+    temperature: float,
 ) -> torch.Tensor:
     """Extend every prompt to `length` tokens; after an end-of-text token a new document begins."""
     pending = [list(prompt) for prompt in prompts]
@@ -308,7 +336,7 @@ def _sample(
             row.append(token)
         logits = model(input_ids=step.to(model.device), past_key_values=cache, use_cache=True).logits[:, -1]
         # Inverse of the cumulative distribution: one uniform number a row, where torch.multinomial draws one a token.
-        cumulative = logits.float().softmax(-1).cumsum(-1).cpu()
+        cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1).cpu()
         level = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1).flatten().tolist()
         for queue, token in zip(pending, drawn, strict=True):

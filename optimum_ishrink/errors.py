@@ -8,6 +8,7 @@
     │   ├── DataError              calibration or evaluation text that cannot be used
     │   └── OutputError            the output folder cannot be written
     ├── VerificationError          the written checkpoint is not what was planned; nothing was kept
+    ├── TrainingError              recovery stopped before its end; its last whole checkpoint is kept
     └── PublishError               the upload failed; the local folder is whole
 
 Every message is one line that says what is wrong, what is allowed, and what to do next.
@@ -49,6 +50,10 @@ class OutputError(RequestError):
 
 class VerificationError(IShrinkError):
     """The written checkpoint differs from what its config's model class expects."""
+
+
+class TrainingError(IShrinkError):
+    """Recovery stopped before its end; its last whole checkpoint is kept."""
 
 
 class PublishError(IShrinkError):

@@ -40,3 +40,26 @@ def note(text: str) -> None:
     """Say in one line on standard error what is being done, where a bar would not."""
     if is_main_process():
         sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar for steps of training, and give the function that sets the step and a note beside it.
+
+    Args:
+        description: What is being done.
+        total: Number of steps.
+        done: Steps that were done before.
+    """
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda step, note: progress.update(task, completed=step, note=note)

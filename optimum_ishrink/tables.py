@@ -12,7 +12,7 @@ from .artifacts import Analysis, Measurement, Plan, Report
 
 Row = tuple[str, ...]
 
-_METRICS = {
+METRICS = {
     "perplexity": "perplexity (lower is better)",
     "kl_divergence": "KL divergence from the base, nats/token",
     "top1_agreement": "top-1 agreement with the base",
@@ -54,10 +54,12 @@ def report_rows(report: Report) -> list[Row]:
                 ratio = f"{after.value / before.value:.3f}" if before.value else ""
             elif base is not None and after.metric in _BY_DEFINITION:
                 old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
-            what = _METRICS.get(after.metric, after.metric)
+            what = METRICS.get(after.metric, after.metric)
             rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))
     return rows
 
+
+RECOVERY_HEADER: Row = ("", "on", "before recovery", "after")
 
 REPORT_HEADER: Row = ("", "on", "n", "base", "shrunk", "ratio")
 

@@ -59,6 +59,18 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"calibration": None}, "calibration must be a list of names"),
         ({"tasks": "a,,b"}, "tasks must be a list of names"),
         ({"allow_class_change": "yes"}, "must be true or false"),
+        ({"recovery": "lk"}, "unknown loss 'lk'"),
+        ({"recovery_labels": "some"}, "unknown recovery_labels 'some'; allowed: answers, text"),
+        ({"recovery_lora_start": "closed"}, "unknown recovery_lora_start 'closed' .did you mean 'closed-form'"),
+        ({"recovery_train": "lora+norms"}, "'lora' is trained alone"),
+        ({"recovery_train": "bias"}, "unknown set of parameters 'bias'.*allowed: full, head, last:N, lora, norms"),
+        ({"recovery_train": "last:0"}, "such as last:2, not 'last:0'"),
+        ({"recovery_temperature": 0}, "recovery_temperature must be a number above 0, not 0"),
+        ({"recovery_learning_rate": "fast"}, "recovery_learning_rate must be a number above 0, not 'fast'"),
+        ({"recovery_lora_dropout": 1}, "recovery_lora_dropout must be at least 0 and below 1, not 1"),
+        ({"recovery_length": 1}, "recovery_length must be at least 2"),
+        ({"recovery_tokens": 0}, "whole number of at least 1"),
+        ({"recovery_checkpointing": 1}, "must be true or false"),
     ],
 )
 def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:
@@ -120,12 +132,27 @@ def test_the_command_line_asks_for_the_same() -> None:
     assert parse(command) == config
 
 
+RECOVERY = {
+    "recovery": "kl+hidden:0.1",
+    "recovery_labels": "answers",
+    "recovery_train": "norms+last:2",
+    "recovery_lora_start": "closed-form",
+    "recovery_teacher": "org/larger",
+    "recovery_cache": "kept",
+    "recovery_keep_adapter": "me/pruned",
+}
+
+
 def test_every_config_key_has_a_flag() -> None:
     for name, default in IShrinkConfig.DEFAULTS.items():
         if isinstance(default, bool):
             value: object = not default
         elif isinstance(default, int):
             value = default + 1
+        elif isinstance(default, float) or name == "recovery_learning_rate":
+            value = (default or 0.0) + 0.25
+        elif name in RECOVERY:
+            value = RECOVERY[name]
         elif name in ("importance", "layer_importance"):
             value = "l2-norm"
         elif name in ("dtype", "device", "compensation"):

@@ -49,6 +49,7 @@ RANKS = {
     "tensor_files": 2,
     "output_folder": 2,
     "layerwise": 3,
+    "head": 3,
     "source": 3,
     "fingerprint": 4,
     "data": 3,
@@ -56,6 +57,7 @@ RANKS = {
     "surgery": 4,
     "importance": 5,  # reads the surgery's axes to sum scores per unit
     "evaluation": 4,
+    "recovery": 5,  # knows no cut: the pipeline tells it where to start from
     "figures": 4,
     "tables": 4,
     "hub": 4,

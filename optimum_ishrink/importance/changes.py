@@ -13,24 +13,26 @@ from .units import LAYERS
 from .watchers import Watcher
 
 
-def sampled_loss(logits: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return the negative log-likelihood of next tokens that are drawn from the model itself, summed over the text.
+def sampled_loss(logits: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of next tokens that are drawn from the model itself.
 
     Its gradients are draws from the score function of the model's own distribution, so the mean of their squares is
     the Fisher information, the curvature of the KL divergence. With the tokens that the text holds it would not be
     (Kunstner et al. 2019, arXiv:1905.12558).
 
     Args:
-        logits: Shape (batch, length, vocabulary).
-        mask: 1 for text and 0 for padding, shape (batch, length).
-        generator: A generator on the CPU: the same seed draws the same tokens on any device.
+        logits: Shape (tokens, vocabulary).
+        level: Uniform numbers between 0 and 1, shape (tokens,): the token is drawn at that level of the cumulative
+            distribution.
+
+    Returns:
+        float32, shape (tokens,).
     """
     log_p = logits.float().log_softmax(-1)
     with torch.no_grad():
-        cumulative = log_p.exp().cumsum(-1)
-        level = torch.rand(mask.shape, generator=generator).to(logits.device)[..., None] * cumulative[..., -1:]
-        drawn = torch.searchsorted(cumulative, level).clamp_(max=logits.shape[-1] - 1)
-    return -(log_p.gather(-1, drawn)[..., 0] * mask).sum()
+        cumulative = log_p.exp().cumsum_(-1)
+        drawn = torch.searchsorted(cumulative, level[:, None] * cumulative[:, -1:]).clamp_(max=logits.shape[-1] - 1)
+    return -log_p.gather(-1, drawn)[:, 0]
 
 
 class ChangeWatcher(Watcher):
@@ -57,10 +59,11 @@ class ChangeWatcher(Watcher):
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = (args[0] if args else kwargs["hidden_states"]).detach()
             after = output[0] if isinstance(output, tuple) else output
+            left = after.detach()  # a hook that holds its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:
                 assert self.batch is not None
-                change = (after.detach().float() - before.float()) * gradient.float()
+                change = (left.float() - before.float()) * gradient.float()
                 values = self.criterion.function(self.batch.text(change.sum(-1)))
                 self.sums[LAYERS][layer] += values.sum()
 
@@ -75,18 +78,18 @@ class ChangeWatcher(Watcher):
         channels = {key: self.units.channels(bound, key).to(self.model.device) for key in keys}
 
         def read(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            entering = inputs[0]
+            entering = inputs[0].detach()  # a hook that holds its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:
                 assert self.batch is not None
-                change = self.batch.text(entering.detach().to(torch.float32, copy=True).mul_(gradient))
+                change = self.batch.text(entering.to(torch.float32, copy=True).mul_(gradient))
                 for key, units in channels.items():
                     # Neurons have one channel each, in order: there is nothing to gather.
                     per_unit = change if units.shape[1] == 1 else change[:, units].sum(-1)
                     self.sums[key][layer] += self.criterion.function(per_unit).sum(dim=0)
 
-            if entering.requires_grad:  # not in passes that only look
-                entering.register_hook(reduce)  # type: ignore[no-untyped-call]
+            if inputs[0].requires_grad:  # not in passes that only look
+                inputs[0].register_hook(reduce)  # type: ignore[no-untyped-call]
 
         return read
 

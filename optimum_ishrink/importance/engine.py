@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from math import isfinite
 from typing import Any
 
 import torch
 
 from ..architectures import Binding
 from ..errors import DataError, RequestError
+from ..head import CHUNK, Head, chunked_sum
 from ..progress import progress_bar
-from .batches import Batches
+from .batches import Batch, Batches
 from .changes import ChangeWatcher, sampled_loss
 from .gram import score_gram
 from .registry import UNIT_CRITERIA, Criterion
@@ -32,16 +34,44 @@ WATCHERS: Mapping[str, type[Watcher]] = {
 """What watches what a criterion needs."""
 
 
-def next_token_loss(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of the next token, in float32, over the tokens that are not padding.
+def backward(model: Any, batch: Batch, *, seed: int | None) -> float:
+    """Run one batch forward and backward, and return its loss. No more than a chunk of logits is held at once.
 
     Args:
-        logits: Shape (batch, length, vocabulary).
-        input_ids: Shape (batch, length).
-        attention_mask: 1 for text and 0 for padding, shape (batch, length).
+        model: The model; the weights of its head take no gradient.
+        batch: The batch.
+        seed: None for the mean cross-entropy of the text's own next tokens that are not padding; a number for the sum
+            over the tokens of that of next tokens drawn from the model, from the same numbers on any device and with
+            any number of processes.
     """
-    labels = input_ids[:, 1:].masked_fill((attention_mask[:, 1:] * attention_mask[:, :-1]) == 0, -100)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+    output = model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+    head = Head(model)
+    labels = torch.zeros_like(batch.input_ids)
+    labels[:, :-1] = batch.input_ids[:, 1:]
+    counted = batch.mask.clone() if seed is not None else torch.zeros_like(batch.mask)
+    share = 1.0
+    level = torch.empty(0)
+    if seed is None:
+        counted[:, :-1] = batch.predicted
+        share = 1 / max(int(counted.sum()), 1)
+    else:
+        generator = torch.Generator().manual_seed(seed + batch.number)
+        level = torch.rand(batch.input_ids.numel(), generator=generator).to(batch.input_ids.device)
+    labels, weights = labels.flatten(), counted.flatten().float() * share
+
+    def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
+        if seed is not None:
+            losses = sampled_loss(logits, level[part])
+        else:
+            losses = torch.nn.functional.cross_entropy(logits.float(), labels[part], reduction="none")
+        return (losses * weights[part]).sum()[None]
+
+    hidden = output.last_hidden_state.flatten(0, 1)
+    rows = max(1, CHUNK // model.get_output_embeddings().weight.shape[0])
+    loss = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=rows, head_trains=False)[0]
+    if loss.isfinite():
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
 
 
 def score_model(
@@ -119,18 +149,11 @@ def _watch(
             for watcher in watchers:
                 watcher.begin(batch)
             if gradients:
-                output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
-                if watchers[0].samples_labels:
-                    # A seed for each batch: the draw is the same however many processes share them.
-                    generator = torch.Generator().manual_seed(seed + batch.number)
-                    loss = sampled_loss(output.logits, batch.mask, generator)
-                else:
-                    loss = next_token_loss(output.logits, batch.input_ids, batch.mask)
-                if not loss.isfinite():
+                loss = backward(model, batch, seed=seed if watchers[0].samples_labels else None)
+                if not isfinite(loss):
                     with torch.no_grad():
                         LayerRunner(model, binding).states(batch)  # names the layer where it begins
                     raise DataError("the loss of the calibration text is not finite; try dtype='float32'")
-                loss.backward()  # type: ignore[no-untyped-call]
             else:
                 model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
             for watcher in watchers:

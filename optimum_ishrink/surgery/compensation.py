@@ -71,6 +71,7 @@ def compensate(
     kinds: torch.Tensor | None = None,
     cut_model: Any = None,
     batch_size: int = 4,
+    rank: int | None = None,
 ) -> list[Repair]:
     """Repair a cut checkpoint, from the first layer to the last.
 
@@ -88,6 +89,7 @@ def compensate(
             alone, every fourth window is.
         cut_model: The cut model, on the base's device and in its dtype, where `needs_cut_model` says so.
         batch_size: Windows run at once.
+        rank: Rank that the change of a weight may have; any when None.
 
     Returns:
         What became of each projection.
@@ -104,7 +106,7 @@ def compensate(
         for fold, rows in enumerate(folds)
         for start in range(0, len(rows), batch_size)
     ]
-    work = _Work([fold for fold, _ in batches], len(folds), write)
+    work = _Work([fold for fold, _ in batches], len(folds), write, rank)
     reference, how = enter_layers(base, binding, [ids for _, ids in batches])
     layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
@@ -259,6 +261,7 @@ class _Work:
     folds: Sequence[int]
     number_of_folds: int
     write: Callable[[str, torch.Tensor], None]
+    rank: int | None
 
     def __post_init__(self) -> None:
         self._ridge: dict[str, float] = {}
@@ -311,7 +314,7 @@ class _Work:
                 inputs.append(cut_inputs)
                 beside.append(rest.to(hidden.dtype))
         start = self._ridge.get(site.name)
-        weight, ridge, error, new_error = choose_repair(sums, site.weight, start)
+        weight, ridge, error, new_error = choose_repair(sums, site.weight, start, self.rank)
         del sums
         if ridge is not None:
             self._ridge[site.name] = ridge

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import CASES, VOCAB, tiny_config
@@ -14,20 +16,31 @@ WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_se
 
 
 def test_drawn_tokens_follow_the_models_own_distribution() -> None:
-    logits = torch.tensor([2.0, 0.0, 1.0, -1.0]).expand(1, 20_000, 4)
-    generator = torch.Generator().manual_seed(0)
-    loss = sampled_loss(logits, torch.ones(1, 20_000), generator) / 20_000
-    p = logits[0, 0].softmax(-1)
-    assert loss.item() == pytest.approx(-(p * p.log()).sum().item(), abs=0.02)  # the entropy
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0]).expand(20_000, 4)
+    loss = sampled_loss(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    p = logits[0].softmax(-1)
+    assert loss.mean().item() == pytest.approx(-(p * p.log()).sum().item(), abs=0.02)  # the entropy
 
 
-def test_padding_draws_nothing() -> None:
-    logits = torch.randn(2, 5, 7)
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    whole = sampled_loss(logits, mask, torch.Generator().manual_seed(1))
-    changed = logits.clone()
-    changed[0, 3:] = 100 * torch.randn(2, 7)
-    assert torch.equal(whole, sampled_loss(changed, mask, torch.Generator().manual_seed(1)))
+def drawn_loss(model: Any, windows: torch.Tensor, seed: int) -> torch.Tensor:
+    level = torch.rand(windows.numel(), generator=torch.Generator().manual_seed(seed))
+    return sampled_loss(model(windows).logits.flatten(0, 1), level).sum()
+
+
+def test_padding_counts_for_nothing() -> None:
+    torch.manual_seed(0)
+    config = tiny_config("llama")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    _, binding = bind_config(config.to_dict())
+    mask = torch.ones_like(WINDOWS[:2])
+    mask[0, 6:] = 0
+    changed = WINDOWS[:2].clone()
+    changed[0, 6:] = 3
+    how = (UNIT_CRITERIA["fisher"], LAYER_CRITERIA["fisher"], tuple(binding.shape))
+    one = score_model(model, binding, WINDOWS[:2], *how, attention_mask=mask)
+    other = score_model(model, binding, changed, *how, attention_mask=mask)
+    for key, values in one.items():
+        torch.testing.assert_close(values, other[key])
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
@@ -56,8 +69,7 @@ def test_fisher_is_the_squared_derivative_by_a_units_scale(model_type: str, vari
         return (inputs[0] * scale.repeat_interleave(inputs[0].shape[-1] // units, dim=1).view(inputs[0].shape[-2:]),)
 
     handle = module.register_forward_pre_hook(scaled)
-    logits = model(WINDOWS[:1]).logits
-    sampled_loss(logits, torch.ones(1, WINDOWS.shape[1]), torch.Generator().manual_seed(5)).backward()
+    drawn_loss(model, WINDOWS[:1], 5).backward()
     handle.remove()
     expected = scale.grad.square().mean(dim=0)
     torch.testing.assert_close(found[key][layer], expected, rtol=2e-3, atol=1e-9)
@@ -77,8 +89,7 @@ def test_fisher_of_a_layer_is_that_of_its_share_of_the_stream() -> None:
         return args[0] + scale * (output - args[0])
 
     handle = model.get_submodule(layer_module(binding, 2)).register_forward_hook(scaled)
-    logits = model(WINDOWS[:1]).logits
-    sampled_loss(logits, torch.ones(1, WINDOWS.shape[1]), torch.Generator().manual_seed(3)).backward()
+    drawn_loss(model, WINDOWS[:1], 3).backward()
     handle.remove()
     torch.testing.assert_close(found[2], scale.grad.square().mean(), rtol=1e-3, atol=1e-9)
 

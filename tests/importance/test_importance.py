@@ -10,6 +10,7 @@ from tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
+from optimum_ishrink.importance.batches import Batch
 from optimum_ishrink.importance.criteria.activation_norm import activation_norm
 from optimum_ishrink.importance.criteria.block_influence import block_influence
 from optimum_ishrink.importance.criteria.gradient_norm import gradient_norm
@@ -20,7 +21,7 @@ from optimum_ishrink.importance.criteria.sum_of_units import sum_of_units
 from optimum_ishrink.importance.criteria.taylor import taylor
 from optimum_ishrink.importance.criteria.taylor_unit import taylor_unit
 from optimum_ishrink.importance.criteria.thesis_mix import thesis_mix
-from optimum_ishrink.importance.engine import next_token_loss
+from optimum_ishrink.importance.engine import backward
 from optimum_ishrink.source import open_source
 
 KEYS = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
@@ -122,16 +123,14 @@ def test_scoring_leaves_the_model_as_it_was(unit: str, layer: str) -> None:
 
 def test_the_loss_is_shifted_and_masked() -> None:
     model, _ = tiny()
+    model.get_output_embeddings().requires_grad_(False)
     mask = torch.ones_like(WINDOWS)
-    with torch.no_grad():
-        logits = model(WINDOWS).logits
-        assert next_token_loss(logits, WINDOWS, mask).item() == pytest.approx(
-            model(WINDOWS, labels=WINDOWS).loss.item(), rel=1e-6
-        )
+    whole = backward(model, Batch(WINDOWS, mask), seed=None)
+    assert whole == pytest.approx(model(WINDOWS, labels=WINDOWS).loss.item(), rel=1e-5)
     mask[:, 6:] = 0
-    assert next_token_loss(logits, WINDOWS, mask).item() == pytest.approx(
-        next_token_loss(logits[:, :6], WINDOWS[:, :6], mask[:, :6]).item(), rel=1e-6
-    )
+    short = WINDOWS[:, :6]
+    padded = backward(model, Batch(WINDOWS, mask), seed=None)
+    assert padded == pytest.approx(model(short, labels=short).loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["taylor", "gradient-norm", "activation-norm", "logits-mse"])

@@ -1,0 +1,137 @@
+"""Logits for a part of the positions, exactly as the model's own class computes them, and sums of losses over parts.
+
+A vocabulary of 128,000 and a window of 4,096 tokens make 2 GB of float32 logits, once for the student, once for the
+teacher, and again for each gradient. Here only a chunk of positions has logits at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**23
+"""Logits held at once: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
+
+SumOfChunk = Callable[[torch.Tensor, slice], torch.Tensor]
+"""Takes the logits of some rows and which rows they are, and returns a float32 vector: the total, then its parts."""
+
+
+@contextmanager
+def _base_returns(model: Any, output: Any) -> Iterator[None]:
+    """Let a causal language model's base return what is given instead of running."""
+    base = model.base_model
+    own = base.__dict__.get("forward")
+    base.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        if own is None:
+            del base.forward
+        else:
+            base.forward = own
+
+
+class Head:
+    """What a causal language model does after its base: the head, and whatever its class does to the logits.
+
+    Some classes divide the logits or bound them. So the class's own forward pass runs, on hidden states that are
+    already there.
+
+    Args:
+        model: The causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, hidden: torch.Tensor, output_class: type) -> torch.Tensor:
+        """Return logits of shape (tokens, vocabulary).
+
+        Args:
+            hidden: What the base gave last, shape (tokens, hidden).
+            output_class: Class of the base's output.
+        """
+        states = hidden.unsqueeze(0)
+        with _base_returns(self.model, output_class(last_hidden_state=states)):
+            logits: torch.Tensor = self.model(inputs_embeds=states, use_cache=False).logits
+        return logits[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether any parameter of the head is trained."""
+        head = self.model.get_output_embeddings()
+        return head is None or any(parameter.requires_grad for parameter in head.parameters())
+
+
+class _GradientAhead(torch.autograd.Function):
+    """Sums over chunks whose gradient is taken chunk by chunk on the way forward.
+
+    The sum is linear in what the backward pass multiplies it with, so the gradient is known as soon as the chunk is:
+    no chunk is computed twice, and no logits are kept. Only for a head that is not trained itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], of_chunk: SumOfChunk, rows: int
+    ) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        sums = None
+        for part in _parts(len(hidden), rows):
+            with torch.enable_grad():
+                states = hidden[part].detach().requires_grad_()
+                found = of_chunk(head(states), part)
+                (gradient[part],) = torch.autograd.grad(found[0], states)
+            sums = found.detach() if sums is None else sums + found.detach()
+        ctx.save_for_backward(gradient)
+        assert sums is not None
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0][0].to(gradient.dtype), None, None, None
+
+
+def _parts(length: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + rows, length)) for start in range(0, length, rows))
+
+
+def chunked_sum(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    of_chunk: SumOfChunk,
+    *,
+    rows: int,
+    head_trains: bool,
+) -> torch.Tensor:
+    """Return a sum over positions, computed chunk by chunk so that the logits of all positions are never held.
+
+    Args:
+        hidden: What enters the head, shape (tokens, hidden).
+        head: Turns rows of it into logits.
+        of_chunk: Sums of some rows.
+        rows: Rows in a chunk.
+        head_trains: Whether the head's own parameters need a gradient: then every chunk is computed a second time in
+            the backward pass (activation checkpointing).
+
+    Returns:
+        The vector that `of_chunk` gives, summed over chunks. Only its first entry has a gradient.
+    """
+    if torch.is_grad_enabled() and not head_trains:
+        sums: torch.Tensor = _GradientAhead.apply(hidden, head, of_chunk, rows)  # type: ignore[no-untyped-call]
+        return sums
+    found = []
+    for part in _parts(len(hidden), rows):
+
+        def run(states: torch.Tensor, part: slice = part) -> torch.Tensor:
+            return of_chunk(head(states), part)
+
+        if torch.is_grad_enabled():
+            found.append(checkpoint(run, hidden[part], use_reentrant=False))
+        else:
+            found.append(run(hidden[part]))
+    return torch.stack(found).sum(0)

@@ -1,0 +1,114 @@
+"""What watches the training: the progress bar, the last step, losses that are no numbers, and signals to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..errors import TrainingError
+from ..progress import training_bar
+from .trained import trained_parameters
+from .work import last_step
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """A bar with the loss, the held-out loss and the time left."""
+
+    def __init__(self) -> None:
+        self._bar: AbstractContextManager[Any] | None = None
+        self._update: Any = None
+        self._loss = self._held_out = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar where the run begins or goes on."""
+        self._bar = training_bar("recovery", state.max_steps, state.global_step)
+        self._update = self._bar.__enter__()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show what was logged."""
+        logs = logs or {}
+        if "loss" in logs:
+            self._loss = f"loss {logs['loss']:.4f}"
+        if "eval_loss" in logs:
+            self._held_out = f", held out {logs['eval_loss']:.4f}"
+        if self._update is not None:
+            self._update(state.global_step, self._loss + self._held_out)
+
+    def close(self) -> None:
+        """Close the bar, however the run ended."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = self._update = None
+
+
+class FinishWhole(TrainerCallback):  # type: ignore[misc]
+    """Evaluates and saves at the last step, whatever the interval."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for both at the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        return control
+
+
+class StopOnNaN(TrainerCallback):  # type: ignore[misc]
+    """Stops before a step with a loss or a gradient that is no number: the weights are then still the last good ones.
+
+    A loss that is no number has such gradients, and so has a step that only its gradients spoil; in several processes
+    gradients are shared, so that all of them stop.
+    """
+
+    def __init__(self, folder: Any) -> None:
+        self._folder = folder
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Look at all gradients.
+
+        Raises:
+            TrainingError: One is no number.
+        """
+        for name, parameter in trained_parameters(model).items():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                saved = last_step(self._folder)
+                kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is kept"
+                raise TrainingError(
+                    f"the loss became NaN or infinite at step {state.global_step + 1} (first seen in the gradient of "
+                    f"{name}); {kept} in {self._folder}; try a lower --recovery-learning-rate or --dtype float32"
+                )
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM, saves after the step that is running and stops."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: Any = None
+
+    def _note(self, *_: Any) -> None:
+        self.stopped = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Listen, where Python lets a thread listen."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Save and stop when the signal has come, to any of several processes: they have to stop at one step."""
+        if torch.distributed.is_initialized():
+            came = torch.tensor(float(self.stopped), device=args.device)
+            torch.distributed.all_reduce(came)
+            self.stopped = bool(came > 0)
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        self._before = None

@@ -1,0 +1,117 @@
+"""Files that are whole or not there: written beside their place, brought to the disk, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from ..errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+
+
+@contextmanager
+def room_needed(place: Path, kept: str = "") -> Iterator[None]:
+    """Turn what a full or protected disk gives into a message.
+
+    Args:
+        place: What is being written.
+        kept: What is still whole, for the message.
+
+    Raises:
+        OutputError: There is no space or no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OutputError(
+            f"cannot write {place}: {os.strerror(error.errno or 0)}; make room and run the same command again{kept}"
+        ) from None
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, even when the power fails.
+
+    Raises:
+        OutputError: There is no space or no permission.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with room_needed(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            sync(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors; the file appears whole or not at all."""
+    write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors that `save_tensors` wrote, onto the CPU."""
+    return load_file(path)
+
+
+def rename_folder(partial: Path, folder: Path) -> None:
+    """Bring all files of a folder to the disk and give it its name; a folder of that name is replaced."""
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tensor_digest(*tensors: torch.Tensor) -> str:
+    """Return a short hash of tensors' contents."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a short hash of a checkpoint's config and weight files."""
+    found = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        if path.name.startswith("ishrink_"):
+            continue
+        found.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                found.update(block)
+    return found.hexdigest()[:16]

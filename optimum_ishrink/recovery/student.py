@@ -1,0 +1,162 @@
+"""The student with its loss: one forward pass that returns what one step minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from ..errors import RequestError
+from ..head import CHUNK, Head, chunked_sum
+from .loss import Term
+from .observe import Observed, observe
+from .targets import IGNORED, Targets
+from .teacher import LayerMap, Lesson, Teacher
+
+
+def count_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Return how many tokens a batch predicts: those with a label, and all.
+
+    Args:
+        labels: Shape (batch, length); the first token of a window is context only.
+
+    Returns:
+        float64, shape (2,).
+    """
+    predicted = labels[:, 1:]
+    return torch.tensor([float((predicted != IGNORED).sum()), float(predicted.numel())], dtype=torch.float64)
+
+
+class Student(torch.nn.Module):
+    """A causal language model and a weighted sum of losses.
+
+    It is what the trainer trains and what is wrapped for several processes, so that whatever a step computes runs
+    inside the wrapper's forward pass.
+
+    Args:
+        model: The causal language model, prepared for training.
+        terms: The losses.
+        teacher: Whom to learn from; None when no loss asks for one.
+        layer_map: Which teacher's layer each layer stands for; needed by losses that compare layers.
+        temperature: Temperature of the distributions.
+        autocast: Dtype to compute in when the trained parameters are float32 and the rest is not; None for the
+            parameters' own.
+        chunk: Logits held at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        terms: Sequence[Term],
+        teacher: Teacher | None = None,
+        layer_map: LayerMap | None = None,
+        *,
+        temperature: float = 1.0,
+        autocast: torch.dtype | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.terms = tuple(terms)
+        self.layer_map = layer_map
+        self.temperature = temperature
+        self.autocast = autocast
+        self.chunk = chunk
+        self.head = Head(model)
+        # Not a submodule: it is neither trained nor saved nor wrapped.
+        object.__setattr__(self, "_teacher", teacher)
+
+    @property
+    def config(self) -> Any:
+        """The model's config, where the trainer looks for it."""
+        return self.model.config
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """The classes that fully sharded training wraps, where accelerate looks for them."""
+        return self.model._no_split_modules
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, window: torch.Tensor, counts: torch.Tensor
+    ) -> Any:
+        """Return the weighted sum of the losses, and each of them.
+
+        Args:
+            input_ids: Token ids, shape (batch, length).
+            labels: The same with `IGNORED` where no label is wanted.
+            window: Number of each window in the recovery text, shape (batch,).
+            counts: What sums are divided by, from `count_tokens`, over all batches of the step.
+
+        Returns:
+            float32, shape (1 + number of terms,): the total, which alone has a gradient, then each term's own value.
+        """
+        device = input_ids.device
+        reads = {term.loss.reads for term in self.terms}
+        computing = nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+        with computing:
+            teacher: Teacher | None = self.__dict__["_teacher"]
+            lesson = Lesson() if teacher is None else teacher.teach(input_ids, window)
+            seen = observe(self.model, input_ids, layers="hidden_states" in reads, values="values" in reads)
+            scale = counts.to(device).float().clamp_min(1).reciprocal()
+            sums = torch.zeros(1 + len(self.terms), device=device)
+            if "logits" in reads:
+                sums = sums + self._of_logits(seen, lesson, labels, scale)
+        with torch.autocast(device.type, enabled=False):
+            for place, term in enumerate(self.terms, start=1):
+                if term.loss.reads != "logits":
+                    value = self._of_layers(term, seen, lesson) * scale[1]
+                    # The same vector as the head's: the total in front, the term's own value in its place.
+                    sums = sums + torch.stack(
+                        [term.weight * value if i == 0 else value.detach() * (i == place) for i in range(len(sums))]
+                    )
+        return sums
+
+    def _of_logits(self, seen: Observed, lesson: Lesson, labels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        following = labels[:, 1:].flatten()
+
+        def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
+            teacher = None if lesson.distribution is None else lesson.distribution(part)
+            targets = Targets(following[part], teacher, self.temperature)
+            total = torch.zeros((), device=logits.device)
+            values = []
+            with torch.autocast(logits.device.type, enabled=False):
+                for term in self.terms:
+                    if term.loss.reads == "logits":
+                        value = term.loss.function(logits, targets).sum() * scale[0 if term.loss.labels else 1]
+                        total = total + term.weight * value
+                        values.append(value.detach())
+                    else:
+                        values.append(torch.zeros((), device=logits.device))
+            return torch.stack([total, *values])
+
+        return chunked_sum(
+            seen.last[:, :-1].flatten(0, 1),
+            lambda states: self.head(states, seen.output_class),
+            of_chunk,
+            rows=max(1, self.chunk // self.model.config.vocab_size),
+            head_trains=self.head.trains,
+        )
+
+    def _of_layers(self, term: Term, seen: Observed, lesson: Lesson) -> torch.Tensor:
+        """Return a layer loss summed over the tokens that predict another, mean over layers."""
+        assert self.layer_map is not None, "losses that compare layers come with a layer map"
+        hidden = term.loss.reads == "hidden_states"
+        ours, theirs = (seen.layers, lesson.layers) if hidden else (seen.values, lesson.values)
+        pairs = self.layer_map.outputs if hidden else self.layer_map.attentions
+        total = torch.zeros((), device=seen.last.device)
+        for state, layer in zip(ours, pairs, strict=True):
+            wanted = theirs[layer].to(state.device)
+            if hidden:
+                if state.shape[-1] != wanted.shape[-1]:
+                    raise RequestError(
+                        f"the loss {term.loss.name!r} compares hidden states, but the teacher's have "
+                        f"{wanted.shape[-1]} entries and the model's {state.shape[-1]}; "
+                        "name a teacher of the same width, or another loss"
+                    )
+                state, wanted = state[:, :-1], wanted[:, :-1]
+            else:
+                state, wanted = state[:, :, :-1], wanted[:, :, :-1]
+            total = total + term.loss.function(state, wanted).sum()
+        return total / len(pairs)

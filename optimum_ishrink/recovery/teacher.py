@@ -1,0 +1,151 @@
+"""The teacher: a model that runs beside the student, or what it once said, read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import RequestError
+from ..head import Head
+from .observe import observe
+from .targets import TopK, top_k
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of one batch.
+
+    Args:
+        distribution: Gives the logits, or their top k, of some rows; rows count the predicted tokens of the batch.
+        layers: Its layers' outputs, shape (batch, length, hidden) each.
+        values: Its attention's values, shape (batch, KV heads, length, head size) each.
+    """
+
+    distribution: Callable[[slice], torch.Tensor | TopK] | None = None
+    layers: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor, ...] = ()
+
+
+class Teacher(Protocol):
+    """Anything that can be learnt from."""
+
+    def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
+        """Return what there is to learn from a batch.
+
+        Args:
+            input_ids: Token ids, shape (batch, length).
+            windows: Number of each window in the recovery text, shape (batch,).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Which of the teacher's layers each of the student's layers stands for.
+
+    Args:
+        outputs: For each student layer, the teacher's layer whose output its own output is compared with: where layers
+            were dropped behind it, the last of those.
+        attentions: For each student layer, the teacher's layer whose attention its own is compared with.
+    """
+
+    outputs: tuple[int, ...]
+    attentions: tuple[int, ...]
+
+    @classmethod
+    def of_kept(cls, kept: Sequence[int], layers: int) -> LayerMap:
+        """Return the map of a model that was cut from its teacher.
+
+        Args:
+            kept: The teacher's layers that stayed, in order.
+            layers: How many the teacher has.
+        """
+        behind = [*kept[1:], layers]
+        return cls(tuple(layer - 1 for layer in behind), tuple(kept))
+
+    @classmethod
+    def even(cls, student: int, teacher: int) -> LayerMap:
+        """Return the map of two models that have nothing to do with one another: evenly, and last on last.
+
+        Args:
+            student: How many layers the student has.
+            teacher: How many the teacher has.
+        """
+        even = tuple(max((layer + 1) * teacher // student - 1, 0) for layer in range(student))
+        return cls(even, even)
+
+
+class LiveTeacher:
+    """A model that runs on every batch.
+
+    Args:
+        model: The causal language model; it is not trained.
+        logits: Whether its logits are wanted.
+        layers: Whether its layers' outputs are wanted.
+        values: Whether its attention's values are wanted.
+        k: Keep only the k most likely tokens, and the mass of the rest; None for all.
+        temperature: Temperature of those.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        logits: bool = True,
+        layers: bool = False,
+        values: bool = False,
+        k: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model = model.eval()
+        self.head = Head(model)
+        self.wants = {"layers": layers, "values": values}
+        self.logits, self.k, self.temperature = logits, k, temperature
+
+    @torch.no_grad()
+    def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
+        """Run the model on a batch; its logits are computed when rows of them are asked for."""
+        seen = observe(self.model, input_ids.to(self.model.device), **self.wants)
+        rows = seen.last[:, :-1].flatten(0, 1)
+
+        @torch.no_grad()
+        def distribution(part: slice) -> torch.Tensor | TopK:
+            logits = self.head(rows[part], seen.output_class)
+            return logits if self.k is None else top_k(logits, self.k, temperature=self.temperature)
+
+        return Lesson(distribution if self.logits else None, seen.layers, seen.values)
+
+
+def check_vocabularies(student: Any, teacher: Any) -> None:
+    """Check that a teacher speaks of the same tokens as the student.
+
+    Args:
+        student: The student's config.
+        teacher: The teacher's config.
+
+    Raises:
+        RequestError: Their vocabularies have different sizes.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise RequestError(
+            f"the teacher has a vocabulary of {teacher.vocab_size} tokens, the model one of {student.vocab_size}; "
+            "name a teacher with the same tokenizer"
+        )
+
+
+def check_tokenizers(student: Any, teacher: Any) -> None:
+    """Check that two tokenizers give the same number to the same token.
+
+    Raises:
+        RequestError: They do not.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        odd = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise RequestError(
+            f"the teacher's tokenizer is another one: token {odd!r} has number {theirs.get(odd)} there and "
+            f"{ours.get(odd)} here; name a teacher with the same tokenizer"
+        )

@@ -1,0 +1,94 @@
+"""What a teacher says of every window, computed once: its k most likely tokens, memory-mapped from disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..progress import progress_bar
+from .storage import rename_folder, room_needed
+from .targets import TopK
+from .teacher import Lesson, LiveTeacher
+
+_FILES = {"log_probs": np.float16, "indices": np.int32, "log_tail": np.float32}
+
+
+class CachedTeacher:
+    """Reads what a teacher said.
+
+    A token takes 6 k + 4 bytes on disk, and the pages that a step reads in memory: log-probabilities as float16, whose
+    error of 2^-11 is far below what a step of training changes, token numbers as int32, and the mass of all other
+    tokens as float32.
+
+    Args:
+        folder: What `write_teacher_cache` wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES}
+
+    def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
+        """Return the rows of a batch's windows."""
+        numbers = windows.cpu().numpy()
+        device = input_ids.device
+        log_probs, indices, log_tail = (
+            torch.from_numpy(self._arrays[name][numbers]).to(device).flatten(0, 1) for name in _FILES
+        )
+        top = TopK(log_probs, indices.long(), log_tail)
+        return Lesson(top.part)
+
+
+def write_teacher_cache(
+    folder: Path, teacher: LiveTeacher, input_ids: torch.Tensor, *, batch_size: int, rows: int
+) -> None:
+    """Ask a teacher about every window and keep its top k; the folder appears whole or not at all.
+
+    Args:
+        folder: Where they go.
+        teacher: The teacher; its `k` and temperature are those of the cache.
+        input_ids: All windows, shape (windows, length).
+        batch_size: Windows run at once.
+        rows: Positions whose logits are held at once.
+
+    Raises:
+        OutputError: There is no room.
+    """
+    assert teacher.k is not None, "a cache holds the k most likely tokens"
+    count, length = input_ids.shape
+    k = min(teacher.k, teacher.model.config.vocab_size)
+    shapes: dict[str, Any] = {
+        "log_probs": (count, length - 1, k),
+        "indices": (count, length - 1, k),
+        "log_tail": (count, length - 1),
+    }
+    partial = folder.with_name(f"{folder.name}.partial")
+    with room_needed(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        arrays = {
+            name: np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shapes[name])
+            for name, dtype in _FILES.items()
+        }
+        with progress_bar("asking the teacher once", count) as advance:
+            for start in range(0, count, batch_size):
+                ids = input_ids[start : start + batch_size]
+                lesson = teacher.teach(ids, torch.arange(start, start + len(ids)))
+                assert lesson.distribution is not None
+                total = len(ids) * (length - 1)
+                for first in range(0, total, rows):
+                    part = slice(first, min(first + rows, total))
+                    top = lesson.distribution(part)
+                    assert isinstance(top, TopK)
+                    for name, dtype in _FILES.items():
+                        flat = arrays[name][start : start + len(ids)].reshape(total, *shapes[name][2:])
+                        flat[part] = getattr(top, name).cpu().numpy().astype(dtype)
+                advance(len(ids))
+        for array in arrays.values():
+            array.flush()
+        (partial / "shape.json").write_text(json.dumps({"windows": count, "length": length, "k": k}))
+        rename_folder(partial, folder)

@@ -1,0 +1,178 @@
+"""The trainer: transformers' own, with the student's loss, whole checkpoints and an evaluation in chunks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from .storage import load_tensors, rename_folder, room_needed, save_tensors, write_whole
+from .student import Student, count_tokens
+from .text import RecoveryText, TrainingWindows
+from .trained import trained_parameters
+from .work import PREFIX, drop_old_checkpoints, last_step
+
+WEIGHTS = "trained.safetensors"
+STATE = "trainer_state.json"
+
+
+def collate(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack windows into a batch."""
+    return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+
+
+class RecoveryTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `Student`.
+
+    A step's loss is normalised by the tokens of the whole step: over batches that are accumulated and over processes.
+    So the same step gives the same gradient however it is divided.
+
+    Args:
+        student: The student.
+        args: transformers' arguments; `output_dir` is the working folder.
+        text: The recovery text.
+        windows: Its windows in the order of training.
+        callbacks: What watches the training.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        args: TrainingArguments,
+        text: RecoveryText,
+        windows: TrainingWindows,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=collate,
+            train_dataset=windows,
+            eval_dataset=windows,  # never read: `evaluate` takes the windows that are held out
+            callbacks=list(callbacks),
+        )
+        self.text = text
+        self.remove_callback(PrinterCallback)
+        # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the batches of one step, and how many tokens they predict in all processes together."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = sum((count_tokens(batch["labels"]) for batch in batches), torch.zeros(2, dtype=torch.float64))
+        counts = self.accelerator.reduce(counts.float().to(device), reduction="sum")
+        return batches, counts
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return this batch's share of the step's loss. Gradients are averaged over processes, so it is multiplied."""
+        sums: torch.Tensor = model(**inputs, counts=num_items_in_batch)
+        processes: int = self.accelerator.num_processes
+        return sums[0] * processes
+
+    @torch.no_grad()
+    def held_out_loss(self) -> dict[str, float]:
+        """Return the loss on the windows that are held out: the total as `loss`, and each term by its name.
+
+        They are divided between processes. No random number is drawn.
+        """
+        student: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        student = student if isinstance(student, Student) else self.model
+        student.eval()
+        device = self.args.device
+        first, size = self.text.trained, self.args.per_device_train_batch_size
+        numbers = torch.arange(first, len(self.text.input_ids))
+        counts = count_tokens(self.text.labels[first:])
+        sums = torch.zeros(1 + len(student.terms), device=device)
+        for mine in torch.split(numbers[self.accelerator.process_index :: self.accelerator.num_processes], size):
+            ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
+            sums += student(ids, labels, mine.to(device), counts)
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        names = ["loss", *(term.loss.name for term in student.terms)]
+        return dict(zip(names, sums.tolist(), strict=True))
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Measure the held-out loss, log it and tell the callbacks."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_loss().items()}
+        self.log(dict(metrics))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Save weights, optimiser, schedule, random state and position; the checkpoint appears whole or not at all.
+
+        Only what is trained is saved: the rest is in the checkpoint that the run started from.
+
+        Raises:
+            OutputError: There is no room; the last whole checkpoint stays.
+        """
+        folder = Path(self.args.output_dir)
+        name = f"{PREFIX}{self.state.global_step}"
+        partial = folder / f"{name}.partial"
+        saved = last_step(folder)
+        kept = "" if saved is None else f": it goes on from step {saved}"
+        with room_needed(folder / name, kept):
+            try:
+                self._fill_checkpoint(partial)
+            except BaseException as error:
+                if self.args.should_save:
+                    shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(error, RuntimeError) and "writ" in str(error):  # what torch.save makes of a full disk
+                    raise OSError(28, str(error)) from None
+                raise
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(folder / f"{PREFIX}{self.state.best_global_step}")
+        if self.args.should_save:
+            with room_needed(folder / name, kept):
+                write_whole(partial / STATE, self._state_json().encode())
+                rename_folder(partial, folder / name)
+            best = self.state.best_model_checkpoint
+            drop_old_checkpoints(folder, Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
+
+    def _fill_checkpoint(self, partial: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        if self.is_fsdp_enabled:
+            self.save_model(str(partial), _internal_call=True)
+        elif self.args.should_save:
+            save_tensors(partial / WEIGHTS, trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_scaler(str(partial))
+        self._save_rng_state(str(partial))
+
+    def _state_json(self) -> str:
+        """Return the trainer's state as its own class writes it, with the state of the callbacks."""
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if callable(getattr(callback, "state", None)):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        scratch = Path(self.args.output_dir) / f".{STATE}"
+        self.state.save_to_json(str(scratch))
+        text = scratch.read_text(encoding="utf-8")
+        scratch.unlink()
+        return text
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        stored = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
+        parameters = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped))
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(stored[name].to(parameter.device))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
