@@ -13,7 +13,7 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.artifacts import Plan, read_json
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import kl_divergence
-from optimum_ishrink.surgery.compensation import Moments, choose_repair, compensate, solve_ridge
+from optimum_ishrink.surgery.compensation import Moments, choose_repair, compensate, restrict_rank, solve_ridge
 from optimum_ishrink.tensor_files import read_index, read_tensor
 
 WINDOWS = torch.randint(3, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
@@ -29,6 +29,25 @@ def test_the_ridge_goes_from_least_squares_to_the_weight_that_was() -> None:
     solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal().mean()
     gradient = (x.double() @ solved.T - y).T @ x.double() + strength * (solved - w)
     assert gradient.abs().max() < 1e-4
+
+
+def test_a_map_of_low_rank_is_the_nearest_on_the_inputs() -> None:
+    torch.manual_seed(0)
+    x, update = torch.randn(200, 6) * torch.tensor([9.0, 1, 1, 1, 1, 0.1]), torch.randn(5, 6).double()
+    gram = x.T @ x
+
+    def error(change: torch.Tensor) -> float:
+        return float((x.double() @ (change - update).T).square().sum())
+
+    for rank in (1, 2, 4):
+        best = restrict_rank(update, gram, rank)
+        assert torch.linalg.matrix_rank(best) == rank
+        left, size, right = torch.linalg.svd(update, full_matrices=False)
+        assert error(best) < error(left[:, :rank] * size[:rank] @ right[:rank])
+        for _ in range(20):
+            near = best + 0.01 * torch.randn(5, rank).double() @ torch.linalg.svd(best).Vh[:rank]
+            assert error(best) <= error(near)
+    torch.testing.assert_close(restrict_rank(update, gram, 5), update)
 
 
 def test_directions_without_data_keep_the_weight() -> None:
