@@ -610,8 +610,13 @@ def _recover(args: argparse.Namespace) -> Any:
     if report is None:
         return None
     _show_report(args, report)
-    _say(args, f"Written to {output}")
     plan = read_json(output / PLAN_FILE) if (output / PLAN_FILE).is_file() else None
+    if plan is not None:
+        facts = plan["settings"]["recovery"]
+        before, after = facts["held_out_loss_before"], facts["held_out_loss"]
+        worse = ": worse than before, so the model given is the better one" if after > before else ""
+        _say(args, f"Loss on windows that were held out: {before:.4f} before, {after:.4f} after{worse}")
+    _say(args, f"Written to {output}")
     return {"output": str(output), "plan": plan, "report": report.to_json()}
 
 

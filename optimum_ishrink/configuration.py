@@ -356,9 +356,10 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
 
         changes: dict[str, Any] = {"calibration": [name_of(text) for text in self.calibration]}
         changes["recovery_data"] = [name_of(text) for text in self.recovery_data]
-        for name in ("recovery_teacher", "recovery_cache"):
-            if getattr(self, name) is not None and Path(getattr(self, name)).expanduser().exists():
-                changes[name] = Path(getattr(self, name)).expanduser().resolve().name
+        if self.recovery_teacher is not None and Path(self.recovery_teacher).expanduser().exists():
+            changes["recovery_teacher"] = Path(self.recovery_teacher).expanduser().resolve().name
+        if self.recovery_cache is not None:
+            changes["recovery_cache"] = Path(self.recovery_cache).expanduser().resolve().name
         if self.eval_text is not None:
             changes["eval_text"] = [name_of(text) for text in self.eval_text]
         if self.include_path is not None:

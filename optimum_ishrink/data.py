@@ -81,7 +81,7 @@ class TextSource:
             DataError: The source has no rows, they are malformed, or they cannot be had.
         """
         if self.path is None and not self.is_self and self.text != PYDOC:
-            return _hub_documents(self.text, lambda row, column: row if column is None else {"text": row[column]})
+            return _hub_documents(self.text, _checked_row)
         if self.path is None or self.path.suffix != ".jsonl":
             raise DataError(f"{self.label} is plain text without rows; name a .jsonl file or a Hub data set")
         return _file_documents(self.path, _checked_row)
@@ -163,9 +163,9 @@ def _blocks(file: IO[str]) -> Iterator[str]:
         yield "".join(lines).strip()
 
 
-def _checked_row(row: Any) -> Any:
-    row_text(row)
-    return row
+def _checked_row(row: Any, column: str | None = None) -> Any:
+    text = row_text(row, column)
+    return row if column is None else {"text": text}
 
 
 def _json_lines(file: IO[str], path: Path, read: Callable[[Any], Any]) -> Iterator[Any]:

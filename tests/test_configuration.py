@@ -132,6 +132,17 @@ def test_the_command_line_asks_for_the_same() -> None:
     assert parse(command) == config
 
 
+def test_what_is_published_of_recovery_holds_no_path(tmp_path: Path) -> None:
+    config = IShrinkConfig(
+        recovery_data=[str(tmp_path / "a.txt"), "org/data"],
+        recovery_cache=str(tmp_path / "kept"),
+        recovery_teacher=str(tmp_path),
+    ).portable()
+    assert (config.recovery_data, config.recovery_cache) == (("a.txt", "org/data"), "kept")
+    assert config.recovery_teacher == tmp_path.name
+    assert IShrinkConfig(recovery_teacher="org/larger").portable().recovery_teacher == "org/larger"
+
+
 RECOVERY = {
     "recovery": "kl+hidden:0.1",
     "recovery_labels": "answers",

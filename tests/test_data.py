@@ -152,6 +152,9 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="no column to read"):
         list(TextSource("org/name").documents())
     assert seen == [("org/name", "c", "s"), ("org/name", None, "train")]
+    assert list(TextSource("org/name:::body").rows()) == [{"text": "x"}, {"text": "y"}]
+    with pytest.raises(DataError, match="no column to read"):
+        list(TextSource("org/name").rows())
 
 
 def test_windows_hold_the_text_in_order(text_file: Path) -> None:

@@ -16,6 +16,15 @@ from .trained import trained_parameters
 from .work import last_step
 
 
+def found_in_any(found: bool, device: torch.device) -> bool:
+    """Whether something was found in this process, or in any of those that share the run."""
+    if not torch.distributed.is_initialized():
+        return found
+    flag = torch.tensor(float(found), device=device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag > 0)
+
+
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
     """A bar with the loss, the held-out loss and the time left."""
 
@@ -59,8 +68,7 @@ class FinishWhole(TrainerCallback):  # type: ignore[misc]
 class StopOnNaN(TrainerCallback):  # type: ignore[misc]
     """Stops before a step with a loss or a gradient that is no number: the weights are then still the last good ones.
 
-    A loss that is no number has such gradients, and so has a step that only its gradients spoil; in several processes
-    gradients are shared, so that all of them stop.
+    A loss that is no number has such gradients, and so has a step that only its gradients spoil.
     """
 
     def __init__(self, folder: Any) -> None:
@@ -70,16 +78,17 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         """Look at all gradients.
 
         Raises:
-            TrainingError: One is no number.
+            TrainingError: One is no number, in this process or, where gradients are spread over several, in another.
         """
-        for name, parameter in trained_parameters(model).items():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                saved = last_step(self._folder)
-                kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is kept"
-                raise TrainingError(
-                    f"the loss became NaN or infinite at step {state.global_step + 1} (first seen in the gradient of "
-                    f"{name}); {kept} in {self._folder}; try a lower --recovery-learning-rate or --dtype float32"
-                )
+        gradients = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
+        local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
+        if found_in_any(not all(bool(gradient.isfinite().all()) for gradient in local), args.device):
+            saved = last_step(self._folder)
+            kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is kept"
+            raise TrainingError(
+                f"the loss became NaN or infinite at step {state.global_step + 1}; {kept} in {self._folder}; "
+                "try a lower --recovery-learning-rate or --dtype float32"
+            )
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
@@ -99,10 +108,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Save and stop when the signal has come, to any of several processes: they have to stop at one step."""
-        if torch.distributed.is_initialized():
-            came = torch.tensor(float(self.stopped), device=args.device)
-            torch.distributed.all_reduce(came)
-            self.stopped = bool(came > 0)
+        self.stopped = found_in_any(self.stopped, args.device)
         if self.stopped:
             control.should_save = control.should_training_stop = True
         return control

@@ -131,7 +131,6 @@ def training_arguments(
         max_grad_norm=1.0,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(WARM_UP_SHARE * steps)),
-        train_sampling_strategy="sequential",
         dataloader_drop_last=True,
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,

@@ -61,6 +61,10 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Take the windows as they come: they were put into order already."""
+        return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of one step, and how many tokens they predict in all processes together."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
@@ -80,7 +84,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def held_out_loss(self) -> dict[str, float]:
         """Return the loss on the windows that are held out: the total as `loss`, and each term by its name.
 
-        They are divided between processes. No random number is drawn.
+        They are divided between processes, unless the model itself is: then all have to run in step. No random number
+        is drawn.
         """
         student: Any = self.accelerator.unwrap_model(self.model_wrapped)
         student = student if isinstance(student, Student) else self.model
@@ -90,10 +95,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         numbers = torch.arange(first, len(self.text.input_ids))
         counts = count_tokens(self.text.labels[first:])
         sums = torch.zeros(1 + len(student.terms), device=device)
-        for mine in torch.split(numbers[self.accelerator.process_index :: self.accelerator.num_processes], size):
+        runs = self.model_wrapped if self.is_fsdp_enabled else student
+        shares = 1 if self.is_fsdp_enabled else self.accelerator.num_processes
+        for mine in torch.split(numbers[self.accelerator.process_index % shares :: shares], size):
             ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
-            sums += student(ids, labels, mine.to(device), counts)
-        sums = self.accelerator.reduce(sums, reduction="sum")
+            sums += runs(ids, labels, mine.to(device), counts)
+        if shares > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
         names = ["loss", *(term.loss.name for term in student.terms)]
         return dict(zip(names, sums.tolist(), strict=True))
 

@@ -226,6 +226,43 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, flags: 
     assert killed == whole
 
 
+def test_a_shrink_that_was_stopped_in_its_recovery_goes_on(
+    llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimum_ishrink.recovery import run
+
+    def shrink(name: str) -> Any:
+        return IShrinker.from_pretrained(llama_folder, dtype="float32", device="cpu").shrink(
+            num_hidden_layers=3,
+            layer_importance="magnitude",
+            recovery="kl",
+            recovery_data=f"self,{text_file}",
+            recovery_tokens=500,
+            recovery_length=16,
+            recovery_batch_size=4,
+            recovery_save_steps=2,
+            evaluate=False,
+            benchmark=False,
+            save_directory=tmp_path / name,
+        )
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.ShowProgress, "on_pre_optimizer_step", stop)
+        shrink("parts")
+    assert [path.name for path in tmp_path.iterdir()] == [".parts.recovery"]
+    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_windows", None)  # what was sampled is kept
+    assert shrink("parts").plan.settings["recovery"]["resumed_from_step"] == 2
+    monkeypatch.undo()
+    shrink("whole")
+    parts, whole = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole"))
+    assert parts == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
 def test_two_processes_give_the_curve_of_one(small: Path, flags: list[str], tmp_path: Path) -> None:
     words = [*flags, "--no-evaluate", "--recovery", "kl+ce:0.1"]
     assert recover(small, tmp_path / "one", words) == 0

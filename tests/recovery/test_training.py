@@ -66,7 +66,7 @@ def test_only_what_was_named_is_trained(trained: str, names: str, tmp_path: Path
 
     model = cut_model(tiny_model(tiny_config("llama")))
     before = {name: value.clone() for name, value in model.named_parameters()}
-    found = go(tmp_path, model=model, trained=trained, save_steps=8)
+    found = go(tmp_path, model=model, trained=trained, text=random_text(12))
     assert {name for name, p in model.named_parameters() if re.search(names, name)} == set(found.parameters)
     after = dict(model.named_parameters())
     for name, value in before.items():
@@ -79,7 +79,8 @@ def test_a_bfloat16_model_is_trained_in_float32(tmp_path: Path) -> None:
     for trained in ("lora", "norms+last:1"):
         model = cut_model(tiny_model(tiny_config("llama"))).bfloat16()
         teacher = LiveTeacher(tiny_model(tiny_config("llama")).bfloat16())
-        found = go(tmp_path / trained, teacher, model=model, trained=trained, learning_rate=1e-5, save_steps=2)
+        text = random_text(12)
+        found = go(tmp_path / trained, teacher, model=model, text=text, trained=trained, learning_rate=1e-5)
         parameters = dict(model.named_parameters())
         assert {parameters[name].dtype for name in found.parameters} == {torch.float32}
         assert {p.dtype for name, p in parameters.items() if name not in found.parameters} == {torch.bfloat16}
@@ -89,12 +90,12 @@ def test_a_bfloat16_model_is_trained_in_float32(tmp_path: Path) -> None:
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
-    plain, saving = (go(tmp_path / str(i), checkpointing=bool(i), save_steps=8) for i in (0, 1))
+    plain, saving = (go(tmp_path / str(i), text=random_text(16), checkpointing=bool(i)) for i in (0, 1))
     torch.testing.assert_close(torch.tensor(saving.losses), torch.tensor(plain.losses), atol=1e-5, rtol=1e-5)
 
 
 def test_batches_may_be_divided_as_memory_asks(tmp_path: Path) -> None:
-    text = random_text()
+    text = random_text(16)
     text.labels[:, :7] = -100
     text.labels[::3] = -100
     curves = [go(tmp_path / str(n), text=text, loss="ce+kl", micro_batch_size=n).losses for n in (1, 2, 4)]
@@ -103,8 +104,8 @@ def test_batches_may_be_divided_as_memory_asks(tmp_path: Path) -> None:
 
 
 def test_it_warms_up_and_decays(tmp_path: Path) -> None:
-    rates = go(tmp_path, text=random_text(windows=164, length=4), save_steps=100).learning_rates
-    assert len(rates) == 40
+    rates = go(tmp_path, text=random_text(windows=124, length=4), save_steps=100).learning_rates
+    assert len(rates) == 30
     assert rates.index(max(rates)) == 2
     assert max(rates) == pytest.approx(5e-3)
     assert rates[-1] < 1e-4
@@ -129,17 +130,18 @@ class Crash(TrainerCallback):  # type: ignore[misc]
 def test_a_run_that_was_stopped_ends_with_the_same_weights(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = go(tmp_path / "whole", save_steps=3, **changes)
+    changes = {**changes, "save_steps": 2, "text": random_text(28)}
+    whole = go(tmp_path / "whole", **changes)
     whole_bar = run.ShowProgress
-    for crash in (4, 7):
+    for crash in (3, 5):
         monkeypatch.setattr(run, "ShowProgress", lambda crash=crash: _with(whole_bar(), Crash(crash)))
         with pytest.raises(KeyboardInterrupt):
-            go(tmp_path / "parts", save_steps=3, **changes)
-        assert [path.name for path in checkpoints(tmp_path / "parts")][-1] == f"checkpoint-{crash // 3 * 3}"
+            go(tmp_path / "parts", **changes)
+        assert [path.name for path in checkpoints(tmp_path / "parts")][-1] == f"checkpoint-{crash - 1}"
     monkeypatch.setattr(run, "ShowProgress", whole_bar)
     torch.rand(5)  # another process has another random state
-    again = go(tmp_path / "parts", save_steps=3, **changes)
-    assert again.facts["resumed_from_step"] == 6
+    again = go(tmp_path / "parts", **changes)
+    assert again.facts["resumed_from_step"] == 4
     assert again.losses == whole.losses
     assert again.facts["held_out_losses"] == whole.facts["held_out_losses"]
     assert all(torch.equal(again.parameters[name], value) for name, value in whole.parameters.items())
@@ -206,10 +208,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
         return original(input_ids, windows)
 
     monkeypatch.setattr(live, "teach", teach)
-    with pytest.raises(TrainingError, match=r"NaN or infinite at step 6 .*; the checkpoint of step 4 is kept in"):
+    with pytest.raises(TrainingError, match=r"NaN or infinite at step 6; the checkpoint of step 4 is kept in"):
         go(tmp_path, live)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
-    with pytest.raises(TrainingError, match="at step 1 .*; there is no checkpoint yet"):
+    with pytest.raises(TrainingError, match="at step 1; there is no checkpoint yet"):
         go(tmp_path / "other", LiveTeacher(teacher))
 
 
@@ -291,19 +293,20 @@ def test_steps_are_shared_evenly() -> None:
 # The teacher's words from disk.
 
 
-@pytest.mark.parametrize("k", [8, 300, 1000])
+@pytest.mark.parametrize("k", [8, 1000])
 def test_the_cache_gives_the_same_curve(k: int, tmp_path: Path) -> None:
-    text, teacher = random_text(), tiny_model(tiny_config("llama"))
-    how = settings(top_k=k, epochs=2, temperature=1.5)
-    live = go(tmp_path / "live", LiveTeacher(teacher, k=k, temperature=1.5), top_k=k, epochs=2, temperature=1.5)
+    text, teacher = random_text(16), tiny_model(tiny_config("llama"))
+    changes: dict[str, Any] = {"top_k": k, "epochs": 2, "temperature": 1.5}
+    how = settings(**changes)
+    live = go(tmp_path / "live", LiveTeacher(teacher, k=k, temperature=1.5), text=text, **changes)
     cached = choose_teacher(teacher, how, text, tmp_path / "cache", 3)
     assert isinstance(cached, CachedTeacher)
-    found = go(tmp_path / "cached", cached, top_k=k, epochs=2, temperature=1.5)
+    found = go(tmp_path / "cached", cached, text=text, **changes)
     torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(live.losses), atol=1e-3, rtol=1e-3)
     sizes = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.npy"))
-    assert sizes == 36 * 15 * (6 * min(k, 300) + 4) + 3 * 128
+    assert sizes == 16 * 15 * (6 * min(k, 300) + 4) + 3 * 128
     if k >= 300:
-        whole = go(tmp_path / "whole", LiveTeacher(teacher), epochs=2, temperature=1.5)
+        whole = go(tmp_path / "whole", LiveTeacher(teacher), text=text, epochs=2, temperature=1.5)
         torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(whole.losses), atol=1e-3, rtol=1e-3)
 
 

@@ -12,6 +12,7 @@ from optimum_ishrink.surgery.least_squares import (
     choose_repair,
     descend,
     least_ridge,
+    restrict_rank,
     solve_ridge,
 )
 
@@ -26,6 +27,25 @@ def test_the_ridge_goes_from_least_squares_to_the_weight_that_was() -> None:
     solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal()
     gradient = (x.double() @ solved.T - y).T @ x.double() + strength * (solved - w)
     assert gradient.abs().max() < 1e-4
+
+
+def test_a_map_of_low_rank_is_the_nearest_on_the_inputs() -> None:
+    torch.manual_seed(0)
+    x, update = torch.randn(200, 6) * torch.tensor([9.0, 1, 1, 1, 1, 0.1]), torch.randn(5, 6).double()
+    gram = x.T @ x
+
+    def error(change: torch.Tensor) -> float:
+        return float((x.double() @ (change - update).T).square().sum())
+
+    for rank in (1, 2, 4):
+        best = restrict_rank(update, gram, rank)
+        assert torch.linalg.matrix_rank(best) == rank
+        left, size, right = torch.linalg.svd(update, full_matrices=False)
+        assert error(best) < error(left[:, :rank] * size[:rank] @ right[:rank])
+        for _ in range(20):
+            near = best + 0.01 * torch.randn(5, rank).double() @ torch.linalg.svd(best).Vh[:rank]
+            assert error(best) <= error(near)
+    torch.testing.assert_close(restrict_rank(update, gram, 5), update)
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 4))
