@@ -92,14 +92,8 @@ def main() -> None:
         print(f"base: {size / 1e9:.2f} GB in {shards} shards")
         arguments = ["shrink", "--model", str(folder / "base"), "--output", str(folder / "out")]
         arguments += ["--num-hidden-layers", "14", "--intermediate-size", "7168"]
-        arguments += [
-            "--importance",
-            "l2-norm",
-            "--layer-importance",
-            "l2-norm",
-            "--no-evaluate",
-            "--no-benchmark",
-        ]
+        arguments += ["--importance", "l2-norm", "--layer-importance", "l2-norm", "--compensation", "none"]
+        arguments += ["--no-evaluate", "--no-benchmark"]
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=True)
         status, before, after = map(int, done.stderr.split()[-3:])

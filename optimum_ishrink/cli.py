@@ -231,7 +231,7 @@ def _analysis_flags(parser: argparse.ArgumentParser) -> None:
 def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:
     group = parser.add_argument_group("how to choose")
     group.add_argument(
-        "--importance", metavar="NAME", help="for heads and neurons; 'help' lists all (default: activation-norm)"
+        "--importance", metavar="NAME", help="for heads and neurons; 'help' lists all (default: fisher)"
     )
     group.add_argument(
         "--importance-group-size", type=int, metavar="N", help="neurons scored as one unit (default: by the criterion)"
@@ -241,14 +241,14 @@ def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = T
     )
     group.add_argument("--layer-selection", metavar="NAME", help="one-shot, greedy or contiguous (default: one-shot)")
     group.add_argument(
-        "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 64)"
+        "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 48)"
     )
     group.add_argument("--no-score-cache", action="store_true", help="score anew, and keep no scores on disk")
     if compensation:
         group.add_argument(
             "--compensation",
             metavar="NAME",
-            help="closed-form repair on the calibration text: none or ridge (default: none)",
+            help="closed-form repair on the calibration text: ridge or none (default: ridge)",
         )
     group.add_argument(
         "--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)"

