@@ -1,6 +1,7 @@
 """What each criterion keeps, with and without compensation, at several ratios: the experiment behind the defaults.
 
-    python benchmarks/quality.py run MODEL DATA --output quality.jsonl [--part width|depth|mixed] [--samples 256]
+    python benchmarks/quality.py run MODEL DATA --output quality.jsonl [--part width|depth|mixed] [--samples 64]
+        [--only ratio=15,10 compensation=ridge importance=fisher,taylor]
     python benchmarks/quality.py table quality.jsonl
 
 MODEL is a folder with SmolLM2-135M-Instruct as safetensors, DATA one with the text files named below. Calibration
@@ -35,32 +36,35 @@ WIDTHS = {10: 1280, 15: 1152, 20: 1024, 30: 768}
 DEPTHS = {10: 26, 15: 24, 20: 22, 30: 19}
 MIXED = {10: (28, 1408), 15: (28, 1280), 20: (27, 1184), 30: (26, 928)}
 SLOW = ("logits-mse", "thesis-mix")
-"""Criteria that run the model once a unit: scored on two windows."""
+"""They run the model once a unit: scored on one window, where others of width have 32 and those of depth 8."""
 
 
 def cells(part: str) -> Iterator[dict[str, Any]]:
-    """Yield what to ask for, the quick ones first."""
+    """Yield what to ask for."""
     for compensation in ("none", "ridge"):
         for ratio in (15, 10, 20, 30):
+            common = {"ratio": ratio, "compensation": compensation}
             if part == "width":
                 for name in UNIT_CRITERIA.names():
-                    how = {"importance": name, "importance_samples": 2 if name in SLOW else 64}
-                    yield {"ratio": ratio, "intermediate_size": WIDTHS[ratio], "compensation": compensation, **how}
+                    how = {"importance": name, "importance_samples": 1 if name in SLOW else 32}
+                    yield {**common, "intermediate_size": WIDTHS[ratio], **how}
             if part == "depth":
-                for name in LAYER_CRITERIA.names():
-                    ways = ["one-shot", "contiguous"]
-                    if LAYER_CRITERIA[name].measures_removal:
-                        ways.append("greedy")
-                    for way in ways:
-                        shape = {"num_hidden_layers": DEPTHS[ratio], "layer_selection": way}
-                        how = {"layer_importance": name, "importance": "taylor", "importance_samples": 8}
-                        yield {"ratio": ratio, "compensation": compensation, **shape, **how}
+                ways = [(name, "one-shot") for name in LAYER_CRITERIA.names()]
+                for name, way in (*ways, ("block-influence", "contiguous"), ("divergence", "greedy")):
+                    shape = {"num_hidden_layers": DEPTHS[ratio], "layer_selection": way}
+                    yield {
+                        **common,
+                        **shape,
+                        "layer_importance": name,
+                        "importance": "taylor",
+                        "importance_samples": 8,
+                    }
             if part == "mixed":
                 layers, width = MIXED[ratio]
-                shape = {"num_hidden_layers": layers, "intermediate_size": width}
-                for unit, layer in (("fisher", "divergence"), ("activation-norm", "block-influence")):
-                    how = {"importance": unit, "layer_importance": layer, "layer_selection": "one-shot"}
-                    yield {"ratio": ratio, "compensation": compensation, **shape, **how}
+                shape = {"num_hidden_layers": layers, "intermediate_size": width, "layer_selection": "one-shot"}
+                for unit, layer in (("fisher", "divergence"), ("fisher", "fisher"), ("fisher", "block-influence")):
+                    how = {"importance": unit, "layer_importance": layer, "importance_samples": 32}
+                    yield {**common, **shape, **how}
 
 
 def docstrings() -> list[str]:
@@ -109,11 +113,11 @@ def run(args: argparse.Namespace) -> None:
     for name in CALIBRATION:
         text = TextSource(str(args.data / name))
         taken = -(-args.samples // 4) * 256
-        texts[name] = token_windows(text.documents(), tokenizer, 256, 8, seed=0, label=name, skip=taken)
-    texts["docstrings"] = token_windows(docstrings(), tokenizer, 256, 8, seed=0, label="docstrings")
+        texts[name] = token_windows(text.documents(), tokenizer, 256, 4, seed=0, label=name, skip=taken)
+    texts["docstrings"] = token_windows(docstrings(), tokenizer, 256, 4, seed=0, label="docstrings")
     for name in REPORTED:
         text = TextSource(name if name == PYDOC else str(args.data / name))
-        texts["reported " + text.label] = token_windows(text.documents(), tokenizer, 512, 8, seed=0, label=text.label)
+        texts["reported " + text.label] = token_windows(text.documents(), tokenizer, 256, 8, seed=0, label=text.label)
     common = {
         "calibration": [*(str(args.data / name) for name in CALIBRATION), "self"],
         "calibration_samples": args.samples,
@@ -123,9 +127,12 @@ def run(args: argparse.Namespace) -> None:
     first = pipeline.Session(source, IShrinkConfig(**common))
     windows = first.calibration_windows  # drawn once for all
     judge = Judge(first.model, texts)
+    only = dict(word.split("=", 1) for word in args.only)
     for asked in cells(args.part):
         asked = {**asked, "samples": args.samples}
-        if asked in done or (args.only and not any(word in args.only for word in asked.values())):
+        if asked in done or (
+            only and not all(str(asked.get(name)) in words.split(",") for name, words in only.items())
+        ):
             continue
         how = {name: value for name, value in asked.items() if name not in ("ratio", "samples")}
         session = pipeline.Session(source, IShrinkConfig(**common, **how), model=first.model)
@@ -173,8 +180,8 @@ def main() -> None:
     making.add_argument("data", type=Path)
     making.add_argument("--output", type=Path, required=True)
     making.add_argument("--part", choices=("width", "depth", "mixed"), default="width")
-    making.add_argument("--samples", type=int, default=256)
-    making.add_argument("--only", nargs="*", help="criteria, ratios or compensations to restrict to")
+    making.add_argument("--samples", type=int, default=64)
+    making.add_argument("--only", nargs="*", default=[], metavar="KEY=A,B", help="such as ratio=15 compensation=ridge")
     making.set_defaults(run=run)
     printing = verbs.add_parser("table")
     printing.add_argument("output", type=Path)

@@ -92,7 +92,8 @@ def experiment(args: argparse.Namespace) -> None:
             shrinker.shrink(
                 IShrinkConfig(
                     intermediate_size=round(width * (1 - share) / 32) * 32,
-                    importance="magnitude",
+                    importance="l2-norm",
+                    compensation="none",
                     evaluate=False,
                     benchmark=False,
                 ),

@@ -18,11 +18,11 @@ _SENSITIVITY = {
 """How much a removed share of each dimension hurts against the same share of the MLP neurons, and its power.
 
 Neurons go from the least needed on, and compensation makes up for the first of them, so that twice as many hurt four
-times as much. A layer goes as a whole: the second hurts as much as the first. On SmolLM2-135M-Instruct, compensated, 30
-layers of 1,152 neurons, 29 of 1,216 and 27 of 1,344 (14.8, 14.9 and 14.6 % of the parameters) stand as 1 : 1.07 : 1.19
-in KL divergence, which 0.6 for the whole depth explains. One of its three KV groups, with its query heads, cost three
-to four times as much per share squared as a quarter of the neurons did. Query heads go with their group and count
-there.
+times as much. A layer goes as a whole: the second hurts as much as the first. On SmolLM2-135M-Instruct, compensated,
+30 layers of 1,152 neurons, 29 of 1,216 and 27 of 1,344 (14.8, 14.9 and 14.6 % of the parameters) stand as 1 : 1.07 :
+1.19 in KL divergence, which 0.6 for the whole depth explains. One of its three KV groups, with its query heads, cost
+three to four times as much per share squared as a quarter of the neurons did. Query heads go with their group and
+count there.
 """
 
 TOLERANCE = 0.005

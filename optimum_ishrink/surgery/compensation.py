@@ -25,8 +25,8 @@ from ..architectures.axes import input_axis, input_readers, layer_module
 from ..artifacts import Plan
 from ..errors import DataError
 from ..layerwise import capture, enter_layers, first_row, run_layer, run_span
-from ..progress import progress_bar
-from .least_squares import Moments, choose_repair
+from ..progress import note, progress_bar
+from .least_squares import Moments, choose_repair, least_ridge
 from .slicing import axis_index, kept_units, slice_tensor
 
 FOLDS = 4
@@ -267,6 +267,14 @@ class _Work:
         self._ridge: dict[str, float] = {}
         self._is_sum: dict[str, bool] = {}
 
+    def _say_if_few(self, tokens: int, site: _Site) -> None:
+        width = site.weight.shape[1]
+        if tokens < width and site.name not in self._ridge:
+            note(
+                f"compensation: {tokens:,} calibration tokens are fewer than the {width:,} inputs of {site.name}, so "
+                f"its ridge is at least {least_ridge(width, tokens):.2g}; more calibration_samples would tell more"
+            )
+
     def repair(
         self,
         layer: _Layer,
@@ -313,6 +321,7 @@ class _Work:
             if last and is_sum:
                 inputs.append(cut_inputs)
                 beside.append(rest.to(hidden.dtype))
+        self._say_if_few(sum(moments.tokens for moments in sums), site)
         start = self._ridge.get(site.name)
         weight, ridge, error, new_error = choose_repair(sums, site.weight, start, self.rank)
         del sums

@@ -208,9 +208,9 @@ def test_every_architecture_is_analysed(model_type: str, variant: int, quick: di
     settings = {**quick, "levels": "50"}
     experts = "experts" in shrinker.source.binding.sizes
     if experts:
-        with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor' or 'magnitude'"):
+        with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor' or 'l2-norm'"):
             shrinker.analyze(**settings)
-        settings["importance"] = "magnitude"
+        settings["importance"] = "l2-norm"
     analysis = shrinker.analyze(**settings)
     assert len(analysis.levels) == 8
     assert all(level.measured("kl_divergence").value > 0 for level in analysis.levels if level.sparsity)

@@ -234,7 +234,7 @@ def test_a_shrink_that_was_stopped_in_its_recovery_goes_on(
     def shrink(name: str) -> Any:
         return IShrinker.from_pretrained(llama_folder, dtype="float32", device="cpu").shrink(
             num_hidden_layers=3,
-            layer_importance="magnitude",
+            layer_importance="l2-norm",
             recovery="kl",
             recovery_data=f"self,{text_file}",
             recovery_tokens=500,

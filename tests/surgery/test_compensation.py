@@ -158,3 +158,14 @@ def test_each_kind_of_text_is_a_fold() -> None:
     assert [rows.tolist() for rows in make_folds(6, None)] == one
     assert [rows.tolist() for rows in make_folds(6, torch.full((6,), 3))] == one
     assert [rows.tolist() for rows in make_folds(6, torch.arange(6))] == [[0, 4], [1, 5], [2], [3]]
+
+
+def test_few_tokens_are_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config("llama"))
+    base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
+    repaired(base, model, binding, plan, WINDOWS[:4, :3])
+    said = [line for line in capsys.readouterr().err.splitlines() if "fewer than" in line]
+    assert len(said) >= 1
+    assert "12 calibration tokens are fewer than the 16 inputs of mlp.down_proj, so its ridge is at least" in said[0]
+    repaired(base, model, binding, plan)
+    assert "fewer than" not in capsys.readouterr().err
