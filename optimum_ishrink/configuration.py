@@ -61,8 +61,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             from within each group.
         intermediate_size: MLP neurons of every layer of the result, or of every expert.
         target: `"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.
-        prune: Dimensions that the target moves: `num_hidden_layers`, `num_key_value_heads`, `intermediate_size`. By
-            default all that are not given.
+        prune: Dimensions that the target moves, each of them: `num_hidden_layers`, `num_key_value_heads`,
+            `intermediate_size`. By default those that hurt least, of all that are not given.
         intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the
             width, at most 256: see `optimum_ishrink.planning.default_multiple`.
         keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.

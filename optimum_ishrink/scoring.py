@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -55,8 +55,8 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     wanted += [(layer, key) for key in of_layers if layer.needs != "unit_scores"]
     kept = _Kept(session)
     scores = {key: found for criterion, key in wanted if (found := kept.read(criterion, key)) is not None}
-    missing = [(criterion, key) for criterion, key in wanted if key not in scores]
-    for key, values in _score_anew(session, missing).items():
+    missing = [key for _, key in wanted if key not in scores]
+    for key, values in _score_anew(session, unit, layer, missing).items():
         scores[key] = values
         kept.write(layer if key == LAYERS else unit, key, values)
     if of_layers and layer.needs == "unit_scores":
@@ -64,29 +64,37 @@ def score(session: Session, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     return {key: scores[key] for key in keys}
 
 
-def _score_anew(session: Session, missing: Sequence[tuple[Criterion, str]]) -> dict[str, torch.Tensor]:
-    """Score dimensions, each by its criterion: weights tensor by tensor, everything else on the loaded model."""
+def _score_anew(
+    session: Session, unit: Criterion, layer: Criterion, missing: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Score dimensions: by weights tensor by tensor, by everything else on the loaded model, in one go.
+
+    Args:
+        session: The run.
+        unit: Criterion for units.
+        layer: Criterion for layers.
+        missing: Config keys of the dimensions.
+    """
     config, source = session.config, session.source
+    keys = {
+        True: tuple(key for key in missing if key == LAYERS),
+        False: tuple(key for key in missing if key != LAYERS),
+    }
     scores: dict[str, torch.Tensor] = {}
-    from_model: dict[Criterion, tuple[str, ...]] = {}
-    for criterion in dict.fromkeys(criterion for criterion, _ in missing):
-        keys = tuple(key for other, key in missing if other is criterion)
-        if criterion.needs == "weights":
+    for of_layers, criterion in ((False, unit), (True, layer)):
+        if keys[of_layers] and criterion.needs == "weights":
             size = config.importance_group_size
-            scores.update(score_weights(source.tensors, source.binding, criterion, keys, group_size=size))
-        else:
-            from_model[criterion] = keys
-    if from_model:
-        of_layers = [criterion for criterion, keys in from_model.items() if keys == (LAYERS,)]
-        of_units = [criterion for criterion in from_model if criterion not in of_layers]
+            scores.update(score_weights(source.tensors, source.binding, criterion, keys[of_layers], group_size=size))
+            keys[of_layers] = ()
+    if keys[True] or keys[False]:
         scores.update(
             score_model(
                 session.model,
                 source.binding,
                 session.importance_windows,
-                of_units[0] if of_units else None,
-                of_layers[0] if of_layers else None,
-                tuple(key for keys in from_model.values() for key in keys),
+                unit if keys[False] else None,
+                layer if keys[True] else None,
+                (*keys[False], *keys[True]),
                 batch_size=config.batch_size,
                 group_size=config.importance_group_size,
                 seed=config.seed,

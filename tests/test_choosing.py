@@ -98,6 +98,7 @@ def test_a_layer_is_worth_the_sum_of_its_units(llama_folder: Path, how: dict[str
     for importance in ("taylor", "l2-norm"):
         shrinker = IShrinker.from_pretrained(llama_folder)
         choice = {"importance": importance, "layer_importance": "sum-of-units", "evaluate": False, "benchmark": False}
+        choice["compensation"] = "none"
         folder = tmp_path / importance
         result = shrinker.shrink(num_hidden_layers=3, save_directory=folder, **choice, **how)
         scores = read_scores(folder / "ishrink_importance.safetensors")
@@ -175,7 +176,7 @@ def test_values_that_are_not_finite_are_one_line(tmp_path: Path, how: dict[str, 
         model.model.layers[2].mlp.up_proj.weight[0, 0] = float("inf")
     model.save_pretrained(folder)
     for shape in ({"intermediate_size": 16}, {"num_hidden_layers": 3}):
-        with pytest.raises(DataError, match="not finite in layer 2; try dtype='float32'"):
+        with pytest.raises(DataError, match="layer 2.*not finite; try dtype='float32'|not finite in layer 2"):
             IShrinker.from_pretrained(folder).plan(**shape, **how)
 
 

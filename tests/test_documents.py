@@ -126,6 +126,7 @@ def test_the_walk_through_adds_an_architecture(tmp_path: Path, monkeypatch: pyte
     exec(compile(register, "register", "exec"), names)
     shrinker = IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer(), dtype="float32", device="cpu")
     how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
+    how["compensation"] = "none"
     shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
     result = shrinker.shrink(**shape, **how, save_directory=tmp_path / "small")
     with torch.no_grad():

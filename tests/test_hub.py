@@ -52,6 +52,7 @@ def test_shrink_push_and_load_from_the_hub(llama_folder: Path, tmp_path: Path) -
     with HubServer() as server:
         target = tmp_path / "small"
         flags = ["--importance", "l2-norm", "--layer-importance", "l2-norm", "--no-evaluate", "--no-benchmark"]
+        flags += ["--compensation", "none"]
         shape = ["--num-hidden-layers", "3", "--intermediate-size", "16", "--json"]
         done = run(
             server,

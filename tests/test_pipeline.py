@@ -183,6 +183,7 @@ def test_weights_alone_need_no_model_in_memory(
         intermediate_size=16,
         importance="l2-norm",
         layer_importance="l2-norm",
+        compensation="none",
         evaluate=False,
         benchmark=False,
         save_directory=tmp_path / "out",
@@ -234,7 +235,7 @@ def test_the_output_cannot_be_or_hold_its_own_input(tmp_path: Path, capsys: pyte
 
 
 def test_a_criterion_that_chose_nothing_is_not_named(llama_folder: Path, tmp_path: Path) -> None:
-    how = {"importance": "l2-norm", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "compensation": "none", "evaluate": False, "benchmark": False}
     result = IShrinker.from_pretrained(llama_folder).shrink(intermediate_size=16, save_directory=tmp_path / "o", **how)
     assert result.plan.settings["calibration"] is None
     assert result.plan.settings["layer_importance"] is None

@@ -31,7 +31,8 @@ class ShapeRequest:
         keep_last_layers: Layers at the end that always stay; None takes the default for the depth.
         merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
         allow_class_change: Shapes that the own class refuses may be written as another class that computes the same.
-        prune: Dimensions that the target moves; None for all that `shape` does not name.
+        prune: Dimensions that the target moves, each of them; None for those of all that `shape` does not name which
+            hurt least.
     """
 
     shape: Mapping[str, int]
@@ -95,7 +96,7 @@ def resolve_shape(binding: Binding, request: ShapeRequest) -> dict[str, int]:
         if request.prune is not None:
             held = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in request.prune]
             wanted = {**{key: binding.shape[key] for key in held}, **wanted}
-        return solve(binding, target, wanted, multiple, first + last)
+        return solve(binding, target, wanted, multiple, first + last, moved=request.prune or ())
     shape = complete_shape(binding, wanted)
     group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
     if not request.merge_key_value_heads and shape["num_attention_heads"] > shape["num_key_value_heads"] * group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..architectures import Binding, check_shape
@@ -151,7 +151,12 @@ def damage(shape: Mapping[str, int], original: Mapping[str, int]) -> float:
 
 
 def solve(
-    binding: Binding, target: Target, fixed: Mapping[str, int], multiple: int, least_layers: int
+    binding: Binding,
+    target: Target,
+    fixed: Mapping[str, int],
+    multiple: int,
+    least_layers: int,
+    moved: Collection[str] = (),
 ) -> dict[str, int]:
     """Return the shape that meets a target with the least expected damage.
 
@@ -161,6 +166,7 @@ def solve(
         fixed: Dimensions that were asked for and do not move.
         multiple: What MLP widths are kept to.
         least_layers: Layers that are protected and cannot go.
+        moved: Dimensions that have to become smaller.
 
     Raises:
         ShapeError: No shape lies within half a percentage point; the message names the nearest on both sides.
@@ -171,6 +177,8 @@ def solve(
     best: tuple[float, dict[str, int]] | None = None
     nearest: dict[bool, tuple[float, dict[str, int], int]] = {}
     for shape, count in candidates(binding, fixed, multiple, least_layers):
+        if any(shape[key] == binding.shape[key] for key in moved):
+            continue
         removed = 1 - count / total
         if abs(removed - wanted) <= TOLERANCE and removed > 0:
             # Damage grows with the square of what is removed: without the ratio, the smallest cut would always win.

@@ -114,15 +114,15 @@ def test_the_ridge_is_the_best_of_all_on_what_is_held_out() -> None:
     x, true = torch.randn(60, 20), torch.randn(4, 20)
     y, w = x @ true.T + 0.5 * torch.randn(60, 4), true + 0.3 * torch.randn(4, 20)
     folds = folds_of(x, y, 3)
-    whole = [fold.mirrored() for fold in folds_of(x, y, 3)]
+    whole = [fold.mirrored().of_outputs(slice(None, None, 4)) for fold in folds_of(x, y, 3)]  # as it compares them
     errors = {}
     for ridge in RIDGES:
         errors[ridge] = sum(
             whole[i].error(
                 solve_ridge(
                     sum((whole[j].gram for j in range(3) if j != i), start=torch.zeros(20, 20)),
-                    sum((whole[j].cross for j in range(3) if j != i), start=torch.zeros(4, 20)),
-                    w,
+                    sum((whole[j].cross for j in range(3) if j != i), start=torch.zeros(1, 20)),
+                    w[::4],
                     ridge,
                 )
             )

@@ -191,7 +191,7 @@ def test_a_shape_that_llama_refuses_is_written_as_mistral_to_the_bit(tmp_path: P
     folder = save_tiny(tmp_path / "base", config)
     raw = json.loads((folder / "config.json").read_text())
     shrinker = IShrinker.from_pretrained(folder)
-    how = {"importance": "l2-norm", "evaluate": False, "benchmark": False}
+    how = {"importance": "l2-norm", "compensation": "none", "evaluate": False, "benchmark": False}
     with pytest.raises(
         ShapeError, match="nearest num_key_value_heads: 2 or 4|allow_class_change would write it as mistral"
     ):
