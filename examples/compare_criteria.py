@@ -9,7 +9,7 @@ from optimum_ishrink import IShrinkConfig, IShrinker
 
 model, calibration, held_out = sys.argv[1:]
 shrinker = IShrinker.from_pretrained(model)
-for importance in ("l2-norm", "taylor", "activation-norm"):
+for importance in ("l2-norm", "taylor", "activation-norm", "fisher"):
     config = IShrinkConfig(
         target="params=-15%", importance=importance, calibration=calibration, eval_text=held_out, benchmark=False
     )

@@ -594,7 +594,7 @@ def _analyze(args: argparse.Namespace) -> Any:
 
 
 def _recover(args: argparse.Namespace) -> Any:
-    from . import pipeline
+    from . import recovering
     from .artifacts import PLAN_FILE, read_json
     from .output_folder import check_output
     from .source import open_source
@@ -606,7 +606,7 @@ def _recover(args: argparse.Namespace) -> Any:
     check_output(output, args.overwrite)
     student = _open(args, model)
     teacher = open_source(config.recovery_teacher) if config.recovery_teacher else None
-    report = pipeline.recover(student, teacher, config, output, overwrite=args.overwrite)
+    report = recovering.recover(student, teacher, config, output, overwrite=args.overwrite)
     if report is None:
         return None
     _show_report(args, report)
@@ -659,13 +659,14 @@ def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig)
 
 
 def _measure(args: argparse.Namespace, **what: bool) -> Any:
-    from . import pipeline
+    from . import measuring
+    from .session import Session
     from .source import open_source
 
     model, config = _config(args)
     source = _open(args, model)
     base = open_source(args.base) if args.base else None
-    report = pipeline.measure_alone(pipeline.Session(source, config), base, **what)
+    report = measuring.measure_alone(Session(source, config), base, **what)
     _show_report(args, report)
     return report.to_json()
 

@@ -11,6 +11,8 @@ import torch
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
 from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows
+from .errors import DataError
+from .evaluation import open_tasks
 from .parallel import connect, from_main_process, is_main_process
 from .source import Source
 
@@ -101,3 +103,34 @@ def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
 def display_name(source: Source) -> str:
     """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
     return source.name if source.is_hub_id else Path(source.name).resolve().name
+
+
+def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
+    """Check what can be checked before any long work: the texts exist, and none is both calibrated and measured on.
+
+    Raises:
+        DataError: A text is missing, or would be both.
+    """
+    read = {"calibration": parse_sources(config.calibration)}
+    if config.recovery != "none":
+        read["recovery"] = config.recovery_settings.data
+    evaluation = evaluation_sources(config) if measure and config.evaluate else ()
+    for source in (*(text for texts in read.values() for text in texts), *evaluation):
+        if source.path is not None:
+            next(iter(source.documents()))
+    if any(source.is_self for source in evaluation):
+        raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    for purpose, texts in read.items():
+        resolved = {source.path.resolve() if source.path else source.text for source in texts}
+        for source in evaluation:
+            if (source.path.resolve() if source.path else source.text) in resolved:
+                raise DataError(
+                    f"{source.text} is given for {purpose} and for evaluation; measure on text it has not seen"
+                )
+    if measure and config.tasks:
+        open_tasks(config.tasks, config.include_path)
+
+
+def all_texts(config: IShrinkConfig) -> tuple[TextSource, ...]:
+    """Return every text that a run reads."""
+    return (*parse_sources(config.calibration), *parse_sources(config.recovery_data), *evaluation_sources(config))

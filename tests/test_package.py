@@ -66,12 +66,14 @@ RANKS = {
     "demo": 7,
     "session": 7,
     "scoring": 8,
-    "pipeline": 9,
-    "analysis": 10,
-    "shrinker": 11,
-    "cli": 12,
-    "__main__": 13,
-    "__init__": 13,
+    "measuring": 8,
+    "recovering": 9,
+    "pipeline": 10,
+    "analysis": 11,
+    "shrinker": 12,
+    "cli": 13,
+    "__main__": 14,
+    "__init__": 14,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from optimum_ishrink import IShrinkConfig, pipeline
 from optimum_ishrink.compute import has_fast_bfloat16, resolve_dtype
 from optimum_ishrink.demo import demo_source
+from optimum_ishrink.source import load_model
 from optimum_ishrink.surgery import masked_state
 
 pytestmark = pytest.mark.real
@@ -57,7 +58,7 @@ def test_shrink_a_trained_model(session: pipeline.Session, tmp_path: Path) -> No
     # The magnitudes of a trained model are far from random ones: the cut has to be right for these too.
     binding = session.source.binding
     model = session.source.load_model(torch.float32, torch.device("cpu"))
-    shrunk = pipeline.load_model(tmp_path / "small", torch.float32, torch.device("cpu"))
+    shrunk = load_model(tmp_path / "small", torch.float32, torch.device("cpu"))
     ids = session.tokenizer("Structured pruning removes whole units.", return_tensors="pt")["input_ids"]
     model.load_state_dict(masked_state(binding, plans[0], model.state_dict()))
     with torch.no_grad():

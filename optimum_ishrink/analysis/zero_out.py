@@ -18,11 +18,10 @@ from ..data import further_windows, label_sources, parse_sources
 from ..evaluation import environment, evaluate_tasks, open_tasks
 from ..fingerprint import model_fingerprint
 from ..output_folder import check_not_inside, check_output, staged_folder
-from ..pipeline import check_request
 from ..planning import resolve_shape
 from ..progress import note, progress_bar
 from ..scoring import score
-from ..session import Session, display_name
+from ..session import Session, check_request, display_name
 from .advice import Advice, advise
 from .commands import advised_command
 from .divergence import Advance, Reference, measure_masked

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.artifacts import Plan, Report, read_json
 from optimum_ishrink.cli import main
-from optimum_ishrink.pipeline import check_device
+from optimum_ishrink.recovering import check_device
 from optimum_ishrink.recovery.teacher import check_tokenizers, check_vocabularies
 from optimum_ishrink.recovery.work import checkpoints, work_folder
 

@@ -1,0 +1,157 @@
+"""Measuring base and result: what goes into the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .artifacts import (
+    ModelReport,
+    Report,
+)
+from .configuration import IShrinkConfig
+from .data import TextSource
+from .errors import DataError
+from .evaluation import (
+    LatencySettings,
+    environment,
+    evaluate_tasks,
+    measure_latency,
+    open_tasks,
+    text_measurements,
+)
+from .session import Session as Session
+from .session import display_name as display_name
+from .session import evaluation_sources as evaluation_sources
+from .source import Source, load_model
+from .tensor_files import TensorInfo, read_index
+
+LAYERS = "num_hidden_layers"
+
+
+def measure(session: Session, folder: Path, *, name: str) -> Report:
+    """Measure base and result: parameters and bytes from the files, quality and speed as the config asks.
+
+    Args:
+        session: The run; its source is the base.
+        folder: The shrunk checkpoint.
+        name: What the report calls it.
+    """
+    config = session.config
+    base = count(session.source.tensors, session.base_name)
+    shrunk = count(read_index(folder), name)
+    if config.evaluate or config.benchmark:
+        model = load_model(folder, session.dtype, session.device)
+        if config.evaluate:
+            base, shrunk = add_quality(session, base, shrunk, model, session.model)
+        if config.benchmark:
+            base, shrunk = add_speed(config, base, shrunk, model, session.model)
+    return Report(base, shrunk, environment(session.device, session.dtype))
+
+
+def count(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
+    """Return parameters and bytes of a checkpoint, read from its files' headers."""
+    parameters = sum(torch.Size(info.shape).numel() for info in tensors.values())
+    return ModelReport(name, parameters, sum(info.nbytes for info in tensors.values()))
+
+
+def add_quality(
+    session: Session, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
+) -> tuple[ModelReport, ModelReport]:
+    """Measure texts and tasks, and return both reports with the figures added."""
+    config = session.config
+    for source, (label, windows) in zip(evaluation_sources(config), session.evaluation_windows.items(), strict=True):
+        settings = text_settings(config, source)
+        old, new = text_measurements(model, base_model, windows, label, settings)
+        base, shrunk = replace(base, quality=base.quality + old), replace(shrunk, quality=shrunk.quality + new)
+    if config.tasks:
+        manager = open_tasks(config.tasks, config.include_path)
+        found = [
+            evaluate_tasks(
+                each,
+                session.tokenizer,
+                config.tasks,
+                manager,
+                num_fewshot=config.num_fewshot,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+            for each in (base_model, model)
+            if each is not None
+        ]
+        shrunk = replace(shrunk, quality=shrunk.quality + found[-1])
+        if base_model is not None:
+            base = replace(base, quality=base.quality + found[0])
+    return base, shrunk
+
+
+def add_speed(
+    config: IShrinkConfig, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
+) -> tuple[ModelReport, ModelReport]:
+    """Time both models in turn, and return both reports with the figures added."""
+    settings = LatencySettings(config.benchmark_prompt_length, config.benchmark_new_tokens, config.benchmark_rounds)
+    models = {"shrunk": model} if base_model is None else {"base": base_model, "shrunk": model}
+    found = measure_latency(models, settings)
+    if base_model is not None:
+        base = replace(base, speed=base.speed + found["base"])
+    return base, replace(shrunk, speed=shrunk.speed + found["shrunk"])
+
+
+def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benchmark: bool) -> Report:
+    """Measure any two models, or one: nothing is cut.
+
+    Args:
+        session: The run; its source is the model in question.
+        base: What it is compared with, or None.
+        evaluate: Measure texts and tasks.
+        benchmark: Measure speed.
+
+    Raises:
+        DataError: A text cannot be used, or the two models do not share a vocabulary.
+    """
+    config = session.config
+    for source in evaluation_sources(config) if evaluate else ():
+        if source.is_self:
+            raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    if evaluate and base is not None and base.config.vocab_size != session.source.config.vocab_size:
+        raise DataError(
+            f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
+            "tokens), so their predictions cannot be compared"
+        )
+    report = count(session.source.tensors, display_name(session.source))
+    base_report = None if base is None else count(base.tensors, config.base_model or display_name(base))
+    base_model = None if base is None else base.load_model(session.dtype, session.device)
+    # The placeholder stands for a base that is not there; nothing is ever added to it.
+    pair = (base_report or report, report)
+    if evaluate:
+        pair = add_quality(session, *pair, session.model, base_model)
+    if benchmark:
+        pair = add_speed(config, *pair, session.model, base_model)
+    return Report(pair[0] if base is not None else None, pair[1], environment(session.device, session.dtype))
+
+
+def measure_text(session: Session, folder: Path) -> ModelReport:
+    """Measure a checkpoint on the evaluation texts, against the base.
+
+    Args:
+        session: The run; its source is the base.
+        folder: The checkpoint.
+    """
+    model = load_model(folder, session.dtype, session.device)
+    report = ModelReport("", 0, 0)
+    for source, (label, windows) in zip(
+        evaluation_sources(session.config), session.evaluation_windows.items(), strict=True
+    ):
+        settings = text_settings(session.config, source)
+        _, found = text_measurements(model, session.model, windows, label, settings)
+        report = replace(report, quality=report.quality + found)
+    return report
+
+
+def text_settings(config: IShrinkConfig, source: TextSource) -> dict[str, Any]:
+    """Return what a report says of an evaluation text."""
+    return {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
