@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--tokens 65536] [--layers 16]
 
 It prunes a quarter of the MLP neurons by Fisher information and repairs the rest, in a process of its own, and prints
-that process's peak. Fewer layers take less time; the weights of those that are left out are added again in the line that
-is printed, the activations that scoring keeps for them are not.
+that process's peak. Fewer layers take less time; the weights of those that are left out are added again in the line
+that is printed, the activations that scoring keeps for them are not.
 """
 
 from __future__ import annotations
