@@ -49,7 +49,7 @@ from .session import all_texts, check_request
 from .session import display_name as display_name
 from .session import evaluation_sources as evaluation_sources
 from .source import load_model
-from .surgery import compensate, needs_cut_model, write_checkpoint
+from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, overwrite_tensor, read_index
 
 LAYERS = "num_hidden_layers"
@@ -202,6 +202,8 @@ def shrink(
     config, source = session.config, session.source
     if config.recovery != "none":
         check_recovery(session)
+    if config.compensation == "ridge":
+        check_windows(config.calibration_samples)  # now, not after scoring and cutting
     check_output(output, overwrite)
     inputs = [source.folder, Path(source.name), *(text.path for text in all_texts(config) if text.path)]
     check_not_inside(output, inputs)

@@ -98,8 +98,7 @@ def compensate(
         DataError: There are too few windows to hold any out, or activations that are not finite; the message names
             the layer.
     """
-    if len(windows) < FOLDS:
-        raise DataError(f"compensation needs at least {FOLDS} calibration windows, not {len(windows)}")
+    check_windows(len(windows))
     folds = make_folds(len(windows), kinds)
     batches = [
         (fold, windows[rows][start : start + batch_size])
@@ -147,6 +146,19 @@ def compensate(
             reference = beyond
             advance(1)
     return repairs
+
+
+def check_windows(count: int) -> None:
+    """Check that there are enough calibration windows to hold any out.
+
+    Raises:
+        DataError: There are fewer than `FOLDS`.
+    """
+    if count < FOLDS:
+        raise DataError(
+            f"compensation needs at least {FOLDS} calibration windows, not {count}; raise calibration_samples, or "
+            "leave it out with compensation='none'"
+        )
 
 
 def make_folds(count: int, kinds: torch.Tensor | None) -> list[torch.Tensor]:

@@ -142,6 +142,12 @@ def test_too_few_windows(tmp_path: Path) -> None:
         repaired(base, model, binding, plan, WINDOWS[:3])
 
 
+def test_too_few_windows_are_refused_before_the_work(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimum_ishrink.pipeline.plan_cut", lambda *_, **__: pytest.fail("the long work had begun"))
+    with pytest.raises(DataError, match="at least 4 calibration windows, not 2; raise calibration_samples"):
+        IShrinker.from_pretrained(llama_folder).shrink(intermediate_size=16, calibration_samples=2)
+
+
 def test_activations_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama"))
     base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
