@@ -1,9 +1,14 @@
-"""What tells one checkpoint from another: its contents, not its name or its place."""
+"""What tells one checkpoint, one text or one request from another: contents, not names or places."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from .source import Source
 
@@ -11,18 +16,43 @@ _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_token
 _CHUNK = 2**24
 
 
+def digest(value: Any) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tensor_digest(*tensors: torch.Tensor) -> str:
+    """Return a short hash of tensors' contents."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a short hash of a checkpoint's config and weight files."""
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("ishrink_")]
+    return _of_files(sorted([folder / "config.json", *weights]))
+
+
 def model_fingerprint(source: Source) -> str:
-    """Return a hash of a checkpoint's contents: config, tokenizer files and every byte of the weights.
+    """Return a hash of a source's contents: config, tokenizer files and every byte of the weights.
 
     Args:
         source: The model.
     """
-    digest = hashlib.sha256(json.dumps(source.raw_config, sort_keys=True).encode())
     names = {path for pattern in _TOKENIZER for path in source.folder.glob(pattern) if path.is_file()}
     weights = {info.file for info in source.tensors.values()}
-    for path in (*sorted(names), *sorted(weights)):
-        digest.update(path.name.encode())
+    return _of_files([*sorted(names), *sorted(weights)], json.dumps(source.raw_config, sort_keys=True).encode())
+
+
+def _of_files(paths: Iterable[Path], first: bytes = b"") -> str:
+    """Return a short hash of some bytes and of files, their names included, a part of a file in memory at a time."""
+    found = hashlib.sha256(first)
+    for path in paths:
+        found.update(path.name.encode())
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+            while part := file.read(_CHUNK):
+                found.update(part)
+    return found.hexdigest()[:16]

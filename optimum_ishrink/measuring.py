@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifacts import (
-    ModelReport,
-    Report,
-)
+from .artifacts import Measurement, ModelReport, Report
 from .configuration import IShrinkConfig
-from .data import TextSource
 from .errors import DataError
 from .evaluation import (
     LatencySettings,
@@ -24,13 +20,9 @@ from .evaluation import (
     open_tasks,
     text_measurements,
 )
-from .session import Session as Session
-from .session import display_name as display_name
-from .session import evaluation_sources as evaluation_sources
+from .session import Session, check_independent, display_name, evaluation_sources
 from .source import Source, load_model
 from .tensor_files import TensorInfo, read_index
-
-LAYERS = "num_hidden_layers"
 
 
 def measure(session: Session, folder: Path, *, name: str) -> Report:
@@ -64,9 +56,7 @@ def add_quality(
 ) -> tuple[ModelReport, ModelReport]:
     """Measure texts and tasks, and return both reports with the figures added."""
     config = session.config
-    for source, (label, windows) in zip(evaluation_sources(config), session.evaluation_windows.items(), strict=True):
-        settings = text_settings(config, source)
-        old, new = text_measurements(model, base_model, windows, label, settings)
+    for old, new in _texts(session, model, base_model):
         base, shrunk = replace(base, quality=base.quality + old), replace(shrunk, quality=shrunk.quality + new)
     if config.tasks:
         manager = open_tasks(config.tasks, config.include_path)
@@ -114,9 +104,7 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
         DataError: A text cannot be used, or the two models do not share a vocabulary.
     """
     config = session.config
-    for source in evaluation_sources(config) if evaluate else ():
-        if source.is_self:
-            raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    check_independent(evaluation_sources(config) if evaluate else ())
     if evaluate and base is not None and base.config.vocab_size != session.source.config.vocab_size:
         raise DataError(
             f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
@@ -143,15 +131,16 @@ def measure_text(session: Session, folder: Path) -> ModelReport:
     """
     model = load_model(folder, session.dtype, session.device)
     report = ModelReport("", 0, 0)
-    for source, (label, windows) in zip(
-        evaluation_sources(session.config), session.evaluation_windows.items(), strict=True
-    ):
-        settings = text_settings(session.config, source)
-        _, found = text_measurements(model, session.model, windows, label, settings)
+    for _, found in _texts(session, model, session.model):
         report = replace(report, quality=report.quality + found)
     return report
 
 
-def text_settings(config: IShrinkConfig, source: TextSource) -> dict[str, Any]:
-    """Return what a report says of an evaluation text."""
-    return {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
+def _texts(
+    session: Session, model: Any, base_model: Any
+) -> Iterator[tuple[tuple[Measurement, ...], tuple[Measurement, ...]]]:
+    """Yield what each evaluation text says of the base and of the model."""
+    config = session.config
+    for source, (label, windows) in zip(evaluation_sources(config), session.evaluation_windows.items(), strict=True):
+        settings = {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
+        yield text_measurements(model, base_model, windows, label, settings)

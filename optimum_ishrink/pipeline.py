@@ -24,35 +24,21 @@ from .artifacts import (
 )
 from .card import build_card, write_scores
 from .data import parse_sources, window_kinds
-from .importance import (
-    key_value_similarity,
-)
+from .importance import key_value_similarity
 from .measuring import measure
 from .output_folder import check_not_inside, check_output, staged_folder
 from .parallel import is_main_process, wait_for_all
-from .planning import (
-    edit_config,
-    make_plan,
-    resolve_shape,
-)
+from .planning import edit_config, make_plan, resolve_shape
 from .progress import progress_bar
-from .recovering import (
-    check_recovery,
-    recover_cut,
-)
-from .recovery import (
-    work_folder,
-)
-from .scoring import score, scored_dimensions, select_layers, used_criteria
+from .recovering import check_recovery, recover_cut
+from .recovery import work_folder
+from .scoring import LAYERS, score, scored_dimensions, select_layers, used_criteria
 from .session import Session as Session
 from .session import all_texts, check_request
 from .session import display_name as display_name
-from .session import evaluation_sources as evaluation_sources
 from .source import load_model
 from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, overwrite_tensor, read_index
-
-LAYERS = "num_hidden_layers"
 
 
 @dataclass(frozen=True)

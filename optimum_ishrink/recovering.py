@@ -24,35 +24,27 @@ from .artifacts import (
 from .card import build_card
 from .configuration import IShrinkConfig
 from .errors import RequestError
-from .evaluation import (
-    environment,
-)
+from .evaluation import environment
 from .measuring import add_quality, add_speed, count, measure, measure_text
 from .output_folder import check_not_inside, check_output, staged_folder
-from .parallel import process_count
+from .parallel import is_main_process, process_count
 from .recovery import (
     LayerMap,
     RecoveryText,
     Trained,
     check_tokenizers,
     check_vocabularies,
-    process_state,
     recovery_text,
     save_adapter,
     train_checkpoint,
     work_folder,
     write_trained,
 )
-from .session import Session as Session
-from .session import check_request
-from .session import display_name as display_name
-from .session import evaluation_sources as evaluation_sources
+from .session import Session, check_request, display_name, evaluation_sources
 from .source import Source, load_model, open_source
 from .surgery import compensate
 from .surgery.checkpoint import carry_files
 from .tensor_files import read_index, read_tensor
-
-LAYERS = "num_hidden_layers"
 
 
 def check_recovery(session: Session) -> None:
@@ -200,7 +192,7 @@ def _train(
 
     def layer_map(model: Any) -> LayerMap:
         if is_base and plan is not None:
-            return LayerMap.of_kept(plan.layers, plan.shape[LAYERS])
+            return LayerMap.of_kept(plan.layers, plan.shape["num_hidden_layers"])
         assert teacher is not None
         return LayerMap.even(count, teacher.binding.sizes["layers"])
 
@@ -331,12 +323,10 @@ def recover(
     check_start(config, is_base=is_base)
     if process_count() == 1:
         check_device(session.device)
-    else:
-        session.device = process_state(session.device).device
     if teacher is not None:
         check_teacher(teacher, student.config, student.load_tokenizer())
     trained = _train(session, student, teacher, plan, output, is_base=is_base)
-    if not process_state(session.device).is_main_process:
+    if not is_main_process():
         return None
     with staged_folder(output, overwrite=overwrite) as folder:
         copy_checkpoint(student, folder)

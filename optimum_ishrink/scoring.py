@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,7 @@ from . import __version__
 from .compute import dtype_name
 from .configuration import IShrinkConfig
 from .data import parse_sources
-from .fingerprint import model_fingerprint
+from .fingerprint import model_fingerprint, tensor_digest
 from .importance import (
     LAYER_CRITERIA,
     UNIT_CRITERIA,
@@ -25,12 +24,12 @@ from .importance import (
     units_to_score,
 )
 from .importance.cache import ScoreCache, cache_folder
+from .importance.units import LAYERS as LAYERS
 from .parallel import from_main_process, is_main_process
 from .planning import choose_greedily, choose_span, removable_spans, summed_costs
 from .progress import note
 from .session import Session
 
-LAYERS = "num_hidden_layers"
 SUMMED_UNITS = ("num_key_value_heads", "intermediate_size")
 """The units that a layer's score is the sum of; query heads are part of their KV group."""
 
@@ -127,7 +126,7 @@ class _Kept:
             "calibration_samples": config.calibration_samples,
             "calibration_length": config.calibration_length,
             "importance_samples": min(config.importance_samples, config.calibration_samples),
-            "windows": None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16],
+            "windows": None if windows is None else tensor_digest(windows),
             "batch_size": config.batch_size,
             "seed": config.seed,
             "dtype": dtype_name(self.session.dtype),

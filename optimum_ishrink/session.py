@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,7 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
     for source in (*(text for texts in read.values() for text in texts), *evaluation):
         if source.path is not None:
             next(iter(source.documents()))
-    if any(source.is_self for source in evaluation):
-        raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
+    check_independent(evaluation)
     for purpose, texts in read.items():
         resolved = {source.path.resolve() if source.path else source.text for source in texts}
         for source in evaluation:
@@ -129,6 +129,16 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
                 )
     if measure and config.tasks:
         open_tasks(config.tasks, config.include_path)
+
+
+def check_independent(evaluation: Sequence[TextSource]) -> None:
+    """Check that no text to measure on is the model's own.
+
+    Raises:
+        DataError: One is.
+    """
+    if any(source.is_self for source in evaluation):
+        raise DataError("eval_text cannot be 'self': what the model says itself is no independent text")
 
 
 def all_texts(config: IShrinkConfig) -> tuple[TextSource, ...]:

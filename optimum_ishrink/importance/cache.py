@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..fingerprint import digest
 
 _TENSOR = "scores"
 _KEY = "key"
@@ -85,8 +86,7 @@ class ScoreCache:
         return nearest
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{_stem(key)}-{digest}.safetensors"
+        return self.folder / f"{_stem(key)}-{digest(_plain(key))}.safetensors"
 
 
 def _stem(key: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from .checkpoint import save_adapter, train_checkpoint, write_trained
 from .loss import Term, parse_loss
 from .registry import LOSSES
-from .run import Trained, process_state
+from .run import Trained
 from .settings import RecoverySettings
 from .teacher import LayerMap, check_tokenizers, check_vocabularies
 from .text import LABELS, RecoveryText, recovery_text
@@ -24,7 +24,6 @@ __all__ = [
     "check_vocabularies",
     "parse_loss",
     "parse_trained",
-    "process_state",
     "recovery_text",
     "save_adapter",
     "train_checkpoint",

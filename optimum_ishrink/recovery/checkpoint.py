@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ..compute import dtype_name
+from ..fingerprint import checkpoint_digest, digest, tensor_digest
 from ..source import load_model, stored_names
 from ..tensor_files import DTYPES, overwrite_tensor, read_index, read_tensor
 from .run import Trained, choose_teacher, micro_batch, process_state, train
 from .sampling import own_words
 from .settings import RecoverySettings
-from .storage import checkpoint_digest, digest, room_needed, tensor_digest
+from .storage import room_needed
 from .teacher import LayerMap
 from .text import RecoveryText, recovery_text
 from .trained import add_lora
@@ -102,7 +103,7 @@ def train_checkpoint(
         open_work(work, request, write=state.is_main_process)
     teacher = load_teacher() if settings.needs_teacher_model else None
     cache = settings.cache or work
-    teacher_digest = None if teacher_folder is None else checkpoint_digest(teacher_folder)
+    teacher_digest = request["teacher"]
 
     def sample(count: int) -> torch.Tensor:
         drawn: list[Any] = [teacher_digest, count, settings.length, settings.seed, dtype_name(dtype), device.type]

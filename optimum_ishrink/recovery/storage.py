@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -88,30 +85,3 @@ def rename_folder(partial: Path, folder: Path) -> None:
         shutil.rmtree(folder)
     partial.rename(folder)
     sync(folder.parent)
-
-
-def digest(value: Any) -> str:
-    """Return a short hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def tensor_digest(*tensors: torch.Tensor) -> str:
-    """Return a short hash of tensors' contents."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def checkpoint_digest(folder: Path) -> str:
-    """Return a short hash of a checkpoint's config and weight files."""
-    found = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        if path.name.startswith("ishrink_"):
-            continue
-        found.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(2**24):
-                found.update(block)
-    return found.hexdigest()[:16]
