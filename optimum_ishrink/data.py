@@ -44,6 +44,11 @@ class TextSource:
         return self.text == SELF
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it names a folder of this machine, which is no text."""
+        return self.path is None and not self.is_self and Path(self.text).expanduser().is_dir()
+
+    @property
     def path(self) -> Path | None:
         """The local file, or None."""
         return Path(self.text).expanduser() if self.text.endswith((".txt", ".jsonl")) else None
@@ -66,6 +71,8 @@ class TextSource:
         """
         if self.text == PYDOC:
             return _pydoc()
+        if self.is_folder:
+            raise DataError(f"{self.text} is a folder; name a .txt or .jsonl file in it, or a Hub data set")
         documents = _hub_documents(self.text) if self.path is None else _file_documents(self.path)
         written = (document for document in documents if document.strip())
         first = next(written, None)

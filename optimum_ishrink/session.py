@@ -117,7 +117,7 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
         read["recovery"] = config.recovery_settings.data
     evaluation = evaluation_sources(config) if measure and config.evaluate else ()
     for source in (*(text for texts in read.values() for text in texts), *evaluation):
-        if source.path is not None:
+        if source.path is not None or source.is_folder:
             next(iter(source.documents()))
     check_independent(evaluation)
     for purpose, texts in read.items():

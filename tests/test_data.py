@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
+from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.data import (
     PYDOC,
     TextSource,
@@ -22,6 +23,7 @@ from optimum_ishrink.data import (
     window_kinds,
 )
 from optimum_ishrink.errors import DataError
+from optimum_ishrink.session import check_request
 
 
 def test_sources_are_parsed() -> None:
@@ -304,3 +306,10 @@ def test_a_source_that_is_named_twice_gives_two_shares_of_other_windows(tmp_path
     kinds = window_kinds(sources, 9, seed=3)
     alone = token_windows(sources[1].documents(), tokenizer, 16, 3, seed=3, label="b")
     assert sorted(windows[kinds == 1].tolist()) == sorted(alone.tolist())
+
+
+def test_a_folder_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; name a .txt or .jsonl file in it"):
+        TextSource(str(tmp_path)).documents()
+    with pytest.raises(DataError, match="is a folder"):  # before anything long, and before a library looks into it
+        check_request(IShrinkConfig(eval_text=str(tmp_path)))
