@@ -14,6 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import IShrinkError, RequestError, did_you_mean
+from .flags import (
+    analysis_flags,
+    common_flags,
+    importance_flags,
+    model_flags,
+    protection_flags,
+    quality_flags,
+    recovery_flags,
+    shape_flags,
+    speed_flags,
+    task_flags,
+)
 from .parallel import is_main_process
 
 if TYPE_CHECKING:
@@ -22,8 +34,6 @@ if TYPE_CHECKING:
     from .source import Source
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
-
-_SOURCES = "self (sampled from the model), FILE.txt, FILE.jsonl, or a Hub data set id[:config[:split[:column]]]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,50 +75,50 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "calibrate, plan, cut, verify, measure, and write the card",
         "ishrink shrink --model HuggingFaceTB/SmolLM2-135M-Instruct --target params=-15% --output small",
     )
-    _model_flags(shrink, required=False)
+    model_flags(shrink, required=False)
     shrink.add_argument("--output", metavar="DIR", help="output folder; it appears whole or not at all")
     shrink.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     shrink.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    _shape_flags(shrink)
-    _importance_flags(shrink)
-    _recovery_flags(shrink, "none")
-    _quality_flags(shrink)
-    _speed_flags(shrink)
+    shape_flags(shrink)
+    importance_flags(shrink)
+    recovery_flags(shrink, "none")
+    quality_flags(shrink)
+    speed_flags(shrink)
     shrink.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
     shrink.add_argument("--no-benchmark", action="store_true", help="skip the timing")
     shrink.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the result as one commit")
     shrink.add_argument("--private", action="store_true", help="make a new repository private")
-    _common_flags(shrink)
+    common_flags(shrink)
 
     plan = verb(
         "plan",
         "print or save what would be removed, and change nothing",
         "ishrink plan --model small-model --num-hidden-layers 14 --intermediate-size 7168",
     )
-    _model_flags(plan, required=False)
+    model_flags(plan, required=False)
     plan.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
     plan.add_argument(
         "--shape-only", action="store_true", help="only the shape: reads config.json and no weights, in a second"
     )
-    _shape_flags(plan)
-    _importance_flags(plan)
-    _common_flags(plan)
+    shape_flags(plan)
+    importance_flags(plan)
+    common_flags(plan)
 
     analyze = verb(
         "analyze",
         "quality against sparsity, and what each layer is worth, before anything is cut",
         "ishrink analyze --model HuggingFaceTB/SmolLM2-135M-Instruct --levels 0,10,25,50 --output analysis",
     )
-    _model_flags(analyze, required=True)
+    model_flags(analyze, required=True)
     analyze.add_argument(
         "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
     )
     analyze.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    _analysis_flags(analyze)
-    _importance_flags(analyze, compensation=False)
-    _protection_flags(analyze.add_argument_group("which layers may be skipped"))
-    _task_flags(analyze.add_argument_group("tasks at every level"))
-    _common_flags(analyze)
+    analysis_flags(analyze)
+    importance_flags(analyze, compensation=False)
+    protection_flags(analyze.add_argument_group("which layers may be skipped"))
+    task_flags(analyze.add_argument_group("tasks at every level"))
+    common_flags(analyze)
 
     recover = verb(
         "recover",
@@ -121,32 +131,32 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     recover.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     recover.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
-    _recovery_flags(recover, "kl")
-    _quality_flags(recover)
-    _speed_flags(recover)
+    recovery_flags(recover, "kl")
+    quality_flags(recover)
+    speed_flags(recover)
     recover.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
     recover.add_argument("--no-benchmark", action="store_true", help="skip the timing")
-    _common_flags(recover)
+    common_flags(recover)
 
     evaluate = verb(
         "evaluate",
         "measure perplexity, and divergence from a base model, on texts and tasks",
         "ishrink evaluate --model small --base HuggingFaceTB/SmolLM2-135M-Instruct --eval-text notes.txt",
     )
-    _model_flags(evaluate, required=True)
+    model_flags(evaluate, required=True)
     evaluate.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
-    _quality_flags(evaluate)
-    _common_flags(evaluate)
+    quality_flags(evaluate)
+    common_flags(evaluate)
 
     benchmark = verb(
         "benchmark",
         "time a model, in turn with its base, in one session",
         "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
     )
-    _model_flags(benchmark, required=True)
+    model_flags(benchmark, required=True)
     benchmark.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
-    _speed_flags(benchmark)
-    _common_flags(benchmark)
+    speed_flags(benchmark)
+    common_flags(benchmark)
 
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
@@ -166,205 +176,6 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--target", default="params=-15%", help="how much to remove (default: params=-15%%)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-
-
-def _model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", required=required, help="Hub id or folder")
-    group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
-    group.add_argument("--revision", help="branch, tag or commit on the Hub")
-    group.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
-    if not required:
-        group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags given beside it win")
-
-
-def _shape_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to shrink")
-    group.add_argument("--num-hidden-layers", type=int, metavar="N", help="layers of the result")
-    group.add_argument("--num-key-value-heads", type=int, metavar="N", help="KV groups, with their query heads")
-    group.add_argument(
-        "--num-attention-heads", type=int, metavar="N", help="query heads (default: those of its groups)"
-    )
-    group.add_argument("--intermediate-size", type=int, metavar="N", help="MLP neurons of every layer")
-    group.add_argument("--target", help="params=-15%% or params=115M; moves the dimensions that are not given")
-    group.add_argument("--prune", metavar="KEY[,KEY...]", help="dimensions that the target moves (default: all)")
-    group.add_argument(
-        "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
-    )
-    group.add_argument(
-        "--merge-key-value-heads",
-        action="store_const",
-        const=True,
-        help="merge KV heads into means instead of removing them",
-    )
-    group.add_argument(
-        "--allow-class-change",
-        action="store_const",
-        const=True,
-        help="write a shape that the class refuses as another class that computes the same (llama as mistral)",
-    )
-    _protection_flags(group)
-
-
-def _protection_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--keep-first-layers", type=int, metavar="N", help="first layers that stay (default: 4, or 1/4)"
-    )
-    group.add_argument("--keep-last-layers", type=int, metavar="N", help="last layers that stay (default: 2, or 1/8)")
-
-
-def _analysis_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to measure")
-    group.add_argument("--levels", metavar="P[,P...]", help="sparsities in percent (default: 0,5,10,...,50)")
-    group.add_argument("--analysis-samples", type=int, metavar="N", help="windows to measure on (default: 8)")
-    group.add_argument("--analysis-length", type=int, metavar="N", help="tokens in each (default: 256)")
-    group.add_argument(
-        "--analysis-text",
-        metavar="SRC[,SRC...]",
-        help="text to measure on (default: further windows of what is calibrated on)",
-    )
-    group.add_argument(
-        "--max-divergence", type=float, metavar="X", help="nats/token that the advice stays below (default: 0.5)"
-    )
-
-
-def _importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:
-    group = parser.add_argument_group("how to choose")
-    group.add_argument(
-        "--importance", metavar="NAME", help="for heads and neurons; 'help' lists all (default: fisher)"
-    )
-    group.add_argument(
-        "--importance-group-size", type=int, metavar="N", help="neurons scored as one unit (default: by the criterion)"
-    )
-    group.add_argument(
-        "--layer-importance", metavar="NAME", help="for layers; 'help' lists all (default: block-influence)"
-    )
-    group.add_argument("--layer-selection", metavar="NAME", help="one-shot, greedy or contiguous (default: one-shot)")
-    group.add_argument(
-        "--importance-samples", type=int, metavar="N", help="calibration windows to score on, at most (default: 48)"
-    )
-    group.add_argument("--no-score-cache", action="store_true", help="score anew, and keep no scores on disk")
-    if compensation:
-        group.add_argument(
-            "--compensation",
-            metavar="NAME",
-            help="closed-form repair on the calibration text: ridge or none (default: ridge)",
-        )
-    group.add_argument(
-        "--calibration", metavar="SRC[,SRC...]", help=f"text to calibrate on: {_SOURCES} (default: self)"
-    )
-    group.add_argument("--calibration-samples", type=int, metavar="N", help="windows of it (default: 64)")
-    group.add_argument("--calibration-length", type=int, metavar="N", help="tokens in each (default: 256)")
-
-
-def _recovery_flags(parser: argparse.ArgumentParser, default: str) -> None:
-    group = parser.add_argument_group("recovery")
-    group.add_argument(
-        "--recovery",
-        metavar="LOSS",
-        help=f"none, or losses: ce, kl, hidden, attention; sums such as kl+hidden:0.1 (default: {default})",
-    )
-    group.add_argument(
-        *(["--teacher"] if default != "none" else []),
-        "--recovery-teacher",
-        dest="recovery_teacher",
-        metavar="M",
-        help="Hub id or folder of the model to learn from (default: the unpruned one)",
-    )
-    group.add_argument("--recovery-data", metavar="SRC[,SRC...]", help=f"text to train on: {_SOURCES} (default: self)")
-    group.add_argument("--recovery-tokens", type=int, metavar="N", help="tokens of it (default: 200000)")
-    group.add_argument("--recovery-length", type=int, metavar="N", help="tokens in a window (default: 256)")
-    group.add_argument(
-        "--recovery-labels", metavar="WHICH", help="what ce is taken on: text or answers (default: text)"
-    )
-    group.add_argument("--recovery-temperature", type=float, metavar="T", help="temperature of kl (default: 1)")
-    group.add_argument(
-        "--recovery-top-k", type=int, metavar="K", help="compare the teacher's K likeliest tokens (default: all)"
-    )
-    group.add_argument(
-        "--recovery-train",
-        metavar="WHAT",
-        help="lora, full, or a sum of norms, head and last:N (default: lora)",
-    )
-    group.add_argument("--recovery-lora-rank", type=int, metavar="R", help="rank of the adapter (default: 32)")
-    group.add_argument("--recovery-lora-alpha", type=int, metavar="N", help="it is scaled by N / R (default: 64)")
-    group.add_argument("--recovery-lora-dropout", type=float, metavar="P", help="dropout before it (default: 0)")
-    group.add_argument(
-        "--recovery-lora-targets", metavar="A[,B...]", help="linear modules to adapt (default: those of all layers)"
-    )
-    group.add_argument("--recovery-lora-start", metavar="HOW", help="zero or closed-form (default: zero)")
-    group.add_argument(
-        "--recovery-learning-rate", type=float, metavar="LR", help="peak (default: 5e-4 for lora, else 5e-5)"
-    )
-    group.add_argument("--recovery-batch-size", type=int, metavar="N", help="windows in a step (default: 8)")
-    group.add_argument("--recovery-epochs", type=int, metavar="N", help="passes over the text (default: 1)")
-    group.add_argument(
-        "--recovery-save-steps", type=int, metavar="N", help="steps between evaluations and checkpoints (default: 25)"
-    )
-    group.add_argument(
-        "--recovery-patience", type=int, metavar="N", help="evaluations without a better one to stop at (default: 5)"
-    )
-    group.add_argument(
-        "--recovery-checkpointing",
-        action="store_const",
-        const=True,
-        help="compute layers twice to save memory",
-    )
-    group.add_argument(
-        "--recovery-sampling-temperature", type=float, metavar="T", help="temperature of self text (default: 1)"
-    )
-    group.add_argument(
-        "--recovery-sampling-filter", type=float, metavar="P", help="share of self text to drop (default: 0.1)"
-    )
-    group.add_argument(
-        "--recovery-cache", metavar="DIR", help="folder that keeps self text and the teacher's top k for other runs"
-    )
-    group.add_argument(
-        "--keep-adapter",
-        "--recovery-keep-adapter",
-        dest="recovery_keep_adapter",
-        metavar="ID",
-        nargs="?",
-        const="auto",
-        help="also save the adapter; ID is the pruned model's own on the Hub (default: what --model says)",
-    )
-
-
-def _quality_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality")
-    group.add_argument(
-        "--eval-text", metavar="SRC[,SRC...]", help="text to measure on (default: Python's own reference)"
-    )
-    group.add_argument("--eval-samples", type=int, metavar="N", help="windows of each text (default: 32)")
-    group.add_argument("--eval-length", type=int, metavar="N", help="tokens in each (default: 512)")
-    _task_flags(group)
-
-
-def _task_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--tasks", metavar="A[,B...]", help="lm-eval tasks")
-    group.add_argument(
-        "--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then"
-    )
-    group.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: each task's own)"
-    )
-
-
-def _speed_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("speed")
-    group.add_argument("--benchmark-prompt-length", type=int, metavar="N", help="tokens in the prompt (default: 128)")
-    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded (default: 32)")
-    group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 11)")
-
-
-def _common_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("common")
-    group.add_argument("--batch-size", type=int, metavar="N", help="windows in a batch (default: 4)")
-    group.add_argument("--base-model", metavar="ID", help="what the card calls a base that was read from a folder")
-    group.add_argument("--seed", type=int, metavar="N", help="seed of everything that is drawn (default: 0)")
-    group.add_argument("--dtype", help="compute dtype: auto, bfloat16 or float32 (default: auto)")
-    group.add_argument("--device", help="auto, cpu or cuda (default: auto)")
-    group.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ RANKS = {
     "errors": 0,
     "registry": 1,
     "parallel": 0,
+    "flags": 0,
     "progress": 1,
     "architectures": 2,
     "artifacts": 2,
