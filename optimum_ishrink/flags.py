@@ -42,7 +42,7 @@ def shape_flags(parser: argparse.ArgumentParser) -> None:
         "--allow-class-change",
         action="store_const",
         const=True,
-        help="write a shape that the class refuses as another class that computes the same (llama as mistral)",
+        help="write a shape that the class refuses as another class that computes the same",
     )
     protection_flags(group)
 
