@@ -53,7 +53,7 @@ def evaluate_tasks(
         tasks: Task names.
         manager: What `open_tasks` returned.
         num_fewshot: Examples in the prompt; None takes each task's own number.
-        batch_size: Requests in a batch.
+        batch_size: Windows of 512 tokens that run at once.
         seed: Seed for the choice of examples.
 
     Returns:
@@ -63,11 +63,12 @@ def evaluate_tasks(
         DataError: A task's data cannot be had.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
+
+    from .shared_context import SharedContextLM
 
     try:
         results = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=SharedContextLM(model, tokenizer, batch_size),
             tasks=list(tasks),
             task_manager=manager,
             num_fewshot=num_fewshot,

@@ -1,0 +1,83 @@
+import itertools
+import random
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
+from tests.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
+
+
+def requests(seed=0, questions=7, longest=20):
+    draw = random.Random(seed)
+
+    def tokens(most):
+        return [draw.randrange(3, VOCAB) for _ in range(draw.randint(1, most))]
+
+    found = []
+    for question in range(questions):
+        context = tokens(longest)
+        found += [((f"q{question}", str(choice)), context, tokens(6)) for choice in range(draw.randint(1, 4))]
+    draw.shuffle(found)
+    return found
+
+
+def plain(model, tokenizer, asked, **settings):
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, softmax_dtype="float32", **settings)
+    return lm._loglikelihood_tokens(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("kind", sorted(VARIANTS))
+def test_answers_are_those_of_lm_eval(kind):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tiny_config(kind)).eval()
+    asked = requests()
+    ours = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
+    theirs = plain(model, tokenizer, asked)
+    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
+    assert [a[1] for a in ours] == [a[1] for a in theirs]
+
+
+def test_greedy_continuations_are_found():
+    model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
+    with torch.no_grad():
+        context = [5, 6, 7, 8]
+        for _ in range(4):
+            context.append(int(model(torch.tensor([context])).logits[0, -1].argmax()))
+    asked = [(None, context[:4], context[4:]), (None, context[:4], [*context[4:7], (context[7] + 1) % VOCAB])]
+    answers = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
+    assert [greedy for _, greedy in answers] == [True, False]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_batches_hold_every_request_once(budget):
+    asked = requests(questions=20)
+    batches = list(_batches(asked, 128, budget))
+    for batch in batches:
+        lengths = {len(context) for context, _ in batch}
+        assert len(lengths) == 1
+        assert len(batch) == 1 or len(batch) * lengths.pop() <= budget
+    found = sorted(
+        (number, tuple(context), tuple(tokens))
+        for context, shared in itertools.chain(*batches)
+        for number, tokens in shared
+    )
+    assert found == [(i, tuple(context), tuple(tokens)) for i, (_, context, tokens) in enumerate(asked)]
+
+
+def test_a_small_batch_changes_nothing():
+    model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
+    lm = SharedContextLM(model, tokenizer, batch_size=1)
+    whole = lm._loglikelihood_tokens(requests())
+    lm._tokens_at_once = 1
+    assert [a[0] for a in lm._loglikelihood_tokens(requests())] == pytest.approx([a[0] for a in whole], abs=1e-5)
+
+
+def test_long_requests_lose_their_first_tokens():
+    model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
+    longest = model.config.max_position_embeddings
+    asked = [(None, [3 + i % 200 for i in range(longest + 9)], [7] * size) for size in (1, 2, 5, longest)]
+    ours = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
+    theirs = plain(model, tokenizer, asked, max_length=longest)
+    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
