@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
+from tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.data import (
@@ -18,7 +18,6 @@ from optimum_ishrink.data import (
     parse_sources,
     portions,
     row_text,
-    sample_windows,
     token_windows,
     window_kinds,
 )
@@ -189,51 +188,6 @@ def test_text_that_is_too_short() -> None:
 def test_pythons_own_reference_is_there() -> None:
     assert sum(len(text) for text in TextSource(PYDOC).documents()) > 100_000
     assert label_sources([TextSource(PYDOC)]) == ["Python reference topics"]
-
-
-def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
-    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
-    state = torch.random.get_rng_state()
-    windows = sample_windows(model, tokenizer, 12, 6, seed=3, batch_size=4)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert windows.shape == (6, 12)
-    assert (windows[:, 0] == tokenizer.bos_token_id).all()
-    assert torch.equal(windows, sample_windows(model, tokenizer, 12, 6, seed=3, batch_size=4))
-    assert not torch.equal(windows, sample_windows(model, tokenizer, 12, 6, seed=4, batch_size=4))
-    # A model to which all tokens are equally likely says nearly all of them.
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    uniform = sample_windows(model, tokenizer, 26, 60, seed=0)[:, 1:].flatten()
-    assert uniform.bincount(minlength=VOCAB).max() <= 20
-    assert uniform.unique().numel() > 0.95 * VOCAB
-
-
-def test_sampling_starts_where_a_user_speaks_and_again_after_the_end() -> None:
-    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
-    tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer))
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    windows = sample_windows(model, tokenizer, 10, 4, seed=0)
-    assert tokenizer.decode(windows[1][:6]) == "<user>"
-    assert windows[2, 0] == tokenizer.bos_token_id
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert sample_windows(model, tokenizer, 4, 1, seed=0).shape == (1, 4)
-
-
-def _saved(tokenizer: object) -> str:
-    import tempfile
-
-    folder = tempfile.mkdtemp()
-    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-    return folder
-
-
-def test_a_tokenizer_that_gives_nothing_to_start_from() -> None:
-    tokenizer = type(tiny_tokenizer()).from_pretrained(_saved(tiny_tokenizer()))
-    tokenizer.bos_token = tokenizer.eos_token = None
-    with pytest.raises(DataError, match="neither a beginning- nor an end-of-text token"):
-        sample_windows(tiny_model(tiny_config("llama")), tokenizer, 4, 1, seed=0)
 
 
 def test_sources_are_mixed_in_equal_shares(text_file: Path, other_text: Path) -> None:

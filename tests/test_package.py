@@ -49,6 +49,7 @@ RANKS = {
     "compute": 2,
     "tensor_files": 2,
     "output_folder": 2,
+    "sampling": 2,
     "layerwise": 3,
     "head": 3,
     "source": 3,

@@ -7,41 +7,8 @@ from typing import Any
 
 import torch
 
-from ..data import sample_windows
-from ..head import CHUNK, Head
-from ..progress import progress_bar
-from .observe import observe
+from ..sampling import sample_text
 from .storage import load_tensors, save_tensors
-
-
-@torch.no_grad()
-def mean_surprise(model: Any, windows: torch.Tensor, *, batch_size: int = 4) -> torch.Tensor:
-    """Return the mean negative log-likelihood of each window: the log of its perplexity.
-
-    Args:
-        model: The model.
-        windows: Token ids, shape (windows, length).
-        batch_size: Windows run at once.
-
-    Returns:
-        float64, shape (windows,).
-    """
-    head, found = Head(model), []
-    rows = max(1, CHUNK // model.config.vocab_size)
-    with progress_bar("perplexity of what was sampled", len(windows)) as advance:
-        for start in range(0, len(windows), batch_size):
-            ids = windows[start : start + batch_size].to(model.device)
-            seen = observe(model, ids)
-            states, following = seen.last[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-            losses = [
-                torch.nn.functional.cross_entropy(
-                    head(states[i : i + rows], seen.output_class).float(), following[i : i + rows], reduction="none"
-                )
-                for i in range(0, len(states), rows)
-            ]
-            found.append(torch.cat(losses).view(len(ids), -1).double().mean(1).cpu())
-            advance(len(ids))
-    return torch.cat(found)
 
 
 def own_words(
@@ -76,10 +43,10 @@ def own_words(
     if cache is not None and cache.is_file():
         return load_tensors(cache)["input_ids"].long()
     drawn = -(-count // (1 - dropped)) if dropped else count
-    windows = sample_windows(model, tokenizer, length, int(drawn), seed=seed, temperature=temperature)
+    found = sample_text(model, tokenizer, length, int(drawn), seed=seed, temperature=temperature)
+    windows = found.input_ids
     if len(windows) > count:
-        likely = mean_surprise(model, windows).argsort(stable=True)[:count]
-        windows = windows[likely.sort().values]
+        windows = windows[found.surprise.argsort(stable=True)[:count].sort().values]
     if cache is not None:
         save_tensors(cache, {"input_ids": windows.int()})
     return windows

@@ -254,7 +254,7 @@ def test_a_shrink_that_was_stopped_in_its_recovery_goes_on(
         patch.setattr(run.ShowProgress, "on_pre_optimizer_step", stop)
         shrink("parts")
     assert [path.name for path in tmp_path.iterdir()] == [".parts.recovery"]
-    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_windows", None)  # what was sampled is kept
+    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_text", None)  # what was sampled is kept
     assert shrink("parts").plan.settings["recovery"]["resumed_from_step"] == 2
     monkeypatch.undo()
     shrink("whole")

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model, tiny_tokenizer
 
-from optimum_ishrink.data import TextSource, sample_windows
+from optimum_ishrink.data import TextSource
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.recovery.sampling import mean_surprise, own_words
+from optimum_ishrink.recovery.sampling import own_words
 from optimum_ishrink.recovery.targets import IGNORED
 from optimum_ishrink.recovery.text import HELD_OUT_MOST, pack, recovery_text, row_segments, source_documents
+from optimum_ishrink.sampling import sample_text
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
@@ -172,25 +173,18 @@ def test_plain_text_and_documents_of_rows(tmp_path: Path) -> None:
 
 def test_own_words_leave_out_what_is_unlikely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
-    drawn = sample_windows(model, tokenizer, 12, 10, seed=3)
-    surprise = mean_surprise(model, drawn, batch_size=3)
-    with torch.no_grad():
-        logits = model(input_ids=drawn).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), drawn[:, 1:].flatten(), reduction="none")
-    torch.testing.assert_close(surprise, expected.view(10, 11).double().mean(1), atol=1e-5, rtol=1e-5)
+    drawn = sample_text(model, tokenizer, 12, 10, seed=3)
     cache = tmp_path / "deep" / "self.safetensors"
     words = own_words(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache)
-    kept = surprise.argsort()[:8].sort().values
-    assert torch.equal(words, drawn[kept])
-    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_windows", None)
+    kept = drawn.surprise.argsort()[:8].sort().values
+    assert torch.equal(words, drawn.input_ids[kept])
+    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_text", None)
     assert torch.equal(own_words(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache), words)
 
 
 def test_a_low_temperature_draws_what_is_likely() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
-    cold, warm = (
-        mean_surprise(model, sample_windows(model, tokenizer, 12, 8, seed=3, temperature=t)).mean() for t in (0.3, 1.0)
-    )
+    cold, warm = (sample_text(model, tokenizer, 12, 8, seed=3, temperature=t).surprise.mean() for t in (0.3, 1.0))
     assert cold < warm
     plain = own_words(model, tokenizer, 12, 8, seed=3, dropped=0.0)
-    assert torch.equal(plain, sample_windows(model, tokenizer, 12, 8, seed=3))
+    assert torch.equal(plain, sample_text(model, tokenizer, 12, 8, seed=3).input_ids)
