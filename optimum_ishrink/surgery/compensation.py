@@ -121,7 +121,7 @@ def compensate(
         for position, layer in enumerate(plan.layers):
             dropped = range(layer + 1, kept[position + 1])
             after = through(reference, [layer])
-            beyond = through(after, dropped)
+            beyond = through(after, dropped) if dropped else after
             part = None if cut_model is None else cut_model.get_submodule(layer_module(binding, layer, position))
             keep = kept_units(binding, plan, position)
             sites = [
@@ -131,6 +131,7 @@ def compensate(
             cut = _Layer(layers[layer], part, how[layer])
             if not sites:
                 current = after if current is reference else [cut.run(hidden) for hidden in current]
+            reference = beyond  # what entered the base's layer is not needed again, and is as large as the rest
             for number, site in enumerate(sites):
                 last = number == len(sites) - 1
                 name = site.bound.in_layer(position)
@@ -143,7 +144,6 @@ def compensate(
                 repairs.append(repair)
                 if last:
                     current = found
-            reference = beyond
             advance(1)
     return repairs
 
@@ -336,16 +336,15 @@ class _Work:
         self._say_if_few(sum(moments.tokens for moments in sums), site)
         start = self._ridge.get(site.name)
         weight, ridge, error, new_error = choose_repair(sums, site.weight, start, self.rank)
-        del sums
         if ridge is not None:
             self._ridge[site.name] = ridge
             self.write(name, weight.T if site.bound.transposed else weight)
         layer.solved.append((site, weight.to(site.weight.dtype)))
         outputs: list[torch.Tensor] = []
         if last and is_sum:
-            for index, rest in enumerate(beside):
-                made = site.apply(inputs[index], layer.solved[-1][1])
-                outputs.append((rest.float() + made.float()).to(rest.dtype))
+            for rest in beside:
+                made = site.apply(inputs.pop(0), layer.solved[-1][1])
+                outputs.append(rest.copy_(rest.float() + made.float()))
         elif last:
             outputs = [layer.run(hidden) for hidden in current]
         return Repair(name, ridge, error, new_error), outputs

@@ -53,17 +53,17 @@ def solve_ridge(
     """
     if not gram.isfinite().all() or not cross.isfinite().all():
         raise DataError("the activations are not finite; try dtype='float32'")
-    gram, cross, weight = gram.to(dtype), cross.to(dtype), weight.to(dtype)
-    gap = cross - weight @ gram
-    energy = gram.diagonal()
+    left = gram.to(dtype, copy=True)  # the one matrix of this size that is made; its diagonal grows below
+    gap = cross.to(dtype) - weight.to(dtype) @ left
+    energy = left.diagonal().clone()
     # A channel without energy has nothing to be solved; the floor keeps its row from being all zero.
     strength = ridge * energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny)
-    left = gram.clone()
     left.diagonal().add_(strength)
     factor, info = torch.linalg.cholesky_ex(left)
+    del left
     if info.item():
         raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
-    return weight + torch.cholesky_solve(gap.T, factor).T
+    return weight.to(dtype) + torch.cholesky_solve(gap.T, factor).T
 
 
 def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.Tensor:
@@ -155,7 +155,7 @@ class Moments:
 
 
 def choose_repair(
-    folds: Sequence[Moments], weight: torch.Tensor, start: float | None = None, rank: int | None = None
+    folds: list[Moments], weight: torch.Tensor, start: float | None = None, rank: int | None = None
 ) -> tuple[torch.Tensor, float | None, float, float]:
     """Return the weight with the ridge that is best on held-out text; the cut weight itself is a candidate.
 
@@ -164,7 +164,8 @@ def choose_repair(
     not tried: see `least_ridge`.
 
     Args:
-        folds: Sums over parts of the calibration text, at least two.
+        folds: Sums over parts of the calibration text, at least two. The list is emptied once the ridge is chosen:
+            the solve itself needs their sum alone, and in float64 as much memory as they take.
         weight: The weight as it was cut, shape (out, in).
         start: Ridge to look at first, such as the one that was best in the layer below.
         rank: Rank that the change of the weight may have; any when None.
@@ -176,7 +177,7 @@ def choose_repair(
     Raises:
         DataError: The sums are not finite.
     """
-    folds = [fold.mirrored() for fold in folds]
+    folds[:] = [fold.mirrored() for fold in folds]
     total = sum(folds[1:], start=folds[0])
     rows = slice(None, None, _EVERY if rank is None else 1)
     some = [fold.of_outputs(rows) for fold in folds]
@@ -203,6 +204,8 @@ def choose_repair(
 
     allowed = [ridge for ridge in RIDGES if ridge >= least_ridge(weight.shape[1], total.tokens)] or [RIDGES[-1]]
     ridge, after = descend(allowed, held_out_error, _START if start is None else start)
+    folds.clear()
+    some.clear()
     if not after < before - _ROUNDING:
         return weight.double(), None, before, before
     return solve(total, weight, ridge, torch.float64), ridge, before, after
