@@ -1,43 +1,30 @@
-"""Labels against self-distillation, and what the trainer costs.
+"""Labels against self-distillation, after arXiv:2505.18166.
 
-    python benchmarks/recovery.py experiment MODEL DATA_FOLDER --output table.md
-    python benchmarks/recovery.py speed MODEL PRUNED TEXT
+    python benchmarks/recovery.py run MODEL DATA_FOLDER --output recovery.jsonl [--shares 10,20,30,40,50]
+    python benchmarks/recovery.py table recovery.jsonl
 
-`experiment` prunes the MLPs of a model by their L2 norm at 10 to 50 %, and recovers each pruned model twice: with
-cross-entropy on the answers (L2PFT) and with the KL divergence to the unpruned model (L2PSD), on the same windows for
-the same steps. It writes test accuracy and the divergence from the base on other text as a Markdown table. The data
-folder holds openbookqa and arc_easy as .train.jsonl and .test.jsonl. After arXiv:2505.18166.
-
-`speed` trains a pruned model for a few steps, in a process of its own: by the trainer, the trainer with the teacher's
-top k from disk, and by a bare loop with the same loss; and prints tokens per second and each process's peak memory.
+`run` prunes the MLPs of a model by their L2 norm, and recovers each pruned model twice: with cross-entropy on the
+answers (L2PFT) and with the KL divergence to the unpruned model (L2PSD), on the same windows for the same steps. A row
+is written as soon as it was measured, and one that is there is not measured again: stopped, the same command goes on.
+The data folder holds openbookqa and arc_easy as .train.jsonl and .test.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
-import tempfile
-import time
+import shutil
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.cli import main as ishrink
 from optimum_ishrink.compute import resolve_device, resolve_dtype
 from optimum_ishrink.data import TextSource, token_windows
 from optimum_ishrink.evaluation import evaluate_tasks, open_tasks, text_measurements
-from optimum_ishrink.recovery.run import choose_teacher, train
-from optimum_ishrink.recovery.text import RecoveryText
-from optimum_ishrink.recovery.trained import add_lora, keep_autocast_inputs
-from optimum_ishrink.source import load_model, load_tokenizer
+from optimum_ishrink.source import load_model
 from optimum_ishrink.tables import markdown_table
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 TASKS = ("openbookqa", "arc_easy")
 TASK = """task: {name}
 dataset_path: json
@@ -62,160 +49,131 @@ def write_tasks(data: Path, folder: Path, questions: int | None) -> None:
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=folder / f"{name}.jsonl"), encoding="utf-8")
 
 
-def measure(folder: Path | None, base: Any, tokenizer: Any, tasks: Path, windows: torch.Tensor) -> list[str]:
-    """Return test accuracies and the divergence from the base on other text, as they stand in the table."""
-    model = base if folder is None else load_model(folder, base.dtype, base.device)
-    found = evaluate_tasks(model, tokenizer, TASKS, open_tasks(TASKS, str(tasks)), batch_size=16)
-    accuracy = {m.dataset: f"{m.value:.3f} ± {m.stderr:.3f} (n={m.n})" for m in found if m.metric == "acc"}
-    _, quality = text_measurements(model, base, windows, "Python reference topics", {})
-    (divergence,) = [m for m in quality if m.metric == "kl_divergence"]
-    return [*(accuracy[name] for name in TASKS), f"{divergence.value:.3f} ± {divergence.stderr:.3f}"]
+class Meter:
+    """Measures models on the test files, and against the base on other text.
+
+    Args:
+        model: Name or folder of the base.
+        tasks: Folder of the task files.
+    """
+
+    def __init__(self, model: str, tasks: Path) -> None:
+        self.source = IShrinker.from_pretrained(model).source
+        device = resolve_device("auto")
+        self.base = self.source.load_model(resolve_dtype("auto", device), device)
+        self.tokenizer = self.source.load_tokenizer()
+        self.tasks = tasks
+        topics = TextSource("pydoc").documents()
+        self.windows = token_windows(topics, self.tokenizer, 512, 32, seed=0, label="topics")
+
+    def __call__(self, folder: Path | None) -> dict[str, Any]:
+        """Return test accuracies and the divergence from the base on other text, each with standard error and n."""
+        model = self.base if folder is None else load_model(folder, self.base.dtype, self.base.device)
+        manager = open_tasks(TASKS, str(self.tasks))
+        found = [m for m in evaluate_tasks(model, self.tokenizer, TASKS, manager, batch_size=4) if m.metric == "acc"]
+        _, quality = text_measurements(model, self.base, self.windows, "Python reference topics", {})
+        found += [m for m in quality if m.metric == "kl_divergence"]
+        return {m.dataset: {"value": m.value, "stderr": m.stderr, "n": m.n} for m in found}
 
 
-def experiment(args: argparse.Namespace) -> None:
-    """Run the experiment and write its table."""
-    data = Path(args.data)
-    shrinker = IShrinker.from_pretrained(args.model)
-    device = resolve_device("auto")
-    base = shrinker.source.load_model(resolve_dtype("auto", device), device)
-    tokenizer = shrinker.source.load_tokenizer()
-    width = shrinker.source.binding.shape["intermediate_size"]
-    topics = TextSource("pydoc").documents()
-    windows = token_windows(topics, tokenizer, 512, 32, seed=0, label="topics")
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="recovery-") as name:
-        work = Path(name)
-        write_tasks(data, work, args.questions)
-        rows.append(("0 %", "the base", *measure(None, base, tokenizer, work, windows)))
-        for share in SHARES:
-            cut = work / f"cut-{share}"
-            shrinker.shrink(
-                IShrinkConfig(
-                    intermediate_size=round(width * (1 - share) / 32) * 32,
-                    importance="l2-norm",
-                    compensation="none",
-                    evaluate=False,
-                    benchmark=False,
-                ),
-                save_directory=cut,
-            )
-            folders = {"cut": cut}
-            for loss in ("ce", "kl"):
-                folders[loss] = work / f"{loss}-{share}"
-                status = ishrink(
-                    [
-                        *("recover", "--model", str(cut), "--teacher", args.model, "--output", str(folders[loss])),
-                        *("--recovery", loss, "--recovery-labels", "answers", "--recovery-tokens", str(args.tokens)),
-                        *("--recovery-data", ",".join(str(data / f"{task}.train.jsonl") for task in TASKS)),
-                        *("--no-evaluate", "--no-benchmark"),
-                    ]
-                )
-                if status:
-                    raise SystemExit(status)
-            for what, folder in folders.items():
-                rows.append((f"{share:.0%}", what, *measure(folder, base, tokenizer, work, windows)))
-                print(*rows[-1], sep=" | ", flush=True)
-    header = ("MLP cut", "recovered with", *(f"{name}, accuracy" for name in TASKS), "KL to the base, other text")
-    Path(args.output).write_text(markdown_table(header, rows) + "\n", encoding="utf-8")
+def run(args: argparse.Namespace) -> None:
+    """Measure what is not in the output file yet."""
+    data, output = Path(args.data), Path(args.output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.is_file() else []
+    done = {(row["share"], row["recovery"]) for row in rows}
+    work = output.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    write_tasks(data, work, args.questions)
+    meter = Meter(args.model, work)
+
+    def add(share: int, recovery: str, folder: Path | None) -> None:
+        row = {"share": share, "recovery": recovery, "tokens": args.tokens, **meter(folder)}
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    if (0, "base") not in done:
+        add(0, "base", None)
+    for share in map(int, args.shares.split(",")):
+        wanted = [name for name in ("none", "ce", "kl") if (share, name) not in done]
+        cut = work / f"cut-{share}"
+        if wanted and not cut.is_dir():
+            prune(args.model, meter, share, cut)
+        for name in wanted:
+            folder = cut if name == "none" else work / f"{name}-{share}"
+            if name != "none":
+                recover(args, data, name, cut, folder)
+            add(share, name, folder)
+        shutil.rmtree(cut, ignore_errors=True)
+        for name in ("ce", "kl"):
+            shutil.rmtree(work / f"{name}-{share}", ignore_errors=True)
 
 
-# Speed and memory.
-
-LENGTH, BATCH, MICRO, HELD_OUT, TOP_K = 256, 8, 4, 2, 64
-WAYS = ("student", "bare", "trainer", "cached")
-
-
-def settings(**changes: Any) -> Any:
-    """Return the default settings of a recovery with some values changed."""
-    config = IShrinkConfig(recovery="kl", recovery_batch_size=BATCH, batch_size=MICRO, recovery_save_steps=10**6)
-    return config.replace(**changes).recovery_settings
-
-
-def bare_loop(model: Any, teacher: Any, windows: torch.Tensor, steps: int) -> float:
-    """Train as a script of twenty lines would, and return tokens per second. Without a teacher, with cross-entropy."""
-    add_lora(model, settings().lora, seed=0)
-    keep_autocast_inputs(model)
-    model.train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0)
-    began = time.perf_counter()
-    for step in range(steps):
-        for part in windows[step * BATCH : (step + 1) * BATCH].split(MICRO):
-            ids = part.to(model.device)
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-                logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-                if teacher is None:
-                    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-                else:
-                    with torch.no_grad():
-                        wanted = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-                    loss = (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean()
-            (loss * MICRO / BATCH).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return steps * BATCH * LENGTH / (time.perf_counter() - began)
+def prune(model: str, meter: Meter, share: int, folder: Path) -> None:
+    """Prune a share of the MLP's neurons, in percent, by their L2 norm; nothing is repaired."""
+    width = meter.source.binding.shape["intermediate_size"]
+    config = IShrinkConfig(
+        intermediate_size=round(width * (1 - share / 100) / 32) * 32,
+        importance="l2-norm",
+        compensation="none",
+        evaluate=False,
+        benchmark=False,
+    )
+    IShrinker.from_pretrained(model).shrink(config, save_directory=folder)
 
 
-def one_way(args: argparse.Namespace) -> None:
-    """Train one way and print its speed and the peak memory of this process."""
-    device = resolve_device("auto")
-    dtype = resolve_dtype("auto", device)
-    student, steps = Path(args.pruned), args.steps
-    documents = TextSource(args.text).documents()
-    ids = token_windows(documents, load_tokenizer(student), LENGTH, steps * BATCH + HELD_OUT, seed=0, label=args.text)
-    model = load_model(student, dtype, device)
-    teacher = None if args.way == "student" else load_model(Path(args.model), dtype, device)
-    if args.way in ("student", "bare"):
-        speed = bare_loop(model, teacher, ids, steps)
-    else:
-        text = RecoveryText(ids, ids, HELD_OUT)
-        with tempfile.TemporaryDirectory(prefix="recovery-") as name:
-            how = settings(recovery_top_k=TOP_K) if args.way == "cached" else settings()
-            cache = Path(name) / "cache" if args.way == "cached" else None
-            learnt = choose_teacher(teacher, how, text, cache, MICRO)
-            found = train(model, learnt, text, how, Path(name) / "work", layers=[], micro=MICRO)
-        speed = found.facts["tokens_per_second"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    print(json.dumps({"tokens_per_second": speed, "peak_bytes": peak}))
+def recover(args: argparse.Namespace, data: Path, loss: str, cut: Path, folder: Path) -> None:
+    """Recover a pruned model; a run that was stopped goes on."""
+    status = ishrink(
+        [
+            *("recover", "--model", str(cut), "--teacher", args.model, "--output", str(folder), "--overwrite"),
+            *("--recovery", loss, "--recovery-labels", "answers", "--recovery-tokens", str(args.tokens)),
+            *("--recovery-data", ",".join(str(data / f"{task}.train.jsonl") for task in TASKS)),
+            *("--no-evaluate", "--no-benchmark"),
+        ]
+    )
+    if status:
+        raise SystemExit(status)
 
 
-def speed(args: argparse.Namespace) -> None:
-    """Train every way, each in a process of its own, and print a table."""
-    rows = []
-    for way in WAYS:
-        command = [sys.executable, __file__, "speed", args.model, args.pruned, args.text, "--steps", str(args.steps)]
-        done = subprocess.run([*command, "--way", way], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        found = json.loads(done.stdout.splitlines()[-1])
-        rows.append((way, f"{found['tokens_per_second']:.0f}", f"{found['peak_bytes'] / 1e6:.0f}"))
-    print(markdown_table(("way", "tokens/s", "peak memory, MB"), rows))
+def table(args: argparse.Namespace) -> None:
+    """Print the rows as a Markdown table."""
+    rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
+    order = ("base", "none", "ce", "kl")
+    rows.sort(key=lambda row: (row["share"], order.index(row["recovery"])))
+    kinds = [name for name in rows[0] if name not in ("share", "recovery", "tokens")]
+
+    def cell(row: dict[str, Any], kind: str) -> str:
+        found = row.get(kind)
+        if found is None or (row["recovery"] == "base" and kind not in TASKS):
+            return "" if found is None else "0"
+        return f"{found['value']:.3f} ± {found['stderr']:.3f}"
+
+    header = ("MLP cut", "recovered with", *(f"{kind}, n={rows[0][kind]['n']}" for kind in kinds))
+    print(
+        markdown_table(
+            header, [(f"{row['share']} %", row["recovery"], *(cell(row, k) for k in kinds)) for row in rows]
+        )
+    )
 
 
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
-    parts = verbs.add_parser("experiment")
+    parts = verbs.add_parser("run", help="prune, recover and measure")
     parts.add_argument("model")
     parts.add_argument("data")
-    parts.add_argument("--output", default="recovery-table.md")
-    parts.add_argument("--tokens", type=int, default=120_000)
+    parts.add_argument("--output", default="recovery.jsonl")
+    parts.add_argument("--shares", default="10,20,30,40,50", help="percent of the MLP's neurons to prune")
+    parts.add_argument("--tokens", type=int, default=120_000, help="tokens to recover on")
     parts.add_argument("--questions", type=int, help="questions of each test file (default: all)")
-    parts.set_defaults(run=experiment)
-    parts = verbs.add_parser("speed")
-    parts.add_argument("model")
-    parts.add_argument("pruned")
-    parts.add_argument("text")
-    parts.add_argument("--steps", type=int, default=12)
-    parts.add_argument("--way", choices=WAYS)
-    parts.set_defaults(run=speed)
+    parts.set_defaults(run=run)
+    parts = verbs.add_parser("table", help="print the rows as Markdown")
+    parts.add_argument("rows")
+    parts.set_defaults(run=table)
     args = parser.parse_args()
-    run = one_way if getattr(args, "way", None) else args.run
-    run(args)
+    args.run(args)
 
 
 if __name__ == "__main__":

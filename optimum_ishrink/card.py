@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import jinja2
 import torch
@@ -151,7 +152,7 @@ def _repaired(plan: Plan) -> dict[str, str] | None:
     }
 
 
-def _recovered(plan: Plan, report: Report) -> dict[str, str] | None:
+def _recovered(plan: Plan, report: Report) -> dict[str, Any] | None:
     """Return what recovery did, as the card says it; None when there was none."""
     facts = plan.settings.get("recovery")
     if facts is None:
@@ -176,6 +177,7 @@ def _recovered(plan: Plan, report: Report) -> dict[str, str] | None:
         "loss": facts["loss"],
         "teacher": facts["teacher"] or "the base",
         "windows": str(facts["held_out_windows"]),
+        "helped": facts.get("helped", True),
         "before": f"{facts['held_out_loss_before']:.4f}",
         "after": f"{facts['held_out_loss']:.4f}",
         "table": markdown_table(RECOVERY_HEADER, rows) if rows else "",

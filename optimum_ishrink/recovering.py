@@ -28,6 +28,7 @@ from .evaluation import environment
 from .measuring import add_quality, add_speed, count, measure, measure_text
 from .output_folder import check_not_inside, check_output, staged_folder
 from .parallel import is_main_process, process_count
+from .progress import note
 from .recovery import (
     LayerMap,
     RecoveryText,
@@ -261,6 +262,8 @@ def finish_recovery(
 ) -> dict[str, Any]:
     """Write what was trained into a checkpoint, and return what a plan says of it.
 
+    Training that lowered the held-out loss nowhere is not written: the weights stay, and a note says so.
+
     Args:
         config: The run's config.
         folder: The checkpoint; its weights are replaced.
@@ -270,15 +273,25 @@ def finish_recovery(
         teacher: Name of the teacher; None when it was the unpruned model, or when there was none.
     """
     settings = config.recovery_settings
-    write_trained(folder, trained, settings)
-    if base is not None:
-        save_adapter(folder, trained, base)
+    facts = trained.facts
+    helped = facts["held_out_loss"] < facts["held_out_loss_before"]
+    if helped:
+        write_trained(folder, trained, settings)
+        if base is not None:
+            save_adapter(folder, trained, base)
+    else:
+        note(
+            f"recovery: the held-out loss was {facts['held_out_loss_before']:.4f} before and "
+            f"{facts['held_out_loss']:.4f} at best, so the weights stay as they were cut; "
+            "try a lower --recovery-learning-rate or more text"
+        )
     return {
-        **trained.facts,
+        **facts,
+        "helped": helped,
         "data": [source.label for source in settings.data],
         "fingerprints": [source.fingerprint() for source in settings.data],
         "teacher": teacher,
-        "adapter_base": base,
+        "adapter_base": base if helped else None,
         "before": list(before),
     }
 

@@ -156,6 +156,23 @@ def test_a_start_from_the_cut_is_nearer_than_zero(
     assert starts["closed-form"] < 0.95 * starts["zero"]
 
 
+def test_training_that_helps_nowhere_leaves_the_weights(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        recover(small, tmp_path / "out", changed(flags, recovery_learning_rate="0.3"), "--keep-adapter", "me/x") == 0
+    )
+    assert "so the weights stay as they were cut" in capsys.readouterr().err
+    weights = "model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (small / weights).read_bytes()
+    assert not (tmp_path / "out" / "adapter").exists()
+    facts = read_json(tmp_path / "out" / "ishrink_plan.json")["settings"]["recovery"]
+    assert (facts["helped"], facts["adapter_base"]) == (False, None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "so the weights stayed as they were cut" in card
+    assert "the loss went from" not in card
+
+
 def test_only_tensors_that_were_trained_are_written(small: Path, flags: list[str], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
