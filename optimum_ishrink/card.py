@@ -204,19 +204,6 @@ def read_scores(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def name_repository(folder: Path, repo_id: str) -> None:
-    """Let the card's example load the model by its name on the Hub instead of the folder's.
-
-    Args:
-        folder: An output folder; one without a card is left as it is.
-        repo_id: `user/name`.
-    """
-    path = folder / "README.md"
-    if path.is_file():
-        old, new = (f'from_pretrained("{name}"' for name in (folder.resolve().name, repo_id))
-        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-
-
 def build_card(folder: Path) -> None:
     """Write README.md and the figures of an output folder from its artifacts.
 

@@ -25,6 +25,7 @@ from .flags import (
     shape_flags,
     speed_flags,
     task_flags,
+    visibility_flags,
 )
 from .parallel import is_main_process
 
@@ -86,8 +87,12 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     speed_flags(shrink)
     shrink.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
     shrink.add_argument("--no-benchmark", action="store_true", help="skip the timing")
-    shrink.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the result as one commit")
-    shrink.add_argument("--private", action="store_true", help="make a new repository private")
+    shrink.add_argument(
+        "--push-to-hub",
+        metavar="REPO_ID",
+        help="upload the result as one commit; login and name are checked before the work begins",
+    )
+    visibility_flags(shrink)
     common_flags(shrink)
 
     plan = verb(
@@ -166,8 +171,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     push.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
     push.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
+    visibility_flags(push)
+    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+    push.add_argument("--commit-message", metavar="TEXT", help="message of the commit")
     push.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
     demo = verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo")
@@ -336,6 +342,8 @@ def _shrink(args: argparse.Namespace) -> Any:
         raise RequestError("name the output folder with --output, or pass --dry-run")
     if args.output and not args.dry_run:
         check_output(Path(args.output), args.overwrite)
+    if args.push_to_hub:
+        _check_destination(args)
     source = _open(args, model)
     session = pipeline.Session(source, config)
     if args.dry_run:
@@ -347,11 +355,20 @@ def _shrink(args: argparse.Namespace) -> Any:
     return _run_pipeline(args, session, command)
 
 
+def _check_destination(args: argparse.Namespace) -> None:
+    """Check that the push at the end can succeed; a dry run checks the name alone, and asks no one."""
+    from .hub import check_destination, check_repo_id
+
+    if args.dry_run:
+        check_repo_id(args.push_to_hub)
+    elif is_main_process():
+        check_destination(args.push_to_hub)
+
+
 def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     """Shrink, print what came of it and what can be done with it, and push it where asked."""
     from . import pipeline
     from .artifacts import PLAN_FILE, read_json
-    from .card import name_repository
     from .hub import push_folder
 
     output = Path(args.output)
@@ -364,8 +381,9 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     result = {"output": str(output), "plan": read_json(output / PLAN_FILE), "report": report.to_json()}
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id and is_main_process():
-        name_repository(output, repo_id)
-        result["commit_url"] = push_folder(output, repo_id, private=args.private)
+        result["commit_url"] = push_folder(
+            output, repo_id, private=args.private, private_until_complete=args.private_until_complete
+        )
         _say(args, f"Pushed:   {result['commit_url']}")
     else:
         _say(args, f"Push it:  ishrink push --model {output} --repo-id YOUR_NAME/{output.name}")
@@ -500,11 +518,16 @@ def _card(args: argparse.Namespace) -> Any:
 
 
 def _push(args: argparse.Namespace) -> Any:
-    from .card import name_repository
     from .hub import push_folder
 
-    name_repository(Path(args.model), args.repo_id)
-    url = push_folder(Path(args.model), args.repo_id, private=args.private, revision=args.revision)
+    url = push_folder(
+        Path(args.model),
+        args.repo_id,
+        private=args.private,
+        private_until_complete=args.private_until_complete,
+        revision=args.revision,
+        commit_message=args.commit_message,
+    )
     _say(args, f"Pushed: {url}")
     return {"commit_url": url}
 

@@ -205,6 +205,19 @@ def speed_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 11)")
 
 
+def visibility_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say who may see the repository."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--private", action="store_true", help="keep the repository private; one that is public is made private first"
+    )
+    group.add_argument(
+        "--private-until-complete",
+        action="store_true",
+        help="make a new repository private, and public once its commit is complete and read back",
+    )
+
+
 def common_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what every run can be told."""
     group = parser.add_argument_group("common")

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 from . import pipeline
 from .analysis import AnalysisRequest, analyze
 from .artifacts import PLAN_FILE, Analysis, Plan, Report, read_json
-from .card import name_repository
 from .configuration import IShrinkConfig
 from .errors import RequestError
-from .hub import push_folder
+from .hub import check_destination, push_folder
 from .output_folder import staged_folder
 from .source import Source, load_model, load_tokenizer, open_source
 
@@ -70,22 +69,42 @@ class ShrinkResult:
             shutil.copytree(self.folder, staging, dirs_exist_ok=True)
         return target
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        private_until_complete: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
         """Upload the output folder as one commit.
 
         Args:
             repo_id: `user/name`.
-            private: Make a new repository private.
+            private: Keep the repository private; one that is public is made private first.
+            private_until_complete: Make a new repository private, and public once its commit is complete.
             token: Hub token; the one that is logged in when None.
+            revision: Branch to commit to.
+            commit_message: Message of the commit.
 
         Returns:
             Address of the commit.
 
         Raises:
+            RequestError: The request cannot be met; nothing was sent.
             PublishError: The upload failed; the folder is whole.
         """
-        name_repository(self.folder, repo_id)
-        return push_folder(self.folder, repo_id, private=private, token=token)
+        return push_folder(
+            self.folder,
+            repo_id,
+            private=private,
+            private_until_complete=private_until_complete,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def __repr__(self) -> str:
         return f"ShrinkResult({str(self.folder)!r}, {self.plan.removed_share:.2%} of the parameters removed)"
@@ -227,6 +246,7 @@ class IShrinker:
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool = False,
+        private_until_complete: bool = False,
         token: str | None = None,
         **changes: Any,
     ) -> ShrinkResult:
@@ -237,9 +257,10 @@ class IShrinker:
             save_directory: The output folder. Without it the result lives in a temporary folder, as long as the
                 result.
             overwrite: Replace what is in the output folder.
-            push_to_hub: Upload the result.
+            push_to_hub: Upload the result; that one may is checked before the work begins.
             repo_id: Where to; by default the output folder's name.
-            private: Make a new repository private.
+            private: Keep the repository private; one that is public is made private first.
+            private_until_complete: Make a new repository private, and public once its commit is complete.
             token: Hub token; it is never stored.
             **changes: Values that replace the config's, such as `target="params=-15%"`.
 
@@ -253,6 +274,8 @@ class IShrinker:
         """
         if push_to_hub and repo_id is None and save_directory is None:
             raise RequestError("push_to_hub needs a repo_id, or a save_directory whose name it can take")
+        if push_to_hub:
+            check_destination(repo_id or Path(str(save_directory)).expanduser().name, token=token)
         session = self._open(config, changes)
         temporary = Path(tempfile.mkdtemp(prefix="ishrink-")) if save_directory is None else None
         if temporary is not None:
@@ -268,7 +291,9 @@ class IShrinker:
         plan = Plan.from_json(read_json(folder / PLAN_FILE))
         result = ShrinkResult(folder, plan, report, session.dtype, session.device)
         if push_to_hub:
-            result.push_to_hub(repo_id or folder.name, private=private, token=token)
+            result.push_to_hub(
+                repo_id or folder.name, private=private, private_until_complete=private_until_complete, token=token
+            )
         # Not before the push: when that fails, the folder is all that there is, and it stays.
         if temporary is not None:
             weakref.finalize(result, shutil.rmtree, temporary, ignore_errors=True)

@@ -1,7 +1,9 @@
 """A small Hugging Face Hub in memory, for tests that publish and load with the real clients.
 
-It answers what `create_repo`, `upload_folder`, `snapshot_download`, `from_pretrained` and `ModelCard.load` ask for:
-one branch (`main`), commits, large files over the basic LFS transfer. There are no pull requests, tags or Xet storage.
+It answers what `create_repo`, `create_commit`, `upload_folder`, `update_repo_settings`, `snapshot_download`,
+`from_pretrained` and `ModelCard.load` ask for: one branch (`main`), commits, large files over the basic LFS transfer.
+There are no pull requests, tags or Xet storage. Where a test asks for it, it fails on purpose: `fail_next`,
+`drop_next`, `cut_next`.
 
 `huggingface_hub` reads `HF_ENDPOINT` when it is imported, so clients run in child processes:
 
@@ -16,7 +18,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,9 +26,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 USER = "me"
 TOKEN = "hf_writer"
 """The token that `hub_environment` hands out. Every token that is not listed as read-only may write."""
+
+ORGANISATIONS = ("team",)
+"""The organisations that the user may write to."""
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".onnx", ".parquet")
 LFS_THRESHOLD = 10 * 1024 * 1024
@@ -52,6 +59,7 @@ class Repo:
 
     private: bool = False
     commits: list[Commit] = field(default_factory=list)
+    gated: str | bool = False
 
     @property
     def head(self) -> Commit:
@@ -74,6 +82,9 @@ class _Fault:
     times: int
     status: int | None  # None: close the connection
     applied: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    message: str = "Injected failure"
+    cut: int | None = None  # close the connection after so many bytes of the body
 
 
 @dataclass(frozen=True)
@@ -109,17 +120,21 @@ class HubServer:
 
     Args:
         read_only_tokens: Tokens that may read private repositories but get 403 on writes.
+        unknown_tokens: Tokens that get 401 everywhere.
 
     Attributes:
         endpoint: Value for `HF_ENDPOINT`; set while the context is open.
         repos: Repositories by id. A data set `me/x` has the key `datasets/me/x`.
         requests: All requests in the order they came, those answered by an injected failure included.
         lfs_objects: Contents of large files by their sha256.
+        on_request: Called with each request before it is answered, for tests that change something just then.
     """
 
-    def __init__(self, read_only_tokens: Iterable[str] = ()) -> None:
+    def __init__(self, read_only_tokens: Iterable[str] = (), unknown_tokens: Iterable[str] = ()) -> None:
         """Make a server that does not listen yet."""
         self.read_only_tokens = frozenset(read_only_tokens)
+        self.unknown_tokens = frozenset(unknown_tokens)
+        self.on_request: Callable[[Request], None] = lambda request: None
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.lfs_objects: dict[str, bytes] = {}
@@ -146,7 +161,15 @@ class HubServer:
         self._server.server_close()
         self._thread.join()
 
-    def fail_next(self, method: str, path_regex: str, status: int = 503, times: int = 1) -> None:
+    def fail_next(
+        self,
+        method: str,
+        path_regex: str,
+        status: int = 503,
+        times: int = 1,
+        headers: dict[str, str] | None = None,
+        message: str = "Injected failure",
+    ) -> None:
         """Answer the next matching requests with an error status, without doing what they ask.
 
         Args:
@@ -154,8 +177,12 @@ class HubServer:
             path_regex: Searched for in the raw path and query.
             status: Status of the answer. The clients retry many calls on 429, 500, 502, 503 and 504, five times.
             times: How many requests fail.
+            headers: More headers of the answer, such as `Retry-After`.
+            message: What the answer says.
         """
-        self._faults.append(_Fault(method, re.compile(path_regex), times, status))
+        self._faults.append(
+            _Fault(method, re.compile(path_regex), times, status, headers=headers or {}, message=message)
+        )
 
     def drop_next(self, method: str, path_regex: str, times: int = 1, applied: bool = False) -> None:
         """Close the connection of the next matching requests without an answer.
@@ -168,9 +195,28 @@ class HubServer:
         """
         self._faults.append(_Fault(method, re.compile(path_regex), times, None, applied))
 
-    def _take_fault(self, method: str, path: str) -> _Fault | None:
+    def cut_next(self, method: str, path_regex: str, after: int, times: int = 1) -> None:
+        """Close the connection of the next matching requests in the middle of their body.
+
+        Args:
+            method: HTTP method.
+            path_regex: Searched for in the raw path and query.
+            after: Bytes of the body that are read before.
+            times: How many requests are cut.
+        """
+        self._faults.append(_Fault(method, re.compile(path_regex), times, None, cut=after))
+
+    def _take_cut(self, request: Request) -> int | None:
+        with self._lock:
+            fault = self._take_fault(request.method, request.path, cut=True)
+            if fault is not None:
+                self.requests.append(request)
+            return fault.cut if fault else None
+
+    def _take_fault(self, method: str, path: str, cut: bool = False) -> _Fault | None:
         for fault in self._faults:
-            if fault.times > 0 and fault.method == method and fault.path.search(path):
+            matches = fault.method == method and fault.path.search(path)
+            if matches and fault.times > 0 and (fault.cut is not None) == cut:
                 fault.times -= 1
                 return fault
         return None
@@ -180,9 +226,10 @@ class HubServer:
         # One request at a time: the state is small, and tests see it in a definite order.
         with self._lock:
             self.requests.append(request)
+            self.on_request(request)
             fault = self._take_fault(request.method, request.path)
             if fault and fault.status is not None:
-                return _HubError(fault.status, "Injected failure").answer
+                return _HubError(fault.status, fault.message, headers=fault.headers).answer
             if fault and not fault.applied:
                 return None
             try:
@@ -195,6 +242,8 @@ class HubServer:
 
     def _dispatch(self, request: Request, body: bytes) -> _Answer:
         url = urlsplit(request.path)
+        if self._token(request) in self.unknown_tokens:
+            raise _HubError(401, "Invalid credentials in Authorization header")
         method = "GET" if request.method == "HEAD" else request.method
         for route_method, pattern, name, writes in _ROUTES:
             match = pattern.fullmatch(url.path)
@@ -231,7 +280,7 @@ class HubServer:
         rev = groups.get("rev") or "main"
         if rev == "main":
             return repo.head
-        for commit in repo.commits:
+        for commit in (_INITIAL_COMMIT, *repo.commits):
             if commit.oid == rev:
                 return commit
         _revision_not_found(rev)
@@ -244,7 +293,8 @@ class HubServer:
             raise _HubError(401, "Invalid username or password.")
         access = {"displayName": "test", "role": "read" if token in self.read_only_tokens else "write"}
         auth = {"type": "access_token", "accessToken": access}
-        return _Answer.json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": auth})
+        orgs = [{"name": name} for name in ORGANISATIONS]
+        return _Answer.json({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": auth})
 
     def _validate_yaml(
         self, request: Request, body: bytes, groups: dict[str, str], query: dict[str, list[str]]
@@ -253,6 +303,8 @@ class HubServer:
 
     def _create(self, request: Request, body: bytes, groups: dict[str, str], query: dict[str, list[str]]) -> _Answer:
         wanted = json.loads(body)
+        if wanted.get("organization") not in (None, USER, *ORGANISATIONS):
+            raise _HubError(403, f"You don't have the rights to create a model under {wanted['organization']}")
         name = f"{wanted.get('organization') or USER}/{wanted['name']}"
         key = f"datasets/{name}" if wanted.get("type") == "dataset" else name
         url = f"{self.endpoint}/{key}"
@@ -261,6 +313,15 @@ class HubServer:
             raise _HubError(409, f"You already created this repo: {name}", url=url)
         self.repos[key] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         return _Answer.json({"url": url, "name": name, "id": name})
+
+    def _settings(self, request: Request, body: bytes, groups: dict[str, str], query: dict[str, list[str]]) -> _Answer:
+        _, repo = self._repo(request, groups)
+        wanted = json.loads(body)
+        if "visibility" in wanted:
+            repo.private = wanted["visibility"] == "private"
+        if "gated" in wanted:
+            repo.gated = wanted["gated"]
+        return _Answer.json({"private": repo.private, "gated": repo.gated})
 
     def _preupload(
         self, request: Request, body: bytes, groups: dict[str, str], query: dict[str, list[str]]
@@ -343,6 +404,8 @@ class HubServer:
         commit = self._commit(request, groups)
         key, repo = self._repo(request, groups)
         info = {"id": key.removeprefix("datasets/"), "sha": commit.oid, "private": repo.private, "tags": []}
+        front = re.match(rb"---\n(.*?)\n---\n", commit.files.get("README.md", b""), re.DOTALL)
+        info |= {"gated": repo.gated, "cardData": yaml.safe_load(front[1]) if front else None}
         return _Answer.json({**info, "siblings": [{"rfilename": path} for path in sorted(commit.files)]})
 
     def _tree(self, request: Request, body: bytes, groups: dict[str, str], query: dict[str, list[str]]) -> _Answer:
@@ -452,6 +515,7 @@ _ROUTES = [
         ("GET", r"/api/whoami-v2", "_whoami", False),
         ("POST", r"/api/validate-yaml", "_validate_yaml", False),
         ("POST", r"/api/repos/create", "_create", True),
+        ("PUT", rf"{_API}/settings", "_settings", True),
         ("POST", rf"{_API}/preupload/{_REV}", "_preupload", True),
         ("POST", rf"{_API}/commit/{_REV}", "_make_commit", True),
         ("GET", rf"{_API}/tree/{_REV}(?P<path>/.*)?", "_tree", False),
@@ -481,10 +545,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the requests are recorded."""
 
     def _handle(self) -> None:
-        # The body is read in every case: what stays unread would be taken for the next request.
-        body = self._read_body()
         headers = {key.lower(): value for key, value in self.headers.items()}
-        answer = self.server.hub._respond(Request(self.command, self.path, headers), body)
+        request = Request(self.command, self.path, headers)
+        if (cut := self.server.hub._take_cut(request)) is not None:
+            self.rfile.read(cut)
+            self.close_connection = True
+            return
+        # The body is read in every other case: what stays unread would be taken for the next request.
+        body = self._read_body()
+        answer = self.server.hub._respond(request, body)
         if answer is None:
             self.close_connection = True
             return

@@ -202,13 +202,16 @@ def test_a_failed_push_keeps_a_result_that_has_no_folder_yet(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", fail)
+    monkeypatch.setattr("optimum_ishrink.shrinker.check_destination", lambda repo_id, token: asked.append(repo_id))
+    asked: list[str] = []
     how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
     shrinker = IShrinker.from_pretrained(llama_folder)
     with pytest.raises(PublishError, match="is whole"):
         shrinker.shrink(num_hidden_layers=3, push_to_hub=True, repo_id="me/small", **how)
     gc.collect()
     (kept,) = tmp_path.glob("ishrink-*/*")
-    assert 'from_pretrained("me/small"' in (kept / "README.md").read_text()
+    assert asked == ["me/small"]
+    assert f'from_pretrained("{kept.name}"' in (kept / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(kept).config.num_hidden_layers == 3
     monkeypatch.setattr("optimum_ishrink.pipeline.cut", fail)
     with pytest.raises(TypeError):

@@ -1,0 +1,261 @@
+"""Publishing an output folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+)
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+from ..artifacts import REPORT_FILE, read_json
+from ..errors import IShrinkError, PublishError, RequestError, SourceError
+from ..progress import note
+from .destination import check_repo_id
+from .failures import advice, is_of_publishing, reason, status_of
+from .patience import Patience
+from .snapshot import LocalFile, changed_files, read_folder
+from .terms import keep_terms
+
+_CARD = "README.md"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    private_until_complete: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a folder to the Hub as one commit; the repository is made when it does not exist.
+
+    The folder is only read. Its state at the start is published: a file that changes meanwhile stops the push before
+    the commit. What the Hub has already is not sent again, so a push that failed goes on where it stopped. Failures
+    that pass are retried. After the commit the Hub's list of files is read back and compared. Weight files of an
+    earlier upload go with the same commit: readers would take them for part of this checkpoint.
+
+    Args:
+        folder: An output folder.
+        repo_id: `user/name`, or `name` for the logged-in user.
+        private: Keep the repository private; one that is public is made private before anything is sent.
+        private_until_complete: Make a new repository private, and make it public once its commit is complete and read
+            back. A repository that is public already stays so.
+        token: Hub token; the one that is logged in when None. It is used for this call alone.
+        revision: Branch to commit to.
+        commit_message: Message of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        SourceError: The folder is no checkpoint.
+        RequestError: The name cannot be a repository's, `private` and `private_until_complete` are both set, a file
+            holds the token, or the card overrides the licence of a gated base.
+        PublishError: The upload failed; the folder is whole, and the message says how to try again.
+    """
+    check_repo_id(repo_id)
+    if private and private_until_complete:
+        raise RequestError("private and private_until_complete exclude each other; choose one")
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} is not a checkpoint folder: it has no config.json")
+    secrets = (token, get_token())
+    failure: Exception
+    push = _Push(folder, repo_id, HfApi(token=token), revision, Patience(secrets))
+    try:
+        files = _prepare(push, secrets)
+        return push.run(
+            files,
+            private=private,
+            until_complete=private_until_complete,
+            message=commit_message or f"Upload {folder.resolve().name}, shrunk with optimum-ishrink",
+        )
+    except IShrinkError:
+        raise
+    except Exception as error:
+        if not is_of_publishing(error):
+            raise
+        failure = error
+    hint = advice(failure, repo_id, logged_in=any(secrets), revision=revision)
+    retry = ["ishrink", "push", "--model", str(folder), "--repo-id", repo_id]
+    retry += ["--private"] if private else []
+    retry += ["--private-until-complete"] if private_until_complete else []
+    retry += ["--revision", revision] if revision else []
+    hidden = ", and the repository stays private" if push.hidden else ""
+    raise PublishError(
+        f"the upload to {repo_id} failed ({reason(failure, secrets)}){hint}. {folder} is whole{hidden}; "
+        f"try again with: {shlex.join(retry)}"
+    )
+
+
+def _prepare(push: _Push, secrets: tuple[str | None, ...]) -> dict[str, LocalFile]:
+    """Return the folder's files; the card is the one that the Hub shall show."""
+    files = read_folder(push.folder)
+    for file in files.values():
+        if any(secret and file.content and secret.encode() in file.content for secret in secrets):
+            raise RequestError(f"{file.path} holds your Hub token; take it out, and push again")
+    card = files.get(_CARD)
+    if card is not None and card.content is not None:
+        text = card.content.decode("utf-8", errors="replace")
+        text = name_repository(text, _local_names(push.folder), push.repo_id)
+        text = keep_terms(text, push.repo_id, push.api, push.patience)
+        files[_CARD] = replace(card, content=text.encode())
+        # Before gigabytes are sent: the commit would be refused for it after them.
+        push.patience.call("checking the card", lambda: ModelCard(text, ignore_metadata_errors=True).validate("model"))
+    return files
+
+
+def name_repository(card: str, names: frozenset[str], repo_id: str) -> str:
+    """Return a card whose example loads the model by its name on the Hub instead of a folder's.
+
+    Args:
+        card: Text of the card.
+        names: What the folder may be called in it.
+        repo_id: `user/name`.
+    """
+    for name in names:
+        card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
+    return card
+
+
+def _local_names(folder: Path) -> frozenset[str]:
+    """Return the folder's name, and the one that it had when its card was written."""
+    report = read_json(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else {}
+    written = report.get("shrunk", {}).get("name") if isinstance(report, dict) else None
+    return frozenset(name for name in (folder.resolve().name, written) if name)
+
+
+@dataclass
+class _Push:
+    """One push: where from, where to, and how long to wait for it."""
+
+    folder: Path
+    repo_id: str
+    api: HfApi
+    revision: str | None
+    patience: Patience
+    hidden: bool = False
+    """Whether the repository is private until the push is complete."""
+
+    def run(self, files: Mapping[str, LocalFile], *, private: bool, until_complete: bool, message: str) -> str:
+        """Make the repository, send the files, commit, read back; return the commit's address."""
+        wanted = True if private or until_complete else None  # None leaves it to the namespace's own default
+        made = self.patience.call(
+            "making the repository", lambda: self.api.create_repo(self.repo_id, private=wanted, exist_ok=True)
+        )
+        self.repo_id = str(made.repo_id)
+        before = self._info()
+        if private and not before.private:
+            self._set_private(True)
+        self.hidden = until_complete and bool(before.private)
+        if until_complete and not self.hidden:
+            note(f"{self.repo_id} is public already and stays so; readers see the old files until the commit is there")
+        additions = {
+            name: CommitOperationAdd(name, file.path if file.content is None else file.content)
+            for name, file in files.items()
+        }
+        remote = self._tree(before.sha)
+        stale = sorted(name for name in remote if name not in files and any(fnmatch(name, each) for each in _WEIGHTS))
+        address = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
+        if stale or _differences(files, additions, remote):
+            address = self._commit(files, additions, stale, str(before.sha), message)
+        if self.hidden:
+            self._set_private(False)
+        return address
+
+    def _commit(
+        self,
+        files: Mapping[str, LocalFile],
+        additions: Mapping[str, CommitOperationAdd],
+        stale: list[str],
+        parent: str,
+        message: str,
+    ) -> str:
+        """Send the files, commit them on top of a parent, read back; return the commit's address."""
+        self.patience.call(
+            "uploading",
+            lambda: self.api.preupload_lfs_files(
+                self.repo_id, additions.values(), revision=self.revision, free_memory=False
+            ),
+        )
+        if changed := changed_files(self.folder, files):
+            raise PublishError(
+                f"{', '.join(changed)} in {self.folder} changed during the upload, so nothing was committed to "
+                f"{self.repo_id}; push again when nothing writes there"
+            )
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *(CommitOperationDelete(name, is_folder=False) for name in stale),
+            *additions.values(),
+        ]
+
+        def landed() -> str | None:
+            """Return the commit when the branch holds what was sent: the answer to it was lost."""
+            head = str(self._info().sha)
+            remote = self._tree(head)
+            gone = not any(name in remote for name in stale)
+            return head if head != parent and gone and not _differences(files, additions, remote) else None
+
+        def commit() -> str:
+            try:
+                made = self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, revision=self.revision, parent_commit=parent
+                )
+            except Exception as error:
+                # The branch has moved on, perhaps by this very commit.
+                if status_of(error) != 412 or (found := landed()) is None:
+                    raise
+                return found
+            return str(made.oid)
+
+        head = self.patience.call("committing", commit, recovered=landed)
+        if wrong := _differences(files, additions, self._tree(head)):
+            raise PublishError(
+                f"{', '.join(wrong)} on {self.repo_id} is not what was sent (commit {head}); {self.folder} is whole, "
+                "push it again"
+            )
+        return f"{self.api.endpoint}/{self.repo_id}/commit/{head}"
+
+    def _info(self) -> ModelInfo:
+        return self.patience.call(
+            "reading the repository", lambda: self.api.model_info(self.repo_id, revision=self.revision)
+        )
+
+    def _tree(self, revision: str | None) -> dict[str, RepoFile]:
+        entries = self.patience.call(
+            "reading the repository",
+            lambda: list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)),
+        )
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _set_private(self, private: bool) -> None:
+        what = "making the repository private" if private else "making the repository public"
+        self.patience.call(what, lambda: self.api.update_repo_settings(self.repo_id, private=private))
+
+
+def _differences(
+    files: Mapping[str, LocalFile], additions: Mapping[str, CommitOperationAdd], remote: Mapping[str, RepoFile]
+) -> list[str]:
+    """Return the names of files that the Hub lacks or has otherwise."""
+
+    def equal(name: str, file: LocalFile) -> bool:
+        entry = remote.get(name)
+        if entry is None:
+            return False
+        if entry.lfs is not None:
+            return bool(entry.lfs.sha256 == additions[name].upload_info.sha256.hex())
+        return bool(entry.blob_id == file.git_oid)
+
+    return [name for name, file in files.items() if not equal(name, file)]
