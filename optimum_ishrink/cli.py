@@ -166,6 +166,25 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
 
+    report = verb(
+        "report",
+        "compare output folders and their bases in one HTML page",
+        "ishrink report small smaller recovered --output report.html",
+    )
+    report.add_argument(
+        "outputs",
+        metavar="OUT",
+        nargs="+",
+        help="output folder of shrink or recover, or a file that `ishrink evaluate --json` was written to",
+    )
+    report.add_argument("--output", metavar="FILE.html", help="the page; it needs nothing from elsewhere")
+    report.add_argument("--overwrite", action="store_true", help="replace the page")
+    report.add_argument(
+        "--metric", metavar="NAME", help="quality in the pictures (default: KL divergence, or else the first measured)"
+    )
+    report.add_argument("--title", metavar="TEXT", help="title of the page")
+    report.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
     push = verb(
         "push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small"
     )
@@ -517,6 +536,29 @@ def _card(args: argparse.Namespace) -> Any:
     return None
 
 
+def _report(args: argparse.Namespace) -> Any:
+    from . import tables
+    from .report_page import build_overview, check_page, overview_rows, pictures, read_reports, render_page, write_page
+
+    if args.output:
+        check_page(Path(args.output), overwrite=args.overwrite)
+    overview = build_overview(read_reports([Path(each) for each in args.outputs]))
+    drawn = pictures(overview, args.metric)
+    if args.output:
+        title = args.title or "Shrunk models compared"
+        write_page(render_page(overview, drawn, title=title), Path(args.output), overwrite=args.overwrite)
+    if not args.json:
+        header, rows = overview_rows(overview)
+        tables.print_table("Compared", header, rows)
+        for line in overview.notes:
+            _say(args, line)
+        for picture in drawn:
+            best = ", ".join(point.label for point in picture.points if point.optimal)
+            _say(args, f"{picture.title}, Pareto-optimal: {best}")
+        _say(args, f"Written to {args.output}" if args.output else "For a page with pictures: --output FILE.html")
+    return {"output": args.output, **overview.to_json(), "pictures": [picture.to_json() for picture in drawn]}
+
+
 def _push(args: argparse.Namespace) -> Any:
     from .hub import push_folder
 
@@ -551,6 +593,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "card": _card,
+    "report": _report,
     "push": _push,
     "demo": _demo,
 }

@@ -64,6 +64,7 @@ RANKS = {
     "tables": 4,
     "hub": 4,
     "card": 5,
+    "report_page": 5,
     "configuration": 6,
     "demo": 7,
     "session": 7,
