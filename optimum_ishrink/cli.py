@@ -388,7 +388,6 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     """Shrink, print what came of it and what can be done with it, and push it where asked."""
     from . import pipeline
     from .artifacts import PLAN_FILE, read_json
-    from .hub import push_folder
 
     output = Path(args.output)
     report = pipeline.shrink(
@@ -400,9 +399,7 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     result = {"output": str(output), "plan": read_json(output / PLAN_FILE), "report": report.to_json()}
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id and is_main_process():
-        result["commit_url"] = push_folder(
-            output, repo_id, private=args.private, private_until_complete=args.private_until_complete
-        )
+        result["commit_url"] = _upload(args, output, repo_id)
         _say(args, f"Pushed:   {result['commit_url']}")
     else:
         _say(args, f"Push it:  ishrink push --model {output} --repo-id YOUR_NAME/{output.name}")
@@ -560,18 +557,21 @@ def _report(args: argparse.Namespace) -> Any:
 
 
 def _push(args: argparse.Namespace) -> Any:
-    from .hub import push_folder
-
-    url = push_folder(
-        Path(args.model),
-        args.repo_id,
-        private=args.private,
-        private_until_complete=args.private_until_complete,
-        revision=args.revision,
-        commit_message=args.commit_message,
-    )
+    url = _upload(args, Path(args.model), args.repo_id, revision=args.revision, commit_message=args.commit_message)
     _say(args, f"Pushed: {url}")
     return {"commit_url": url}
+
+
+def _upload(args: argparse.Namespace, folder: Path, repo_id: str, **how: str | None) -> str:
+    """Push a folder, with the bars that other verbs do without: gigabytes take their time."""
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+
+    from .hub import push_folder
+
+    enable_progress_bars()
+    return push_folder(
+        folder, repo_id, private=args.private, private_until_complete=args.private_until_complete, **how
+    )
 
 
 def _demo(args: argparse.Namespace) -> Any:

@@ -102,8 +102,8 @@ class Divergence(_TextMeasurement):
             length: Tokens in a window. The first of each is context alone.
 
         Returns:
-            `kl_divergence`, `top1_agreement`, `perplexity` and `base_perplexity`, each with `..._stderr`; `n` (windows)
-            and `tokens`.
+            `kl_divergence`, `top1_agreement`, `perplexity` and `base_perplexity`, each with `..._stderr`; `n`
+            (windows) and `tokens`.
         """
         model, tokenizer = _load(model, tokenizer)
         base, _ = _load(base, tokenizer)

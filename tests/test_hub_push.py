@@ -81,9 +81,11 @@ def test_one_commit_holds_the_folder_and_the_folder_stays_as_it_is(server: HubSe
     assert not server.repos["me/small"].private
 
 
-def test_nothing_new_makes_no_commit(server: HubServer, folder: Path) -> None:
+def test_nothing_new_makes_no_commit(server: HubServer, folder: Path, capsys: pytest.CaptureFixture) -> None:
     first = push_folder(folder, "me/small")
+    capsys.readouterr()
     assert push_folder(folder, "me/small", commit_message="Again") == first
+    assert capsys.readouterr().err == "me/small holds these files already; nothing was committed\n"
     assert len(server.repos["me/small"].commits) == 1
     (folder / "model-2.safetensors").unlink()
     (folder / ".git").mkdir()

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 - pytest takes fixtures by the names of arguments
 """The base's licence and gate go with what was made of it."""
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ extra_gated_fields:
 """
 
 
-def publish_base(server: HubServer, card: str, gated: str | bool = False) -> None:  # noqa: F811
+def publish_base(server: HubServer, card: str, gated: str | bool = False) -> None:
     server.repos["org/base"] = Repo(commits=[Commit("b" * 40, "Base", {"README.md": card.encode()})], gated=gated)
 
 
-def write_card(folder: Path, metadata: str, body: str = "# A model\n") -> str:  # noqa: F811
+def write_card(folder: Path, metadata: str, body: str = "# A model\n") -> str:
     text = f"---\n{metadata}---\n{body}"
     (folder / "README.md").write_text(text)
     return text
 
 
-def pushed_card(server: HubServer) -> str:  # noqa: F811
+def pushed_card(server: HubServer) -> str:
     return server.repos["me/small"].head.files["README.md"].decode()
 
 
@@ -46,8 +47,8 @@ def metadata(card: str) -> dict[str, object]:
 
 
 def test_a_gated_bases_licence_and_terms_are_carried_over_and_said_aloud(
-    server: HubServer,  # noqa: F811
-    folder: Path,  # noqa: F811
+    server: HubServer,
+    folder: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     publish_base(server, GATED, "manual")
@@ -63,7 +64,7 @@ def test_a_gated_bases_licence_and_terms_are_carried_over_and_said_aloud(
     assert server.repos["me/small"].gated is False
 
 
-def test_the_licence_of_a_gated_base_is_not_overridden(server: HubServer, folder: Path) -> None:  # noqa: F811
+def test_the_licence_of_a_gated_base_is_not_overridden(server: HubServer, folder: Path) -> None:
     publish_base(server, GATED, "auto")
     write_card(folder, "base_model: [org/base]\nlicense: mit\n")
     said = "README.md says license: mit, but org/base says license: other, and is gated: a derived model keeps its"
@@ -76,8 +77,8 @@ def test_the_licence_of_a_gated_base_is_not_overridden(server: HubServer, folder
 
 
 def test_a_free_bases_licence_differs(
-    server: HubServer,  # noqa: F811
-    folder: Path,  # noqa: F811
+    server: HubServer,
+    folder: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     publish_base(server, GATED)
@@ -90,8 +91,8 @@ def test_a_free_bases_licence_differs(
 
 
 def test_a_card_that_says_all_is_left_as_it_is(
-    server: HubServer,  # noqa: F811
-    folder: Path,  # noqa: F811
+    server: HubServer,
+    folder: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     publish_base(server, "---\nlicense: apache-2.0\n---\n")
@@ -103,8 +104,8 @@ def test_a_card_that_says_all_is_left_as_it_is(
 
 @pytest.mark.parametrize("base", ["org/hidden", "a/b/c", "./folder"])
 def test_a_base_that_is_not_on_the_hub(
-    server: HubServer,  # noqa: F811
-    folder: Path,  # noqa: F811
+    server: HubServer,
+    folder: Path,
     capsys: pytest.CaptureFixture,
     base: str,
 ) -> None:
@@ -118,7 +119,7 @@ def test_a_base_that_is_not_on_the_hub(
 @pytest.mark.parametrize(
     ("text", "said"), [("base_model: {", "is not YAML"), ("- a list", "is not a list of `key: v")]
 )
-def test_metadata_that_cannot_be_read(server: HubServer, folder: Path, text: str, said: str) -> None:  # noqa: F811
+def test_metadata_that_cannot_be_read(server: HubServer, folder: Path, text: str, said: str) -> None:
     write_card(folder, f"{text}\n")
     with pytest.raises(RequestError, match=said):
         push_folder(folder, "me/small")
@@ -126,7 +127,7 @@ def test_metadata_that_cannot_be_read(server: HubServer, folder: Path, text: str
 
 
 @pytest.mark.parametrize("text", ["# No metadata\n", "---\n\n---\n"])
-def test_a_card_without_metadata(server: HubServer, folder: Path, text: str) -> None:  # noqa: F811
+def test_a_card_without_metadata(server: HubServer, folder: Path, text: str) -> None:
     (folder / "README.md").write_text(text)
     push_folder(folder, "me/small")
     assert pushed_card(server) == text

@@ -172,6 +172,8 @@ class _Push:
         address = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
         if stale or _differences(files, additions, remote):
             address = self._commit(files, additions, stale, str(before.sha), message)
+        else:
+            note(f"{self.repo_id} holds these files already; nothing was committed")
         if self.hidden:
             self._set_private(False)
         return address
