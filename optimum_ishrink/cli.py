@@ -568,7 +568,8 @@ def _upload(args: argparse.Namespace, folder: Path, repo_id: str, **how: str | N
 
     from .hub import push_folder
 
-    enable_progress_bars()
+    if sys.stderr.isatty():
+        enable_progress_bars()
     return push_folder(
         folder, repo_id, private=args.private, private_until_complete=args.private_until_complete, **how
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, HubServer, Request
 from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars
 
 from optimum_ishrink.cli import main
 from optimum_ishrink.errors import IShrinkError, PublishError, RequestError, SourceError
@@ -40,6 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) 
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", SECRET)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        disable_progress_bars()  # what is on standard error is ours alone
         yield hub
 
 
