@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .configuration import IShrinkConfig
     from .source import Source
 
+BENCHMARK_LENGTHS = "128,512"
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
 
 
@@ -160,7 +161,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     model_flags(benchmark, required=True)
     benchmark.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
-    speed_flags(benchmark)
+    speed_flags(benchmark, BENCHMARK_LENGTHS)
     common_flags(benchmark)
 
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
@@ -323,11 +324,13 @@ def _show_report(args: argparse.Namespace, report: Report) -> None:
 
     if args.json:
         return
-    header, rows = tables.REPORT_HEADER, tables.report_rows(report)
+    header, rows = tables.REPORT_HEADER, tables.report_rows(report, ("quality",))
     if report.base is None:
         header = (*header[:3], "model")
         rows = [(*row[:3], row[4]) for row in rows]
     tables.print_table("Measured", header, rows)
+    if report.shrunk.speed:
+        tables.print_table("Speed and footprint", tables.speed_header(report), tables.speed_rows(report))
 
 
 def _criteria(args: argparse.Namespace) -> Any:
@@ -521,6 +524,7 @@ def _evaluate(args: argparse.Namespace) -> Any:
 
 
 def _benchmark(args: argparse.Namespace) -> Any:
+    args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
     return _measure(args, evaluate=False, benchmark=True)
 
 

@@ -29,7 +29,6 @@ _POSITIVE = (
     "eval_samples",
     "eval_length",
     "batch_size",
-    "benchmark_prompt_length",
     "benchmark_new_tokens",
     "benchmark_rounds",
     "recovery_tokens",
@@ -45,6 +44,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
 COMPENSATIONS = ("none", "ridge")
 _LISTS = ("calibration", "eval_text", "tasks", "prune", "recovery_data", "recovery_lora_targets")
+_NUMBERS = ("benchmark_prompt_length", "benchmark_batch_size")
 _ABOVE_ZERO = ("recovery_temperature", "recovery_sampling_temperature", "recovery_learning_rate")
 _SHARES = ("recovery_lora_dropout", "recovery_sampling_filter")
 
@@ -126,10 +126,12 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         include_path: Folder with lm-eval task files; only its tasks are then known.
         num_fewshot: Examples in the prompt; None takes each task's own number.
         batch_size: Windows or requests in a batch.
-        benchmark: Time base and result in turn.
-        benchmark_prompt_length: Tokens in the prompt that is timed.
-        benchmark_new_tokens: Tokens decoded behind it.
-        benchmark_rounds: Rounds that count.
+        benchmark: Time base and result in turn, and measure loading, memory and operations (docs/benchmark.md).
+        benchmark_prompt_length: Tokens in the prompts that are timed, one number or several; decoding goes on from
+            there.
+        benchmark_batch_size: Sequences at once, one number or several.
+        benchmark_new_tokens: Tokens decoded behind each prompt, in each of a model's two turns a round.
+        benchmark_rounds: Rounds that count. With fewer than nine no difference can be told from chance.
         base_model: What cards shall call the base, such as its Hub id, when it was read from a folder.
         seed: Seed of everything that is drawn.
         dtype: Compute dtype; `auto` is bfloat16 where the hardware multiplies it. The files keep their own.
@@ -197,9 +199,10 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "num_fewshot": None,
         "batch_size": 4,
         "benchmark": True,
-        "benchmark_prompt_length": 128,
-        "benchmark_new_tokens": 32,
-        "benchmark_rounds": 11,
+        "benchmark_prompt_length": (128,),
+        "benchmark_batch_size": (1,),
+        "benchmark_new_tokens": 8,
+        "benchmark_rounds": 13,
         "base_model": None,
         "seed": 0,
         "dtype": "auto",
@@ -217,7 +220,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 if not isinstance(items, (list, tuple)):
                     raise RequestError(f"{name} must be a list of names, not {value!r}")
                 value = tuple(item.strip() if isinstance(item, str) else item for item in items)
-            setattr(self, name, value)
+            setattr(self, name, _numbers(name, value) if name in _NUMBERS else value)
         self._validate()
 
     def _validate(self) -> None:
@@ -384,7 +387,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             elif value is True:
                 words.append(flag)
             elif isinstance(value, list):
-                words += [flag, ",".join(value)]
+                words += [flag, ",".join(map(str, value))]
             else:
                 words += [flag, str(value)]
         return shlex.join(words)
@@ -451,6 +454,15 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         return isinstance(other, IShrinkConfig) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _numbers(name: str, value: Any) -> tuple[int, ...]:
+    """Return a list of whole numbers that was written as one, as a list, or as text such as `128,512`."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    numbers: list[Any] = [int(item) if isinstance(item, str) and item.strip().isdecimal() else item for item in items]
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise RequestError(f"{name} must be whole numbers of at least 1, such as 128 or 128,512, not {value!r}")
+    return tuple(dict.fromkeys(numbers))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

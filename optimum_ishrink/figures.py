@@ -107,26 +107,32 @@ _SPEED_TITLES = {
 
 
 def draw_speed(report: Report, path: Path) -> None:
-    """Draw base and shrunk speed side by side: medians as bars, quartiles as lines, every round as a dot.
+    """Draw base and shrunk speed side by side: medians as bars, quartiles as lines, every turn as a dot.
 
     Args:
-        report: A report whose two models were timed.
+        report: A report whose two models were timed; each setting gets a row.
         path: The PNG file.
     """
-    pairs = [(base, shrunk) for base, shrunk in report.pairs("speed") if base is not None]
-    figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, len(pairs), squeeze=False)[0]
-    for axis, (base, shrunk) in zip(axes, pairs, strict=True):
-        title, unit, scale = _SPEED_TITLES[base.metric]
-        for x, (measurement, colour) in enumerate(((base, "#8c8c8c"), (shrunk, _KEPT))):
-            _draw_bar(axis, x, measurement, colour, scale)
-        axis.set_xticks([0, 1], ["base", f"shrunk\n(x{shrunk.value / base.value:.2f})"])
-        axis.set_ylabel(unit)
-        axis.set_title(title, color=_INK, fontsize=11)
-        axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{pairs[0][1].dataset}; median, quartiles and all {pairs[0][1].n} rounds", fontsize=9, color=_INK)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    pairs = [(base, new) for base, new in report.pairs("speed") if base is not None and base.metric in _SPEED_TITLES]
+    settings = list(dict.fromkeys(base.dataset for base, _ in pairs))
+    figure = Figure(figsize=(9, 3.2 * len(settings)), layout="constrained", facecolor="white")
+    rows = figure.subplots(len(settings), len(_SPEED_TITLES), squeeze=False)
+    for setting, axes in zip(settings, rows, strict=True):
+        for axis, (base, shrunk) in zip(axes, (pair for pair in pairs if pair[0].dataset == setting), strict=True):
+            title, unit, scale = _SPEED_TITLES[base.metric]
+            for x, (measurement, colour) in enumerate(((base, "#8c8c8c"), (shrunk, _KEPT))):
+                _draw_bar(axis, x, measurement, colour, scale)
+            found = shrunk.settings.get("versus_base")
+            ratio = shrunk.value / base.value if found is None else found["ratio"]
+            verdict = "" if found is None else f", {found['verdict']}"
+            axis.set_xticks([0, 1], ["base", f"shrunk\n(x{ratio:.2f}{verdict})"])
+            axis.set_ylabel(unit)
+            axis.set_title(title, color=_INK, fontsize=11)
+            axis.set_ylim(bottom=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].annotate(setting, (0, 1.14), xycoords="axes fraction", fontsize=10, weight="bold", color=_INK)
+    figure.suptitle(f"median, quartiles and all turns of {pairs[0][1].n} rounds", fontsize=9, color=_INK)
+    save_figure(figure, path)
 
 
 def _draw_bar(axis: Any, x: int, measurement: Measurement, colour: str, scale: float) -> None:

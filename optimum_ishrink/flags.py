@@ -197,12 +197,24 @@ def task_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def speed_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what is timed."""
+def speed_flags(parser: argparse.ArgumentParser, prompt_length: str = "128") -> None:
+    """Add the flags that say what is timed.
+
+    Args:
+        parser: The verb's parser.
+        prompt_length: The verb's default.
+    """
     group = parser.add_argument_group("speed")
-    group.add_argument("--benchmark-prompt-length", type=int, metavar="N", help="tokens in the prompt (default: 128)")
-    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded (default: 32)")
-    group.add_argument("--benchmark-rounds", type=int, metavar="N", help="rounds that count (default: 11)")
+    group.add_argument(
+        "--benchmark-prompt-length",
+        metavar="N[,N...]",
+        help=f"tokens in the prompt, each length timed on its own (default: {prompt_length})",
+    )
+    group.add_argument("--benchmark-batch-size", metavar="N[,N...]", help="sequences at once, likewise (default: 1)")
+    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded behind it (default: 8)")
+    group.add_argument(
+        "--benchmark-rounds", type=int, metavar="N", help="rounds that count; 9 are the fewest to tell (default: 13)"
+    )
 
 
 def visibility_flags(parser: argparse.ArgumentParser) -> None:

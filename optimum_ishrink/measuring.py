@@ -10,18 +10,11 @@ from typing import Any
 import torch
 
 from .artifacts import Measurement, ModelReport, Report
-from .configuration import IShrinkConfig
 from .errors import DataError
-from .evaluation import (
-    LatencySettings,
-    environment,
-    evaluate_tasks,
-    measure_latency,
-    open_tasks,
-    text_measurements,
-)
+from .evaluation import environment, evaluate_tasks, open_tasks, text_measurements
 from .session import Session, check_independent, display_name, evaluation_sources
 from .source import Source, load_model
+from .speed import add_speed, check_positions
 from .tensor_files import TensorInfo, read_index
 
 
@@ -41,7 +34,13 @@ def measure(session: Session, folder: Path, *, name: str) -> Report:
         if config.evaluate:
             base, shrunk = add_quality(session, base, shrunk, model, session.model)
         if config.benchmark:
-            base, shrunk = add_speed(config, base, shrunk, model, session.model)
+            reports = {"base": base, "shrunk": shrunk}
+            models, folders = (
+                {"base": session.model, "shrunk": model},
+                {"base": session.source.folder, "shrunk": folder},
+            )
+            reports = add_speed(config, reports, models, folders, dtype=session.dtype, device=session.device)
+            base, shrunk = reports["base"], reports["shrunk"]
     return Report(base, shrunk, environment(session.device, session.dtype))
 
 
@@ -79,18 +78,6 @@ def add_quality(
     return base, shrunk
 
 
-def add_speed(
-    config: IShrinkConfig, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
-) -> tuple[ModelReport, ModelReport]:
-    """Time both models in turn, and return both reports with the figures added."""
-    settings = LatencySettings(config.benchmark_prompt_length, config.benchmark_new_tokens, config.benchmark_rounds)
-    models = {"shrunk": model} if base_model is None else {"base": base_model, "shrunk": model}
-    found = measure_latency(models, settings)
-    if base_model is not None:
-        base = replace(base, speed=base.speed + found["base"])
-    return base, replace(shrunk, speed=shrunk.speed + found["shrunk"])
-
-
 def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benchmark: bool) -> Report:
     """Measure any two models, or one: nothing is cut.
 
@@ -102,9 +89,12 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
 
     Raises:
         DataError: A text cannot be used, or the two models do not share a vocabulary.
+        RequestError: The models have too few positions for what is to be timed.
     """
     config = session.config
     check_independent(evaluation_sources(config) if evaluate else ())
+    if benchmark:
+        check_positions(config, session.source.config, *([base.config] if base is not None else []))
     if evaluate and base is not None and base.config.vocab_size != session.source.config.vocab_size:
         raise DataError(
             f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
@@ -118,7 +108,16 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
     if evaluate:
         pair = add_quality(session, *pair, session.model, base_model)
     if benchmark:
-        pair = add_speed(config, *pair, session.model, base_model)
+        sources = {"shrunk": session.source} if base is None else {"base": base, "shrunk": session.source}
+        reports = add_speed(
+            config,
+            dict(zip(sources, pair[-len(sources) :], strict=True)),
+            dict(zip(sources, (base_model, session.model)[-len(sources) :], strict=True)),
+            {name: source.folder for name, source in sources.items()},
+            dtype=session.dtype,
+            device=session.device,
+        )
+        pair = (reports.get("base", pair[0]), reports["shrunk"])
     return Report(pair[0] if base is not None else None, pair[1], environment(session.device, session.dtype))
 
 

@@ -37,6 +37,7 @@ from .session import Session as Session
 from .session import all_texts, check_request
 from .session import display_name as display_name
 from .source import load_model
+from .speed import check_positions
 from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
 from .tensor_files import DTYPES, overwrite_tensor, read_index
 
@@ -67,6 +68,8 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
     """
     config, source = session.config, session.source
     check_request(config, measure=measure)
+    if measure and config.benchmark:
+        check_positions(config, source.config)
     shape = resolve_shape(source.binding, config.request)
     # The config class may know more than the rules: it is asked before the long work, with layers that do not matter.
     edit_config(source.raw_config, source.config, source.binding, shape, range(shape[LAYERS]))

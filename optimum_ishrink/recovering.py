@@ -25,7 +25,7 @@ from .card import build_card
 from .configuration import IShrinkConfig
 from .errors import RequestError
 from .evaluation import environment
-from .measuring import add_quality, add_speed, count, measure, measure_text
+from .measuring import add_quality, count, measure, measure_text
 from .output_folder import check_not_inside, check_output, staged_folder
 from .parallel import is_main_process, process_count
 from .progress import note
@@ -43,6 +43,7 @@ from .recovery import (
 )
 from .session import Session, check_request, display_name, evaluation_sources
 from .source import Source, load_model, open_source
+from .speed import add_speed, check_positions
 from .surgery import compensate
 from .surgery.checkpoint import carry_files
 from .tensor_files import read_index, read_tensor
@@ -331,6 +332,8 @@ def recover(
             f"recovery={settings.loss!r} on {','.join(config.recovery_data)} needs a teacher, and the folder names no "
             "base on the Hub; pass --teacher with the unpruned model"
         )
+    if config.benchmark:
+        check_positions(config, student.config)
     is_base = plan is not None and teacher is not None and _is_base(teacher, plan)
     session = Session(teacher if is_base and teacher is not None else student, config)
     check_start(config, is_base=is_base)
@@ -403,5 +406,13 @@ def _measure_recovered(session: Session, folder: Path, old: Report | None, *, is
         if config.evaluate:
             _, shrunk = add_quality(session, shrunk, shrunk, model, None)
         if config.benchmark:
-            _, shrunk = add_speed(config, shrunk, shrunk, model, None)
+            reports = add_speed(
+                config,
+                {"shrunk": shrunk},
+                {"shrunk": model},
+                {"shrunk": folder},
+                dtype=session.dtype,
+                device=session.device,
+            )
+            shrunk = reports["shrunk"]
     return Report(None if old is None else old.base, shrunk, environment(session.device, session.dtype))

@@ -19,7 +19,15 @@ METRICS = {
     "time_to_first_token_seconds": "time to first token, ms",
     "prefill_tokens_per_second": "prefill, tokens/s",
     "decode_tokens_per_second": "decode, tokens/s",
+    "load_seconds": "load until the first token, ms",
+    "peak_memory_bytes": "peak resident memory, MiB",
+    "peak_device_memory_bytes": "peak device memory, MiB",
+    "kv_cache_bytes_per_token": "KV cache, bytes/token",
+    "flops_per_token": "operations, MFLOP/token",
+    "parameters_without_embeddings": "parameters without embeddings",
 }
+_UNITS_OF = {"peak_memory_bytes": 2**20, "peak_device_memory_bytes": 2**20, "flops_per_token": 1e6}
+_WHOLE = ("kv_cache_bytes_per_token", "parameters_without_embeddings")
 _BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """What the base scores against itself; it is no measurement, so it is not in the report."""
 
@@ -27,6 +35,10 @@ _BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 def format_measurement(measurement: Measurement) -> str:
     """Return a measurement as people read it: with its standard error, or its quartiles."""
     value = measurement.value
+    if measurement.metric in _WHOLE:
+        return f"{value:,.0f}"
+    if measurement.metric in _UNITS_OF:
+        return f"{value / _UNITS_OF[measurement.metric]:,.1f}"
     if measurement.metric.endswith("_seconds"):
         low, high = measurement.settings["quartiles"]
         return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
@@ -38,25 +50,77 @@ def format_measurement(measurement: Measurement) -> str:
     return f"{value:.{digits}f}{spread}"
 
 
-def report_rows(report: Report) -> list[Row]:
-    """Return (what, on what, n, base, shrunk, ratio) for every number in a report."""
+def report_rows(report: Report, parts: Sequence[str] = ("quality", "speed")) -> list[Row]:
+    """Return (what, on what, n, base, shrunk, ratio) for every number in a report.
+
+    Args:
+        report: The report.
+        parts: Which of its parts.
+    """
     rows: list[Row] = []
     base, shrunk = report.base, report.shrunk
     for name, attribute in (("parameters", "params"), ("weight bytes", "bytes")):
         new = getattr(shrunk, attribute)
         old = getattr(base, attribute) if base else None
         rows.append((name, "checkpoint", "", f"{old:,}" if old else "", f"{new:,}", f"{new / old:.3f}" if old else ""))
-    for part in ("quality", "speed"):
+    for part in parts:
         for before, after in report.pairs(part):
             old_text, ratio = "", ""
             if before is not None:
                 old_text = format_measurement(before)
-                ratio = f"{after.value / before.value:.3f}" if before.value else ""
+                ratio = _ratio(before, after)
             elif base is not None and after.metric in _BY_DEFINITION:
                 old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
             what = METRICS.get(after.metric, after.metric)
             rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))
     return rows
+
+
+def _ratio(before: Measurement, after: Measurement) -> str:
+    """Return shrunk over base: where they were timed in turn, the median over rounds, with the verdict."""
+    found = after.settings.get("versus_base")
+    if found is not None:
+        return f"{found['ratio']:.3f}, {found['verdict']}"
+    return f"{after.value / before.value:.3f}" if before.value else ""
+
+
+def speed_rows(report: Report) -> list[Row]:
+    """Return (what, on what, n, base, shrunk, ratio, interval, base against itself, verdict) of speed and footprint.
+
+    Without a base it is (what, on what, n, model, model against itself).
+
+    Args:
+        report: The report.
+    """
+    rows: list[Row] = []
+    for before, after in report.pairs("speed"):
+        what, value = METRICS.get(after.metric, after.metric), format_measurement(after)
+        if report.base is None:
+            spread = after.settings.get("self_spread")
+            rows.append((what, after.dataset, str(after.n), value, "" if spread is None else f"± {spread:.1%}"))
+            continue
+        cells = ("", "", "", "")
+        if before is not None:
+            found = after.settings.get("versus_base")
+            cells = (f"{after.value / before.value:.3f}" if before.value else "", "", "", "")
+            if found is not None:
+                low, high = found["interval"]
+                own, verdict = f"± {found['spread']:.1%}", str(found["verdict"])
+                cells = (f"{found['ratio']:.3f}", f"[{low:.3f}, {high:.3f}]", own, verdict)
+        old = "" if before is None else format_measurement(before)
+        rows.append((what, after.dataset, str(after.n), old, value, *cells))
+    return rows
+
+
+def speed_header(report: Report) -> Row:
+    """Return the header of `speed_rows`.
+
+    Args:
+        report: The report.
+    """
+    if report.base is None:
+        return ("", "on", "n", "model", "against itself")
+    return ("", "on", "n", "base", "shrunk", "ratio", "95 % interval", "base against itself", "verdict")
 
 
 RECOVERY_HEADER: Row = ("", "on", "before recovery", "after")

@@ -68,6 +68,7 @@ RANKS = {
     "measurements": 5,
     "configuration": 6,
     "demo": 7,
+    "speed": 7,
     "session": 7,
     "scoring": 8,
     "measuring": 8,

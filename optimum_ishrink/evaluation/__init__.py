@@ -1,20 +1,27 @@
 """Evaluation: what was lost and what was gained, as measurements that a report holds."""
 
+from .comparison import Comparison, compare
 from .environment import environment
+from .footprint import measure_footprint
+from .fresh_process import measure_loading
 from .harness import evaluate_tasks, open_tasks
 from .latency import LatencySettings, measure_latency
 from .quality import name_measurements, text_measurements
 from .text import TextQuality, compare_logits, kl_divergence, mean_over_windows, perplexity, token_statistics
 
 __all__ = [
+    "Comparison",
     "LatencySettings",
     "TextQuality",
+    "compare",
     "compare_logits",
     "environment",
     "evaluate_tasks",
     "kl_divergence",
     "mean_over_windows",
+    "measure_footprint",
     "measure_latency",
+    "measure_loading",
     "name_measurements",
     "open_tasks",
     "perplexity",

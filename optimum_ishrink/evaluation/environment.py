@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,6 +29,9 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "accelerator": accelerator,
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _governor(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "dtype": dtype_name(dtype),
@@ -34,6 +39,15 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _governor(folder: Path = Path("/sys/devices/system/cpu")) -> str | None:
+    """Return what sets the clock of the CPUs on Linux, such as `performance`; None where it cannot be read."""
+    try:
+        found = {file.read_text(encoding="ascii").strip() for file in folder.glob("cpu*/cpufreq/scaling_governor")}
+    except OSError:
+        return None
+    return ", ".join(sorted(found)) or None
 
 
 def _cpu_name() -> str:

@@ -1,21 +1,31 @@
 """Speed of two models, measured in turn: time to first token, prefill and decode throughput.
 
-Machines drift: they warm up, throttle and share their memory bus. So base and shrunk model take turns within each
-round (A B A B ...), after rounds that do not count, and medians are reported with their quartiles.
+Machines drift: they warm up, throttle, and share their cores and their memory bus with others. So the models take
+turns at every single token, in the order A B B A: what slows the machine for longer than a token slows both alike, and
+a steady drift cancels. The next round goes B A A B. That each has two turns also shows what a model differs from itself
+by.
 """
 
 from __future__ import annotations
 
-import statistics
+import gc
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 
 from ..artifacts import Measurement
 from ..progress import progress_bar
+from .comparison import Comparison, compare, self_spread
+
+Times = list[list[float]]
+"""Seconds of one round: for each turn in order, of the prompt and then of every token."""
 
 
 @dataclass(frozen=True)
@@ -23,53 +33,50 @@ class LatencySettings:
     """What is timed.
 
     Args:
-        prompt_length: Tokens in the prompt.
-        new_tokens: Tokens decoded one after another behind it.
-        rounds: Rounds that count.
+        prompt_length: Tokens in the prompt; decoding goes on from there, so it is the context's length as well.
+        new_tokens: Tokens decoded one after another behind it, in each turn.
+        rounds: Rounds that count; in each, every model has two turns.
         warmup: Rounds before them that do not count: the first runs allocate memory and choose kernels.
+        batch_size: Sequences at once, all of the same length.
     """
 
     prompt_length: int = 128
-    new_tokens: int = 32
-    rounds: int = 11
+    new_tokens: int = 8
+    rounds: int = 13
     warmup: int = 1
+    batch_size: int = 1
 
     @property
     def label(self) -> str:
         """The setting's name in reports; every setting is a data set of its own there."""
-        return f"prompt {self.prompt_length}, decode {self.new_tokens}, batch 1"
+        return f"prompt {self.prompt_length}, decode {self.new_tokens}, batch {self.batch_size}"
 
 
 @torch.inference_mode()
-def time_in_turn(models: Mapping[str, Any], prompt: torch.Tensor, new_tokens: int) -> dict[str, tuple[float, float]]:
+def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -> Times:
     """Time one round: each model in turn reads the prompt, then each in turn decodes a token, `new_tokens` times.
 
     Args:
-        models: Loaded models by name.
-        prompt: Token ids, shape (1, length).
+        models: Loaded models in the order of their turns; one that stands there twice keeps a KV cache for each turn.
+        prompt: Token ids, shape (batch, length).
         new_tokens: Tokens to decode greedily after the first, each reading the KV cache.
 
     Returns:
-        By name: seconds to the first token, and seconds for `new_tokens` more.
+        For each turn: seconds to the first token, and of each of the `new_tokens` after it.
     """
-    first: dict[str, float] = {}
-    decode = dict.fromkeys(models, 0.0)
-    caches: dict[str, Any] = {}
-    tokens = {name: prompt.to(model.device) for name, model in models.items()}
-    for step in range(1 + new_tokens):
-        for name, model in models.items():
+    times: Times = [[] for _ in models]
+    caches: list[Any] = [None] * len(models)
+    tokens = [prompt.to(model.device) for model in models]
+    for _ in range(1 + new_tokens):
+        for turn, model in enumerate(models):
             _synchronize(model)
             start = time.perf_counter()
-            output = model(input_ids=tokens[name], past_key_values=caches.get(name), use_cache=True, logits_to_keep=1)
+            output = model(input_ids=tokens[turn], past_key_values=caches[turn], use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
             _synchronize(model)
-            seconds = time.perf_counter() - start
-            caches[name], tokens[name] = output.past_key_values, token
-            if step == 0:
-                first[name] = seconds
-            else:
-                decode[name] += seconds
-    return {name: (first[name], decode[name]) for name in models}
+            times[turn].append(time.perf_counter() - start)
+            caches[turn], tokens[turn] = output.past_key_values, token
+    return times
 
 
 def _synchronize(model: Any) -> None:
@@ -77,51 +84,142 @@ def _synchronize(model: Any) -> None:
         torch.cuda.synchronize(model.device)
 
 
+@contextmanager
+def _undisturbed(models: Mapping[str, Any]) -> Iterator[None]:
+    """Keep Python's garbage collector out of the timing, and the weights of all models in memory of the same kind.
+
+    On the CPU a loaded checkpoint may still lie in its file, mapped page by page, and another one not: they would not
+    be read equally fast.
+    """
+    for model in models.values():
+        model.eval()
+        if model.device.type == "cpu":
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone()
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def measure_latency(
     models: Mapping[str, Any],
-    settings: LatencySettings,
+    settings: LatencySettings | Sequence[LatencySettings],
     *,
-    run: Callable[[Mapping[str, Any], torch.Tensor, int], dict[str, tuple[float, float]]] = time_in_turn,
+    run: Callable[[Sequence[Any], torch.Tensor, int], Times] = time_in_turn,
 ) -> dict[str, tuple[Measurement, ...]]:
     """Time models in turn.
 
     Args:
-        models: Loaded models by name; they take turns in this order.
-        settings: What is timed.
+        models: Loaded models by name. Each is compared with the first.
+        settings: What is timed; several settings are timed one after another, and judged as one family.
         run: Times one round.
 
     Returns:
-        The measurements of each model, by its name.
+        The measurements of each model, by its name. Their settings hold every sample; those of the first model also
+        what it differs from itself by (`self_spread`), those of others the comparison (`versus_base`).
     """
-    vocabulary = min(model.config.vocab_size for model in models.values())
-    ids = torch.randint(vocabulary, (1, settings.prompt_length), generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    with progress_bar("timing in turn", settings.warmup + settings.rounds) as advance:
-        for number in range(settings.warmup + settings.rounds):
-            for name, seconds in run(models, ids, settings.new_tokens).items():
-                if number >= settings.warmup:
-                    times[name].append(seconds)
-            advance(1)
-    return {name: _summary(rows, settings) for name, rows in times.items()}
-
-
-def _summary(rows: list[tuple[float, float]], settings: LatencySettings) -> tuple[Measurement, ...]:
-    samples = {
-        "time_to_first_token_seconds": [first for first, _ in rows],
-        "prefill_tokens_per_second": [settings.prompt_length / first for first, _ in rows],
-        "decode_tokens_per_second": [settings.new_tokens / decode for _, decode in rows],
-    }
-    measurements = []
-    for metric, values in samples.items():
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        measurements.append(
-            Measurement(
-                metric,
-                settings.label,
-                statistics.median(values),
-                None,
-                len(values),
-                {**asdict(settings), "statistic": "median", "quartiles": [low, high], "samples": values},
-            )
+    chosen = [settings] if isinstance(settings, LatencySettings) else list(settings)
+    with (
+        _undisturbed(models),
+        progress_bar("timing in turn", sum(each.warmup + each.rounds for each in chosen)) as advance,
+    ):
+        timed = [_time_rounds(models, each, run, advance) for each in chosen]
+    first, *others = models
+    own = [rounds.log_self_ratios(first, phase) for rounds in timed for phase in _PHASES]
+    facts: dict[str, list[dict[str, Any]]] = {first: [{"self_spread": math.expm1(self_spread(each))} for each in own]}
+    for name in others:
+        ratios = [rounds.log_ratios(name, first, phase) for rounds in timed for phase in _PHASES]
+        facts[name] = [{"versus_base": each} for each in compare(list(zip(ratios, own, strict=True)))]
+    return {
+        name: tuple(
+            measurement
+            for number, (rounds, phase) in enumerate(product(timed, _PHASES))
+            for measurement in rounds.measurements(name, phase, facts[name][number])
         )
-    return tuple(measurements)
+        for name in models
+    }
+
+
+def _time_rounds(
+    models: Mapping[str, Any],
+    settings: LatencySettings,
+    run: Callable[[Sequence[Any], torch.Tensor, int], Times],
+    advance: Callable[[int], None],
+) -> _Rounds:
+    names = list(models)
+    vocabulary = min(model.config.get_text_config().vocab_size for model in models.values())
+    shape = (settings.batch_size, settings.prompt_length)
+    prompt = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    rounds = []
+    for number in range(settings.warmup + settings.rounds):
+        order = names + names[::-1] if number % 2 == 0 else names[::-1] + names
+        times = run([models[name] for name in order], prompt, settings.new_tokens)
+        if number >= settings.warmup:
+            turns = {name: [each for each, whose in zip(times, order, strict=True) if whose == name] for name in names}
+            rounds.append({name: (both[0], both[1]) for name, both in turns.items()})
+        advance(1)
+    return _Rounds(settings, tuple(rounds))
+
+
+_PHASES = {"prefill": slice(0, 1), "decode": slice(1, None)}
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """The rounds of one setting: for each, by name, the seconds of a model's two turns."""
+
+    settings: LatencySettings
+    rounds: tuple[dict[str, tuple[list[float], list[float]]], ...]
+
+    def _logs(self, name: str, phase: str) -> list[tuple[list[float], list[float]]]:
+        part = _PHASES[phase]
+        return [
+            ([math.log(each) for each in turns[name][0][part]], [math.log(each) for each in turns[name][1][part]])
+            for turns in self.rounds
+        ]
+
+    def log_ratios(self, name: str, first: str, phase: str) -> list[float]:
+        """Return the logarithm of a model's speed against the first's, in each round: the median over its tokens."""
+        return [
+            median((a + b - c - d) / 2 for a, b, c, d in zip(*theirs, *ours, strict=True))
+            for theirs, ours in zip(self._logs(first, phase), self._logs(name, phase), strict=True)
+        ]
+
+    def log_self_ratios(self, name: str, phase: str) -> list[float]:
+        """Return the same of a model's second turn against its first."""
+        return [median(a - b for a, b in zip(*turns, strict=True)) for turns in self._logs(name, phase)]
+
+    def measurements(self, name: str, phase: str, facts: Mapping[str, Any]) -> list[Measurement]:
+        """Return what a phase of a model comes to."""
+        batch, length, new_tokens = (
+            self.settings.batch_size,
+            self.settings.prompt_length,
+            self.settings.new_tokens,
+        )
+        part = _PHASES[phase]
+        seconds = [sum(turn[part]) for turns in self.rounds for turn in turns[name]]
+        tokens = batch * (length if phase == "prefill" else new_tokens)
+        found = [self._measurement(f"{phase}_tokens_per_second", [tokens / each for each in seconds], facts)]
+        if phase == "prefill":
+            inverted = {
+                key: value.inverted if isinstance(value, Comparison) else value for key, value in facts.items()
+            }
+            found.insert(0, self._measurement("time_to_first_token_seconds", seconds, inverted))
+        return found
+
+    def _measurement(self, metric: str, samples: list[float], facts: Mapping[str, Any]) -> Measurement:
+        low, _, high = quantiles(samples, n=4, method="inclusive")
+        plain = {key: value.to_dict() if isinstance(value, Comparison) else value for key, value in facts.items()}
+        return Measurement(
+            metric,
+            self.settings.label,
+            median(samples),
+            None,
+            len(self.rounds),
+            {**asdict(self.settings), "statistic": "median", "quartiles": [low, high], "samples": samples, **plain},
+        )

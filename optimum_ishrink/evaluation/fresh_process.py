@@ -1,0 +1,157 @@
+"""Load time and peak memory of a checkpoint, each in a process of its own.
+
+In the process that prunes and measures, files are cached, memory is used, and kernels are chosen already; someone who
+opens the model for the first time has none of that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import psutil
+import torch
+
+from ..artifacts import Measurement
+from ..compute import dtype_name
+from ..errors import SourceError
+from ..progress import note, progress_bar
+
+_WORKER = Path(__file__).with_name("load_worker.py")
+_HEADROOM = 1.3
+"""Memory that must be free, as a multiple of the weights."""
+
+Runner = Callable[[Sequence[Mapping[str, Any]], Callable[[int], None]], list[dict[str, Any]]]
+
+
+def measure_loading(
+    folders: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    prompt_length: int,
+    new_tokens: int,
+    rounds: int = 3,
+    run: Runner | None = None,
+) -> dict[str, tuple[Measurement, ...]]:
+    """Load checkpoints in turn, each time in a new process, from a cold and from a warm file cache.
+
+    Args:
+        folders: Checkpoints by name; rounds go A B, B A, A B.
+        dtype: Dtype to load into.
+        device: Where the weights go.
+        prompt_length: Tokens of the prompt that peak memory is taken on.
+        new_tokens: Tokens decoded behind it.
+        rounds: Loads of each, cold and warm.
+        run: Runs the jobs.
+
+    Returns:
+        The measurements of each checkpoint. Cold loads are left out where the system does not drop the files' pages.
+
+    Raises:
+        SourceError: A checkpoint cannot be loaded.
+    """
+    needed = _HEADROOM * max(_nbytes(folder, dtype) for folder in folders.values())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if free < needed:
+        note(
+            f"load time and peak memory are not measured: {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} free"
+        )
+        return dict.fromkeys(folders, ())
+    order = [name for number in range(rounds) for name in (list(folders) if number % 2 == 0 else [*folders][::-1])]
+    plan = [(name, cold) for name in order for cold in (True, False)]
+    common = {
+        "dtype": dtype_name(dtype),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+    }
+    jobs = [{**common, "folder": str(folders[name].resolve()), "cold": cold} for name, cold in plan]
+    with progress_bar("loading in fresh processes", len(jobs)) as advance:
+        results = (run or run_jobs)(jobs, advance)
+    found: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for (name, cold), result in zip(plan, results, strict=True):
+        if "error" in result:
+            raise SourceError(f"{folders[name].name} cannot be loaded in a fresh process ({result['error']})")
+        if not result.get("not_evicted"):
+            found.setdefault((name, cold), []).append(result)
+    return {
+        name: tuple(
+            measurement
+            for cold in (False, True)
+            if (name, cold) in found
+            for measurement in _measurements(found[name, cold], cold, common)
+        )
+        for name in folders
+    }
+
+
+def run_jobs(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> list[dict[str, Any]]:
+    """Run the jobs of `load_worker.py`, and return what each came to.
+
+    On Linux all run as forks of one process that has imported the libraries and computed nothing: importing takes
+    longer than loading. Elsewhere, where forking is not safe, every job starts its own interpreter.
+
+    Args:
+        jobs: The jobs.
+        advance: Called with the number of jobs that were done.
+    """
+    fork = sys.platform == "linux"
+    results: list[dict[str, Any]] = []
+    for part in [list(jobs)] if fork else [[job] for job in jobs]:
+        before = len(results)
+        asked = json.dumps([{**job, "fork": fork} for job in part])
+        command = [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), asked]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        ) as worker:
+            assert worker.stdout is not None
+            try:
+                for line in worker.stdout:
+                    results.append(json.loads(line))
+                    advance(1)
+            finally:
+                worker.kill()
+        missing = len(part) - (len(results) - before)
+        results += [{"error": "the process ended early"}] * missing
+    return results
+
+
+def _measurements(results: list[dict[str, Any]], cold: bool, settings: Mapping[str, Any]) -> list[Measurement]:
+    where = f"fresh process, {'cold' if cold else 'warm'} file cache"
+    kept = {name: value for name, value in settings.items() if name != "device"}
+    found = [_median("load_seconds", where, [result["load_seconds"] for result in results], kept)]
+    if not cold:
+        where = f"fresh process, prompt {settings['prompt_length']}, decode {settings['new_tokens']}"
+        libraries = median(result["libraries_bytes"] for result in results)
+        peaks = [float(result["peak_memory_bytes"]) for result in results]
+        found.append(_median("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries}))
+        if results[0]["device_peak_bytes"] is not None:
+            peaks = [float(result["device_peak_bytes"]) for result in results]
+            found.append(_median("peak_device_memory_bytes", where, peaks, kept))
+    return found
+
+
+def _median(metric: str, dataset: str, samples: list[float], settings: Mapping[str, Any]) -> Measurement:
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    facts = {**settings, "statistic": "median", "quartiles": [low, high], "samples": samples}
+    return Measurement(metric, dataset, median(samples), None, len(samples), facts)
+
+
+def _nbytes(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes of a checkpoint: on disk, or twice that where a wider dtype may be asked for."""
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return stored * (2 if dtype == torch.float32 else 1)

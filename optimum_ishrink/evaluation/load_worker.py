@@ -1,0 +1,187 @@
+"""The program that loads checkpoints in processes of their own; `fresh_process.py` runs it.
+
+It takes a list of jobs as JSON, its only argument, and writes one line of JSON for each. It imports nothing of this
+package, so that what it measures is what a user of plain transformers has. Where the system can fork, it imports torch
+and transformers once and computes nothing; each job then runs in a fork of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Load a checkpoint, read a prompt, decode a few tokens.
+
+    Args:
+        job: `folder`, `dtype`, `device`, `threads`, `prompt_length` and `new_tokens`.
+
+    Returns:
+        Seconds until the first token, and peaks of memory in bytes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(job["threads"])
+    device = torch.device(job["device"])
+    if device.type == "cuda":
+        torch.zeros(1, device=device)  # starting CUDA is not loading
+        torch.cuda.reset_peak_memory_stats(device)
+    before = peak_resident_bytes()
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"])).to(device).eval()
+    with torch.inference_mode():
+        # Weights may be mapped, and read only when they are needed: a token needs them all.
+        model(torch.tensor([[0]], device=device)).logits.argmax().item()
+        seconds = time.perf_counter() - start
+        vocabulary = model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocabulary, (1, job["prompt_length"]), generator=generator).to(device)
+        cache = None
+        for _ in range(1 + job["new_tokens"]):
+            output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    return {
+        "load_seconds": seconds,
+        "peak_memory_bytes": peak_resident_bytes(),
+        "libraries_bytes": before,
+        "device_peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    }
+
+
+def peak_resident_bytes() -> int:
+    """Return the most resident memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def evict(files: list[Path]) -> bool:
+    """Drop files from the system's cache of file contents, and return whether they are gone.
+
+    Pages that another process has mapped stay, and some systems keep all of them.
+
+    Args:
+        files: The files.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # pages that are not yet written cannot be dropped
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return all(cached_share(file) < 0.01 for file in files)
+
+
+def cached_share(file: Path) -> float:
+    """Return the share of a file's pages that the system holds in memory; 1 where it does not say.
+
+    Args:
+        file: The file.
+    """
+    import ctypes
+    import mmap
+
+    size = file.stat().st_size
+    if size == 0:
+        return 0.0
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+        view = (ctypes.c_char * size).from_buffer(mapped)
+        try:
+            library = ctypes.CDLL(None, use_errno=True)
+            failed = library.mincore(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(size), pages)
+        except (AttributeError, OSError, TypeError):
+            failed = True
+        finally:
+            del view  # the map cannot be closed while something looks into it
+    return 1.0 if failed else sum(page & 1 for page in pages) / len(pages)
+
+
+def warm(files: list[Path]) -> None:
+    """Read files from beginning to end, so that the system holds them in memory.
+
+    Args:
+        files: The files.
+    """
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 24):
+                pass
+
+
+def in_a_fork(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in a fork of this process.
+
+    Args:
+        job: As of `run_job`.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+                json.dump(guarded(job), pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": f"the process was killed by signal {os.WTERMSIG(status)}"}
+
+
+def guarded(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job and return what it raised, in one line, as its result.
+
+    Args:
+        job: As of `run_job`.
+    """
+    try:
+        return run_job(job)
+    except Exception as error:  # the parent says what it was
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def main() -> None:
+    """Run the jobs of the first argument; each also has `cold`, and `fork`."""
+    jobs = json.loads(sys.argv[1])
+    if any(job["fork"] for job in jobs):
+        import torch  # noqa: F401
+        import transformers.generation
+        import transformers.modeling_utils  # noqa: F401
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as output:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no result
+        for job in jobs:
+            files = sorted(Path(job["folder"]).glob("*.safetensors"))
+            if job["cold"] and not evict(files):
+                result: dict[str, Any] = {"not_evicted": True}
+            else:
+                if not job["cold"]:
+                    warm(files)
+                result = in_a_fork(job) if job["fork"] else guarded(job)
+            output.write(json.dumps(result) + "\n")
+            output.flush()
+
+
+if __name__ == "__main__":
+    main()
