@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "real" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loading_in_this_process() -> Iterator[None]:
+    """Let checkpoints be loaded in the tests' own process: a new one takes seconds to import what it needs.
+
+    `tests/evaluation/test_speed.py` has the tests that start them.
+    """
+    from optimum_ishrink.evaluation import fresh_process, load_worker
+
+    def run(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        advance(len(jobs))
+        return [{"not_evicted": True} if job["cold"] else load_worker.guarded(dict(job)) for job in jobs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh_process, "run_jobs", run)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,21 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"recovery_length": 1}, "recovery_length must be at least 2"),
         ({"recovery_tokens": 0}, "whole number of at least 1"),
         ({"recovery_checkpointing": 1}, "must be true or false"),
+        ({"benchmark_prompt_length": "128,x"}, "whole numbers of at least 1, such as 128 or 128,512, not '128,x'"),
+        ({"benchmark_prompt_length": []}, "benchmark_prompt_length must be whole numbers"),
+        ({"benchmark_batch_size": [1, 0]}, "benchmark_batch_size must be whole numbers of at least 1"),
+        ({"benchmark_batch_size": True}, "benchmark_batch_size must be whole numbers of at least 1"),
     ],
 )
 def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         IShrinkConfig(**values)
+
+
+def test_what_is_timed_is_one_number_or_several() -> None:
+    for written in (128, "128", [128], (128,)):
+        assert IShrinkConfig(benchmark_prompt_length=written).benchmark_prompt_length == (128,)
+    assert IShrinkConfig(benchmark_batch_size="1, 8,1").benchmark_batch_size == (1, 8)
 
 
 def test_lists_are_stripped_and_devices_may_have_a_number() -> None:
@@ -170,6 +180,8 @@ def test_every_config_key_has_a_flag() -> None:
             value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]
         elif name in ("prune", "layer_selection"):
             value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
+        elif name in ("benchmark_prompt_length", "benchmark_batch_size"):
+            value = (16, 32)
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:

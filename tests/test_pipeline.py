@@ -358,7 +358,7 @@ def test_evaluate_and_benchmark_any_two_models(
     assert main(["benchmark", *common, *speed]) == 0
     report = Report.from_json(json.loads(capsys.readouterr().out))
     assert report.base is not None
-    assert len(report.base.speed) == len(report.shrunk.speed) == 3
+    assert len(report.base.speed) == len(report.shrunk.speed) >= 8
 
 
 def test_tasks_are_part_of_the_report(

@@ -1,9 +1,9 @@
 """Speed of two models, measured in turn: time to first token, prefill and decode throughput.
 
 Machines drift: they warm up, throttle, and share their cores and their memory bus with others. So the models take
-turns at every single token, in the order A B B A: what slows the machine for longer than a token slows both alike, and
-a steady drift cancels. The next round goes B A A B. That each has two turns also shows what a model differs from itself
-by.
+turns at every prompt and every token, in the order A B B A: what slows the machine for longer than a token slows both
+alike, and a steady drift cancels. The next round goes B A A B. That each has two turns also shows by how much a model
+differs from itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from ..progress import progress_bar
 from .comparison import Comparison, compare, self_spread
 
 Times = list[list[float]]
-"""Seconds of one round: for each turn in order, of the prompt and then of every token."""
+"""Seconds of one round: for each turn in order, of `READINGS` of the prompt, and then of every token."""
+
+READINGS = 3
+"""How often the prompt is read in each turn: a median of three is not moved by one that was disturbed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LatencySettings:
 
 @torch.inference_mode()
 def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -> Times:
-    """Time one round: each model in turn reads the prompt, then each in turn decodes a token, `new_tokens` times.
+    """Time one round: each model in turn reads the prompt, `READINGS` times, then each in turn decodes token by token.
 
     Args:
         models: Loaded models in the order of their turns; one that stands there twice keeps a KV cache for each turn.
@@ -62,12 +65,15 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
         new_tokens: Tokens to decode greedily after the first, each reading the KV cache.
 
     Returns:
-        For each turn: seconds to the first token, and of each of the `new_tokens` after it.
+        For each turn: seconds to the first token, `READINGS` times, and of each of the `new_tokens` after it.
     """
     times: Times = [[] for _ in models]
     caches: list[Any] = [None] * len(models)
-    tokens = [prompt.to(model.device) for model in models]
-    for _ in range(1 + new_tokens):
+    prompts = [prompt.to(model.device) for model in models]
+    tokens = prompts
+    for step in range(READINGS + new_tokens):
+        if step < READINGS:
+            caches, tokens = [None] * len(models), list(prompts)
         for turn, model in enumerate(models):
             _synchronize(model)
             start = time.perf_counter()
@@ -130,15 +136,15 @@ def measure_latency(
     ):
         timed = [_time_rounds(models, each, run, advance) for each in chosen]
     first, *others = models
-    own = [rounds.log_self_ratios(first, phase) for rounds in timed for phase in _PHASES]
+    own = [rounds.log_self_ratios(first, phase) for rounds in timed for phase in PHASES]
     facts: dict[str, list[dict[str, Any]]] = {first: [{"self_spread": math.expm1(self_spread(each))} for each in own]}
     for name in others:
-        ratios = [rounds.log_ratios(name, first, phase) for rounds in timed for phase in _PHASES]
+        ratios = [rounds.log_ratios(name, first, phase) for rounds in timed for phase in PHASES]
         facts[name] = [{"versus_base": each} for each in compare(list(zip(ratios, own, strict=True)))]
     return {
         name: tuple(
             measurement
-            for number, (rounds, phase) in enumerate(product(timed, _PHASES))
+            for number, (rounds, phase) in enumerate(product(timed, PHASES))
             for measurement in rounds.measurements(name, phase, facts[name][number])
         )
         for name in models
@@ -150,7 +156,7 @@ def _time_rounds(
     settings: LatencySettings,
     run: Callable[[Sequence[Any], torch.Tensor, int], Times],
     advance: Callable[[int], None],
-) -> _Rounds:
+) -> Rounds:
     names = list(models)
     vocabulary = min(model.config.get_text_config().vocab_size for model in models.values())
     shape = (settings.batch_size, settings.prompt_length)
@@ -163,21 +169,27 @@ def _time_rounds(
             turns = {name: [each for each, whose in zip(times, order, strict=True) if whose == name] for name in names}
             rounds.append({name: (both[0], both[1]) for name, both in turns.items()})
         advance(1)
-    return _Rounds(settings, tuple(rounds))
+    return Rounds(settings, tuple(rounds))
 
 
-_PHASES = {"prefill": slice(0, 1), "decode": slice(1, None)}
+PHASES: Mapping[str, slice] = {"prefill": slice(0, READINGS), "decode": slice(READINGS, None)}
 
 
 @dataclass(frozen=True)
-class _Rounds:
-    """The rounds of one setting: for each, by name, the seconds of a model's two turns."""
+class Rounds:
+    """The rounds of one setting.
+
+    Args:
+        settings: What was timed.
+        rounds: For each round, by the model's name, the seconds of its two turns: of each reading of the
+            prompt, then of each token.
+    """
 
     settings: LatencySettings
     rounds: tuple[dict[str, tuple[list[float], list[float]]], ...]
 
     def _logs(self, name: str, phase: str) -> list[tuple[list[float], list[float]]]:
-        part = _PHASES[phase]
+        part = PHASES[phase]
         return [
             ([math.log(each) for each in turns[name][0][part]], [math.log(each) for each in turns[name][1][part]])
             for turns in self.rounds
@@ -201,8 +213,9 @@ class _Rounds:
             self.settings.prompt_length,
             self.settings.new_tokens,
         )
-        part = _PHASES[phase]
-        seconds = [sum(turn[part]) for turns in self.rounds for turn in turns[name]]
+        part = PHASES[phase]
+        combine = median if phase == "prefill" else sum
+        seconds = [float(combine(turn[part])) for turns in self.rounds for turn in turns[name]]
         tokens = batch * (length if phase == "prefill" else new_tokens)
         found = [self._measurement(f"{phase}_tokens_per_second", [tokens / each for each in seconds], facts)]
         if phase == "prefill":
