@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+import transformers
 from simulated_timings import NOISE, simulate
 
 from optimum_ishrink.compute import resolve_device, resolve_dtype
@@ -42,6 +43,7 @@ def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.de
 
 def measure(args: argparse.Namespace) -> None:
     """Do the runs that are not yet in the output file."""
+    transformers.utils.logging.disable_progress_bar()
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     settings = LatencySettings(args.prompt_length, args.new_tokens, args.rounds)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .configuration import IShrinkConfig
     from .source import Source
 
-BENCHMARK_LENGTHS = "128,512"
+BENCHMARK_LENGTHS = "64,512"
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
 
 

@@ -199,7 +199,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "num_fewshot": None,
         "batch_size": 4,
         "benchmark": True,
-        "benchmark_prompt_length": (128,),
+        "benchmark_prompt_length": (64,),
         "benchmark_batch_size": (1,),
         "benchmark_new_tokens": 8,
         "benchmark_rounds": 13,
@@ -461,7 +461,7 @@ def _numbers(name: str, value: Any) -> tuple[int, ...]:
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     numbers: list[Any] = [int(item) if isinstance(item, str) and item.strip().isdecimal() else item for item in items]
     if not numbers or not all(type(number) is int and number > 0 for number in numbers):
-        raise RequestError(f"{name} must be whole numbers of at least 1, such as 128 or 128,512, not {value!r}")
+        raise RequestError(f"{name} must be whole numbers of at least 1, such as 64 or 64,512, not {value!r}")
     return tuple(dict.fromkeys(numbers))
 
 

@@ -45,7 +45,6 @@ def demo_config(target: str, seed: int) -> IShrinkConfig:
         num_hidden_layers=LAYERS - round(0.62 * share * LAYERS),
         calibration_samples=64,
         calibration_length=128,
-        benchmark_prompt_length=64,
         base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
         seed=seed,
     )

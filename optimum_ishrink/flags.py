@@ -197,7 +197,7 @@ def task_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def speed_flags(parser: argparse.ArgumentParser, prompt_length: str = "128") -> None:
+def speed_flags(parser: argparse.ArgumentParser, prompt_length: str = "64") -> None:
     """Add the flags that say what is timed.
 
     Args:

@@ -120,7 +120,7 @@ def speed_header(report: Report) -> Row:
     """
     if report.base is None:
         return ("", "on", "n", "model", "against itself")
-    return ("", "on", "n", "base", "shrunk", "ratio", "95 % interval", "base against itself", "verdict")
+    return ("", "on", "n", "base", "shrunk", "ratio", "99 % interval", "base against itself", "verdict")
 
 
 RECOVERY_HEADER: Row = ("", "on", "before recovery", "after")

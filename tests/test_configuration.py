@@ -71,7 +71,7 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"recovery_length": 1}, "recovery_length must be at least 2"),
         ({"recovery_tokens": 0}, "whole number of at least 1"),
         ({"recovery_checkpointing": 1}, "must be true or false"),
-        ({"benchmark_prompt_length": "128,x"}, "whole numbers of at least 1, such as 128 or 128,512, not '128,x'"),
+        ({"benchmark_prompt_length": "128,x"}, "whole numbers of at least 1, such as 64 or 64,512, not '128,x'"),
         ({"benchmark_prompt_length": []}, "benchmark_prompt_length must be whole numbers"),
         ({"benchmark_batch_size": [1, 0]}, "benchmark_batch_size must be whole numbers of at least 1"),
         ({"benchmark_batch_size": True}, "benchmark_batch_size must be whole numbers of at least 1"),

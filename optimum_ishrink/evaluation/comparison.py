@@ -23,7 +23,9 @@ LEAST = 0.02
 """Differences below this share are called none: even two copies of one model lie elsewhere in memory, and what that
 costs does not average out within a process."""
 
-CONFIDENCE = 0.95
+CONFIDENCE = 1 - LEVEL
+"""Of intervals: one that holds 1 is one in which the sign test, alone, finds no difference."""
+
 _RESAMPLES = 1000
 
 FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW = "faster", "slower", "no difference", "too few rounds to tell"
@@ -90,7 +92,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
     Args:
         values: One value a round.
-        confidence: How sure it has to be. Fewer than six values cannot be that sure; all of them are taken then.
+        confidence: How sure it has to be. Few values cannot be that sure; all of them are taken then.
 
     Returns:
         The ends, and the exact confidence for independent rounds of any distribution.
@@ -107,7 +109,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     return ordered[k], ordered[n - 1 - k], max(0.0, 1 - missed(k))
 
 
-def self_spread(values: Sequence[float], quantile: float = CONFIDENCE) -> float:
+def self_spread(values: Sequence[float], quantile: float = 0.95) -> float:
     """Return how far from zero the median over rounds of a model against itself gets by chance.
 
     Rounds are drawn again with replacement, each with a random sign: which of a model's two turns is called the first

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -82,15 +82,10 @@ def measure_loading(
             raise SourceError(f"{folders[name].name} cannot be loaded in a fresh process ({result['error']})")
         if not result.get("not_evicted"):
             found.setdefault((name, cold), []).append(result)
-    return {
-        name: tuple(
-            measurement
-            for cold in (False, True)
-            if (name, cold) in found
-            for measurement in _measurements(found[name, cold], cold, common)
-        )
-        for name in folders
-    }
+    for name in folders:
+        if (name, True) not in found:
+            note(f"{folders[name].name}: no load from a cold file cache, because the system keeps the files in memory")
+    return {name: tuple(_measurements(name, found, common)) for name in folders}
 
 
 def run_jobs(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> list[dict[str, Any]]:
@@ -130,19 +125,22 @@ def run_jobs(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) 
     return results
 
 
-def _measurements(results: list[dict[str, Any]], cold: bool, settings: Mapping[str, Any]) -> list[Measurement]:
-    where = f"fresh process, {'cold' if cold else 'warm'} file cache"
-    kept = {name: value for name, value in settings.items() if name != "device"}
-    found = [_median("load_seconds", where, [result["load_seconds"] for result in results], kept)]
-    if not cold:
-        where = f"fresh process, prompt {settings['prompt_length']}, decode {settings['new_tokens']}"
-        libraries = median(result["libraries_bytes"] for result in results)
-        peaks = [float(result["peak_memory_bytes"]) for result in results]
-        found.append(_median("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries}))
-        if results[0]["device_peak_bytes"] is not None:
-            peaks = [float(result["device_peak_bytes"]) for result in results]
-            found.append(_median("peak_device_memory_bytes", where, peaks, kept))
-    return found
+def _measurements(
+    name: str, found: Mapping[tuple[str, bool], list[dict[str, Any]]], settings: Mapping[str, Any]
+) -> Iterator[Measurement]:
+    kept = {key: value for key, value in settings.items() if key != "device"}
+    for cold in (False, True):
+        if seconds := [result["load_seconds"] for result in found.get((name, cold), ())]:
+            where = f"fresh process, {'cold' if cold else 'warm'} file cache"
+            yield _median("load_seconds", where, seconds, kept)
+    results = found[name, False]
+    where = f"fresh process, prompt {settings['prompt_length']}, decode {settings['new_tokens']}"
+    peaks = [float(result["peak_memory_bytes"]) for result in results]
+    libraries = median(result["libraries_bytes"] for result in results)
+    yield _median("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries})
+    if results[0]["device_peak_bytes"] is not None:
+        peaks = [float(result["device_peak_bytes"]) for result in results]
+        yield _median("peak_device_memory_bytes", where, peaks, kept)
 
 
 def _median(metric: str, dataset: str, samples: list[float], settings: Mapping[str, Any]) -> Measurement:

@@ -43,7 +43,7 @@ class LatencySettings:
         batch_size: Sequences at once, all of the same length.
     """
 
-    prompt_length: int = 128
+    prompt_length: int = 64
     new_tokens: int = 8
     rounds: int = 13
     warmup: int = 1

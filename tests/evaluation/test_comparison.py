@@ -38,7 +38,7 @@ def test_the_sign_test_does_not_know_the_sides(values: list[float]) -> None:
     assert sign_test(values) == sign_test([-value for value in values]) <= 1
 
 
-@pytest.mark.parametrize(("n", "low", "high", "coverage"), [(5, 0, 4, 1 - 2 / 32), (13, 2, 10, 1 - 184 / 8192)])
+@pytest.mark.parametrize(("n", "low", "high", "coverage"), [(5, 0, 4, 1 - 2 / 32), (13, 1, 11, 1 - 28 / 8192)])
 def test_the_interval_of_the_median_is_between_two_rounds(n: int, low: int, high: int, coverage: float) -> None:
     values = [float(value) for value in range(n)]
     assert median_interval(values[::-1]) == (low, high, coverage)
@@ -52,7 +52,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     runs = torch.randn(2000, 13, generator=generator).exp() - 1  # skewed, with the median at zero
     found = [median_interval(run.tolist()) for run in runs]
-    assert sum(low <= 0 <= high for low, high, _ in found) / len(found) == pytest.approx(found[0][2], abs=0.012)
+    assert sum(low <= 0 <= high for low, high, _ in found) / len(found) == pytest.approx(found[0][2], abs=0.005)
 
 
 def test_the_interval_excludes_one_when_the_sign_test_finds_a_difference() -> None:
@@ -63,10 +63,11 @@ def test_the_interval_excludes_one_when_the_sign_test_finds_a_difference() -> No
 
 
 def test_a_spread_grows_with_the_noise_and_shrinks_with_the_rounds() -> None:
-    values = torch.randn(13, generator=torch.Generator().manual_seed(0)).double()
+    many = torch.randn(13 * 16, generator=torch.Generator().manual_seed(0)).double()
+    values = many[:13]
     small, large = self_spread((values * 0.01).tolist()), self_spread((values * 0.02).tolist())
     assert large == pytest.approx(2 * small)
-    assert self_spread((values * 0.01).repeat(9).tolist()) < small / 2
+    assert self_spread((many * 0.01).tolist()) < small / 2
     # Which turn was the first says nothing: a lasting difference of the two turns is spread, not shift.
     assert self_spread([0.05] * 13) == pytest.approx(0.05)
     assert self_spread([0.0] * 13) == 0
@@ -103,12 +104,12 @@ def test_what_a_comparison_says() -> None:
     ratios = [math.log(1 + i / 100) for i in range(4, 17)]
     found = compare([(ratios, EVEN)])[0]
     assert found.ratio == pytest.approx(1.10)
-    assert found.interval == pytest.approx((1.06, 1.14))
+    assert found.interval == pytest.approx((1.05, 1.15))
     assert found.round_ratios == pytest.approx([1 + i / 100 for i in range(4, 17)])
     assert found.spread < 0.0011
     turned = found.inverted
     assert turned.ratio == pytest.approx(1 / 1.10)
-    assert turned.interval == pytest.approx((1 / 1.14, 1 / 1.06))
+    assert turned.interval == pytest.approx((1 / 1.15, 1 / 1.05))
     assert (turned.verdict, turned.p_value) == (found.verdict, found.p_value)
     assert found.to_dict()["interval"] == list(found.interval)
 
