@@ -132,7 +132,7 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
         )
 
     def compute(
-        self, *, model: Any, base: Any = None, prompt_length: int = 128, new_tokens: int = 32, rounds: int = 11
+        self, *, model: Any, base: Any = None, prompt_length: int = 64, new_tokens: int = 8, rounds: int = 13
     ) -> dict[str, Any]:
         """Time a model, and a base beside it.
 
@@ -144,8 +144,9 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
             rounds: Rounds that count.
 
         Returns:
-            Medians by metric, each with `..._quartiles`; with a base also `base_...` and `..._ratio`, the model's
-            median over the base's; `n` (rounds).
+            Medians by metric, each with `..._quartiles`; with a base also `base_...`, `..._ratio`, the median over
+            rounds of the model's figure over the base's, and `..._verdict`, whether that is a difference
+            (docs/benchmark.md); `n` (rounds).
         """
         models = {} if base is None else {"base": _load(base, None, need_tokenizer=False)[0]}
         models["model"] = _load(model, None, need_tokenizer=False)[0]
@@ -160,7 +161,8 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
                 result[f"{prefix}{each.metric}_quartiles"] = list(each.settings["quartiles"])
                 result["n"] = each.n
         for each in found["model"] if base is not None else ():
-            result[f"{each.metric}_ratio"] = each.value / result[f"base_{each.metric}"]
+            versus = each.settings["versus_base"]
+            result[f"{each.metric}_ratio"], result[f"{each.metric}_verdict"] = versus["ratio"], versus["verdict"]
         return result
 
 

@@ -98,7 +98,8 @@ def test_latency(model: Any, other: Any, llama_folder: Path) -> None:
     for metric in ("time_to_first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"):
         low, high = found[f"{metric}_quartiles"]
         assert 0 < low <= found[metric] <= high
-        assert found[f"{metric}_ratio"] == found[metric] / found[f"base_{metric}"]
+        assert found[f"{metric}_ratio"] > 0
+        assert found[f"{metric}_verdict"] == "too few rounds to tell"
     assert found["n"] == 3
     alone = Latency().compute(model=llama_folder, prompt_length=8, new_tokens=2, rounds=3)
     assert not any("base" in name or "ratio" in name for name in alone)
