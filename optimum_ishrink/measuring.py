@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifacts import Measurement, ModelReport, Report
+from .artifacts import ModelReport, Report
 from .configuration import IShrinkConfig
-from .errors import DataError
-from .evaluation import (
-    LatencySettings,
-    environment,
-    evaluate_tasks,
-    measure_latency,
-    open_tasks,
-    text_measurements,
-)
+from .evaluating import Quality, Subject, checkpoint_subject, measure_quality, measure_texts, source_subject
+from .evaluation import LatencySettings, environment, measure_latency
 from .session import Session, check_independent, display_name, evaluation_sources
-from .source import Source, load_model
+from .source import Source
 from .tensor_files import TensorInfo, read_index
 
 
@@ -33,16 +26,17 @@ def measure(session: Session, folder: Path, *, name: str) -> Report:
         folder: The shrunk checkpoint.
         name: What the report calls it.
     """
-    config = session.config
     base = count(session.source.tensors, session.base_name)
     shrunk = count(read_index(folder), name)
-    if config.evaluate or config.benchmark:
-        model = load_model(folder, session.dtype, session.device)
-        if config.evaluate:
-            base, shrunk = add_quality(session, base, shrunk, model, session.model)
-        if config.benchmark:
-            base, shrunk = add_speed(config, base, shrunk, model, session.model)
-    return Report(base, shrunk, environment(session.device, session.dtype))
+    return _report(
+        session,
+        checkpoint_subject(session, folder),
+        source_subject(session, "base"),
+        shrunk,
+        base,
+        evaluate=session.config.evaluate,
+        benchmark=session.config.benchmark,
+    )
 
 
 def count(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
@@ -51,32 +45,27 @@ def count(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
     return ModelReport(name, parameters, sum(info.nbytes for info in tensors.values()))
 
 
-def add_quality(
-    session: Session, base: ModelReport, shrunk: ModelReport, model: Any, base_model: Any
-) -> tuple[ModelReport, ModelReport]:
-    """Measure texts and tasks, and return both reports with the figures added."""
-    config = session.config
-    for old, new in _texts(session, model, base_model):
-        base, shrunk = replace(base, quality=base.quality + old), replace(shrunk, quality=shrunk.quality + new)
-    if config.tasks:
-        manager = open_tasks(config.tasks, config.include_path)
-        found = [
-            evaluate_tasks(
-                each,
-                session.tokenizer,
-                config.tasks,
-                manager,
-                num_fewshot=config.num_fewshot,
-                batch_size=config.batch_size,
-                seed=config.seed,
-            )
-            for each in (base_model, model)
-            if each is not None
-        ]
-        shrunk = replace(shrunk, quality=shrunk.quality + found[-1])
-        if base_model is not None:
-            base = replace(base, quality=base.quality + found[0])
-    return base, shrunk
+def _report(
+    session: Session,
+    subject: Subject,
+    base: Subject | None,
+    shrunk_report: ModelReport,
+    base_report: ModelReport | None,
+    *,
+    evaluate: bool,
+    benchmark: bool,
+) -> Report:
+    """Measure a model, beside its base where there is one, and return all of it."""
+    found = measure_quality(session, subject, base) if evaluate else Quality()
+    shrunk = replace(shrunk_report, quality=found.shrunk)
+    # The placeholder stands for a base that is not there; nothing is ever added to it.
+    old = replace(base_report or shrunk_report, quality=found.base)
+    if benchmark:
+        old, shrunk = add_speed(session.config, old, shrunk, subject.model, base.model if base else None)
+    place = environment(session.device, session.dtype)
+    return Report(
+        None if base_report is None else old, shrunk, place, found.comparisons, found.samples, found.failures
+    )
 
 
 def add_speed(
@@ -101,25 +90,38 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
         benchmark: Measure speed.
 
     Raises:
-        DataError: A text cannot be used, or the two models do not share a vocabulary.
+        DataError: A text or task cannot be used.
     """
     config = session.config
-    check_independent(evaluation_sources(config) if evaluate else ())
-    if evaluate and base is not None and base.config.vocab_size != session.source.config.vocab_size:
-        raise DataError(
-            f"the models do not share a vocabulary ({base.config.vocab_size} and {session.source.config.vocab_size} "
-            "tokens), so their predictions cannot be compared"
-        )
+    if evaluate:
+        check_independent(evaluation_sources(config))
+        session.evaluation_windows  # noqa: B018 - a text that is too short is found before a model is loaded
+        if config.tasks:
+            session.task_manager  # noqa: B018 - and so is a task that does not exist
     report = count(session.source.tensors, display_name(session.source))
     base_report = None if base is None else count(base.tensors, config.base_model or display_name(base))
-    base_model = None if base is None else base.load_model(session.dtype, session.device)
-    # The placeholder stands for a base that is not there; nothing is ever added to it.
-    pair = (base_report or report, report)
-    if evaluate:
-        pair = add_quality(session, *pair, session.model, base_model)
-    if benchmark:
-        pair = add_speed(config, *pair, session.model, base_model)
-    return Report(pair[0] if base is not None else None, pair[1], environment(session.device, session.dtype))
+    return _report(
+        session,
+        source_subject(session, "model"),
+        None if base is None else Subject(base, session, "base"),
+        report,
+        base_report,
+        evaluate=evaluate,
+        benchmark=benchmark,
+    )
+
+
+def measure_checkpoint(session: Session, folder: Path, *, name: str) -> Report:
+    """Measure a checkpoint alone, as the config asks.
+
+    Args:
+        session: The run.
+        folder: The checkpoint.
+        name: What the report calls it.
+    """
+    config = session.config
+    subject, report = checkpoint_subject(session, folder), count(read_index(folder), name)
+    return _report(session, subject, None, report, None, evaluate=config.evaluate, benchmark=config.benchmark)
 
 
 def measure_text(session: Session, folder: Path) -> ModelReport:
@@ -129,18 +131,5 @@ def measure_text(session: Session, folder: Path) -> ModelReport:
         session: The run; its source is the base.
         folder: The checkpoint.
     """
-    model = load_model(folder, session.dtype, session.device)
-    report = ModelReport("", 0, 0)
-    for _, found in _texts(session, model, session.model):
-        report = replace(report, quality=report.quality + found)
-    return report
-
-
-def _texts(
-    session: Session, model: Any, base_model: Any
-) -> Iterator[tuple[tuple[Measurement, ...], tuple[Measurement, ...]]]:
-    """Yield what each evaluation text says of the base and of the model."""
-    config = session.config
-    for source, (label, windows) in zip(evaluation_sources(config), session.evaluation_windows.items(), strict=True):
-        settings = {"length": config.eval_length, "seed": config.seed, "fingerprint": source.fingerprint()}
-        yield text_measurements(model, base_model, windows, label, settings)
+    found = measure_texts(session, checkpoint_subject(session, folder), source_subject(session, "base"))
+    return ModelReport("", 0, 0, found.shrunk)

@@ -24,8 +24,7 @@ from .artifacts import (
 from .card import build_card
 from .configuration import IShrinkConfig
 from .errors import RequestError
-from .evaluation import environment
-from .measuring import add_quality, add_speed, count, measure, measure_text
+from .measuring import measure, measure_checkpoint, measure_text
 from .output_folder import check_not_inside, check_output, staged_folder
 from .parallel import is_main_process, process_count
 from .progress import note
@@ -394,14 +393,7 @@ def copy_checkpoint(source: Source, folder: Path) -> None:
 
 def _measure_recovered(session: Session, folder: Path, old: Report | None, *, is_base: bool, name: str) -> Report:
     """Measure what was recovered: beside its base where that is the teacher, else alone."""
-    config = session.config
     if is_base:
         return measure(session, folder, name=name)
-    shrunk = count(read_index(folder), name)
-    if config.evaluate or config.benchmark:
-        model = load_model(folder, session.dtype, session.device)
-        if config.evaluate:
-            _, shrunk = add_quality(session, shrunk, shrunk, model, None)
-        if config.benchmark:
-            _, shrunk = add_speed(config, shrunk, shrunk, model, None)
-    return Report(None if old is None else old.base, shrunk, environment(session.device, session.dtype))
+    report = measure_checkpoint(session, folder, name=name)
+    return replace(report, base=None if old is None else old.base)

@@ -58,7 +58,7 @@ RANKS = {
     "planning": 3,
     "surgery": 4,
     "importance": 5,  # reads the surgery's axes to sum scores per unit
-    "evaluation": 4,
+    "evaluation": 5,
     "recovery": 5,  # knows no cut: the pipeline tells it where to start from
     "figures": 4,
     "tables": 4,
@@ -70,14 +70,16 @@ RANKS = {
     "demo": 7,
     "session": 7,
     "scoring": 8,
-    "measuring": 8,
-    "recovering": 9,
-    "pipeline": 10,
-    "analysis": 11,
-    "shrinker": 12,
-    "cli": 13,
-    "__main__": 14,
-    "__init__": 14,
+    "evaluating": 8,
+    "measuring": 9,
+    "updating": 9,
+    "recovering": 10,
+    "pipeline": 11,
+    "analysis": 12,
+    "shrinker": 13,
+    "cli": 14,
+    "__main__": 15,
+    "__init__": 15,
 }
 
 
