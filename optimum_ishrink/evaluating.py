@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,7 @@ def _measure_task(session: Session, request: TaskRequest, subject: Subject, base
     failures: list[Failure] = []
     groups: Mapping[str, Any] = {}
     try:
-        loaded = load_tasks(request, session.task_manager)
+        loaded = load_tasks(request, session.task_manager, seed=session.config.seed)
         groups = loaded.groups
         prints = {name: loaded.fingerprint(name) for name in loaded.tasks} if session.config.result_cache else {}
     except DataError as error:
@@ -258,9 +258,14 @@ def _measure_task(session: Session, request: TaskRequest, subject: Subject, base
                 found.pop(name, None)
     new = collect(results[subject.role], groups)
     old = collect(results[base.role], groups) if base is not None else None
+
+    def measurements(figures: Mapping[str, Any]) -> tuple[Measurement, ...]:
+        how = {"seed": session.config.seed, "batch_size": session.config.batch_size}
+        return tuple(replace(each, settings={**each.settings, **how}) for each in harness_measurements(figures))
+
     return Quality(
-        harness_measurements(old) if old is not None else (),
-        harness_measurements(new),
+        measurements(old) if old is not None else (),
+        measurements(new),
         ()
         if base is None or old is None
         else compare_tasks(results[base.role], results[subject.role], old, new, groups, seed=session.config.seed),

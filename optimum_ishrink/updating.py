@@ -47,7 +47,8 @@ def can_update(folder: Path, base: Source, config: IShrinkConfig) -> bool:
 def _other_base(plan: Plan, base: Source, config: IShrinkConfig) -> str | None:
     """Return why a model is not the base that a plan names, or None when it is."""
     binding = base.binding
-    if dict(binding.shape) != dict(plan.shape) or binding.description.model_type != plan.model_type:
+    same_shape = dict(binding.shape) == dict(plan.shape) and binding.num_parameters() == plan.num_parameters
+    if not same_shape or binding.description.model_type != plan.model_type:
         return "the base has another shape than the model that the plan was made for"
     if plan.revision and base.revision and plan.revision != base.revision:
         return f"the base is at revision {base.revision[:12]}, and the plan was made for {plan.revision[:12]}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..artifacts import Measurement
 from ..errors import DataError, unknown_name
@@ -99,20 +103,16 @@ class LoadedTasks:
 
     Args:
         request: What was asked for.
-        manager: lm-eval's task manager.
         tasks: Name to lm-eval's task.
         groups: Name to lm-eval's group of them.
     """
 
     request: TaskRequest
-    manager: Any
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
 
     def fingerprint(self, name: str) -> str:
         """Return a hash of a task's settings and of the text of its questions and examples.
-
-        It has to be asked for before the task runs: running writes into the settings.
 
         Args:
             name: The task.
@@ -120,27 +120,25 @@ class LoadedTasks:
         task = self.tasks[name]
         settings = json.dumps(task.dump_config(), sort_keys=True, default=str)
         found = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", settings).encode())  # where a function lies in memory
-        examples = task.fewshot_docs() if self._shows_examples(task) else None
+        examples = task.fewshot_docs() if task.get_config("num_fewshot") else None
         for documents in (task.eval_docs, examples or ()):
             for document in documents:
                 found.update(json.dumps(document, sort_keys=True, default=str).encode())
         return found.hexdigest()[:16]
 
-    def _shows_examples(self, task: Any) -> bool:
-        own, asked = task.get_config("num_fewshot"), self.request.num_fewshot
-        return bool(own if asked is None else asked) and own != 0
 
-
-def load_tasks(request: TaskRequest, manager: Any) -> LoadedTasks:
+def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTasks:
     """Load a task with its data, or all tasks of one of lm-eval's groups.
 
     Args:
         request: What was asked for.
         manager: What `open_tasks` returned.
+        seed: Seed for the choice of examples.
 
     Raises:
         DataError: Its data cannot be had, or the task file is not sound.
     """
+    _set_seeds(seed)
     try:
         loaded = manager.load([request.name])
     except OSError as error:  # a connection that cannot be made, a data set or a file that is not there
@@ -150,11 +148,26 @@ def load_tasks(request: TaskRequest, manager: Any) -> LoadedTasks:
         ) from None
     except Exception as error:  # a task file can be wrong in as many ways as code can
         raise DataError(f"{request.name} cannot be loaded ({type(error).__name__}: {_reason(error)})") from None
-    return LoadedTasks(request, manager, loaded["tasks"], loaded["groups"])
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # As lm-eval's own command does it: a task that says 0 means that it cannot have examples.
+        if own != 0:
+            task.set_config("num_fewshot", (own or 0) if request.num_fewshot is None else request.num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+    return LoadedTasks(request, loaded["tasks"], loaded["groups"])
+
+
+def _set_seeds(seed: int) -> None:
+    """Seed the generators that tasks may draw from, as lm-eval's own command does."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_REASON]
+    """Return another library's error in one line; files by their own names, since reports are published."""
+    text = " ".join(str(error).split())
+    return re.sub(r"(?<![\w.:/])(?:/[^\s'\"/]+)+/(?=[^\s'\"/])", "", text)[:_REASON]
 
 
 def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
@@ -177,25 +190,17 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         loaded: The tasks.
         name: Which of them.
         lm: What `language_model` returned.
-        seed: Seed for the choice of examples.
+        seed: Seed of whatever the task draws.
 
     Raises:
         DataError: The task fails.
     """
     import lm_eval
 
+    _set_seeds(seed)
     try:
-        results = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[loaded.tasks[name]],
-            task_manager=loaded.manager,
-            num_fewshot=loaded.request.num_fewshot,
-            log_samples=True,
-            bootstrap_iters=BOOTSTRAP_ITERS,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+        results = lm_eval.evaluate(
+            lm=lm, task_dict={"tasks": {name: loaded.tasks[name]}}, log_samples=True, bootstrap_iters=BOOTSTRAP_ITERS
         )
     except Exception as error:  # a template, a filter or a metric of the task's own
         raise DataError(f"{name} failed ({type(error).__name__}: {_reason(error)})") from None
@@ -285,7 +290,7 @@ def evaluate_tasks(
     Raises:
         DataError: A task's data cannot be had, or it fails.
     """
-    loaded = [load_tasks(request, manager) for request in requested_tasks(tasks, num_fewshot)]
+    loaded = [load_tasks(request, manager, seed=seed) for request in requested_tasks(tasks, num_fewshot)]
     lm = language_model(model, tokenizer, batch_size)
     found: tuple[Measurement, ...] = ()
     for each in loaded:
