@@ -71,6 +71,8 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"recovery_length": 1}, "recovery_length must be at least 2"),
         ({"recovery_tokens": 0}, "whole number of at least 1"),
         ({"recovery_checkpointing": 1}, "must be true or false"),
+        ({"result_cache": 1}, "result_cache must be true or false"),
+        ({"sample_new_tokens": -1}, "sample_new_tokens must be a whole number of at least 0"),
     ],
 )
 def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ from local_tasks import add_generation_task, add_group, add_task
 from tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import evaluate_tasks, open_tasks
+from optimum_ishrink.evaluation import evaluate_tasks, harness, open_tasks
 from optimum_ishrink.evaluation.groups import GROUPS, TaskRequest, requested_tasks
 from optimum_ishrink.evaluation.harness import (
     TaskResult,
@@ -64,6 +64,17 @@ def test_groups_are_known_with_a_folder_of_tasks(tmp_path: Path) -> None:
     found = evaluate_tasks(tiny_model(tiny_config("llama")), tiny_tokenizer(), ["thesis-zero-shot"], manager)
     assert {m.dataset for m in found} == {"openbookqa", "winogrande", "hellaswag"}
     assert all(m.settings == {"num_fewshot": 0, "task_version": 1.0, "filter": "none"} for m in found)
+
+
+def test_a_task_that_lm_eval_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_task(tmp_path, "quiz")
+    # The folder stands for lm-eval's own tasks, whose index takes seconds.
+    monkeypatch.setattr(harness, "_own_tasks", lambda: harness._task_manager(str(tmp_path)))
+    assert "quiz" in open_tasks(["quiz"], None).all_tasks
+    with pytest.raises(
+        DataError, match="unknown task 'quizz'; `lm-eval ls tasks` lists.*, and thesis-few-shot, thesis-z"
+    ):
+        open_tasks(["quizz"], None)
 
 
 @pytest.mark.parametrize("num_fewshot", [None, 2])
