@@ -266,8 +266,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _failures(result: Any) -> list[str]:
     """Return why something that a verb was to measure is not in its report."""
-    report = result.get("report", result) if isinstance(result, dict) else {}
-    return [failure["reason"] for failure in report.get("failures", ())]
+    report = result.get("report", result) if isinstance(result, dict) else None
+    return [failure["reason"] for failure in report.get("failures", ())] if isinstance(report, dict) else []
 
 
 def _quiet_libraries() -> None:

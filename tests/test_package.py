@@ -65,7 +65,7 @@ RANKS = {
     "hub": 4,
     "card": 5,
     "report_page": 5,
-    "measurements": 5,
+    "measurements": 6,
     "configuration": 6,
     "demo": 7,
     "session": 7,
