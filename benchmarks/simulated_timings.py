@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optimum_ishrink.evaluation import LatencySettings, compare
+from optimum_ishrink.evaluation import LatencySettings, compare_timings
 from optimum_ishrink.evaluation.latency import PHASES, READINGS, Rounds
 
 
@@ -91,5 +91,7 @@ def _verdicts(seconds: torch.Tensor, order: torch.Tensor, settings: LatencySetti
         turns = {name: times[:, whose == number].T.tolist() for number, name in enumerate(("base", "shrunk"))}
         rounds.append({name: (first, second) for name, (first, second) in turns.items()})
     timed = Rounds(settings, tuple(rounds))
-    found = compare([(timed.log_ratios("shrunk", "base", p), timed.log_self_ratios("base", p)) for p in PHASES])
+    found = compare_timings(
+        [(timed.log_ratios("shrunk", "base", p), timed.log_self_ratios("base", p)) for p in PHASES]
+    )
     return {phase: each.verdict for phase, each in zip(PHASES, found, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,9 @@ from .errors import SourceError, unknown_name
 
 SCHEMA = 1
 """Version of the files below; it grows when a reader of the old form would misread the new one."""
+
+REPORT_SCHEMA = 2
+"""Version of `ishrink_report.json`, which has grown since: 2 added comparisons, samples and failures."""
 
 CONFIG_FILE = "ishrink_config.json"
 PLAN_FILE = "ishrink_plan.json"
@@ -123,16 +127,97 @@ class ModelReport:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How much of a figure the shrunk model keeps, from the same questions or windows put to both models.
+
+    Args:
+        metric: The metric, as the measurements name it.
+        dataset: The task or text.
+        n: Questions or windows in each model's figure; they are the same ones.
+        ratio: The shrunk model's figure over the base's; None when the base's is 0.
+        ratio_low: Lower end of its 95 % confidence interval; None when it has none.
+        ratio_high: Upper end of it.
+        difference: The shrunk model's figure less the base's.
+        difference_low: Lower end of its 95 % confidence interval.
+        difference_high: Upper end of it.
+        higher_is_better: Whether a higher figure is the better one.
+        base_only: Questions that only the base got right; None where answers are not right or wrong.
+        shrunk_only: Questions that only the shrunk model got right.
+        p_value: Of McNemar's exact test that both are right equally often; None where answers are not right or wrong.
+        verdict: `no worse`, `worse`, or `too few questions to tell` (of a text: `too few windows to tell`).
+        settings: How the interval and the verdict were come by.
+    """
+
+    metric: str
+    dataset: str
+    n: int
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    difference: float
+    difference_low: float
+    difference_high: float
+    higher_is_better: bool
+    base_only: int | None
+    shrunk_only: int | None
+    p_value: float | None
+    verdict: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the models write behind one prompt.
+
+    Args:
+        prompt: The prompt, before any chat template.
+        base: The base's words; None when there was no base.
+        shrunk: The shrunk model's words.
+        settings: How they were generated.
+    """
+
+    prompt: str
+    base: str | None
+    shrunk: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What was asked for and could not be measured.
+
+    Args:
+        dataset: The task, or the group of tasks.
+        reason: Why, and what to do about it, in one line.
+    """
+
+    dataset: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """Base and shrunk model side by side, and where they were measured."""
+    """Base and shrunk model side by side, and where they were measured.
+
+    Args:
+        base: The base's figures, or None when there was no base.
+        shrunk: The shrunk model's.
+        environment: Hardware, threads and versions.
+        comparisons: How much of each figure is kept, where both models answered the same questions.
+        samples: What both write behind a few fixed prompts.
+        failures: What was asked for and could not be measured; a report with any is incomplete.
+    """
 
     base: ModelReport | None
     shrunk: ModelReport
     environment: Mapping[str, Any]
+    comparisons: tuple[Comparison, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": REPORT_SCHEMA, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
@@ -141,14 +226,21 @@ class Report:
         Raises:
             SourceError: It is not a report, or it was written by a later version.
         """
-        values = _checked(cls, data, "report")
+        values = _checked(cls, data, "report", REPORT_SCHEMA)
         for name in ("base", "shrunk"):
             if values[name] is not None:
                 model = dict(values[name])
                 for part in ("quality", "speed"):
                     model[part] = tuple(Measurement(**entry) for entry in model[part])
                 values[name] = ModelReport(**model)
+        for name, kind in (("comparisons", Comparison), ("samples", Sample), ("failures", Failure)):
+            values[name] = tuple(kind(**entry) for entry in values.get(name, ()))
         return cls(**values)
+
+    def comparison(self, measurement: Measurement) -> Comparison | None:
+        """Return how much of a figure is kept, or None where that is not known."""
+        key = (measurement.metric, measurement.dataset)
+        return next((found for found in self.comparisons if (found.metric, found.dataset) == key), None)
 
     def pairs(self, part: str) -> Iterator[tuple[Measurement | None, Measurement]]:
         """Yield each of the shrunk model's measurements with the base's of the same metric and data, if there is one.
@@ -275,12 +367,12 @@ class Analysis:
         return found
 
 
-def _checked(cls: type, data: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _checked(cls: type, data: Mapping[str, Any], kind: str, schema: int = SCHEMA) -> dict[str, Any]:
     """Return the entries of an artifact's JSON object, checked against the fields of its class."""
     if not isinstance(data, Mapping) or not isinstance(data.get("schema"), int):
         raise SourceError(f"not an iShrink {kind}: it has no schema number")
-    if data["schema"] > SCHEMA:
-        raise SourceError(f"this {kind} has schema {data['schema']}, this version reads up to {SCHEMA}; upgrade it")
+    if data["schema"] > schema:
+        raise SourceError(f"this {kind} has schema {data['schema']}, this version reads up to {schema}; upgrade it")
     values = {key: value for key, value in data.items() if key != "schema"}
     names = {entry.name for entry in fields(cls)}
     needed = {entry.name for entry in fields(cls) if entry.default is MISSING and entry.default_factory is MISSING}
@@ -293,8 +385,17 @@ def _checked(cls: type, data: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write an artifact's JSON, one entry a line for what people read and compact for long lists of numbers."""
-    path.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+    """Write an artifact's JSON, one entry a line for what people read and compact for long lists of numbers.
+
+    It is written beside its place and renamed: at any time the file is whole.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        staged.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def _dump(value: Any, indent: int) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .errors import IShrinkError, RequestError, did_you_mean
 from .flags import (
     analysis_flags,
+    base_flags,
     common_flags,
     importance_flags,
     model_flags,
@@ -150,7 +151,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "ishrink evaluate --model small --base HuggingFaceTB/SmolLM2-135M-Instruct --eval-text notes.txt",
     )
     model_flags(evaluate, required=True)
-    evaluate.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
+    base_flags(evaluate)
     quality_flags(evaluate)
     common_flags(evaluate)
 
@@ -160,7 +161,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
     )
     model_flags(benchmark, required=True)
-    benchmark.add_argument("--base", metavar="M0", help="Hub id or folder of the model to compare with")
+    base_flags(benchmark)
     speed_flags(benchmark, BENCHMARK_LENGTHS)
     common_flags(benchmark)
 
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process when None.
 
     Returns:
-        Exit status: 0 done, 2 bad request, 1 any other failure.
+        Exit status: 0 done, 2 bad request, 1 any other failure, a task that could not be measured among them.
     """
     from . import __version__
 
@@ -244,19 +245,30 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if getattr(args, "json", False) and result is not None and is_main_process():
             sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()
-        return 0
+        failures = _failures(result)
+        if failures:
+            sys.stderr.write(f"ishrink {args.verb}: incomplete: {'; '.join(failures)}\n")
+        return 1 if failures else 0
     except IShrinkError as error:
         sys.stderr.write(f"ishrink {args.verb}: error: {error}\n")
         return 2 if isinstance(error, RequestError) else 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "nothing was left half written"
         kept = "; the same command goes on from its last checkpoint" if args.verb == "recover" else ""
+        if args.verb == "evaluate" and not args.no_result_cache:
+            kept = "; the same command goes on at the first text or task that is not measured yet"
         sys.stderr.write(f"ishrink {args.verb}: interrupted; {what}{kept}\n")
         return 130
     except BrokenPipeError:
         # The reader of our output has left; so do we, and Python must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _failures(result: Any) -> list[str]:
+    """Return why something that a verb was to measure is not in its report."""
+    report = result.get("report", result) if isinstance(result, dict) else None
+    return [failure["reason"] for failure in report.get("failures", ())] if isinstance(report, dict) else []
 
 
 def _quiet_libraries() -> None:
@@ -283,7 +295,7 @@ def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
         given = getattr(args, name, None)
         if given is not None:
             values[name] = given
-    for name in ("evaluate", "benchmark", "score_cache"):
+    for name in ("evaluate", "benchmark", "score_cache", "result_cache"):
         if getattr(args, f"no_{name}", False):
             values[name] = False
     model = args.model or recipe_model
@@ -329,6 +341,10 @@ def _show_report(args: argparse.Namespace, report: Report) -> None:
         header = (*header[:3], "model")
         rows = [(*row[:3], row[4]) for row in rows]
     tables.print_table("Measured", header, rows)
+    if report.comparisons:
+        tables.print_table("Kept of the base", tables.KEPT_HEADER, tables.kept_rows(report))
+    for sample in report.samples:
+        _say(args, tables.sample_text(sample))
     if report.shrunk.speed:
         tables.print_table("Speed and footprint", tables.speed_header(report), tables.speed_rows(report))
 
@@ -507,15 +523,22 @@ def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig)
 
 
 def _measure(args: argparse.Namespace, **what: bool) -> Any:
-    from . import measuring
+    from . import measuring, updating
+    from .artifacts import REPORT_FILE
     from .session import Session
     from .source import open_source
 
     model, config = _config(args)
     source = _open(args, model)
     base = open_source(args.base) if args.base else None
+    folder = source.folder if base is not None and not source.is_hub_id and not args.no_update_report else None
+    if folder is not None and base is not None and not updating.can_update(folder, base, config):
+        folder = None
     report = measuring.measure_alone(Session(source, config), base, **what)
     _show_report(args, report)
+    if folder is not None:
+        updating.update_report(folder, report)
+        _say(args, f"Added to {folder / REPORT_FILE} and its card; --no-update-report leaves them as they are")
     return report.to_json()
 
 

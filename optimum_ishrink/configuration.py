@@ -41,7 +41,7 @@ _POSITIVE = (
     "recovery_save_steps",
     "recovery_patience",
 )
-_NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "seed")
+_NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "sample_new_tokens", "seed")
 COMPENSATIONS = ("none", "ridge")
 _LISTS = ("calibration", "eval_text", "tasks", "prune", "recovery_data", "recovery_lora_targets")
 _NUMBERS = ("benchmark_prompt_length", "benchmark_batch_size")
@@ -122,9 +122,14 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         eval_text: Text sources to measure on; by default Python's own reference topics, which every machine has.
         eval_samples: Windows of each evaluation text.
         eval_length: Tokens in each.
-        tasks: lm-eval tasks.
+        tasks: lm-eval tasks or groups of them, `thesis-zero-shot` (OpenBookQA, WinoGrande and HellaSwag) and
+            `thesis-few-shot` (MMLU with 5 examples).
         include_path: Folder with lm-eval task files; only its tasks are then known.
         num_fewshot: Examples in the prompt; None takes each task's own number.
+        sample_new_tokens: Tokens that both models write behind each of a few fixed prompts, for the card; 0 for none.
+        result_cache: Keep what was measured of a model on disk (beside the scores), and take it from there when model,
+            data, settings, versions and hardware are the same: an interrupted run goes on, and a base is measured
+            once.
         batch_size: Windows or requests in a batch.
         benchmark: Time base and result in turn, and measure loading, memory and operations (docs/benchmark.md).
         benchmark_prompt_length: Tokens in the prompts that are timed, one number or several; decoding goes on from
@@ -197,6 +202,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "tasks": (),
         "include_path": None,
         "num_fewshot": None,
+        "sample_new_tokens": 48,
+        "result_cache": True,
         "batch_size": 4,
         "benchmark": True,
         "benchmark_prompt_length": (64,),
@@ -230,7 +237,14 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        switches = ("evaluate", "benchmark", "score_cache", "merge_key_value_heads", "allow_class_change")
+        switches = (
+            "evaluate",
+            "benchmark",
+            "score_cache",
+            "result_cache",
+            "merge_key_value_heads",
+            "allow_class_change",
+        )
         for name in (*switches, "recovery_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ _CHUNK = 2**24
 def digest(value: Any) -> str:
     """Return a short hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plain(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key as JSON gives it back, so that it equals the one that is read from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(key))
+    return found
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:

@@ -18,6 +18,20 @@ def model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
         group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags given beside it win")
 
 
+def base_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what a model is compared with, and where that goes."""
+    group = parser.add_argument_group("base")
+    group.add_argument(
+        "--base",
+        metavar="M0",
+        help="Hub id or folder of the model to compare with; if --model was cut from it, its report and card get the "
+        "measurements too",
+    )
+    group.add_argument(
+        "--no-update-report", action="store_true", help="print the measurements and leave report and card as they are"
+    )
+
+
 def shape_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what to shrink."""
     group = parser.add_argument_group("what to shrink")
@@ -184,11 +198,24 @@ def quality_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-samples", type=int, metavar="N", help="windows of each text (default: 32)")
     group.add_argument("--eval-length", type=int, metavar="N", help="tokens in each (default: 512)")
     task_flags(group)
+    group.add_argument(
+        "--sample-new-tokens",
+        type=int,
+        metavar="N",
+        help="tokens that both models write behind a few fixed prompts; 0 for none (default: 48)",
+    )
+    group.add_argument(
+        "--no-result-cache",
+        action="store_true",
+        help="measure anew, and keep no results on disk (they let an interrupted run go on, and spare the base)",
+    )
 
 
 def task_flags(group: argparse._ArgumentGroup) -> None:
     """Add the flags that say which tasks."""
-    group.add_argument("--tasks", metavar="A[,B...]", help="lm-eval tasks")
+    group.add_argument(
+        "--tasks", metavar="A[,B...]", help="lm-eval tasks or groups of them, thesis-zero-shot, thesis-few-shot"
+    )
     group.add_argument(
         "--include-path", metavar="DIR", help="folder with lm-eval task files; only its tasks are known then"
     )

@@ -24,8 +24,7 @@ from .artifacts import (
 from .card import build_card
 from .configuration import IShrinkConfig
 from .errors import RequestError
-from .evaluation import environment
-from .measuring import add_quality, count, measure, measure_text
+from .measuring import measure, measure_checkpoint, measure_text
 from .output_folder import check_not_inside, check_output, staged_folder
 from .parallel import is_main_process, process_count
 from .progress import note
@@ -43,7 +42,7 @@ from .recovery import (
 )
 from .session import Session, check_request, display_name, evaluation_sources
 from .source import Source, load_model, open_source
-from .speed import add_speed, check_positions
+from .speed import check_positions
 from .surgery import compensate
 from .surgery.checkpoint import carry_files
 from .tensor_files import read_index, read_tensor
@@ -397,22 +396,7 @@ def copy_checkpoint(source: Source, folder: Path) -> None:
 
 def _measure_recovered(session: Session, folder: Path, old: Report | None, *, is_base: bool, name: str) -> Report:
     """Measure what was recovered: beside its base where that is the teacher, else alone."""
-    config = session.config
     if is_base:
         return measure(session, folder, name=name)
-    shrunk = count(read_index(folder), name)
-    if config.evaluate or config.benchmark:
-        model = load_model(folder, session.dtype, session.device)
-        if config.evaluate:
-            _, shrunk = add_quality(session, shrunk, shrunk, model, None)
-        if config.benchmark:
-            reports = add_speed(
-                config,
-                {"shrunk": shrunk},
-                {"shrunk": model},
-                {"shrunk": folder},
-                dtype=session.dtype,
-                device=session.device,
-            )
-            shrunk = reports["shrunk"]
-    return Report(None if old is None else old.base, shrunk, environment(session.device, session.dtype))
+    report = measure_checkpoint(session, folder, name=name)
+    return replace(report, base=None if old is None else old.base)

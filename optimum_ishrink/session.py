@@ -11,9 +11,9 @@ import torch
 
 from .compute import resolve_device, resolve_dtype
 from .configuration import IShrinkConfig
-from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources, token_windows
+from .data import PYDOC, TextSource, calibration_windows, label_sources, parse_sources
 from .errors import DataError
-from .evaluation import open_tasks
+from .evaluation import TextWindows, open_tasks, text_windows
 from .parallel import connect, from_main_process, is_main_process
 from .source import Source
 
@@ -72,12 +72,18 @@ class Session:
         return self.calibration_windows[: self.config.importance_samples]
 
     @cached_property
-    def evaluation_windows(self) -> dict[str, torch.Tensor]:
+    def task_manager(self) -> Any:
+        """lm-eval's task manager, which knows the tasks that were asked for."""
+        config = self.config
+        return open_tasks(config.tasks, config.include_path, config.num_fewshot)
+
+    @cached_property
+    def evaluation_windows(self) -> dict[str, TextWindows]:
         """The windows of each text to measure on, by its label."""
         config = self.config
         sources = evaluation_sources(config)
         return {
-            label: token_windows(
+            label: text_windows(
                 source.documents(),
                 self.tokenizer,
                 config.eval_length,
@@ -128,7 +134,7 @@ def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:
                     f"{source.text} is given for {purpose} and for evaluation; measure on text it has not seen"
                 )
     if measure and config.tasks:
-        open_tasks(config.tasks, config.include_path)
+        open_tasks(config.tasks, config.include_path, config.num_fewshot)
 
 
 def check_independent(evaluation: Sequence[TextSource]) -> None:

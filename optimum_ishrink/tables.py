@@ -8,12 +8,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .artifacts import Analysis, Measurement, Plan, Report
+from .artifacts import Analysis, Measurement, Plan, Report, Sample
 
 Row = tuple[str, ...]
 
 METRICS = {
     "perplexity": "perplexity (lower is better)",
+    "bits_per_byte": "bits per byte (lower is better)",
     "kl_divergence": "KL divergence from the base, nats/token",
     "top1_agreement": "top-1 agreement with the base",
     "time_to_first_token_seconds": "time to first token, ms",
@@ -72,6 +73,8 @@ def report_rows(report: Report, parts: Sequence[str] = ("quality", "speed")) -> 
             elif base is not None and after.metric in _BY_DEFINITION:
                 old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
             what = METRICS.get(after.metric, after.metric)
+            if after.settings.get("num_fewshot") is not None:
+                what += f", {after.settings['num_fewshot']}-shot"
             rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))
     return rows
 
@@ -121,6 +124,37 @@ def speed_header(report: Report) -> Row:
     if report.base is None:
         return ("", "on", "n", "model", "against itself")
     return ("", "on", "n", "base", "shrunk", "ratio", "99 % interval", "base against itself", "verdict")
+
+
+def kept_rows(report: Report) -> list[Row]:
+    """Return (what, on what, n, kept, 95 % interval, McNemar's p, verdict) for every figure that both models share."""
+    rows: list[Row] = []
+    for found in report.comparisons:
+        low, high = ("?" if end is None else f"{end:.1%}" for end in (found.ratio_low, found.ratio_high))
+        rows.append(
+            (
+                METRICS.get(found.metric, found.metric),
+                found.dataset,
+                f"{found.n:,}",
+                "" if found.ratio is None else f"{found.ratio:.1%}",
+                "" if found.ratio is None else f"{low} to {high}",
+                "" if found.p_value is None else f"{found.p_value:.3g}",
+                found.verdict,
+            )
+        )
+    return rows
+
+
+KEPT_HEADER: Row = ("", "on", "n", "shrunk / base", "95 % interval", "McNemar's p", "verdict")
+
+
+def sample_text(sample: Sample) -> str:
+    """Return a prompt and what the models wrote behind it, as the terminal shows it."""
+    lines = [f"Prompt: {sample.prompt}"]
+    if sample.base is not None:
+        lines.append(f"  base:   {' '.join(sample.base.split())}")
+    lines.append(f"  shrunk: {' '.join(sample.shrunk.split())}")
+    return "\n".join(lines)
 
 
 RECOVERY_HEADER: Row = ("", "on", "before recovery", "after")

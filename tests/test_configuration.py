@@ -75,6 +75,8 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"benchmark_prompt_length": []}, "benchmark_prompt_length must be whole numbers"),
         ({"benchmark_batch_size": [1, 0]}, "benchmark_batch_size must be whole numbers of at least 1"),
         ({"benchmark_batch_size": True}, "benchmark_batch_size must be whole numbers of at least 1"),
+        ({"result_cache": 1}, "result_cache must be true or false"),
+        ({"sample_new_tokens": -1}, "sample_new_tokens must be a whole number of at least 0"),
     ],
 )
 def test_values_that_are_not_allowed(values: dict[str, object], message: str) -> None:

@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ from tiny import SMALL, tiny_tokenizer
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.artifacts import Report
+from optimum_ishrink.artifacts import (
+    REPORT_SCHEMA,
+    Comparison,
+    Failure,
+    Measurement,
+    ModelReport,
+    Report,
+    Sample,
+)
 from optimum_ishrink.cli import _Parser, add_verbs, main
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.errors import ArchitectureError
 from optimum_ishrink.importance import UNIT_CRITERIA, units_to_score
 from optimum_ishrink.planning import resolve_shape
 from optimum_ishrink.surgery import masked_state
-from optimum_ishrink.tables import format_measurement
+from optimum_ishrink.tables import METRICS, format_measurement
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -169,6 +178,16 @@ def test_the_readme_shows_the_committed_report() -> None:
             assert format_measurement(shrunk) in text, shrunk.metric
             assert base is None or format_measurement(base) in text, shrunk.metric
     assert f"{report.shrunk.params:,}" in text
+
+
+def test_the_report_is_documented_entry_by_entry() -> None:
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    for kind in (Report, ModelReport, Measurement, Comparison, Sample, Failure):
+        for entry in fields(kind):
+            assert re.search(rf"[`\"]{entry.name}[`\"]", text), f"{kind.__name__}.{entry.name}"
+    for metric in METRICS:
+        assert f"`{metric}`" in text, metric
+    assert f'"schema": {REPORT_SCHEMA}' in text
 
 
 def test_every_card_is_made_by_this_code() -> None:

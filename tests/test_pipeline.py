@@ -86,7 +86,12 @@ def test_the_output_folder_holds_everything(output: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(output)
     assert report.shrunk.params == plan.new_num_parameters == model.num_parameters()
     assert report.shrunk.bytes == 4 * report.shrunk.params
-    assert {m.metric for m in report.shrunk.quality} == {"perplexity", "kl_divergence", "top1_agreement"}
+    assert {m.metric for m in report.shrunk.quality} == {
+        "perplexity",
+        "bits_per_byte",
+        "kl_divergence",
+        "top1_agreement",
+    }
     assert len({m.metric for m in report.shrunk.speed}) == len(report.shrunk.speed) == 8
     assert report.base is not None
     assert report.base.params == plan.num_parameters
@@ -474,8 +479,13 @@ def test_models_without_a_shared_vocabulary(
     llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = save_tiny(tmp_path / "other", tiny_config("llama", vocab_size=310))
-    assert main(["evaluate", "--model", str(llama_folder), "--base", str(other)]) == 2
-    assert "do not share a vocabulary (310 and 300 tokens)" in capsys.readouterr().err
+    how = ["--eval-samples", "2", "--eval-length", "8", "--sample-new-tokens", "0", "--device", "cpu"]
+    assert main(["evaluate", "--model", str(llama_folder), "--base", str(other), *how, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "do not share a vocabulary (310 and 300 tokens): perplexity, KL divergence" in said.err
+    report = Report.from_json(json.loads(said.out))
+    assert report.base is not None
+    assert [m.metric for m in report.base.quality] == [m.metric for m in report.shrunk.quality] == ["bits_per_byte"]
     assert main(["evaluate", "--model", str(llama_folder), "--eval-text", "self"]) == 2
     assert "cannot be 'self'" in capsys.readouterr().err
 

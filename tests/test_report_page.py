@@ -25,6 +25,7 @@ from optimum_ishrink.report_page import (
     render_page,
     write_page,
 )
+from optimum_ishrink.report_page.conditions import conditions
 from optimum_ishrink.report_page.drawing import HEIGHT, WIDTH, draw, ticks
 from optimum_ishrink.report_page.overview import lower_is_better
 
@@ -356,3 +357,15 @@ def test_a_page_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
         write_page("x", tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_was_added_later_has_the_conditions_that_it_was_measured_in() -> None:
+    report = output("small", 900, (text("perplexity", 9.0),), (1.0, 2.0)).report
+    here = speed(2.0)
+    there = speed(2.0, environment={**MACHINE, "cpu": "B"})
+    assert dict(conditions(here, "speed", report))["cpu"] == "A"
+    assert dict(conditions(there, "speed", report))["cpu"] == "B"
+    assert (
+        dict(conditions(text("perplexity", 9.0, environment={"dtype": "float32"}), "quality", report))["dtype"]
+        == "float32"
+    )

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from optimum_ishrink.artifacts import Measurement, ModelReport, Report
-from optimum_ishrink.evaluation.comparison import compare
+from optimum_ishrink.evaluation.timing import compare_timings
 from optimum_ishrink.figures import draw_speed
 from optimum_ishrink.tables import report_rows, speed_header, speed_rows
 
@@ -22,7 +22,7 @@ def timed(scale: float, versus: bool) -> tuple[Measurement, ...]:
             value = 0.1 / scale if metric.endswith("seconds") else 100 * scale
             extra: dict[str, object] = {"self_spread": 0.01}
             if versus:
-                (comparison,) = compare([([0.1] * 13, [0.01, -0.01] * 6 + [0.0])])
+                (comparison,) = compare_timings([([0.1] * 13, [0.01, -0.01] * 6 + [0.0])])
                 comparison = comparison.inverted if metric.endswith("_seconds") else comparison
                 extra = {"versus_base": comparison.to_dict()}
             facts = {"quartiles": [value * 0.9, value * 1.1], "samples": [value * 0.9, value, value * 1.1]}

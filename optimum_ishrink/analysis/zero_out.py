@@ -81,7 +81,7 @@ def analyze(
             check_not_inside(folder, [source.folder, Path(source.name), *files])
     check_levels(source.binding, request.shares, config.request.protection(source.binding.sizes["layers"]))
     if config.tasks:
-        open_tasks(config.tasks, config.include_path)
+        open_tasks(config.tasks, config.include_path, config.num_fewshot)
     state = State(partial_folder, _identity(session, request))
     try:
         analysis = _measure(session, request, state)

@@ -2,37 +2,265 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..artifacts import Measurement
 from ..errors import DataError, unknown_name
+from .groups import GROUPS, TaskRequest, requested_tasks
+
+BOOTSTRAP_ITERS = 1000
+"""Resamples for the standard error of metrics that have no formula for it."""
+
+_REASON = 200
+"""Characters of another library's error that are passed on."""
 
 
-def open_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
+def open_tasks(tasks: Sequence[str], include_path: str | None, num_fewshot: int | None = None) -> Any:
     """Return lm-eval's task manager, once all tasks are known to exist.
 
     With an include path only that folder is read: indexing lm-eval's own thousands of tasks takes seconds.
 
     Args:
-        tasks: Task names.
+        tasks: Names of tasks, of lm-eval's groups, or of `groups.GROUPS`.
         include_path: Folder with task files, or None for lm-eval's own tasks.
+        num_fewshot: Examples in the prompt that are asked for; None when each task's own number is taken.
 
     Raises:
-        DataError: The folder does not exist, or it has no such task.
+        DataError: The folder does not exist, or it has no such task; or a group has another number of examples.
     """
-    from lm_eval.tasks import TaskManager
-
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"include_path {include_path} is not a folder")
-    manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
-    for task in tasks:
-        if task not in manager.all_tasks:
+    requests = requested_tasks(tasks, num_fewshot)
+    manager = _own_tasks() if include_path is None else _task_manager(include_path)
+    for request in requests:
+        if request.name not in manager.all_tasks:
             if include_path is None:
-                raise DataError(f"unknown task {task!r}; `lm-eval ls tasks` lists lm-eval's own")
-            raise DataError(unknown_name("task", task, manager.all_tasks))
+                own = ", ".join(sorted(GROUPS))
+                raise DataError(f"unknown task {request.name!r}; `lm-eval ls tasks` lists lm-eval's own, and {own}")
+            raise DataError(unknown_name("task", request.name, [*manager.all_tasks, *GROUPS]))
     return manager
+
+
+@cache
+def _own_tasks() -> Any:
+    """Return the index of lm-eval's own tasks: it takes seconds, and is the same for a whole process."""
+    return _task_manager(None)
+
+
+def _task_manager(include_path: str | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path, include_defaults=include_path is None)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task says of one model.
+
+    Args:
+        name: The task.
+        metrics: lm-eval's figures, by `metric,filter` and `metric_stderr,filter`, and `sample_len`.
+        num_fewshot: Examples in the prompt.
+        version: The task's version.
+        higher_is_better: By metric.
+        questions: What tells one question from another, in their order.
+        answers: By `metric,filter`, the value of each question; only metrics that are plain numbers for all of them.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    num_fewshot: int
+    version: Any
+    higher_is_better: Mapping[str, bool]
+    questions: tuple[str, ...] = ()
+    answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
+        """Build a result from plain values."""
+        answers = {key: tuple(values) for key, values in data["answers"].items()}
+        return cls(**{**data, "questions": tuple(data["questions"]), "answers": answers})
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """A task or a group, with its data.
+
+    Args:
+        request: What was asked for.
+        tasks: Name to lm-eval's task.
+        groups: Name to lm-eval's group of them.
+    """
+
+    request: TaskRequest
+    tasks: Mapping[str, Any]
+    groups: Mapping[str, Any]
+
+    def fingerprint(self, name: str) -> str:
+        """Return a hash of a task's settings and of the text of its questions and examples.
+
+        Args:
+            name: The task.
+        """
+        task = self.tasks[name]
+        settings = json.dumps(task.dump_config(), sort_keys=True, default=str)
+        found = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", settings).encode())  # where a function lies in memory
+        examples = task.fewshot_docs() if task.get_config("num_fewshot") else None
+        for documents in (task.eval_docs, examples or ()):
+            for document in documents:
+                found.update(json.dumps(document, sort_keys=True, default=str).encode())
+        return found.hexdigest()[:16]
+
+
+def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTasks:
+    """Load a task with its data, or all tasks of one of lm-eval's groups.
+
+    Args:
+        request: What was asked for.
+        manager: What `open_tasks` returned.
+        seed: Seed for the choice of examples.
+
+    Raises:
+        DataError: Its data cannot be had, or the task file is not sound.
+    """
+    _set_seeds(seed)
+    try:
+        loaded = manager.load([request.name])
+    except OSError as error:  # a connection that cannot be made, a data set or a file that is not there
+        raise DataError(
+            f"{request.name} cannot get its data ({_reason(error)}); give it local data: a task file of that name "
+            "in a folder, named with --include-path"
+        ) from None
+    except Exception as error:  # a task file can be wrong in as many ways as code can
+        raise DataError(f"{request.name} cannot be loaded ({type(error).__name__}: {_reason(error)})") from None
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # As lm-eval's own command does it: a task that says 0 means that it cannot have examples.
+        if own != 0:
+            task.set_config("num_fewshot", (own or 0) if request.num_fewshot is None else request.num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+    return LoadedTasks(request, loaded["tasks"], loaded["groups"])
+
+
+def _set_seeds(seed: int) -> None:
+    """Seed the generators that tasks may draw from, as lm-eval's own command does."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _reason(error: Exception) -> str:
+    """Return another library's error in one line; files by their own names, since reports are published."""
+    text = " ".join(str(error).split())
+    return re.sub(r"(?<![\w.:/])(?:/[^\s'\"/]+)+/(?=[^\s'\"/])", "", text)[:_REASON]
+
+
+def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """Return a loaded model as lm-eval takes it.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        batch_size: Windows of 512 tokens that run at once.
+    """
+    from .shared_context import SharedContextLM
+
+    return SharedContextLM(model, tokenizer, batch_size)
+
+
+def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskResult:
+    """Put the questions of one task to a model.
+
+    Args:
+        loaded: The tasks.
+        name: Which of them.
+        lm: What `language_model` returned.
+        seed: Seed of whatever the task draws.
+
+    Raises:
+        DataError: The task fails.
+    """
+    import lm_eval
+
+    _set_seeds(seed)
+    try:
+        results = lm_eval.evaluate(
+            lm=lm, task_dict={"tasks": {name: loaded.tasks[name]}}, log_samples=True, bootstrap_iters=BOOTSTRAP_ITERS
+        )
+    except Exception as error:  # a template, a filter or a metric of the task's own
+        raise DataError(f"{name} failed ({type(error).__name__}: {_reason(error)})") from None
+    questions, answers = _answers(results["samples"][name])
+    return TaskResult(
+        name,
+        {key: _plain(value) for key, value in results["results"][name].items() if key != "alias"},
+        results["n-shot"].get(name, 0),
+        results["versions"].get(name),
+        {key: bool(value) for key, value in (results["higher_is_better"].get(name) or {}).items()},
+        questions,
+        answers,
+    )
+
+
+def _answers(samples: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Return what tells the questions apart, and each metric's value for each question, from lm-eval's samples."""
+    by_filter: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        by_filter.setdefault(sample["filter"], []).append(sample)
+    questions: tuple[str, ...] = ()
+    answers = {}
+    for filter_name, rows in by_filter.items():
+        questions = tuple(f"{row['doc_id']}:{str(row['doc_hash'])[:12]}" for row in rows)
+        for metric in rows[0]["metrics"]:
+            values = [_plain(row.get(metric)) for row in rows]
+            if all(isinstance(value, (int, float)) for value in values):
+                answers[f"{metric},{filter_name}"] = tuple(map(float, values))
+    return questions, answers
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy's or torch's as Python's own."""
+    return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
+
+
+def collect(results: Mapping[str, TaskResult], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results in lm-eval's own form, with those of groups as lm-eval computes them.
+
+    Args:
+        results: Each task's result, by its name.
+        groups: lm-eval's groups of them, by name.
+    """
+    figures: dict[str, Any] = {name: dict(result.metrics) for name, result in results.items()}
+    counts = {name: {"effective": int(result.metrics["sample_len"])} for name, result in results.items()}
+    found: dict[str, Any] = {
+        "results": figures,
+        "n-samples": counts,
+        "n-shot": {name: result.num_fewshot for name, result in results.items()},
+        "versions": {name: result.version for name, result in results.items()},
+        "group_subtasks": {name: group.child_names for name, group in groups.items()},
+    }
+    for name, group in groups.items():
+        tasks = [task.task_name for task in group.get_all_tasks()]
+        if all(task in results for task in tasks):
+            figures[name] = group.aggregate({task: results[task].metrics for task in tasks})
+            found["versions"][name] = group.version
+            shots = {results[task].num_fewshot for task in tasks}
+            found["n-shot"][name] = shots.pop() if len(shots) == 1 else None
+    return found
 
 
 def evaluate_tasks(
@@ -60,31 +288,15 @@ def evaluate_tasks(
         One measurement for each task and metric.
 
     Raises:
-        DataError: A task's data cannot be had.
+        DataError: A task's data cannot be had, or it fails.
     """
-    import lm_eval
-
-    from .shared_context import SharedContextLM
-
-    try:
-        results = lm_eval.simple_evaluate(
-            model=SharedContextLM(model, tokenizer, batch_size),
-            tasks=list(tasks),
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            log_samples=False,
-            bootstrap_iters=1000,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-    except (ConnectionError, FileNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"a task of {', '.join(tasks)} cannot get its data ({reason}); give local tasks with include_path"
-        ) from None
-    return harness_measurements(results)
+    loaded = [load_tasks(request, manager, seed=seed) for request in requested_tasks(tasks, num_fewshot)]
+    lm = language_model(model, tokenizer, batch_size)
+    found: tuple[Measurement, ...] = ()
+    for each in loaded:
+        results = {name: run_task(each, name, lm, seed=seed) for name in each.tasks}
+        found += harness_measurements(collect(results, each.groups))
+    return found
 
 
 def harness_measurements(results: Any) -> tuple[Measurement, ...]:
@@ -115,7 +327,7 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
             }
             found.append(
                 Measurement(
-                    metric if filter_name == "none" else key,
+                    metric_name(key),
                     task,
                     float(value),
                     float(stderr) if isinstance(stderr, (int, float)) else None,
@@ -124,6 +336,11 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
                 )
             )
     return tuple(found)
+
+
+def metric_name(key: str) -> str:
+    """Return how reports call lm-eval's `metric,filter`: by the metric alone where nothing is filtered."""
+    return key.removesuffix(",none")
 
 
 def _effective_samples(results: Any, task: str) -> int | None:

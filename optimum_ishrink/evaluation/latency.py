@@ -22,7 +22,7 @@ import torch
 
 from ..artifacts import Measurement
 from ..progress import progress_bar
-from .comparison import Comparison, compare, self_spread
+from .timing import TimingComparison, compare_timings, self_spread
 
 Times = list[list[float]]
 """Seconds of one round: for each turn in order, of `READINGS` of the prompt, and then of every token."""
@@ -140,7 +140,7 @@ def measure_latency(
     facts: dict[str, list[dict[str, Any]]] = {first: [{"self_spread": math.expm1(self_spread(each))} for each in own]}
     for name in others:
         ratios = [rounds.log_ratios(name, first, phase) for rounds in timed for phase in PHASES]
-        facts[name] = [{"versus_base": each} for each in compare(list(zip(ratios, own, strict=True)))]
+        facts[name] = [{"versus_base": each} for each in compare_timings(list(zip(ratios, own, strict=True)))]
     return {
         name: tuple(
             measurement
@@ -220,14 +220,16 @@ class Rounds:
         found = [self._measurement(f"{phase}_tokens_per_second", [tokens / each for each in seconds], facts)]
         if phase == "prefill":
             inverted = {
-                key: value.inverted if isinstance(value, Comparison) else value for key, value in facts.items()
+                key: value.inverted if isinstance(value, TimingComparison) else value for key, value in facts.items()
             }
             found.insert(0, self._measurement("time_to_first_token_seconds", seconds, inverted))
         return found
 
     def _measurement(self, metric: str, samples: list[float], facts: Mapping[str, Any]) -> Measurement:
         low, _, high = quantiles(samples, n=4, method="inclusive")
-        plain = {key: value.to_dict() if isinstance(value, Comparison) else value for key, value in facts.items()}
+        plain = {
+            key: value.to_dict() if isinstance(value, TimingComparison) else value for key, value in facts.items()
+        }
         return Measurement(
             metric,
             self.settings.label,

@@ -54,9 +54,18 @@ def mean_over_windows(values: torch.Tensor) -> Estimate:
     Args:
         values: Shape (windows, tokens), float64.
     """
-    means = values.mean(dim=1)
+    return mean_estimate(values.mean(dim=1), values.numel())
+
+
+def mean_estimate(means: torch.Tensor, tokens: int) -> Estimate:
+    """Return the mean of windows' means with its standard error.
+
+    Args:
+        means: One value a window, float64.
+        tokens: Predicted tokens in all windows.
+    """
     stderr = means.std(unbiased=True).item() / math.sqrt(len(means)) if len(means) > 1 else None
-    return Estimate(means.mean().item(), stderr, len(means), values.numel())
+    return Estimate(means.mean().item(), stderr, len(means), tokens)
 
 
 def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -149,23 +158,16 @@ def perplexity(nll: torch.Tensor) -> Estimate:
     Args:
         nll: Shape (windows, tokens), nats.
     """
-    mean = mean_over_windows(nll)
-    value = math.exp(mean.value)
-    return Estimate(value, None if mean.stderr is None else value * mean.stderr, mean.windows, mean.tokens)
+    return perplexity_estimate(nll.mean(dim=1), nll.numel())
 
 
-def quality(statistics: dict[str, torch.Tensor]) -> tuple[TextQuality | None, TextQuality]:
-    """Turn per-token values into the base's and the model's figures.
+def perplexity_estimate(means: torch.Tensor, tokens: int) -> Estimate:
+    """Return the perplexity of windows' mean negative log-likelihoods; its standard error by the delta method.
 
     Args:
-        statistics: What `token_statistics` returned.
-
-    Returns:
-        The base's figures (None without a base) and the model's.
+        means: One value a window, nats per token, float64.
+        tokens: Predicted tokens in all windows.
     """
-    base = TextQuality(perplexity(statistics["base_nll"])) if "base_nll" in statistics else None
-    if base is None:
-        return None, TextQuality(perplexity(statistics["nll"]))
-    return base, TextQuality(
-        perplexity(statistics["nll"]), mean_over_windows(statistics["kl"]), mean_over_windows(statistics["agree"])
-    )
+    mean = mean_estimate(means, tokens)
+    value = math.exp(mean.value)
+    return Estimate(value, None if mean.stderr is None else value * mean.stderr, mean.windows, mean.tokens)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..fingerprint import digest
+from ..fingerprint import digest, plain
 
 _TENSOR = "scores"
 _KEY = "key"
@@ -48,7 +48,7 @@ class ScoreCache:
         """
         path = self._path(key)
         found = _read_key(path)
-        if found is None or found != _plain(key):
+        if found is None or found != plain(key):
             return None
         with safe_open(path, framework="pt") as file:
             scores: torch.Tensor = file.get_tensor(_TENSOR)
@@ -65,7 +65,7 @@ class ScoreCache:
         staged = path.with_suffix(f".{os.getpid()}.partial")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({_TENSOR: scores.contiguous()}, staged, metadata={_KEY: json.dumps(_plain(key))})
+            save_file({_TENSOR: scores.contiguous()}, staged, metadata={_KEY: json.dumps(plain(key))})
             staged.replace(path)
 
     def differences(self, key: Mapping[str, Any]) -> list[str]:
@@ -74,7 +74,7 @@ class ScoreCache:
         Args:
             key: The key that was looked for. Scores of the same `criterion` and `dimension` count.
         """
-        wanted = _plain(key)
+        wanted = plain(key)
         nearest: list[str] = []
         for path in sorted(self.folder.glob(f"{_stem(key)}-*.safetensors")):
             found = _read_key(path)
@@ -86,17 +86,11 @@ class ScoreCache:
         return nearest
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        return self.folder / f"{_stem(key)}-{digest(_plain(key))}.safetensors"
+        return self.folder / f"{_stem(key)}-{digest(plain(key))}.safetensors"
 
 
 def _stem(key: Mapping[str, Any]) -> str:
     return f"{key['criterion']}-{key['dimension']}"
-
-
-def _plain(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a key as JSON gives it back."""
-    plain: dict[str, Any] = json.loads(json.dumps(key))
-    return plain
 
 
 def _read_key(path: Path) -> dict[str, Any] | None:

@@ -37,7 +37,8 @@ def conditions(measurement: Measurement, part: str, report: Report) -> Condition
         for key, value in measurement.settings.items()
         if key not in _NOT_CONDITIONS and (value is None or isinstance(value, (str, int, float, bool)))
     }
-    environment = report.environment
+    # What was added to a report later may have been measured somewhere else, and says so.
+    environment = measurement.settings.get("environment", report.environment)
     found["dtype"] = environment.get("dtype")
     if part == "quality":
         found["n"] = measurement.n

@@ -336,7 +336,7 @@ def test_a_larger_teacher_of_the_same_tokenizer(small: Path, flags: list[str], t
     words = changed(flags, teacher=str(larger))
     assert recover(small, tmp_path / "out", words, "--recovery", "kl+hidden:0.1") == 0
     report = Report.from_json(read_json(tmp_path / "out" / "ishrink_report.json"))
-    assert {m.metric for m in report.shrunk.quality} == {"perplexity"}
+    assert {m.metric for m in report.shrunk.quality} == {"perplexity", "bits_per_byte"}
     facts = read_json(tmp_path / "out" / "ishrink_plan.json")["settings"]["recovery"]
     assert (facts["teacher"], facts["before"]) == ("larger", [])
     assert "against larger" in (tmp_path / "out" / "README.md").read_text()

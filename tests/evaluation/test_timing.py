@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_timings import NOISE, simulate
 
-from optimum_ishrink.evaluation.comparison import (
+from optimum_ishrink.evaluation.timing import (
     FASTER,
     LEVEL,
     NO_DIFFERENCE,
     SLOWER,
     TOO_FEW,
-    compare,
+    compare_timings,
     holm,
     median_interval,
     self_spread,
@@ -81,7 +81,7 @@ def test_holm_is_between_no_correction_and_bonferroni() -> None:
 
 def test_a_difference_has_to_be_found_and_to_be_large_enough() -> None:
     def verdict(ratios: list[float], own: list[float] = EVEN) -> str:
-        return compare([(ratios, own)])[0].verdict
+        return compare_timings([(ratios, own)])[0].verdict
 
     assert verdict([0.1] * 13) == FASTER
     assert verdict([-0.1] * 13) == SLOWER
@@ -93,16 +93,16 @@ def test_a_difference_has_to_be_found_and_to_be_large_enough() -> None:
 
 
 def test_more_timings_ask_for_more_rounds() -> None:
-    assert {each.verdict for each in compare([([0.1] * 8, EVEN)] * 2)} == {TOO_FEW}
+    assert {each.verdict for each in compare_timings([([0.1] * 8, EVEN)] * 2)} == {TOO_FEW}
     one_wrong = [0.1] * 12 + [-0.1]
-    assert compare([(one_wrong, EVEN)])[0].verdict == FASTER
-    assert compare([(one_wrong, EVEN)] * 4)[0].adjusted_p_value > LEVEL
-    assert {each.verdict for each in compare([(one_wrong, EVEN)] * 4)} == {NO_DIFFERENCE}
+    assert compare_timings([(one_wrong, EVEN)])[0].verdict == FASTER
+    assert compare_timings([(one_wrong, EVEN)] * 4)[0].adjusted_p_value > LEVEL
+    assert {each.verdict for each in compare_timings([(one_wrong, EVEN)] * 4)} == {NO_DIFFERENCE}
 
 
 def test_what_a_comparison_says() -> None:
     ratios = [math.log(1 + i / 100) for i in range(4, 17)]
-    found = compare([(ratios, EVEN)])[0]
+    found = compare_timings([(ratios, EVEN)])[0]
     assert found.ratio == pytest.approx(1.10)
     assert found.interval == pytest.approx((1.05, 1.15))
     assert found.round_ratios == pytest.approx([1 + i / 100 for i in range(4, 17)])

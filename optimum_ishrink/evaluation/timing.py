@@ -32,7 +32,7 @@ FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW = "faster", "slower", "no difference", "t
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TimingComparison:
     """One timing of two models, round by round.
 
     Args:
@@ -58,7 +58,7 @@ class Comparison:
     self_ratios: tuple[float, ...]
 
     @property
-    def inverted(self) -> Comparison:
+    def inverted(self) -> TimingComparison:
         """The same of durations instead of speeds: below 1 is faster."""
         low, high = self.interval
         return replace(
@@ -140,7 +140,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Comparison]:
+def compare_timings(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[TimingComparison]:
     """Compare two models on every timing of a run.
 
     Args:
@@ -156,7 +156,7 @@ def compare(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[
     ]
 
 
-def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, family: int) -> Comparison:
+def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, family: int) -> TimingComparison:
     middle, spread = median(ratios), self_spread(own)
     low, high, coverage = median_interval(ratios)
     if family * 2.0 ** (1 - len(ratios)) > LEVEL:
@@ -165,7 +165,7 @@ def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, famil
         verdict = FASTER if middle > 0 else SLOWER
     else:
         verdict = NO_DIFFERENCE
-    return Comparison(
+    return TimingComparison(
         ratio=math.exp(middle),
         interval=(math.exp(low), math.exp(high)),
         coverage=coverage,

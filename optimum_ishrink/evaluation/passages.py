@@ -1,0 +1,138 @@
+"""Windows of a text, with the text that stands behind every token: what bits per byte are counted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..data import enough_windows, in_order, token_stream
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The text of one window.
+
+    Args:
+        context: What the window's first token stands for; it is read and not predicted.
+        parts: What the other tokens stand for, split where a document ends.
+        ended: Of each part, whether a document ends behind it.
+    """
+
+    context: str
+    parts: tuple[str, ...]
+    ended: tuple[bool, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the predicted text in UTF-8."""
+        return sum(len(part.encode()) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """Windows of a text.
+
+    Args:
+        ids: Token ids, int64, shape (windows, length).
+        passages: The text of each window; None where the tokenizer does not say which text a token stands for.
+    """
+
+    ids: torch.Tensor
+    passages: tuple[Passage, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def text_windows(
+    documents: Iterable[str], tokenizer: Any, length: int, count: int, *, seed: int, label: str
+) -> TextWindows:
+    """Cut text into windows of equal length, the same ones as `token_windows`, and keep the text of each.
+
+    Args:
+        documents: The text.
+        tokenizer: The model's tokenizer.
+        length: Tokens in a window.
+        count: Windows wanted.
+        seed: Seed of the documents' order.
+        label: Name of the text, for messages.
+
+    Raises:
+        DataError: The text is shorter than the windows wanted.
+    """
+    texts = in_order(documents, seed)
+    knows_text = bool(getattr(tokenizer, "is_fast", False))
+    stream = list(token_stream(texts, tokenizer, count * length, positions=knows_text))
+    enough_windows(len(stream), length, count, label=label)
+    stream = stream[: count * length]
+    ids = torch.tensor([token for token, _, _ in stream], dtype=torch.int64).view(count, length)
+    if not knows_text:
+        return TextWindows(ids)
+    pieces = _pieces(texts, stream)
+    passages = [_passage(pieces[start : start + length]) for start in range(0, len(pieces), length)]
+    return TextWindows(ids, tuple(passages))
+
+
+def _pieces(texts: list[str], stream: list[tuple[int, int, int | None]]) -> list[str | None]:
+    """Return the text of each token; None for the end of a document."""
+    pieces: list[str | None] = []
+    at, current = 0, -1
+    for _, number, end in stream:
+        if number != current:
+            at, current = 0, number
+        pieces.append(None if end is None else texts[number][at:end])
+        at = at if end is None else end
+    return pieces
+
+
+def _passage(pieces: list[str | None]) -> Passage:
+    parts, ended = [""], [False]
+    for piece in pieces[1:]:
+        if piece is not None:
+            if ended[-1]:
+                parts.append("")
+                ended.append(False)
+            parts[-1] += piece
+        elif ended[-1]:  # a document without text: the end of one follows the end of another
+            parts.append("")
+            ended.append(True)
+        else:
+            ended[-1] = True
+    return Passage(pieces[0] or "", tuple(parts), tuple(ended))
+
+
+def retokenize(passage: Passage, tokenizer: Any) -> tuple[torch.Tensor, int]:
+    """Return a passage in another tokenizer's tokens: the same text to read, and the same text to predict.
+
+    The text is split where the context ends, so that both models predict the same bytes. There, once in a window, this
+    tokenizer may have to split a word that it would have kept whole.
+
+    Args:
+        passage: The passage.
+        tokenizer: The other tokenizer.
+
+    Returns:
+        Token ids, int64, shape (length,), and how many of them are context.
+
+    Raises:
+        DataError: The context has no text, and the tokenizer no token to stand for it.
+    """
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    start = separator or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+
+    context = encode(passage.context) or start
+    if not context:
+        raise DataError(
+            "the base's tokenizer has neither an end- nor a beginning-of-text token to start a window with"
+        )
+    ids = list(context)
+    for part, ended in zip(passage.parts, passage.ended, strict=True):
+        ids += encode(part) + (separator if ended else [])
+    return torch.tensor(ids, dtype=torch.int64), len(context)
