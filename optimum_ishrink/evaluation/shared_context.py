@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ from ..progress import progress_bar
 WINDOW = 512
 """Tokens that a window stands for in a batch: `batch_size` windows bound what runs at once, whatever a request's
 length."""
+
+_CACHED = 8
+"""Tokens of the cache for each token of a batch: continuations are short, and few of them would run at once."""
+
+_SPREAD = 6
+"""Tokens by which contexts of a batch may differ: what the longer ones have more is read once a continuation."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval calls it, tokens of the context, and tokens of the continuation."""
@@ -60,44 +67,76 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         return [answer for answer in answers if answer is not None]
 
     def _answer(self, batch: Sequence[Shared]) -> Iterator[tuple[int, Answer]]:
-        """Yield the number and the answer of every request of contexts of one length."""
-        head = Head(self.model)
-        contexts = torch.tensor([context for context, _ in batch], device=self.device)
+        """Yield the number and the answer of every request of some contexts.
+
+        All contexts are read as far as the shortest of them goes. What a longer one has more stands before each of its
+        continuations: so no position of the cache is padding, and no mask is needed.
+        """
+        head, common = Head(self.model), min(len(context) for context, _ in batch)
+        contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
         output = self.model.base_model(input_ids=contexts, use_cache=True)
         cache, last, output_class = output.past_key_values, output.last_hidden_state[:, -1], type(output)
-        rows = [(row, number, tokens) for row, (_, found) in enumerate(batch) for number, tokens in found]
-        longest = max(len(tokens) for _, _, tokens in rows)
-        at_once = max(1, self._tokens_at_once // (contexts.shape[1] + longest))
-        for start in range(0, len(rows), at_once):
-            part = rows[start : start + at_once]
-            chosen = torch.tensor([row for row, _, _ in part], device=self.device)
+        rows = [
+            _Row(row, number, context[common:], tokens)
+            for row, (context, continuations) in enumerate(batch)
+            for number, tokens in continuations
+        ]
+        longest = max(len(row.inputs) for row in rows)
+        at_once = self._tokens_at_once // max(longest, -(-(common + longest) // _CACHED), 1)
+        parts = [rows[start : start + max(at_once, 1)] for start in range(0, len(rows), max(at_once, 1))]
+        for part in parts:
+            chosen = torch.tensor([row.context for row in part], device=self.device)
             states = last[chosen, None]
-            longest = max(len(tokens) for _, _, tokens in part)
-            if longest > 1:
+            longest = max(len(row.inputs) for row in part)
+            if longest:
                 # What is behind a shorter continuation is never looked back at: its value does not matter.
-                padded = [tokens[:-1] + [0] * (longest - len(tokens)) for _, _, tokens in part]
-                own = copy.deepcopy(cache)
+                padded = [row.inputs + [0] * (longest - len(row.inputs)) for row in part]
+                own = cache if part is parts[-1] else copy.deepcopy(cache)
                 own.batch_select_indices(chosen)
                 found = self.model.base_model(
                     input_ids=torch.tensor(padded, device=self.device), past_key_values=own, use_cache=True
                 )
                 states = torch.cat([states, found.last_hidden_state], dim=1)
-            kept = torch.cat([states[i, : len(tokens)] for i, (_, _, tokens) in enumerate(part)])
-            labels = torch.tensor([token for _, _, tokens in part for token in tokens], device=self.device)
+            kept = torch.cat(
+                [states[i, len(row.rest) : len(row.rest) + len(row.tokens)] for i, row in enumerate(part)]
+            )
+            labels = torch.tensor([token for row in part for token in row.tokens], device=self.device)
             likelihoods, greedy = _token_likelihoods(head, kept, labels, output_class)
             position = 0
-            for _, number, tokens in part:
-                span = slice(position, position + len(tokens))
-                yield number, (float(likelihoods[span].sum()), bool(greedy[span].all()))
-                position += len(tokens)
+            for row in part:
+                span = slice(position, position + len(row.tokens))
+                yield row.number, (float(likelihoods[span].sum()), bool(greedy[span].all()))
+                position += len(row.tokens)
 
 
 Shared = tuple[list[int], list[tuple[int, list[int]]]]
 """A context, with the number and the tokens of each request that continues it."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One request.
+
+    Args:
+        context: Number of its context in the batch.
+        number: Its own number.
+        rest: Tokens of the context that are not read yet.
+        tokens: Tokens of the continuation.
+    """
+
+    context: int
+    number: int
+    rest: list[int]
+    tokens: list[int]
+
+    @property
+    def inputs(self) -> list[int]:
+        """What has to be read: the last token is only predicted."""
+        return self.rest + self.tokens[:-1]
+
+
 def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) -> Iterator[list[Shared]]:
-    """Yield batches of contexts of one length, the longest first: what does not fit fails at once.
+    """Yield batches of contexts of nearly one length, the longest first: what does not fit fails at once.
 
     Args:
         requests: The requests.
@@ -110,7 +149,8 @@ def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) 
         shared.setdefault(tuple(tokens[: -len(continuation)]), []).append((number, continuation))
     batch: list[Shared] = []
     for context, continuations in sorted(shared.items(), key=lambda entry: -len(entry[0])):
-        if batch and (len(batch[0][0]) != len(context) or (len(batch) + 1) * len(context) > tokens_at_once):
+        longest = len(batch[0][0]) if batch else 0
+        if batch and (longest - len(context) > _SPREAD or (len(batch) + 1) * longest > tokens_at_once):
             yield batch
             batch = []
         batch.append((list(context), continuations))
