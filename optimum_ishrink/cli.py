@@ -18,11 +18,13 @@ from .flags import (
     analysis_flags,
     base_flags,
     common_flags,
+    export_flags,
     importance_flags,
     model_flags,
     protection_flags,
     quality_flags,
     recovery_flags,
+    runtime_flags,
     shape_flags,
     speed_flags,
     task_flags,
@@ -162,8 +164,17 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     model_flags(benchmark, required=True)
     base_flags(benchmark)
+    runtime_flags(benchmark)
     speed_flags(benchmark, BENCHMARK_LENGTHS)
     common_flags(benchmark)
+
+    export = verb(
+        "export",
+        "write a checkpoint as GGUF for llama.cpp, and check that it says the same there",
+        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf",
+    )
+    model_flags(export, required=True)
+    export_flags(export)
 
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
@@ -547,8 +558,18 @@ def _evaluate(args: argparse.Namespace) -> Any:
 
 
 def _benchmark(args: argparse.Namespace) -> Any:
+    if args.runtime == "llama.cpp":
+        from .edge import commands
+
+        return commands.benchmark(args, _open(args, args.model) if args.gguf_file else None)
     args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
     return _measure(args, evaluate=False, benchmark=True)
+
+
+def _export(args: argparse.Namespace) -> Any:
+    from .edge.commands import export
+
+    return export(args, _open(args, args.model))
 
 
 def _card(args: argparse.Namespace) -> Any:
@@ -620,6 +641,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "analyze": _analyze,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
+    "export": _export,
     "card": _card,
     "report": _report,
     "push": _push,

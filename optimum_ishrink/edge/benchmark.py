@@ -1,0 +1,152 @@
+"""Base and shrunk model in llama.cpp: every measurement in a fresh process, the two in turn, A B B A.
+
+Loading is timed without any generation, once with the file in the system's cache and once without it. Each timed
+process answers one short prompt first that does not count.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..artifacts import Measurement
+from ..errors import RequestError
+from ..progress import progress_bar
+from .comparison import Comparison, compare_rounds
+from .files import GgufFile, evict, warm
+from .process import run_worker
+
+LOWER_IS_BETTER = ("load_seconds", "time_to_first_token_seconds", "peak_memory_bytes", "file_bytes")
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What is timed.
+
+    Args:
+        threads: Threads that llama.cpp computes with.
+        lengths: Prompts to time, in tokens; decoding is timed behind each.
+        new_tokens: Tokens decoded behind each prompt, after the first.
+        rounds: Pairs of processes; with eight or more a difference can be told at 99 %.
+    """
+
+    threads: int
+    lengths: tuple[int, ...] = (64, 256, 512)
+    new_tokens: int = 32
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        numbers = (self.threads, *self.lengths, self.new_tokens, self.rounds)
+        if not self.lengths or min(numbers) < 1:
+            raise RequestError("threads, prompt lengths, new tokens and rounds must be whole numbers of at least 1")
+
+
+Samples = dict[tuple[str, str], list[float]]
+"""What was measured and under which setting, to one value for each round."""
+
+
+@dataclass(frozen=True)
+class EdgeResult:
+    """What came of a benchmark.
+
+    Args:
+        measurements: By model, `base` and `shrunk`: every figure.
+        comparisons: By metric and data set, where there is a base.
+        build: Which llama.cpp it was.
+        notes: What could not be measured here, and why.
+    """
+
+    measurements: Mapping[str, tuple[Measurement, ...]]
+    comparisons: Mapping[tuple[str, str], Comparison]
+    build: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def run_benchmark(
+    models: Mapping[str, GgufFile],
+    settings: BenchmarkSettings,
+    *,
+    run: Callable[[Mapping[str, Any]], dict[str, Any]] = run_worker,
+) -> EdgeResult:
+    """Measure one model, or two in turn.
+
+    Args:
+        models: `shrunk`, and `base` before it where there is one; of the same quantisation.
+        settings: What is timed.
+        run: Runs one process.
+
+    Raises:
+        SourceError: llama.cpp cannot run one of them.
+    """
+    vocabulary = min(model.vocabulary for model in models.values())
+    request = {
+        "task": "measure",
+        "threads": settings.threads,
+        "new_tokens": settings.new_tokens,
+        "vocabulary": vocabulary,
+    }
+    samples: dict[str, Samples] = {name: {} for name in models}
+    cold, build = True, ""
+    with progress_bar("fresh processes, in turn", settings.rounds * len(models)) as advance:
+        for number in range(settings.rounds):
+            names = list(models) if number % 2 == 0 else list(models)[::-1]
+            for name in names:
+                file = models[name]
+                label = f"llama.cpp {file.quantization}"
+                load_only = {**request, "model": str(file.path), "lengths": []}
+                cold = cold and evict(file.path)
+                if cold:
+                    seconds = run(load_only)["load_seconds"]
+                    _add(samples[name], "load_seconds", f"{label}, cold file cache", seconds)
+                warm(file.path)
+                found = run({**load_only, "lengths": list(settings.lengths)})
+                build = found["build"]
+                _add(samples[name], "load_seconds", f"{label}, warm file cache", found["load_seconds"])
+                for length in settings.lengths:
+                    where, first = f"{label}, prompt {length}", found["first"][str(length)]
+                    _add(samples[name], "time_to_first_token_seconds", where, first)
+                    _add(samples[name], "prefill_tokens_per_second", where, length / first)
+                    _add(samples[name], "decode_tokens_per_second", where, found["decode"][str(length)])
+                if found["peak_memory_bytes"] is not None:
+                    _add(samples[name], "peak_memory_bytes", label, float(found["peak_memory_bytes"]))
+                advance(1)
+    notes = []
+    if not cold:
+        notes.append("the system keeps the file in its cache here, so loading from a cold cache was not measured")
+        for found_samples in samples.values():
+            for key in [key for key in found_samples if key[1].endswith("cold file cache")]:
+                del found_samples[key]
+    if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
+        notes.append("this system does not tell a process's peak memory, so it was not measured")
+    return EdgeResult(
+        {name: _summary(models[name], samples[name], settings, build) for name in models},
+        _compare(samples["base"], samples["shrunk"]) if "base" in models else {},
+        build,
+        tuple(notes),
+    )
+
+
+def _add(samples: Samples, metric: str, dataset: str, value: float) -> None:
+    samples.setdefault((metric, dataset), []).append(value)
+
+
+def _compare(base: Samples, shrunk: Samples) -> dict[tuple[str, str], Comparison]:
+    return {key: compare_rounds(values, shrunk[key]) for key, values in base.items()}
+
+
+def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str) -> tuple[Measurement, ...]:
+    asked = {**asdict(settings), "runtime": "llama.cpp", "build": build, "quantization": file.quantization}
+    whole = Measurement("file_bytes", f"llama.cpp {file.quantization}", float(file.nbytes), None, 1, asked)
+    measurements = [whole]
+    order = ("load_seconds", "time_to_first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+    for (metric, dataset), values in sorted(
+        samples.items(), key=lambda item: order.index(item[0][0]) if item[0][0] in order else len(order)
+    ):
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        spread = {"statistic": "median", "quartiles": [low, high], "samples": values}
+        measurements.append(
+            Measurement(metric, dataset, statistics.median(values), None, len(values), {**asked, **spread})
+        )
+    return tuple(measurements)
