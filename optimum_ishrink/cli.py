@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -342,6 +341,20 @@ def _show_plan(args: argparse.Namespace, plan: Plan, *, layers: bool = False) ->
         _say(args, f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 
 
+def _show_runtime(args: argparse.Namespace, binding: Any, config: IShrinkConfig, shape: Any) -> None:
+    """Say what the runtime that a plan was made for would store otherwise than asked."""
+    if config.for_runtime is None or args.json:
+        return
+    from . import tables
+    from .edge.rows import FALLBACK_HEADER, runtime_table
+
+    rows, lines = runtime_table(binding, shape)
+    if rows:
+        tables.print_table(f"What {config.for_runtime}'s quantisations do not fit", FALLBACK_HEADER, rows)
+    for line in lines:
+        _say(args, line + ".")
+
+
 def _show_report(args: argparse.Namespace, report: Report) -> None:
     from . import tables
 
@@ -398,6 +411,7 @@ def _shrink(args: argparse.Namespace) -> Any:
     if args.dry_run:
         plan = pipeline.plan_cut(session).plan
         _show_plan(args, plan, layers=True)
+        _show_runtime(args, source.binding, config, plan.new_shape)
         return plan.to_json()
     extra = ["--architecture", Path(args.architecture).name] if args.architecture else []
     command = pipeline.command_line(session, Path(args.output), *extra)
@@ -420,9 +434,12 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     from .artifacts import PLAN_FILE, read_json
 
     output = Path(args.output)
-    report = pipeline.shrink(
-        session, output, overwrite=args.overwrite, command=command, on_plan=partial(_show_plan, args)
-    )
+
+    def show(plan: Plan) -> None:
+        _show_plan(args, plan)
+        _show_runtime(args, session.source.binding, session.config, plan.new_shape)
+
+    report = pipeline.shrink(session, output, overwrite=args.overwrite, command=command, on_plan=show)
     _show_report(args, report)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
     _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
@@ -516,6 +533,7 @@ def _plan(args: argparse.Namespace) -> Any:
     if args.output:
         write_json(Path(args.output), plan.to_json())
     _show_plan(args, plan, layers=True)
+    _show_runtime(args, source.binding, config, plan.new_shape)
     return plan.to_json()
 
 
@@ -530,6 +548,7 @@ def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig)
         rows = [(key, f"{value:,}", f"{shape[key]:,}") for key, value in binding.shape.items()]
         rows.append(("parameters", f"{before:,}", f"{after:,} (-{1 - after / before:.2%})"))
         tables.print_table(f"Shape for {source.name}", ("dimension", "before", "after"), rows)
+    _show_runtime(args, binding, config, shape)
     return {"shape": binding.shape, "new_shape": shape, "num_parameters": before, "new_num_parameters": after}
 
 
