@@ -580,7 +580,7 @@ def _benchmark(args: argparse.Namespace) -> Any:
     if args.runtime == "llama.cpp":
         from .edge import commands
 
-        return commands.benchmark(args, _open(args, args.model) if args.gguf_file else None)
+        return commands.benchmark(args, lambda model: _open(args, model))
     args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
     return _measure(args, evaluate=False, benchmark=True)
 

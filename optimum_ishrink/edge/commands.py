@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -124,12 +125,12 @@ def _print_export(source: Source, file: GgufFile, quantization: Quantization, ag
             print_table(f"Rows that {quantization.tensor_type.name} does not fit", FALLBACK_HEADER, fallen)
 
 
-def benchmark(args: Namespace, source: Source | None) -> Any:
+def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
     """Time one GGUF, or two in turn, and print what came of it.
 
     Args:
         args: Parsed arguments of `benchmark`.
-        source: The checkpoint of `--model`, or None when that is a GGUF file.
+        open_model: Opens the checkpoint that `--model` names, where that is no GGUF file.
 
     Raises:
         RequestError: llama.cpp is missing, or the two are not of the same quantisation.
@@ -141,15 +142,16 @@ def benchmark(args: Namespace, source: Source | None) -> Any:
         args.threads or default_threads(), lengths, **{key: value for key, value in given.items() if value is not None}
     )
     with ExitStack() as stack:
-        files = {"shrunk": args.model, **({"base": args.base} if args.base else {})}
+        model = str(Path(args.model) / args.gguf_file) if args.gguf_file else args.model
+        files = {"shrunk": model, **({"base": args.base} if args.base else {})}
         ready = {name: read_gguf(Path(path)) for name, path in files.items() if Path(path).is_file()}
         wanted = _quantization(args.quantization, ready)
         opened = {}
         for name, path in files.items():
             if name not in ready:
-                checkpoint = source if name == "shrunk" and source is not None else _open(path)
-                opened[name] = checkpoint
-                check_rows(checkpoint.binding, wanted)
+                refuse_gguf(path)
+                opened[name] = (open_model if name == "shrunk" else open_source)(path)
+                check_rows(opened[name].binding, wanted)
         for name, checkpoint in opened.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ishrink-edge-")))
             target = folder / f"{name}.gguf"
@@ -164,27 +166,23 @@ def benchmark(args: Namespace, source: Source | None) -> Any:
     report = _report(ready, result, settings)
     if not args.json:
         print_table(f"{ready['shrunk'].name} in llama.cpp", *benchmark_table(report, result))
-        for line in (f"{settings.threads} threads, {result.build}", *result.notes):
+        threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+        for line in (f"{threads}, {result.build}", *result.notes):
             print_line(line)
     return report.to_json()
 
 
-def _open(name: str) -> Source:
+def refuse_gguf(name: str) -> None:
+    """Refuse what is named like a GGUF file or holds nothing else, where a checkpoint has to be opened.
+
+    Raises:
+        SourceError: It is; the message says what to name.
+    """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file() and (found := sorted(folder.glob("*.gguf"))):
         raise SourceError(f"{folder} holds no checkpoint; name the GGUF file itself, such as {found[0]}")
     if folder.suffix == ".gguf":
         raise SourceError(f"{folder} does not exist")
-    return open_source(name)
-
-
-def open_checkpoint(name: str) -> Source | None:
-    """Open what `--model` names, or return None when it is a file, which has to be GGUF then.
-
-    Raises:
-        SourceError: It is neither a file nor a usable checkpoint.
-    """
-    return None if Path(name).is_file() else _open(name)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -190,3 +190,12 @@ def test_an_export_that_says_something_else_is_not_kept(
     assert "llama.cpp reads this model otherwise than transformers" in error
     assert list(tmp_path.iterdir()) == []
     assert process._LIMIT > 600
+
+
+def test_the_plan_says_what_a_runtime_stores_otherwise(edge_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["plan", "--model", str(edge_folder), "--for-runtime", "llama.cpp", "--intermediate-size", "64"]
+    assert main([*plan, "--shape-only"]) == 0
+    out = capsys.readouterr().out
+    assert "What llama.cpp's quantisations do not fit" in out
+    assert "q4_k: 8 kinds of matrices fall back" in out or "q4_k: 9 kinds of matrices fall back" in out
+    assert "q8_0: every row is a multiple of 32, nothing falls back." in out
