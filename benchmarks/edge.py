@@ -21,11 +21,12 @@ import torch
 
 from optimum_ishrink import IShrinkConfig, pipeline
 from optimum_ishrink.edge.agreement import AgreementSettings, measure_agreement
-from optimum_ishrink.edge.benchmark import BenchmarkSettings, run_benchmark
+from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
 from optimum_ishrink.edge.commands import default_threads
 from optimum_ishrink.edge.convert import write_gguf
 from optimum_ishrink.edge.files import read_gguf
 from optimum_ishrink.edge.quantization import parse_quantization
+from optimum_ishrink.edge.rows import check_rows
 from optimum_ishrink.evaluation import evaluate_tasks, open_tasks
 from optimum_ishrink.source import open_source
 from optimum_ishrink.tables import markdown_table
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         source = base if percent == 0 else open_source(checkpoint(base, percent, args))
         for name in QUANTIZATIONS:
             path = Path(args.work) / f"{percent}-{name}.gguf"
+            check_rows(source.binding, parse_quantization(name))
             if not path.is_file():
                 write_gguf(source.folder, parse_quantization(name), path, name=path.stem)
             if (percent, name) in known:
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
             }
             if percent:
                 unpruned = read_gguf(Path(args.work) / f"0-{name}.gguf")
-                settings = BenchmarkSettings(threads, rounds=args.rounds)
+                lengths = fitting_lengths(None, 32, file.context)
+                settings = BenchmarkSettings(threads, lengths, rounds=args.rounds)
                 result = run_benchmark({"base": unpruned, "shrunk": file}, settings)
                 row["build"] = result.build
                 row["speed"] = [

@@ -43,6 +43,32 @@ class BenchmarkSettings:
             raise RequestError("threads, prompt lengths, new tokens and rounds must be whole numbers of at least 1")
 
 
+MARGIN = 8
+"""Tokens that a context has beyond the prompt and its answer."""
+
+
+def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int | None) -> tuple[int, ...]:
+    """Return the prompt lengths to time: those asked for, or of the default ones those that a model can read.
+
+    Args:
+        asked: Lengths that were asked for, or None.
+        new_tokens: Tokens decoded behind each.
+        context: Tokens that the model reads at most, or None when that is not known.
+
+    Raises:
+        RequestError: One that was asked for does not fit.
+    """
+    lengths = asked or BenchmarkSettings(1).lengths
+    most = max(lengths) if context is None else context - new_tokens - MARGIN
+    fits = tuple(length for length in lengths if length <= most)
+    if (asked and fits != asked) or not fits:
+        raise RequestError(
+            f"a prompt of {max(lengths)} tokens with {new_tokens} new ones does not fit the model's {context}; "
+            f"the longest prompt that does has {max(most, 0)}"
+        )
+    return fits
+
+
 Samples = dict[tuple[str, str], list[float]]
 """What was measured and under which setting, to one value for each round."""
 
@@ -86,6 +112,7 @@ def run_benchmark(
         "threads": settings.threads,
         "new_tokens": settings.new_tokens,
         "vocabulary": vocabulary,
+        "context": max(16, *settings.lengths) + settings.new_tokens + MARGIN,
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""

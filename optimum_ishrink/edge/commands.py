@@ -7,17 +7,17 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import ModelReport, Report
+from ..artifacts import REPORT_FILE, ModelReport, Report
 from ..errors import RequestError, SourceError, VerificationError
 from ..output_folder import check_output_file
 from ..source import Source, open_source
 from ..tables import METRICS, Row, format_measurement, print_table
 from .agreement import EXACT_LIMIT, Agreement, measure_agreement
-from .benchmark import LOWER_IS_BETTER, BenchmarkSettings, EdgeResult, run_benchmark
+from .benchmark import LOWER_IS_BETTER, BenchmarkSettings, EdgeResult, fitting_lengths, run_benchmark
 from .convert import check_tools, write_gguf
 from .files import GgufFile, read_gguf
 from .quantization import PROGRAM, Quantization, parse_quantization
@@ -136,11 +136,11 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
         RequestError: llama.cpp is missing, or the two are not of the same quantisation.
     """
     check_runtime()
-    lengths = _lengths(args.prompt_lengths) if args.prompt_lengths else BenchmarkSettings(1).lengths
     given = {"new_tokens": args.benchmark_new_tokens, "rounds": args.benchmark_rounds}
     settings = BenchmarkSettings(
-        args.threads or default_threads(), lengths, **{key: value for key, value in given.items() if value is not None}
+        args.threads or default_threads(), **{key: value for key, value in given.items() if value is not None}
     )
+    asked = _lengths(args.prompt_lengths) if args.prompt_lengths else None
     with ExitStack() as stack:
         model = str(Path(args.model) / args.gguf_file) if args.gguf_file else args.model
         files = {"shrunk": model, **({"base": args.base} if args.base else {})}
@@ -152,6 +152,7 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
                 refuse_gguf(path)
                 opened[name] = (open_model if name == "shrunk" else open_source)(path)
                 check_rows(opened[name].binding, wanted)
+        kept = _report_folder(args, opened)
         for name, checkpoint in opened.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ishrink-edge-")))
             target = folder / f"{name}.gguf"
@@ -161,6 +162,9 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
             raise RequestError(
                 "the two models do not share a vocabulary, so their tokens per second are not comparable"
             )
+        contexts = [file.context for file in ready.values() if file.context is not None]
+        lengths = fitting_lengths(asked, settings.new_tokens, min(contexts, default=None))
+        settings = replace(settings, lengths=lengths)
         order = ("base", "shrunk") if args.base else ("shrunk",)
         result = run_benchmark({name: ready[name] for name in order}, settings)
     report = _report(ready, result, settings)
@@ -169,7 +173,24 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
         threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
         for line in (f"{threads}, {result.build}", *result.notes):
             print_line(line)
+    if kept is not None:
+        from ..updating import update_report
+
+        update_report(kept, report)
+        if not args.json:
+            print_line(f"Added to {kept / REPORT_FILE} and its card; --no-update-report leaves them as they are")
     return report.to_json()
+
+
+def _report_folder(args: Namespace, opened: dict[str, Source]) -> Path | None:
+    """Return the output folder whose report the figures belong into: that of a checkpoint timed beside its base."""
+    from ..configuration import IShrinkConfig
+    from ..updating import can_update
+
+    source, base = opened.get("shrunk"), opened.get("base")
+    if source is None or base is None or source.is_hub_id or args.no_update_report:
+        return None
+    return source.folder if can_update(source.folder, base, IShrinkConfig(base_model=args.base_model)) else None
 
 
 def refuse_gguf(name: str) -> None:

@@ -28,6 +28,7 @@ class GgufFile:
         quantization: Its quantisation's name, or what its header says where this package has no name for it.
         vocabulary: Tokens.
         architecture: What llama.cpp calls its architecture.
+        context: Tokens that it was trained to read at most; None where the file does not say.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class GgufFile:
     quantization: str
     vocabulary: int
     architecture: str
+    context: int | None = None
 
 
 def read_gguf(path: Path, name: str | None = None) -> GgufFile:
@@ -57,6 +59,8 @@ def read_gguf(path: Path, name: str | None = None) -> GgufFile:
         number = reader.get_field("general.file_type")
         tokens = reader.get_field("tokenizer.ggml.tokens")
         architecture = reader.get_field("general.architecture")
+        kind = "unknown" if architecture is None else str(architecture.contents())
+        context = reader.get_field(f"{kind}.context_length")
         params = sum(int(tensor.n_elements) for tensor in reader.tensors)
         file_type = None if number is None else int(number.contents())
         names = {entry.file_type: entry.name for entry in QUANTIZATIONS.values()}
@@ -67,7 +71,8 @@ def read_gguf(path: Path, name: str | None = None) -> GgufFile:
             path.stat().st_size,
             "unknown" if file_type is None else names.get(file_type, f"file type {file_type}"),
             0 if tokens is None else len(tokens.data),
-            "unknown" if architecture is None else str(architecture.contents()),
+            kind,
+            None if context is None else int(context.contents()),
         )
     except Exception as error:  # the reader raises many types for a file that is not what it says
         reason = " ".join(str(error).split())[:200] or type(error).__name__

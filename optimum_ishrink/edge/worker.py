@@ -22,7 +22,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     A first request of 16 tokens does not count: it touches the weights' pages and allocates what is allocated once.
 
     Args:
-        request: `model`, `threads`, `lengths`, `new_tokens`, `vocabulary`; no lengths to load only.
+        request: `model`, `threads`, `lengths`, `new_tokens`, `vocabulary`, `context`; no lengths to load only.
 
     Returns:
         `load_seconds`, `build`, `peak_memory_bytes` (None where the system does not tell), and by length `first`
@@ -32,7 +32,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     lengths, new_tokens = request["lengths"], request["new_tokens"]
     longest = max([*lengths, 16])
-    runtime = Runtime(Path(request["model"]), threads=request["threads"], context=longest + new_tokens + 8)
+    runtime = Runtime(Path(request["model"]), threads=request["threads"], context=request["context"])
     found: dict[str, Any] = {"load_seconds": runtime.load_seconds, "build": build_name(), "first": {}, "decode": {}}
     if lengths:
         draw = random.Random(0)

@@ -7,7 +7,7 @@ import pytest
 
 from optimum_ishrink.artifacts import ModelReport, Report
 from optimum_ishrink.edge import benchmark as benchmark_module
-from optimum_ishrink.edge.benchmark import BenchmarkSettings, run_benchmark
+from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
 from optimum_ishrink.edge.commands import benchmark_table
 from optimum_ishrink.edge.files import GgufFile
 from optimum_ishrink.errors import RequestError
@@ -88,3 +88,13 @@ def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyP
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="whole numbers of at least 1"):
         BenchmarkSettings(**settings)
+
+
+def test_default_prompts_are_those_that_fit() -> None:
+    assert fitting_lengths(None, 32, None) == fitting_lengths(None, 32, 8192) == (64, 256, 512)
+    assert fitting_lengths(None, 32, 512) == (64, 256)
+    assert fitting_lengths((7, 472), 32, 512) == (7, 472)
+    with pytest.raises(RequestError, match="the longest prompt that does has 472"):
+        fitting_lengths((7, 473), 32, 512)
+    with pytest.raises(RequestError, match="a prompt of 512 tokens"):
+        fitting_lengths(None, 32, 50)

@@ -76,7 +76,15 @@ def test_a_folder_is_exported_first(edge_folder: Path, exported: Path, capsys: p
 def test_llama_cpp_says_why_it_cannot_load(tmp_path: Path, exported: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(exported.read_bytes()[:2000])
-    request = {"task": "measure", "model": str(broken), "threads": 1, "lengths": [], "new_tokens": 1, "vocabulary": 3}
+    request = {
+        "task": "measure",
+        "model": str(broken),
+        "threads": 1,
+        "lengths": [],
+        "new_tokens": 1,
+        "vocabulary": 3,
+        "context": 64,
+    }
     with pytest.raises(SourceError, match=r"llama.cpp cannot run broken.gguf: .*failed to load model"):
         run_worker(request)
     with pytest.raises(SourceError, match=r"took more than 0.01 s with broken.gguf; it was stopped"):
@@ -85,6 +93,31 @@ def test_llama_cpp_says_why_it_cannot_load(tmp_path: Path, exported: Path) -> No
     with pytest.raises(SourceError, match="llama.cpp refuses the request: Prompt contains invalid tokens"):
         run_worker({**request, "lines": []})
     assert runtime_words("error: all is lost") == "all is lost"
+
+
+def test_the_figures_go_into_the_report(
+    edge_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], exported: Path
+) -> None:
+    small = tmp_path / "small"
+    how = ["--importance", "l2-norm", "--layer-importance", "l2-norm", "--compensation", "none"]
+    shape = ["--intermediate-size", "64", "--no-evaluate", "--no-benchmark", "--for-runtime", "llama.cpp"]
+    assert main(["shrink", "--model", str(edge_folder), "--output", str(small), *how, *shape]) == 0
+    run = ["benchmark", "--runtime", "llama.cpp", "--model", str(small), "--base", str(edge_folder), "--threads", "1"]
+    run += ["--benchmark-rounds", "1", "--benchmark-new-tokens", "4", "--prompt-lengths", "8"]
+    before = (small / "ishrink_report.json").read_text()
+    assert main([*run, "--no-update-report"]) == 0
+    assert (small / "ishrink_report.json").read_text() == before
+    capsys.readouterr()
+    assert main(run) == 0
+    assert "ishrink_report.json and its card" in capsys.readouterr().out
+    report = json.loads((small / "ishrink_report.json").read_text())
+    for model in ("base", "shrunk"):
+        figures = {entry["metric"]: entry for entry in report[model]["speed"]}
+        assert figures["decode_tokens_per_second"]["settings"]["runtime"] == "llama.cpp"
+        assert figures["file_bytes"]["value"] > 0
+    card = (small / "README.md").read_text()
+    assert "| decode, tokens/s | llama.cpp q8_0, prompt 8 |" in card
+    assert "speed.png" not in card  # the picture shows PyTorch's
 
 
 def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
@@ -153,6 +186,9 @@ def test_bad_benchmarks(
     assert "name the GGUF file itself, such as" in _fails([*run, str(tmp_path)], capsys)
     assert "missing.gguf does not exist" in _fails([*run, str(tmp_path / "missing.gguf")], capsys)
     assert "not 'q8_0'" not in _fails([*run, str(exported), "--prompt-lengths", "a"], capsys)
+    error = _fails([*run, str(exported), "--prompt-lengths", "8,500"], capsys)
+    assert "a prompt of 500 tokens with 32 new ones does not fit the model's 512" in error
+    assert error.endswith("the longest prompt that does has 472")
     error = _fails([*run, str(exported), "--quantization", "q8_0"], capsys)
     assert "not q8_0; leave out --quantization" in error
     real = commands.read_gguf
