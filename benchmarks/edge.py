@@ -1,6 +1,6 @@
 """Shrink, then quantise: size, quality and speed in llama.cpp of base and shrunk models at several bit widths.
 
-    python benchmarks/edge.py run MODEL WORK --output edge.jsonl [--threads N] [--rounds 10]
+    python benchmarks/edge.py run MODEL WORK --output edge.jsonl [--threads N] [--rounds 12]
         [--tasks a,b --include-path DIR] [--calibration SRC[,SRC...]]
     python benchmarks/edge.py table edge.jsonl
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,10 @@ def run(args: argparse.Namespace) -> None:
                 settings = BenchmarkSettings(threads, lengths, rounds=args.rounds)
                 result = run_benchmark({"base": unpruned, "shrunk": file}, settings)
                 row["build"] = result.build
-                row["speed"] = [
-                    {
-                        "metric": metric,
-                        "dataset": dataset,
-                        "base": value(result.measurements["base"], metric, dataset),
-                        "shrunk": value(result.measurements["shrunk"], metric, dataset),
-                        "ratio": [compared.ratio, compared.low, compared.high],
-                    }
-                    for (metric, dataset), compared in result.comparisons.items()
-                ]
+                row["speed"] = [asdict(found) for found in result.measurements["shrunk"]]
+                row["base_speed"] = [asdict(found) for found in result.measurements["base"]]
             with output.open("a", encoding="utf-8") as file_out:
                 file_out.write(json.dumps(row) + "\n")
-
-
-def value(measurements: Any, metric: str, dataset: str) -> float:
-    """Return one figure of a model."""
-    return next(found.value for found in measurements if (found.metric, found.dataset) == (metric, dataset))
 
 
 def tasks(path: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -119,13 +107,24 @@ def tasks(path: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 SHOWN = (
-    ("load_seconds", "cold file cache", "load cold"),
-    ("load_seconds", "warm file cache", "load warm"),
+    ("model_load_seconds", "cold file cache", "load cold"),
+    ("model_load_seconds", "warm file cache", "load warm"),
     ("time_to_first_token_seconds", "prompt 256", "first token, 256"),
     ("decode_tokens_per_second", "prompt 64", "decode, 64"),
     ("decode_tokens_per_second", "prompt 512", "decode, 512"),
     ("peak_memory_bytes", "", "memory"),
 )
+
+
+def speed(row: dict[str, Any], metric: str, where: str) -> str:
+    """Return a ratio to the unpruned model, with the verdict where rounds were compared."""
+    for base, shrunk in zip(row.get("base_speed", ()), row.get("speed", ()), strict=True):
+        if shrunk["metric"] == metric and shrunk["dataset"].endswith(where):
+            found = shrunk["settings"].get("versus_base")
+            if found is None:
+                return f"x{shrunk['value'] / base['value']:.3f}"
+            return f"x{found['ratio']:.3f}, {found['verdict']}"
+    return ""
 
 
 def table(args: argparse.Namespace) -> None:
@@ -141,9 +140,7 @@ def table(args: argparse.Namespace) -> None:
         ]
         cells += [f"{row['kl'][0]:.3f} ± {row['kl'][1]:.3f}", f"{row['top1'][0]:.3f}"]
         cells += [f"{row['tasks'][name]:.3f}" if name in row["tasks"] else "" for name in names]
-        for metric, where, _ in SHOWN:
-            found = [e for e in row.get("speed", ()) if e["metric"] == metric and e["dataset"].endswith(where)]
-            cells.append("x{:.3f} [{:.3f}, {:.3f}]".format(*found[0]["ratio"]) if found else "")
+        cells += [speed(row, metric, where) for metric, where, _ in SHOWN]
         body.append(tuple(cells))
     header = ("model", "quantisation", "MB", "KL from the base", "top-1", *names, *(title for *_, title in SHOWN))
     print(markdown_table(header, body))
@@ -158,7 +155,7 @@ def main() -> None:
     runner.add_argument("work")
     runner.add_argument("--output", required=True)
     runner.add_argument("--threads", type=int)
-    runner.add_argument("--rounds", type=int, default=10)
+    runner.add_argument("--rounds", type=int, default=12)
     runner.add_argument("--tasks")
     runner.add_argument("--include-path")
     runner.add_argument("--calibration", default="self")

@@ -29,7 +29,12 @@ METRICS = {
     "model_load_seconds": "load without generation, ms",
     "file_bytes": "file, MiB",
 }
-_UNITS_OF = {"peak_memory_bytes": 2**20, "peak_device_memory_bytes": 2**20, "flops_per_token": 1e6}
+_UNITS_OF = {
+    "peak_memory_bytes": 2**20,
+    "peak_device_memory_bytes": 2**20,
+    "flops_per_token": 1e6,
+    "file_bytes": 2**20,
+}
 _WHOLE = ("kv_cache_bytes_per_token", "parameters_without_embeddings")
 _BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """What the base scores against itself; it is no measurement, so it is not in the report."""
@@ -45,12 +50,9 @@ def format_measurement(measurement: Measurement) -> str:
     if measurement.metric.endswith("_seconds"):
         low, high = measurement.settings["quartiles"]
         return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
-    scale = 2**20 if measurement.metric.endswith("_bytes") else 1
     if "quartiles" in measurement.settings:
         low, high = measurement.settings["quartiles"]
-        return f"{value / scale:.1f} [{low / scale:.1f}, {high / scale:.1f}]"
-    if scale > 1:
-        return f"{value / scale:.1f}"
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
     digits = 2 if measurement.metric == "perplexity" else 3
     spread = "" if measurement.stderr is None else f" ± {measurement.stderr:.{digits}f}"
     return f"{value:.{digits}f}{spread}"

@@ -1,24 +1,29 @@
 """Base and shrunk model in llama.cpp: every measurement in a fresh process, the two in turn, A B B A.
 
+Neighbours in time are a round; that the base is measured twice in a row, A B B A A B B A, says what it differs from
+itself by. Ratios are judged as PyTorch's are (`evaluation.timing`).
+
 Loading is timed without any generation, once with the file in the system's cache and once without it. Each timed
 process answers one short prompt first that does not count.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..artifacts import Measurement
 from ..errors import RequestError
+from ..evaluation.timing import compare_timings
 from ..progress import progress_bar
-from .comparison import Comparison, compare_rounds
 from .files import GgufFile, evict, warm
 from .process import run_worker
 
-LOWER_IS_BETTER = ("load_seconds", "time_to_first_token_seconds", "peak_memory_bytes", "file_bytes")
+_TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
+"""What is compared. Prefill is time to first token in other words, and sizes need no test."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,13 @@ class BenchmarkSettings:
         threads: Threads that llama.cpp computes with.
         lengths: Prompts to time, in tokens; decoding is timed behind each.
         new_tokens: Tokens decoded behind each prompt, after the first.
-        rounds: Pairs of processes; with eight or more a difference can be told at 99 %.
+        rounds: Pairs of processes; eleven are the fewest that can tell with the default lengths.
     """
 
     threads: int
     lengths: tuple[int, ...] = (64, 256, 512)
     new_tokens: int = 32
-    rounds: int = 10
+    rounds: int = 12
 
     def __post_init__(self) -> None:
         numbers = (self.threads, *self.lengths, self.new_tokens, self.rounds)
@@ -79,13 +84,11 @@ class EdgeResult:
 
     Args:
         measurements: By model, `base` and `shrunk`: every figure.
-        comparisons: By metric and data set, where there is a base.
         build: Which llama.cpp it was.
         notes: What could not be measured here, and why.
     """
 
     measurements: Mapping[str, tuple[Measurement, ...]]
-    comparisons: Mapping[tuple[str, str], Comparison]
     build: str
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -126,11 +129,11 @@ def run_benchmark(
                 cold = cold and evict(file.path)
                 if cold:
                     seconds = run(load_only)["load_seconds"]
-                    _add(samples[name], "load_seconds", f"{label}, cold file cache", seconds)
+                    _add(samples[name], "model_load_seconds", f"{label}, cold file cache", seconds)
                 warm(file.path)
                 found = run({**load_only, "lengths": list(settings.lengths)})
                 build = found["build"]
-                _add(samples[name], "load_seconds", f"{label}, warm file cache", found["load_seconds"])
+                _add(samples[name], "model_load_seconds", f"{label}, warm file cache", found["load_seconds"])
                 for length in settings.lengths:
                     where, first = f"{label}, prompt {length}", found["first"][str(length)]
                     _add(samples[name], "time_to_first_token_seconds", where, first)
@@ -147,27 +150,49 @@ def run_benchmark(
                 del found_samples[key]
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
         notes.append("this system does not tell a process's peak memory, so it was not measured")
-    return EdgeResult(
-        {name: _summary(models[name], samples[name], settings, build) for name in models},
-        _compare(samples["base"], samples["shrunk"]) if "base" in models else {},
-        build,
-        tuple(notes),
+    compared = _compare(samples["base"], samples["shrunk"]) if "base" in models else {}
+    measurements = {name: _summary(models[name], found, settings, build) for name, found in samples.items()}
+    measurements["shrunk"] = tuple(
+        replace(found, settings={**found.settings, "versus_base": compared[found.metric, found.dataset]})
+        if (found.metric, found.dataset) in compared
+        else found
+        for found in measurements["shrunk"]
     )
+    return EdgeResult(measurements, build, tuple(notes))
 
 
 def _add(samples: Samples, metric: str, dataset: str, value: float) -> None:
     samples.setdefault((metric, dataset), []).append(value)
 
 
-def _compare(base: Samples, shrunk: Samples) -> dict[tuple[str, str], Comparison]:
-    return {key: compare_rounds(values, shrunk[key]) for key, values in base.items()}
+def _compare(base: Samples, shrunk: Samples) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return how the shrunk model's timings compare with the base's, each as a report has it."""
+    keys = [key for key in base if key[0] in _TIMED]
+    timings = []
+    for key in keys:
+        sign = 1 if key[0].endswith("_per_second") else -1
+        old, new = ([sign * math.log(value) for value in values] for values in (base[key], shrunk[key]))
+        # In A B B A the base's two turns are a round apart; a last round without its other half has none.
+        own = [old[i] - old[i + 1] for i in range(0, len(old) - 1, 2)] or [0.0]
+        timings.append(([b - a for a, b in zip(old, new, strict=True)], own))
+    result = {}
+    for (metric, dataset), found in zip(keys, compare_timings(timings), strict=True):
+        result[metric, dataset] = (found.inverted if metric.endswith("_seconds") else found).to_dict()
+        if metric == "time_to_first_token_seconds":
+            result["prefill_tokens_per_second", dataset] = found.to_dict()
+    return result
 
 
 def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str) -> tuple[Measurement, ...]:
     asked = {**asdict(settings), "runtime": "llama.cpp", "build": build, "quantization": file.quantization}
     whole = Measurement("file_bytes", f"llama.cpp {file.quantization}", float(file.nbytes), None, 1, asked)
     measurements = [whole]
-    order = ("load_seconds", "time_to_first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+    order = (
+        "model_load_seconds",
+        "time_to_first_token_seconds",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+    )
     for (metric, dataset), values in sorted(
         samples.items(), key=lambda item: order.index(item[0][0]) if item[0][0] in order else len(order)
     ):

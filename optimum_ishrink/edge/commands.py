@@ -15,9 +15,9 @@ from ..artifacts import REPORT_FILE, ModelReport, Report
 from ..errors import RequestError, SourceError, VerificationError
 from ..output_folder import check_output_file
 from ..source import Source, open_source
-from ..tables import METRICS, Row, format_measurement, print_table
+from ..tables import Row, print_table, speed_header, speed_rows
 from .agreement import EXACT_LIMIT, Agreement, measure_agreement
-from .benchmark import LOWER_IS_BETTER, BenchmarkSettings, EdgeResult, fitting_lengths, run_benchmark
+from .benchmark import BenchmarkSettings, EdgeResult, fitting_lengths, run_benchmark
 from .convert import check_tools, write_gguf
 from .files import GgufFile, read_gguf
 from .quantization import PROGRAM, Quantization, parse_quantization
@@ -140,7 +140,7 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
     settings = BenchmarkSettings(
         args.threads or default_threads(), **{key: value for key, value in given.items() if value is not None}
     )
-    asked = _lengths(args.prompt_lengths) if args.prompt_lengths else None
+    asked = _lengths(args.benchmark_prompt_length) if args.benchmark_prompt_length else None
     with ExitStack() as stack:
         model = str(Path(args.model) / args.gguf_file) if args.gguf_file else args.model
         files = {"shrunk": model, **({"base": args.base} if args.base else {})}
@@ -169,7 +169,7 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
         result = run_benchmark({name: ready[name] for name in order}, settings)
     report = _report(ready, result, settings)
     if not args.json:
-        print_table(f"{ready['shrunk'].name} in llama.cpp", *benchmark_table(report, result))
+        print_table(f"{ready['shrunk'].name} in llama.cpp", speed_header(report), speed_rows(report))
         threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
         for line in (f"{threads}, {result.build}", *result.notes):
             print_line(line)
@@ -237,34 +237,3 @@ def _report(files: dict[str, GgufFile], result: EdgeResult, settings: BenchmarkS
     where = environment(torch.device("cpu"), torch.float32)
     where |= {"runtime": result.build, "threads": settings.threads, "dtype": files["shrunk"].quantization}
     return Report(models.get("base"), models["shrunk"], where)
-
-
-def benchmark_table(report: Report, result: EdgeResult) -> tuple[Row, list[Row]]:
-    """Return the header and rows of a benchmark: every figure of both, their ratio, and what it amounts to.
-
-    Args:
-        report: The measurements.
-        result: The comparisons.
-    """
-    if report.base is None:
-        header: Row = ("", "on", "n", "model")
-        return header, [(*_named(found), format_measurement(found)) for found in report.shrunk.speed]
-    rows: list[Row] = []
-    for base, shrunk in report.pairs("speed"):
-        if base is None:
-            continue
-        compared = result.comparisons.get((shrunk.metric, shrunk.dataset))
-        lower = shrunk.metric in LOWER_IS_BETTER
-        if compared is None:  # a size: the same whenever it is looked at
-            ratio = shrunk.value / base.value
-            said = "no difference" if ratio == 1 else "better" if (ratio < 1) == lower else "worse"
-            ratio_text = f"{ratio:.3f}"
-        else:
-            ratio_text = f"{compared.ratio:.3f} [{compared.low:.3f}, {compared.high:.3f}]"
-            said = compared.verdict(lower_is_better=lower)
-        rows.append((*_named(shrunk), format_measurement(base), format_measurement(shrunk), ratio_text, said))
-    return ("", "on", "n", "base", "shrunk", "ratio", "verdict"), rows
-
-
-def _named(found: Any) -> tuple[str, str, str]:
-    return METRICS.get(found.metric, found.metric), found.dataset, str(found.n)

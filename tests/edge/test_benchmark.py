@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from optimum_ishrink.artifacts import ModelReport, Report
 from optimum_ishrink.edge import benchmark as benchmark_module
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
-from optimum_ishrink.edge.commands import benchmark_table
 from optimum_ishrink.edge.files import GgufFile
 from optimum_ishrink.errors import RequestError
+from optimum_ishrink.tables import speed_header, speed_rows
 
 
 @pytest.fixture
@@ -42,19 +43,19 @@ def fake(requests: list[dict[str, Any]]) -> Any:
 def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch, cold: bool) -> None:
     monkeypatch.setattr(benchmark_module, "evict", lambda path: cold)
     requests: list[dict[str, Any]] = []
-    settings = BenchmarkSettings(threads=2, lengths=(10, 20), new_tokens=4, rounds=8)
+    settings = BenchmarkSettings(threads=2, lengths=(10, 20), new_tokens=4, rounds=12)
     result = run_benchmark(files, settings, run=fake(requests))
     timed = [Path(request["model"]).stem for request in requests if request["lengths"]]
     assert timed[:4] == ["base", "shrunk", "shrunk", "base"]
-    assert len(timed) == 16
-    assert len(requests) == (32 if cold else 16)
+    assert len(timed) == 24
+    assert len(requests) == (48 if cold else 24)
     figures = {(m.metric, m.dataset): m for m in result.measurements["shrunk"]}
     assert figures["time_to_first_token_seconds", "llama.cpp q8_0, prompt 20"].value == 0.02
     assert figures["prefill_tokens_per_second", "llama.cpp q8_0, prompt 10"].value == 1000
     decode = figures["decode_tokens_per_second", "llama.cpp q8_0, prompt 10"]
-    assert (decode.value, decode.n, decode.settings["threads"], decode.settings["build"]) == (100, 8, 2, "some build")
+    assert (decode.value, decode.n, decode.settings["threads"], decode.settings["build"]) == (100, 12, 2, "some build")
     assert figures["file_bytes", "llama.cpp q8_0"].value == 1500
-    assert (("load_seconds", "llama.cpp q8_0, cold file cache") in figures) == cold
+    assert (("model_load_seconds", "llama.cpp q8_0, cold file cache") in figures) == cold
     assert bool(result.notes) != cold
     report = Report(
         ModelReport("base", 2000, 2000, speed=result.measurements["base"]),
@@ -62,11 +63,38 @@ def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.Monke
         {},
     )
     assert Report.from_json(report.to_json()).pairs("speed")
-    header, rows = benchmark_table(report, result)
-    assert len(header) == len(rows[0]) == 7
-    assert {row[-1] for row in rows} == {"better"}
-    assert next(row for row in rows if row[0].startswith("file"))[5] == "0.750"
-    assert next(row for row in rows if row[0].startswith("peak"))[3:5] == ("2.0 [2.0, 2.0]", "1.0 [1.0, 1.0]")
+    header, rows = speed_header(report), speed_rows(report)
+    assert len(header) == len(rows[0])
+    verdicts = {row[0]: row[-1] for row in rows}
+    assert verdicts.pop("file, MiB") == verdicts.pop("peak resident memory, MiB") == ""
+    assert set(verdicts.values()) == {"faster"}
+    ratios = {row[0]: row[5] for row in rows}
+    assert (ratios["file, MiB"], ratios["time to first token, ms"], ratios["prefill, tokens/s"]) == (
+        "0.750",
+        "0.500",
+        "2.000",
+    )
+
+
+def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
+    draw = random.Random(0)
+
+    def run(request: Any) -> dict[str, Any]:
+        noise = draw.lognormvariate(0, 0.05)
+        found = fake([])({**request, "model": "same"})
+        return {
+            **found,
+            "load_seconds": found["load_seconds"] * noise,
+            "first": {key: value * noise for key, value in found["first"].items()},
+            "decode": {key: value / noise for key, value in found["decode"].items()},
+        }
+
+    result = run_benchmark(files, BenchmarkSettings(1, (10, 20), 4, 12), run=run)
+    found = [e.settings["versus_base"] for e in result.measurements["shrunk"] if "versus_base" in e.settings]
+    assert len(found) == 8
+    assert {each["verdict"] for each in found} == {"no difference"}
+    assert all(each["interval"][0] < 1 < each["interval"][1] for each in found)
 
 
 def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +104,9 @@ def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyP
         return {**fake([])(request), "peak_memory_bytes": None}
 
     result = run_benchmark({"shrunk": files["shrunk"]}, BenchmarkSettings(1, (10,), 4, 1), run=run)
-    assert result.comparisons == {}
     assert "peak memory" in result.notes[-1]
     report = Report(None, ModelReport("shrunk", 1500, 1500, speed=result.measurements["shrunk"]), {})
-    header, rows = benchmark_table(report, result)
-    assert header == ("", "on", "n", "model")
-    assert len(rows[0]) == 4
+    assert len(speed_header(report)) == len(speed_rows(report)[0]) == 5
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"threads": 1, "lengths": ()}, {"threads": 1, "rounds": 0}])
