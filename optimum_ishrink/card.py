@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, Measurement, Plan, Report, read_json
-from .figures import draw_importance, draw_speed
+from .figures import draw_importance, draw_speed, timed_pairs
 from .tables import (
     LAYER_HEADER,
     METRICS,
@@ -222,7 +222,7 @@ def build_card(folder: Path) -> None:
     if scores.keys() & plan.shape.keys():  # a merge of KV heads alone scores nothing
         figures["importance"] = f"{FIGURES}/importance.png"
         draw_importance(plan, scores, folder / figures["importance"])
-    if any(base is not None for base, _ in report.pairs("speed")):
+    if timed_pairs(report):
         figures["speed"] = f"{FIGURES}/speed.png"
         draw_speed(report, folder / figures["speed"])
     origin = plan.settings["origin"]

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,11 +17,13 @@ from .flags import (
     analysis_flags,
     base_flags,
     common_flags,
+    export_flags,
     importance_flags,
     model_flags,
     protection_flags,
     quality_flags,
     recovery_flags,
+    runtime_flags,
     shape_flags,
     speed_flags,
     task_flags,
@@ -162,8 +163,17 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     model_flags(benchmark, required=True)
     base_flags(benchmark)
+    runtime_flags(benchmark)
     speed_flags(benchmark, BENCHMARK_LENGTHS)
     common_flags(benchmark)
+
+    export = verb(
+        "export",
+        "write a checkpoint as GGUF for llama.cpp, and check that it says the same there",
+        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf",
+    )
+    model_flags(export, required=True)
+    export_flags(export)
 
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
@@ -331,6 +341,20 @@ def _show_plan(args: argparse.Namespace, plan: Plan, *, layers: bool = False) ->
         _say(args, f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 
 
+def _show_runtime(args: argparse.Namespace, binding: Any, config: IShrinkConfig, shape: Any) -> None:
+    """Say what the runtime that a plan was made for would store otherwise than asked."""
+    if config.for_runtime is None or args.json:
+        return
+    from . import tables
+    from .edge.rows import FALLBACK_HEADER, runtime_table
+
+    rows, lines = runtime_table(binding, shape)
+    if rows:
+        tables.print_table(f"What {config.for_runtime}'s quantisations do not fit", FALLBACK_HEADER, rows)
+    for line in lines:
+        _say(args, line + ".")
+
+
 def _show_report(args: argparse.Namespace, report: Report) -> None:
     from . import tables
 
@@ -387,6 +411,7 @@ def _shrink(args: argparse.Namespace) -> Any:
     if args.dry_run:
         plan = pipeline.plan_cut(session).plan
         _show_plan(args, plan, layers=True)
+        _show_runtime(args, source.binding, config, plan.new_shape)
         return plan.to_json()
     extra = ["--architecture", Path(args.architecture).name] if args.architecture else []
     command = pipeline.command_line(session, Path(args.output), *extra)
@@ -409,9 +434,12 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
     from .artifacts import PLAN_FILE, read_json
 
     output = Path(args.output)
-    report = pipeline.shrink(
-        session, output, overwrite=args.overwrite, command=command, on_plan=partial(_show_plan, args)
-    )
+
+    def show(plan: Plan) -> None:
+        _show_plan(args, plan)
+        _show_runtime(args, session.source.binding, session.config, plan.new_shape)
+
+    report = pipeline.shrink(session, output, overwrite=args.overwrite, command=command, on_plan=show)
     _show_report(args, report)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
     _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
@@ -505,6 +533,7 @@ def _plan(args: argparse.Namespace) -> Any:
     if args.output:
         write_json(Path(args.output), plan.to_json())
     _show_plan(args, plan, layers=True)
+    _show_runtime(args, source.binding, config, plan.new_shape)
     return plan.to_json()
 
 
@@ -519,6 +548,7 @@ def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig)
         rows = [(key, f"{value:,}", f"{shape[key]:,}") for key, value in binding.shape.items()]
         rows.append(("parameters", f"{before:,}", f"{after:,} (-{1 - after / before:.2%})"))
         tables.print_table(f"Shape for {source.name}", ("dimension", "before", "after"), rows)
+    _show_runtime(args, binding, config, shape)
     return {"shape": binding.shape, "new_shape": shape, "num_parameters": before, "new_num_parameters": after}
 
 
@@ -547,8 +577,18 @@ def _evaluate(args: argparse.Namespace) -> Any:
 
 
 def _benchmark(args: argparse.Namespace) -> Any:
+    if args.runtime == "llama.cpp":
+        from .edge import commands
+
+        return commands.benchmark(args, lambda model: _open(args, model))
     args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
     return _measure(args, evaluate=False, benchmark=True)
+
+
+def _export(args: argparse.Namespace) -> Any:
+    from .edge.commands import export
+
+    return export(args, _open(args, args.model))
 
 
 def _card(args: argparse.Namespace) -> Any:
@@ -620,6 +660,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "analyze": _analyze,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
+    "export": _export,
     "card": _card,
     "report": _report,
     "push": _push,

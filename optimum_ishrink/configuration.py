@@ -16,7 +16,7 @@ from .compute import DEVICES, DTYPES, is_device_name
 from .data import TextSource
 from .errors import RequestError, SourceError, unknown_name
 from .importance import LAYER_CRITERIA, UNIT_CRITERIA
-from .planning import SELECTIONS, TARGET_DIMENSIONS, ShapeRequest
+from .planning import RUNTIMES, SELECTIONS, TARGET_DIMENSIONS, ShapeRequest
 from .recovery import LABELS, STARTS, LoraSettings, RecoverySettings, parse_loss, parse_trained
 
 _POSITIVE = (
@@ -65,6 +65,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             `intermediate_size`. By default those that hurt least, of all that are not given.
         intermediate_multiple: What MLP widths are kept to. By default the largest power of two up to 1/32 of the
             width, at most 256: see `optimum_ishrink.planning.default_multiple`.
+        for_runtime: `llama.cpp` keeps MLP widths to multiples of 256, which its K-quants want of a row, or where that
+            misses the target or hurts more, of 32, which its plain quantisations want. None keeps to no runtime's.
         keep_first_layers: Layers at the beginning that always stay. By default four, in shallow models a quarter.
         keep_last_layers: Layers at the end that always stay. By default two, in shallow models an eighth.
         merge_key_value_heads: Merge KV heads into means instead of removing them; all query heads stay.
@@ -157,6 +159,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "target": None,
         "prune": None,
         "intermediate_multiple": None,
+        "for_runtime": None,
         "keep_first_layers": None,
         "keep_last_layers": None,
         "merge_key_value_heads": False,
@@ -283,6 +286,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 f"layer_selection='greedy' scores again after each removal, which {layer.name!r} cannot; "
                 f"layer_importance can be {able}"
             )
+        if self.for_runtime is not None and self.for_runtime not in RUNTIMES:
+            raise RequestError(unknown_name("runtime", str(self.for_runtime), RUNTIMES))
         for key in self.prune or ():
             if key not in TARGET_DIMENSIONS:
                 raise RequestError(unknown_name("dimension to prune", key, TARGET_DIMENSIONS))
@@ -350,6 +355,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             self.merge_key_value_heads,
             self.allow_class_change,
             self.prune,
+            self.for_runtime,
         )
 
     def to_dict(self) -> dict[str, Any]:

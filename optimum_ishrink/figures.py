@@ -106,6 +106,15 @@ _SPEED_TITLES = {
 }
 
 
+def timed_pairs(report: Report) -> list[tuple[Measurement, Measurement]]:
+    """Return the speeds that `draw_speed` draws: base and shrunk model in PyTorch, timed in turn."""
+    return [
+        (base, shrunk)
+        for base, shrunk in report.pairs("speed")
+        if base is not None and shrunk.metric in _SPEED_TITLES and "runtime" not in shrunk.settings
+    ]
+
+
 def draw_speed(report: Report, path: Path) -> None:
     """Draw base and shrunk speed side by side: medians as bars, quartiles as lines, every turn as a dot.
 
@@ -113,7 +122,7 @@ def draw_speed(report: Report, path: Path) -> None:
         report: A report whose two models were timed; each setting gets a row.
         path: The PNG file.
     """
-    pairs = [(base, new) for base, new in report.pairs("speed") if base is not None and base.metric in _SPEED_TITLES]
+    pairs = timed_pairs(report)
     settings = list(dict.fromkeys(base.dataset for base, _ in pairs))
     figure = Figure(figsize=(9, 3.2 * len(settings)), layout="constrained", facecolor="white")
     rows = figure.subplots(len(settings), len(_SPEED_TITLES), squeeze=False)

@@ -47,6 +47,11 @@ def shape_flags(parser: argparse.ArgumentParser) -> None:
         "--intermediate-multiple", type=int, metavar="N", help="what MLP widths are kept to (default: by the width)"
     )
     group.add_argument(
+        "--for-runtime",
+        metavar="NAME",
+        help="llama.cpp: MLP widths in multiples of 256, which its K-quants want, or else of 32",
+    )
+    group.add_argument(
         "--merge-key-value-heads",
         action="store_const",
         const=True,
@@ -255,6 +260,45 @@ def visibility_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make a new repository private, and public once its commit is complete and read back",
     )
+
+
+def export_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what a checkpoint is exported as."""
+    group = parser.add_argument_group("export")
+    group.add_argument("--format", choices=("gguf",), default="gguf", help="file format (default: gguf)")
+    group.add_argument(
+        "--quantization",
+        metavar="NAME",
+        default="f16",
+        help="f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; with llama.cpp's llama-quantize on the PATH also K-quants "
+        "such as q4_k_m (default: f16)",
+    )
+    group.add_argument("--output", metavar="FILE", required=True, help="the file; it appears whole or not at all")
+    group.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    group.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare llama.cpp's predictions with transformers'",
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="threads for llama.cpp (default: physical cores)")
+    group.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def runtime_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where models are timed."""
+    group = parser.add_argument_group("runtime")
+    group.add_argument(
+        "--runtime",
+        choices=("pytorch", "llama.cpp"),
+        default="pytorch",
+        help="llama.cpp times GGUF files, or folders that are exported first, in fresh processes: prompts of 64, 256 "
+        "and 512 tokens, 32 new ones, 12 rounds, unless told otherwise (default: pytorch)",
+    )
+    group.add_argument(
+        "--quantization", metavar="NAME", help="what folders are exported as for llama.cpp (default: q8_0)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="threads for llama.cpp (default: physical cores)")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:

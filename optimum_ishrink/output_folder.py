@@ -1,4 +1,4 @@
-"""An output folder that appears whole or not at all."""
+"""An output folder, or file, that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -94,6 +94,53 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
             raise OutputError(f"cannot write {folder}: {_reason(error, outside=staging)}") from None
         raise
+
+
+def check_output_file(path: Path, overwrite: bool) -> None:
+    """Check that a file can be made, before any long work.
+
+    Raises:
+        OutputError: There is one already, it is a folder, or its folder is missing or cannot be written to.
+    """
+    path = _resolved(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; name another file or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is not a folder; make it first, or name another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write in {path.parent}; name another file")
+
+
+@contextmanager
+def staged_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path in a hidden folder beside `path` to write, and move it into place when all went well.
+
+    Whatever goes wrong, Ctrl-C included, the hidden folder is removed and `path` is as it was.
+
+    Args:
+        path: Where the file shall be.
+        overwrite: Replace what is there, once the new file is whole.
+
+    Raises:
+        OutputError: There is a file already, or it cannot be written: it or the disk is full or protected.
+    """
+    check_output_file(path, overwrite)
+    path = _resolved(path)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent}: {_reason(error)}") from None
+    try:
+        yield staging / path.name
+        (staging / path.name).replace(path)
+    except OSError as error:
+        if error.errno in _WRITE_ERRORS:
+            raise OutputError(f"cannot write {path}: {_reason(error, outside=staging)}") from None
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _resolved(path: Path) -> Path:

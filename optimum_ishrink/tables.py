@@ -26,8 +26,15 @@ METRICS = {
     "kv_cache_bytes_per_token": "KV cache, bytes/token",
     "flops_per_token": "operations, MFLOP/token",
     "parameters_without_embeddings": "parameters without embeddings",
+    "model_load_seconds": "load without generation, ms",
+    "file_bytes": "file, MiB",
 }
-_UNITS_OF = {"peak_memory_bytes": 2**20, "peak_device_memory_bytes": 2**20, "flops_per_token": 1e6}
+_UNITS_OF = {
+    "peak_memory_bytes": 2**20,
+    "peak_device_memory_bytes": 2**20,
+    "flops_per_token": 1e6,
+    "file_bytes": 2**20,
+}
 _WHOLE = ("kv_cache_bytes_per_token", "parameters_without_embeddings")
 _BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """What the base scores against itself; it is no measurement, so it is not in the report."""

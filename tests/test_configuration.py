@@ -184,6 +184,8 @@ def test_every_config_key_has_a_flag() -> None:
             value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
         elif name in ("benchmark_prompt_length", "benchmark_batch_size"):
             value = (16, 32)
+        elif name == "for_runtime":
+            value = "llama.cpp"
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:
@@ -196,3 +198,8 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: org/m\nnum_hidden_layers: 14\nseed: 3\n")
     config = parse(f"ishrink shrink --config {tmp_path}/r.yaml --seed 4 --output o")
     assert (config.num_hidden_layers, config.seed) == (14, 4)
+
+
+def test_an_unknown_runtime_names_those_that_exist() -> None:
+    with pytest.raises(RequestError, match=r"unknown runtime 'llamacpp' \(did you mean 'llama.cpp'\?\)"):
+        IShrinkConfig(for_runtime="llamacpp")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from optimum_ishrink.errors import OutputError
-from optimum_ishrink.output_folder import check_not_inside, check_output, staged_folder
+from optimum_ishrink.output_folder import check_not_inside, check_output, check_output_file, staged_file, staged_folder
 
 
 def test_the_folder_appears_whole(tmp_path: Path) -> None:
@@ -248,3 +248,38 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
             check_not_inside(tmp_path / "link", [tmp_path, path])
     check_not_inside(tmp_path / "other", [model, tmp_path, tmp_path / "other.txt"])
     check_not_inside(model / "small", [model, tmp_path / "words"])
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged_file(tmp_path / "a") as staging:
+        staging.write_text("1")
+        raise error
+    assert not any(tmp_path.iterdir())
+    with staged_file(tmp_path / "a") as staging:
+        staging.write_text("1")
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(OutputError, match="--overwrite"), staged_file(tmp_path / "a"):
+        pass
+    with staged_file(tmp_path / "a", overwrite=True) as staging:
+        staging.write_text("2")
+    assert (tmp_path / "a").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="cannot write .*: No space left on device"), staged_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(OSError, match="another"), staged_file(tmp_path / "a"):
+        raise OSError(errno.EIO, "another")
+
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkdtemp", full)
+        with pytest.raises(OutputError, match="cannot write in .*: No space left"), staged_file(tmp_path / "a"):
+            pass
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="no permission to write in"):
+        check_output_file(tmp_path / "a", overwrite=False)

@@ -71,6 +71,7 @@ RANKS = {
     "speed": 7,
     "session": 7,
     "scoring": 8,
+    "edge": 10,
     "evaluating": 8,
     "measuring": 9,
     "updating": 9,

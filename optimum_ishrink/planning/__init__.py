@@ -4,9 +4,10 @@ from .config_edit import edit_config
 from .layers import SELECTIONS, choose_greedily, choose_span, removable_spans, summed_costs
 from .plan import TARGET_DIMENSIONS, ShapeRequest, make_plan, resolve_shape
 from .selection import choose_heads, choose_layers, choose_units, group_similar
-from .target import default_multiple, parse_target, solve
+from .target import RUNTIMES, default_multiple, parse_target, solve
 
 __all__ = [
+    "RUNTIMES",
     "SELECTIONS",
     "TARGET_DIMENSIONS",
     "ShapeRequest",

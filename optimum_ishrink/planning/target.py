@@ -83,6 +83,29 @@ def default_multiple(intermediate_size: int) -> int:
     return multiple
 
 
+RUNTIMES = {"llama.cpp": (256, 32)}
+"""Runtimes that a shape can be made for, each with the multiples that it wants of a row of weights, the best first.
+
+llama.cpp's K-quants (q4_k_m and their like) share scales among 256 weights, its plain quantisations (q8_0, q4_0) among
+32. Only the projection down has rows of MLP neurons; hidden size and heads set those of the other matrices.
+"""
+
+
+def multiples_to_try(intermediate_size: int, intermediate_multiple: int | None, for_runtime: str | None) -> list[int]:
+    """Return what MLP widths may be kept to, the best first.
+
+    Args:
+        intermediate_size: Neurons of the model's MLP.
+        intermediate_multiple: What was asked for; it goes before everything.
+        for_runtime: One of `RUNTIMES`, or None.
+    """
+    if intermediate_multiple:
+        return [intermediate_multiple]
+    if for_runtime is None:
+        return [default_multiple(intermediate_size)]
+    return [multiple for multiple in RUNTIMES[for_runtime] if multiple <= intermediate_size] or [1]
+
+
 def check_multiple(shape: Mapping[str, int], current: int, multiple: int) -> None:
     """Check that a new MLP width is the multiple that kernels and quantisers like.
 

@@ -259,3 +259,35 @@ def test_older_readers_keys_are_left_alone() -> None:
     edited = edit_config(data, config, binding, {**binding.shape, "num_hidden_layers": 3}, (0, 1, 2))
     assert {key: value for key, value in edited.items() if data.get(key) != value} == {"num_hidden_layers": 3}
     assert parse_config(json.loads(json.dumps(edited))).num_hidden_layers == 3
+
+
+def test_a_runtime_has_its_multiples() -> None:
+    _, binding = bind_config(tiny_config("llama", hidden_size=256, intermediate_size=1536, head_dim=32).to_dict())
+    held = {"num_hidden_layers": 4, "num_key_value_heads": 4}
+
+    def solved(width: int) -> int:
+        target = f"params={binding.num_parameters({'intermediate_size': width})}"
+        return resolve_shape(binding, ShapeRequest(held, target, for_runtime="llama.cpp"))["intermediate_size"]
+
+    assert [solved(width) for width in (1280, 1408, 1024)] == [1280, 1408, 1024]
+    near = (
+        binding.num_parameters({"intermediate_size": 1280}) + 20_000
+    )  # 1,280 is within half a point, 1,288 is nearer
+    assert (
+        resolve_shape(binding, ShapeRequest(held, f"params={near}", for_runtime="llama.cpp"))["intermediate_size"]
+        == 1280
+    )
+    own = ShapeRequest({"intermediate_size": 1500}, intermediate_multiple=4, for_runtime="llama.cpp")
+    assert resolve_shape(binding, own)["intermediate_size"] == 1500
+    with pytest.raises(ShapeError, match="not a multiple of 32"):
+        resolve_shape(binding, ShapeRequest({"intermediate_size": 1500}, for_runtime="llama.cpp"))
+
+
+def test_a_multiple_is_not_worth_a_kv_group() -> None:
+    values = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    config = tiny_config("llama", **values, intermediate_size=1536, num_hidden_layers=30, vocab_size=49152)
+    _, binding = bind_config({**config.to_dict(), "tie_word_embeddings": True})
+    for percent, width in ((10, 1280), (15, 1152), (20, 1024)):
+        shape = resolve_shape(binding, ShapeRequest({}, f"params=-{percent}%", for_runtime="llama.cpp"))
+        assert (shape["num_hidden_layers"], shape["num_key_value_heads"]) == (30, 3)
+        assert shape["intermediate_size"] == width

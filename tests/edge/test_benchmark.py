@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimum_ishrink.artifacts import ModelReport, Report
+from optimum_ishrink.edge import benchmark as benchmark_module
+from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
+from optimum_ishrink.edge.files import GgufFile
+from optimum_ishrink.errors import RequestError
+from optimum_ishrink.tables import speed_header, speed_rows
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, GgufFile]:
+    found = {}
+    for name, size in (("base", 2000), ("shrunk", 1500)):
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(bytes(size))
+        found[name] = GgufFile(path, name, size, size, "q8_0", 300, "tiny")
+    return found
+
+
+def fake(requests: list[dict[str, Any]]) -> Any:
+    def run(request: Any) -> dict[str, Any]:
+        requests.append(dict(request))
+        slow = 2.0 if "base" in request["model"] else 1.0
+        return {
+            "load_seconds": slow / 10,
+            "build": "some build",
+            "first": {str(length): slow * length / 1000 for length in request["lengths"]},
+            "decode": {str(length): 100 / slow for length in request["lengths"]},
+            "peak_memory_bytes": int(slow * 2**20),
+        }
+
+    return run
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch, cold: bool) -> None:
+    monkeypatch.setattr(benchmark_module, "evict", lambda path: cold)
+    requests: list[dict[str, Any]] = []
+    settings = BenchmarkSettings(threads=2, lengths=(10, 20), new_tokens=4, rounds=12)
+    result = run_benchmark(files, settings, run=fake(requests))
+    timed = [Path(request["model"]).stem for request in requests if request["lengths"]]
+    assert timed[:4] == ["base", "shrunk", "shrunk", "base"]
+    assert len(timed) == 24
+    assert len(requests) == (48 if cold else 24)
+    figures = {(m.metric, m.dataset): m for m in result.measurements["shrunk"]}
+    assert figures["time_to_first_token_seconds", "llama.cpp q8_0, prompt 20"].value == 0.02
+    assert figures["prefill_tokens_per_second", "llama.cpp q8_0, prompt 10"].value == 1000
+    decode = figures["decode_tokens_per_second", "llama.cpp q8_0, prompt 10"]
+    assert (decode.value, decode.n, decode.settings["threads"], decode.settings["build"]) == (100, 12, 2, "some build")
+    assert figures["file_bytes", "llama.cpp q8_0"].value == 1500
+    assert (("model_load_seconds", "llama.cpp q8_0, cold file cache") in figures) == cold
+    assert bool(result.notes) != cold
+    report = Report(
+        ModelReport("base", 2000, 2000, speed=result.measurements["base"]),
+        ModelReport("shrunk", 1500, 1500, speed=result.measurements["shrunk"]),
+        {},
+    )
+    assert Report.from_json(report.to_json()).pairs("speed")
+    header, rows = speed_header(report), speed_rows(report)
+    assert len(header) == len(rows[0])
+    verdicts = {row[0]: row[-1] for row in rows}
+    assert verdicts.pop("file, MiB") == verdicts.pop("peak resident memory, MiB") == ""
+    assert set(verdicts.values()) == {"faster"}
+    ratios = {row[0]: row[5] for row in rows}
+    assert (ratios["file, MiB"], ratios["time to first token, ms"], ratios["prefill, tokens/s"]) == (
+        "0.750",
+        "0.500",
+        "2.000",
+    )
+
+
+def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
+    draw = random.Random(0)
+
+    def run(request: Any) -> dict[str, Any]:
+        noise = draw.lognormvariate(0, 0.05)
+        found = fake([])({**request, "model": "same"})
+        return {
+            **found,
+            "load_seconds": found["load_seconds"] * noise,
+            "first": {key: value * noise for key, value in found["first"].items()},
+            "decode": {key: value / noise for key, value in found["decode"].items()},
+        }
+
+    result = run_benchmark(files, BenchmarkSettings(1, (10, 20), 4, 12), run=run)
+    found = [e.settings["versus_base"] for e in result.measurements["shrunk"] if "versus_base" in e.settings]
+    assert len(found) == 8
+    assert {each["verdict"] for each in found} == {"no difference"}
+    assert all(each["interval"][0] < 1 < each["interval"][1] for each in found)
+
+
+def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "evict", lambda path: False)
+
+    def run(request: Any) -> dict[str, Any]:
+        return {**fake([])(request), "peak_memory_bytes": None}
+
+    result = run_benchmark({"shrunk": files["shrunk"]}, BenchmarkSettings(1, (10,), 4, 1), run=run)
+    assert "peak memory" in result.notes[-1]
+    report = Report(None, ModelReport("shrunk", 1500, 1500, speed=result.measurements["shrunk"]), {})
+    assert len(speed_header(report)) == len(speed_rows(report)[0]) == 5
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"threads": 1, "lengths": ()}, {"threads": 1, "rounds": 0}])
+def test_settings_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="whole numbers of at least 1"):
+        BenchmarkSettings(**settings)
+
+
+def test_default_prompts_are_those_that_fit() -> None:
+    assert fitting_lengths(None, 32, None) == fitting_lengths(None, 32, 8192) == (64, 256, 512)
+    assert fitting_lengths(None, 32, 512) == (64, 256)
+    assert fitting_lengths((7, 472), 32, 512) == (7, 472)
+    with pytest.raises(RequestError, match="the longest prompt that does has 472"):
+        fitting_lengths((7, 473), 32, 512)
+    with pytest.raises(RequestError, match="a prompt of 512 tokens"):
+        fitting_lengths(None, 32, 50)
