@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -10,82 +11,31 @@ from typing import Any
 
 import jinja2
 import torch
-from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 from safetensors.torch import save
 
 from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, Measurement, Plan, Report, read_json
-from .figures import draw_importance, draw_speed, timed_pairs
+from .card_metadata import card_data
+from .card_summary import SUMMARY_HEADER, samples_markdown, summary_rows
+from .figures import draw_importance, draw_quality, draw_removed, draw_speed, timed_pairs
 from .tables import (
+    KEPT_HEADER,
     LAYER_HEADER,
     METRICS,
     RECOVERY_HEADER,
     REPORT_HEADER,
     SHAPE_HEADER,
+    escape_cell,
     format_measurement,
+    kept_rows,
     layer_rows,
+    literal_table,
     markdown_table,
     report_rows,
     shape_rows,
 )
 
 FIGURES = "figures"
-
-
-def eval_results(report: Report) -> list[EvalResult]:
-    """Return the shrunk model's measurements as the Hub's evaluation results.
-
-    The Hub groups results by task, data set type, config and split, and keeps one name for a group: so every text,
-    task and speed setting is a `dataset_config` of its own.
-
-    Args:
-        report: The report.
-    """
-    results = []
-    for part in ("quality", "speed"):
-        for measurement in getattr(report.shrunk, part):
-            results.append(_eval_result(measurement, part))
-    return results
-
-
-def _eval_result(measurement: Measurement, part: str) -> EvalResult:
-    return EvalResult(
-        task_type="text-generation",
-        task_name="Text generation",
-        dataset_type="optimum-ishrink-speed" if part == "speed" else "optimum-ishrink-quality",
-        dataset_name=measurement.dataset,
-        dataset_config=measurement.dataset,
-        metric_type=measurement.metric,
-        metric_name=measurement.metric,
-        metric_value=measurement.value,
-        metric_args={"n": measurement.n, "stderr": measurement.stderr},
-        verified=False,
-    )
-
-
-def card_data(
-    report: Report, plan: Plan, *, base_id: str | None, license_name: str | None, name: str
-) -> ModelCardData:
-    """Return the card's metadata.
-
-    Args:
-        report: The report.
-        plan: The plan.
-        base_id: Hub id of the base, or None when it has none; metadata may only name what the Hub can find.
-        license_name: The base's licence, if it is known; it is the result's too.
-        name: Name of the model.
-    """
-    results = eval_results(report)
-    return ModelCardData(
-        base_model=base_id,
-        base_model_relation="finetune" if base_id else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        license=license_name,
-        tags=["pruning", "structured-pruning", "optimum-ishrink", plan.model_type],
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
 
 
 def render_card(
@@ -99,6 +49,8 @@ def render_card(
     command: str,
     notes: tuple[str, ...],
     figures: Mapping[str, str],
+    languages: Sequence[str] = (),
+    chat: bool = False,
 ) -> str:
     """Return the card's text.
 
@@ -111,29 +63,44 @@ def render_card(
         license_details: `license_name` and `license_link` of a licence that the Hub has no name for.
         command: The command line that makes the same model.
         notes: What was done to the base before.
-        figures: `importance` and `speed` to the pictures' paths in the folder, where they exist.
+        figures: `removed`, `importance`, `quality` and `speed` to the pictures' paths in the folder, where they exist.
+        languages: The base's languages, as its card names them.
+        chat: Whether the tokenizer has a chat template; the example then shows its use.
     """
     name = report.shrunk.name
     template = resources.files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8")
-    metadata = card_data(report, plan, base_id=base_id, license_name=license_name, name=name)
+    metadata = card_data(report, plan, base_id=base_id, license_name=license_name, name=name, languages=languages)
     metadata.__dict__.update(license_details)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     return environment.from_string(template).render(
         card_data=metadata.to_yaml(),
-        title=name,
+        title=escape_cell(name),
         written_type=plan.config_changes.get("model_type", (None, plan.model_type))[1],
         base_link=f"[{base_id}](https://huggingface.co/{base_id})" if base_id else f"`{base_name}`",
         removed=f"{plan.removed_share:.2%}",
         load_name=name,
+        chat=chat,
+        shell_name=shlex.quote(name),
+        gguf_name=shlex.quote(f"{name}-q8_0.gguf"),
+        summary_table=markdown_table(SUMMARY_HEADER, summary_rows(report, plan)),
+        kept_table=literal_table(KEPT_HEADER, kept_rows(report)) if report.comparisons else "",
+        samples=samples_markdown(report.samples) if report.samples else "",
+        sample_settings=report.samples[0].settings if report.samples else {},
+        failures=[(escape_cell(each.dataset), escape_cell(each.reason)) for each in report.failures],
         plan=plan,
         notes=notes,
         repaired=_repaired(plan),
         recovered=_recovered(plan, report),
-        shape_table=markdown_table(SHAPE_HEADER, shape_rows(plan)),
-        layer_table=markdown_table(LAYER_HEADER, layer_rows(plan)),
-        report_table=markdown_table(REPORT_HEADER, report_rows(report)),
-        importance_figure=figures.get("importance"),
-        speed_figure=figures.get("speed"),
+        shape_table=literal_table(SHAPE_HEADER, shape_rows(plan)),
+        layer_table=literal_table(LAYER_HEADER, layer_rows(plan)),
+        report_table=literal_table(REPORT_HEADER, report_rows(report)),
+        figures={name: figures.get(name) for name in ("removed", "importance", "quality", "speed")},
+        other_runtime=any("runtime" in each.settings for each in report.shrunk.speed),
+        lost=(
+            "What was lost shows in the KL divergence above"
+            if any(each.metric == "kl_divergence" for each in report.shrunk.quality)
+            else "What was lost was not measured"
+        ),
         environment=report.environment,
         command=command,
     )
@@ -180,7 +147,7 @@ def _recovered(plan: Plan, report: Report) -> dict[str, Any] | None:
         "helped": facts.get("helped", True),
         "before": f"{facts['held_out_loss_before']:.4f}",
         "after": f"{facts['held_out_loss']:.4f}",
-        "table": markdown_table(RECOVERY_HEADER, rows) if rows else "",
+        "table": literal_table(RECOVERY_HEADER, rows) if rows else "",
     }
 
 
@@ -216,15 +183,7 @@ def build_card(folder: Path) -> None:
     plan = Plan.from_json(read_json(folder / PLAN_FILE))
     report = Report.from_json(read_json(folder / REPORT_FILE))
     read_json(folder / CONFIG_FILE)
-    figures: dict[str, str] = {}
-    (folder / FIGURES).mkdir(exist_ok=True)
-    scores = read_scores(folder / SCORES_FILE) if (folder / SCORES_FILE).is_file() else {}
-    if scores.keys() & plan.shape.keys():  # a merge of KV heads alone scores nothing
-        figures["importance"] = f"{FIGURES}/importance.png"
-        draw_importance(plan, scores, folder / figures["importance"])
-    if timed_pairs(report):
-        figures["speed"] = f"{FIGURES}/speed.png"
-        draw_speed(report, folder / figures["speed"])
+    figures = _draw(folder, plan, report)
     origin = plan.settings["origin"]
     text = render_card(
         report,
@@ -236,5 +195,34 @@ def build_card(folder: Path) -> None:
         command=origin["command"],
         notes=tuple(origin["notes"]),
         figures=figures,
+        languages=tuple(origin.get("languages", ())),
+        chat=_has_chat_template(folder),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _draw(folder: Path, plan: Plan, report: Report) -> dict[str, str]:
+    """Draw the pictures that there is something to draw for; return their paths in the folder."""
+    (folder / FIGURES).mkdir(exist_ok=True)
+    figures: dict[str, str] = {}
+
+    def path_of(name: str) -> Path:
+        figures[name] = f"{FIGURES}/{name}.png"
+        return folder / figures[name]
+
+    draw_removed(plan, path_of("removed"))
+    scores = read_scores(folder / SCORES_FILE) if (folder / SCORES_FILE).is_file() else {}
+    if scores.keys() & plan.shape.keys():  # a merge of KV heads alone scores nothing
+        draw_importance(plan, scores, path_of("importance"))
+    if any(found.ratio is not None for found in report.comparisons):
+        draw_quality(report, path_of("quality"))
+    if timed_pairs(report):
+        draw_speed(report, path_of("speed"))
+    return figures
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))

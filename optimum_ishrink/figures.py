@@ -22,6 +22,133 @@ from .artifacts import Measurement, Plan, Report
 _KEPT, _CUT, _INK = "#2a78b5", "#d1495b", "#222222"
 
 
+_PARTS = {
+    "num_key_value_heads": "KV groups",
+    "num_attention_heads": "query heads",
+    "intermediate_size": "MLP neurons",
+}
+
+
+def kept_shares(plan: Plan) -> dict[str, list[float]]:
+    """Return what share of its units each of the base's layers keeps, for every dimension that changes within layers.
+
+    A layer that is dropped keeps 0 of everything. When only layers go, there is one entry, of whole layers.
+
+    Args:
+        plan: The plan.
+    """
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    total = plan.shape["num_hidden_layers"]
+    shares = {}
+    for key, name in _PARTS.items():
+        if key not in plan.shape or plan.new_shape[key] == plan.shape[key]:
+            continue
+        if key == "num_attention_heads" and "num_key_value_heads" in plan.units and key not in plan.units:
+            continue  # they go with their KV groups, in the same share
+        rows = plan.units.get(key)
+        count = [len(row) for row in rows] if rows else [plan.new_shape[key]] * len(plan.layers)
+        label = "KV heads after the merge" if key == "num_key_value_heads" and plan.merges is not None else name
+        shares[label] = [
+            count[position[layer]] / plan.shape[key] if layer in position else 0.0 for layer in range(total)
+        ]
+    return shares or {"whole layers": [1.0 if layer in position else 0.0 for layer in range(total)]}
+
+
+def draw_removed(plan: Plan, path: Path) -> None:
+    """Draw what each of the base's layers keeps and loses: a column a layer, dropped layers hatched from end to end.
+
+    Args:
+        plan: The plan.
+        path: The PNG file.
+    """
+    shares = kept_shares(plan)
+    figure, axes = new_figure(len(shares), 1, 9, 1.5 * len(shares) + 0.8)
+    total = plan.shape["num_hidden_layers"]
+    for axis, (name, kept) in zip(axes, shares.items(), strict=True):
+        percent = [100 * share for share in kept]
+        axis.bar(range(total), percent, width=0.86, color=_KEPT, label="kept")
+        lost = [100 - share for share in percent]
+        axis.bar(
+            range(total),
+            lost,
+            width=0.86,
+            bottom=percent,
+            color="#f6d5d8",
+            edgecolor=_CUT,
+            linewidth=0.6,
+            hatch="////",
+            label="removed",
+        )
+        least = min((share for share in percent if share), default=100.0)
+        within = "" if least == 100 else f"{least:.1f} % kept in the layers that stay"
+        name_axis(axis, f"{name}: {within}" if within else name, "", "% of the layer")
+        axis.set_xlim(-0.6, total - 0.4)
+        axis.set_ylim(0, 100)
+        axis.set_xticks(range(0, total, 1 if total <= 32 else 4))
+        axis.tick_params(labelsize=8)
+    axes[-1].set_xlabel("layer of the base model")
+    gone = total - len(plan.layers)
+    figure.suptitle(
+        f"{plan.removed_share:.2%} of all parameters removed; {gone} of {total} layers dropped",
+        color=_INK,
+        fontsize=11,
+    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    save_figure(figure, path)
+
+
+_VERDICTS = {"worse": (_CUT, "s"), "no worse": ("#3a7d44", "o"), "too few to tell": ("#6b6b6b", "D")}
+
+
+def draw_quality(report: Report, path: Path) -> None:
+    """Draw what is kept of every figure that both models share, with its 95 % interval, coloured by the verdict.
+
+    Figures where more is better and where less is better have a panel each: the line at 100 % is the base.
+
+    Args:
+        report: A report with a comparison whose ratio is known.
+        path: The PNG file.
+    """
+    known = [found for found in report.comparisons if found.ratio is not None]
+    panels = [
+        (title, rows)
+        for title, better in (
+            ("kept of the base (more is better)", True),
+            ("against the base (less is better)", False),
+        )
+        if (rows := [found for found in known if found.higher_is_better is better])
+    ]
+    heights = [len(rows) + 1.6 for _, rows in panels]
+    figure = Figure(figsize=(9, 0.36 * sum(heights) + 0.5), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    seen = {}
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        axis.axvline(100, color=_INK, linewidth=1, linestyle="--")
+        for y, found in enumerate(rows):
+            verdict = found.verdict if found.verdict in _VERDICTS else "too few to tell"
+            colour, marker = _VERDICTS[verdict]
+            value = 100 * (found.ratio or 0.0)
+            if found.ratio_low is not None and found.ratio_high is not None:
+                axis.hlines(y, 100 * found.ratio_low, 100 * found.ratio_high, color=colour, linewidth=2.5)
+            (seen[verdict],) = axis.plot(value, y, marker, color=colour, markersize=7)
+        axis.set_yticks(range(len(rows)), [f"{_short(f.dataset)}, {_short(f.metric)} (n={f.n:,})" for f in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.margins(x=0.08)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        name_axis(axis, title, "% of the base's figure, with 95 % interval", "")
+    figure.legend(
+        list(seen.values()), list(seen), loc="outside lower right", ncols=len(seen), fontsize=8, frameon=False
+    )
+    save_figure(figure, path)
+
+
+def _short(name: str) -> str:
+    """Return a name that leaves a picture room; matplotlib would read a pair of dollar signs as mathematics."""
+    return (name if len(name) <= 32 else name[:31] + "\u2026").replace("$", r"\$")
+
+
 def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) -> None:
     """Draw the importance of layers, KV groups and neurons by layer, with what was cut marked.
 

@@ -101,6 +101,7 @@ def plan_cut(session: Session, *, command: str = "", measure: bool = True) -> Pl
             "base_model": config.base_model or (source.name if source.is_hub_id else None),
             "license": source.license,
             "license_details": dict(source.license_details),
+            "languages": list(source.languages),
             "notes": list(source.notes),
             "command": command,
         },

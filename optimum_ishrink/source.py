@@ -71,6 +71,7 @@ class Source:
         notes: What was done to make it a clean checkpoint, in words for the card.
         license_details: `license_name` and `license_link` of the source's card, as far as it has them.
         gguf_file: Name of the GGUF file that it was read from, or None.
+        languages: The languages that the source's card names, as the Hub writes them.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Source:
     notes: tuple[str, ...] = ()
     license_details: Mapping[str, str] = field(default_factory=dict, hash=False)
     gguf_file: str | None = None
+    languages: tuple[str, ...] = ()
     _owner: object = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -276,7 +278,7 @@ def open_source(
             hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
             raise SourceError(f"{local} holds no config.json{hint}")
         license, details = _license(local)
-        return Source(name, local, license=license, license_details=details)
+        return Source(name, local, license=license, license_details=details, languages=_languages(local))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name} does not exist")
     folder = _download(name, revision, token, gguf_file)
@@ -286,7 +288,15 @@ def open_source(
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(name, _repository_files(name, commit, token))
     license, details = _license(folder)
-    return Source(name, folder, revision=commit, is_hub_id=True, license=license, license_details=details)
+    return Source(
+        name,
+        folder,
+        revision=commit,
+        is_hub_id=True,
+        license=license,
+        license_details=details,
+        languages=_languages(folder),
+    )
 
 
 def _download(repo_id: str, revision: str | None, token: str | bool | None, gguf_file: str | None) -> Path:
@@ -324,12 +334,25 @@ def _repository_files(repo_id: str, revision: str | None, token: str | bool | No
         return []
 
 
+def _card_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of the folder's card; empty where there is no card, or none that can be read."""
+    try:
+        return metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _languages(folder: Path) -> tuple[str, ...]:
+    """Return the languages that the folder's card names."""
+    found = _card_metadata(folder).get("language")
+    names = found if isinstance(found, list) else [] if found is None else [found]
+    # YAML 1.1 reads an unquoted `no`, Norwegian, as false.
+    return tuple("no" if name is False else str(name) for name in names if name is not None and name != "")
+
+
 def _license(folder: Path) -> tuple[str | None, dict[str, str]]:
     """Return the licence that the folder's card names, with its name and link where it is none of the Hub's own."""
-    try:
-        data = metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
-        return None, {}
+    data = _card_metadata(folder)
     found = data.get("license")
     if isinstance(found, list):
         found = found[0] if found else None
@@ -380,6 +403,7 @@ def _from_gguf(
         license=own_license or license,
         license_details=own_details if own_license else details,
         gguf_file=gguf_file,
+        languages=_gguf_languages(folder / gguf_file) or _languages(folder),
         notes=(f"read from {gguf_file} and dequantised to {str(dtype).removeprefix('torch.')}",),
         _owner=owner,
     )
@@ -406,6 +430,15 @@ def _gguf_license(path: Path) -> tuple[str | None, dict[str, str]]:
         if (entry := entries.get("general." + key.replace("_", "."))) is not None
     }
     return found.pop("license", None), found
+
+
+def _gguf_languages(path: Path) -> tuple[str, ...]:
+    """Return the languages that a GGUF file names."""
+    from gguf import GGUFReader
+
+    entry = GGUFReader(path).fields.get("general.languages")
+    found = [] if entry is None else entry.contents()
+    return tuple(map(str, found if isinstance(found, list) else [found]))
 
 
 def _from_loaded(model: Any, tokenizer: Any) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -305,3 +306,16 @@ def markdown_table(header: Row, rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+_SYNTAX = re.compile(r"[&<*`$\\]|\](?=\()|(?<!\w)_|_(?!\w)")
+
+
+def escape_cell(text: str) -> str:
+    """Return a name as Markdown shows it letter by letter: a file may be called anything."""
+    return _SYNTAX.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+
+
+def literal_table(header: Row, rows: Sequence[Row]) -> str:
+    """Return a table in Markdown whose cells hold no Markdown."""
+    return markdown_table(header, [tuple(map(escape_cell, row)) for row in rows])

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.artifacts import Plan, Report, read_json
-from optimum_ishrink.card import build_card, card_data, eval_results
+from optimum_ishrink.card import build_card
+from optimum_ishrink.card_metadata import card_data, eval_results
 from optimum_ishrink.cli import main
 from optimum_ishrink.errors import PublishError, SourceError
 
@@ -69,6 +70,8 @@ def test_the_output_folder_holds_everything(output: Path) -> None:
         "README.md",
         "config.json",
         "figures/importance.png",
+        "figures/quality.png",
+        "figures/removed.png",
         "figures/speed.png",
         "generation_config.json",
         "ishrink_config.json",
@@ -115,10 +118,10 @@ def test_the_card_holds_the_report_and_nothing_else(output: Path) -> None:
 
 def test_the_card_is_rebuilt_from_the_folder(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(output, tmp_path / "tiny-small")
-    for name in ("README.md", "figures/importance.png", "figures/speed.png"):
+    for name in ("README.md", *(f"figures/{each}.png" for each in ("importance", "quality", "removed", "speed"))):
         (copy / name).unlink()
     assert main(["card", "--model", str(copy)]) == 0
-    for name in ("README.md", "figures/importance.png", "figures/speed.png"):
+    for name in ("README.md", *(f"figures/{each}.png" for each in ("importance", "quality", "removed", "speed"))):
         assert (copy / name).read_bytes() == (output / name).read_bytes()
     (copy / "ishrink_report.json").unlink()
     assert main(["card", "--model", str(copy)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -118,8 +119,12 @@ def _prepare(push: _Push, secrets: tuple[str | None, ...]) -> dict[str, LocalFil
     return files
 
 
+_LOADING = ("vllm serve ", "ishrink export --model ")
+"""Commands of the card that load the model, up to its name."""
+
+
 def name_repository(card: str, names: frozenset[str], repo_id: str) -> str:
-    """Return a card whose example loads the model by its name on the Hub instead of a folder's.
+    """Return a card whose examples load the model by its name on the Hub instead of a folder's.
 
     Args:
         card: Text of the card.
@@ -128,6 +133,9 @@ def name_repository(card: str, names: frozenset[str], repo_id: str) -> str:
     """
     for name in names:
         card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
+        for command in _LOADING:
+            written = re.escape(command + shlex.quote(name))
+            card = re.sub(rf"^{written}(?=\s|$)", command + repo_id, card, flags=re.M)
     return card
 
 
