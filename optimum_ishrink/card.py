@@ -83,7 +83,7 @@ def render_card(
         shell_name=shlex.quote(name),
         gguf_name=shlex.quote(f"{name}-q8_0.gguf"),
         summary_table=markdown_table(SUMMARY_HEADER, summary_rows(report, plan)),
-        kept_table=literal_table(KEPT_HEADER, kept_rows(report)) if report.comparisons else "",
+        kept_table=_kept_table(report),
         samples=samples_markdown(report.samples) if report.samples else "",
         sample_settings=report.samples[0].settings if report.samples else {},
         failures=[(escape_cell(each.dataset), escape_cell(each.reason)) for each in report.failures],
@@ -104,6 +104,15 @@ def render_card(
         environment=report.environment,
         command=command,
     )
+
+
+def _kept_table(report: Report) -> str:
+    """Return the table of what is kept, without columns that have nothing to say; empty when nothing was compared."""
+    rows = kept_rows(report)
+    if not rows:
+        return ""
+    used = [i for i in range(len(KEPT_HEADER)) if any(row[i] for row in rows)]
+    return literal_table(tuple(KEPT_HEADER[i] for i in used), [tuple(row[i] for i in used) for row in rows])
 
 
 def _repaired(plan: Plan) -> dict[str, str] | None:

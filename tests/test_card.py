@@ -208,6 +208,13 @@ def _visible(text: str) -> str:
     return parts[0] + "".join(part.split("</details>")[1] for part in parts[1:])
 
 
+def test_a_test_that_no_figure_had_has_no_column(folder: Path, tmp_path: Path) -> None:
+    assert "McNemar" not in (folder / "README.md").read_text()
+    paired = dataclasses.replace(compare("acc", "quiz", 0.9, 0.1, "worse"), base_only=9, shrunk_only=1, p_value=0.02)
+    build_card(make_folder(tmp_path / "small", make_report(comparisons=(paired,))))
+    assert "| McNemar's p | verdict |" in (tmp_path / "small" / "README.md").read_text()
+
+
 def test_a_card_of_a_bare_report_has_no_empty_parts(tmp_path: Path) -> None:
     shrunk = ModelReport("small", 114_936_768, 229_873_536)
     bare = make_report(base=None, shrunk=shrunk, comparisons=(), samples=(), failures=())

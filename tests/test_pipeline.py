@@ -256,12 +256,13 @@ def test_a_criterion_that_chose_nothing_is_not_named(llama_folder: Path, tmp_pat
 def test_the_terms_of_the_base_are_the_results(llama_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama_folder, tmp_path / "base")
     terms = "license: other\nlicense_name: falcon-llm-license\nlicense_link: https://falconllm.tii.ae/terms.html\n"
-    (folder / "README.md").write_text(f"---\n{terms}---\n# Base\n")
+    (folder / "README.md").write_text(f"---\n{terms}language: [en, fr]\n---\n# Base\n")
     how = {"importance": "l2-norm", "evaluate": False, "benchmark": False}
     IShrinker.from_pretrained(folder).shrink(intermediate_size=16, save_directory=tmp_path / "out", **how)
     data = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (data.license, data.license_name) == ("other", "falcon-llm-license")
     assert data.license_link.startswith("https://")
+    assert data.language == ["en", "fr"]
 
 
 def test_text_that_is_too_short_to_measure_on_is_found_before_the_cut(

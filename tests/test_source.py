@@ -65,6 +65,21 @@ def test_the_licence_is_read_from_the_card(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("card", "languages"),
+    [
+        ("language: en", ("en",)),
+        ("language: [en, fr]", ("en", "fr")),
+        ("language:\n- no\n- en", ("no", "en")),  # YAML 1.1 takes it for false
+        ("language:", ()),
+        ("tags: [a]", ()),
+    ],
+)
+def test_the_languages_are_read_from_the_card(folder: Path, card: str, languages: tuple[str, ...]) -> None:
+    (folder / "README.md").write_text(f"---\n{card}\n---\n# Hi\n")
+    assert open_source(folder).languages == languages
+
+
+@pytest.mark.parametrize(
     ("card", "license", "details"),
     [
         (b"---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit", {}),
