@@ -145,4 +145,6 @@ _SPECIAL = re.compile(r"[\\`*_{}\[\]<>()#|~$&@:=!]")
 def _literal(text: str) -> str:
     """Return text that Markdown shows as it is, in one cell: a character reference is never read as syntax."""
     clean = "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text.strip())
+    # One long word, which a model that repeats itself writes, would leave the other column no room.
+    clean = re.sub(r"(\S{24})(?=\S)", "\\1\u200b", clean)
     return re.sub(r"\s*\n\s*", "<br>", _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", clean))

@@ -137,11 +137,12 @@ def test_a_gguf_brings_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         writer.add_license("other")
         writer.add_license_name("mine")
         writer.add_license_link("https://x.y")
+        writer.add_languages(["en", "fr"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    (tmp_path / "README.md").write_text("---\nlicense: llama3.2\nlicense_name: card's\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: llama3.2\nlicense_name: card's\nlanguage: de\n---\n")
     asked = []
 
     def tokenizer(*_: object, **kwargs: object) -> object:
@@ -153,6 +154,7 @@ def test_a_gguf_brings_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("optimum_ishrink.source.AutoTokenizer.from_pretrained", tokenizer)
     source = open_source(tmp_path, gguf_file="m.gguf")
     assert source.gguf_file == "m.gguf"
+    assert source.languages == (("en", "fr") if named else ("de",))
     assert asked == [{"gguf_file": "m.gguf", "trust_remote_code": False}]
     if named:
         assert source.license == "other"
