@@ -330,3 +330,26 @@ def test_the_picture_of_quality_grows_with_its_rows(tmp_path: Path) -> None:
 def test_the_front_matter_is_plain_yaml(folder: Path) -> None:
     head = (folder / "README.md").read_text().split("---\n")[1]
     assert yaml.safe_load(head) == metadata_load(folder / "README.md")
+
+
+def test_another_runtimes_speed_does_not_stand_for_pytorchs(tmp_path: Path) -> None:
+    report = make_report()
+    assert report.base is not None
+
+    def other(value: float) -> Measurement:
+        facts = {"quartiles": [1.0, 2.0], "samples": [1.0], "runtime": "llama.cpp"}
+        return Measurement("decode_tokens_per_second", "llama.cpp q8_0", value, None, 3, facts)
+
+    base = dataclasses.replace(report.base, speed=(*report.base.speed, other(9.0)))
+    shrunk = dataclasses.replace(report.shrunk, speed=(*report.shrunk.speed, other(1.0)))
+    both = dataclasses.replace(report, base=base, shrunk=shrunk)
+    assert SETTING in summary_rows(both, make_plan())[-1][0]
+    build_card(make_folder(tmp_path / "small", both))
+    text = (tmp_path / "small" / "README.md").read_text()
+    assert "not measured with either" not in text
+    alone = dataclasses.replace(
+        report,
+        base=dataclasses.replace(base, speed=(other(9.0),)),
+        shrunk=dataclasses.replace(shrunk, speed=(other(8.0),)),
+    )
+    assert "llama.cpp q8_0" in summary_rows(alone, make_plan())[-1][0]
