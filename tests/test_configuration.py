@@ -8,8 +8,9 @@ import pytest
 from optimum.configuration_utils import BaseConfig
 
 from optimum_ishrink import IShrinkConfig, RequestError
-from optimum_ishrink.cli import _config, _Parser, add_verbs
+from optimum_ishrink.cli import _config
 from optimum_ishrink.errors import SourceError
+from optimum_ishrink.verbs import Parser, add_verbs
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -125,7 +126,7 @@ def test_recipes_that_are_none(tmp_path: Path, text: str | None, message: str) -
 
 
 def parse(command: str) -> IShrinkConfig:
-    parser = _Parser(prog="ishrink")
+    parser = Parser(prog="ishrink")
     add_verbs(parser)
     return _config(parser.parse_args(shlex.split(command)[1:]))[1]
 

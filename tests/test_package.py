@@ -43,6 +43,7 @@ RANKS = {
     "registry": 1,
     "parallel": 0,
     "flags": 0,
+    "verbs": 1,
     "progress": 1,
     "architectures": 2,
     "artifacts": 2,

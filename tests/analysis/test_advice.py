@@ -11,8 +11,9 @@ from optimum_ishrink.analysis.advice import Advice, advise, furthest_below, prot
 from optimum_ishrink.analysis.commands import advised_command
 from optimum_ishrink.analysis.request import AnalysisRequest
 from optimum_ishrink.artifacts import LayerSensitivity, Measurement, SparsityLevel
-from optimum_ishrink.cli import _config, _Parser, add_verbs
+from optimum_ishrink.cli import _config
 from optimum_ishrink.errors import ShapeError
+from optimum_ishrink.verbs import Parser, add_verbs
 
 SHAPE = {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_attention_heads": 8, "intermediate_size": 24}
 
@@ -122,7 +123,7 @@ def test_where_nothing_follows_finer_levels_are_measured(how: dict[str, Any]) ->
 
 def test_the_command_line_of_either() -> None:
     config = IShrinkConfig(importance="taylor", calibration="a b.txt", seed=3, eval_samples=9)
-    parser = _Parser(prog="ishrink")
+    parser = Parser(prog="ishrink")
     add_verbs(parser)
     found = advice()
     words = shlex.split(advised_command(config, AnalysisRequest(), found.changes, (), "org/model"))
