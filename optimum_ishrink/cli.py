@@ -169,8 +169,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 
     export = verb(
         "export",
-        "write a checkpoint as GGUF for llama.cpp, and check that it says the same there",
-        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf",
+        "write a checkpoint as GGUF for llama.cpp, or quantised for PyTorch, and check what it says there",
+        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf\n"
+        "  ishrink export --model small --format safetensors --quantization int8 --output small-int8",
     )
     model_flags(export, required=True)
     export_flags(export)
@@ -290,7 +291,8 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("lm_eval", "datasets", "httpx", "huggingface_hub"):
+    # torchao, where it is installed, is imported with every model, and tells of kernels that do not fit the machine.
+    for name in ("lm_eval", "datasets", "httpx", "huggingface_hub", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -586,6 +588,10 @@ def _benchmark(args: argparse.Namespace) -> Any:
 
 
 def _export(args: argparse.Namespace) -> Any:
+    if args.format == "safetensors":
+        from .edge.checkpoint import export_checkpoint
+
+        return export_checkpoint(args, _open(args, args.model))
     from .edge.commands import export
 
     return export(args, _open(args, args.model))
