@@ -64,6 +64,8 @@ def export_checkpoint(args: Namespace, source: Source) -> Any:
     output = Path(args.output)
     if output.suffix in (".gguf", ".safetensors"):
         raise RequestError(f"{output} is named like a file; name a folder, which gets config, tokenizer and weights")
+    if args.threads is not None and args.threads < 1:
+        raise RequestError(f"--threads must be 1 or more, not {args.threads}")
     group_size = check_group_size(scheme, args.group_size)
     check_output(output, args.overwrite)
     check_not_inside(output, [source.folder, *([Path(args.analysis)] if args.analysis else [])])
@@ -95,18 +97,9 @@ def _export(
     folder: Path,
 ) -> Export:
     """Measure what lies in the folder before it takes its place."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    dtype, cpu = half_dtype(source), torch.device("cpu")
-    agreement = None
-    if args.verify:
-        agreement = measure_checkpoints(
-            lambda: source.load_model(torch.float32, cpu),
-            lambda: read_quantized(folder, dtype),
-            source.load_tokenizer(),
-        )
-    else:
-        read_quantized(folder, dtype)
+    agreement = _verify(source, folder, args.threads) if args.verify else None
+    if agreement is None:
+        read_quantized(folder, half_dtype(source))
     params = source.binding.num_parameters()
     return Export(
         scheme,
@@ -118,6 +111,19 @@ def _export(
         2 * params,
         agreement,
     )
+
+
+def _verify(source: Source, folder: Path, threads: int | None) -> tuple[Measurement, Measurement]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return measure_checkpoints(
+            lambda: source.load_model(torch.float32, torch.device("cpu")),
+            lambda: read_quantized(folder, half_dtype(source)),
+            source.load_tokenizer(),
+        )
+    finally:
+        torch.set_num_threads(before)
 
 
 def _facts(found: Export) -> dict[str, Any]:
@@ -144,14 +150,15 @@ def print_line(text: str) -> None:
 
 
 def _print(source: Source, found: Export) -> None:
-    share = found.quantized_params / found.params
+    share, sizes = found.quantized_params / found.params, source.binding.sizes
     how = found.scheme.meaning + (f" of {found.group_size}" if found.group_size else "")
+    parts = ["embedding", "head", "norms"] + ["routers", "experts that are one matrix"] * ("experts" in sizes)
     named = f", and all of layers {', '.join(map(str, found.kept_layers))}" if found.kept_layers else ""
     bits = 8 * found.nbytes / found.params
     rows: list[Row] = [
         ("parameters", f"{found.params:,}"),
         ("quantised", f"{found.quantized_params:,} ({share:.1%}): {how}"),
-        ("kept in 16 bits", f"embedding, head, norms{named}"),
+        ("kept in 16 bits", f"{found.params - found.quantized_params:,}: {', '.join(parts)}{named}"),
         ("weight files", f"{found.nbytes:,} bytes, {bits:.2f} bits a parameter"),
         (
             "in 16 bits",

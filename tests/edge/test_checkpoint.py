@@ -194,7 +194,9 @@ def test_a_checkpoint_agrees_with_itself(tied_folder: Path) -> None:
         measure_checkpoints(load, broken, source.load_tokenizer(), settings)
 
 
-def test_routers_stay_and_fused_experts_are_not_counted(tmp_path: Path, exported: dict[str, Path]) -> None:
+def test_routers_stay_and_fused_experts_are_not_counted(
+    tmp_path: Path, exported: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_config("qwen2_moe", hidden_size=64, moe_intermediate_size=32, shared_expert_intermediate_size=32)
     tiny_model(config).save_pretrained(tmp_path / "moe")
     byte_tokenizer().save_pretrained(tmp_path / "moe")
@@ -203,6 +205,7 @@ def test_routers_stay_and_fused_experts_are_not_counted(tmp_path: Path, exported
     assert any("shared_expert.down_proj" in linear.name for linear in chosen)
     assert not any(linear.name.endswith("mlp.gate") or ".experts." in linear.name for linear in chosen)
     assert main([*_export(tmp_path / "moe", tmp_path / "out"), "--no-verify"]) == 0
+    assert "norms, routers, experts that are one matrix" in capsys.readouterr().out
 
 
 def test_a_model_without_linear_layers(tmp_path: Path) -> None:
@@ -226,6 +229,7 @@ def test_bad_requests(tied_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--quantization", "int5"], "unknown quantization 'int5' (did you mean 'int8'?)"),
         (["--quantization", "int8", "--group-size", "32"], "--group-size is for int4"),
         (["--quantization", "int4", "--group-size", "48"], "--group-size must be one of 32, 64, 128, not 48"),
+        (["--threads", "0"], "--threads must be 1 or more, not 0"),
         (["--keep-layers", "0,1,2,3"], "every layer would stay in 16 bits"),
         (["--keep-layers", "4"], "the model has no layer 4; its layers are 0 to 3"),
         (["--output", str(tmp_path / "a.gguf")], "a.gguf is named like a file; name a folder"),
