@@ -99,7 +99,8 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("lm_eval", "datasets", "httpx", "huggingface_hub"):
+    # torchao, where it is installed, is imported with every model, and tells of kernels that do not fit the machine.
+    for name in ("lm_eval", "datasets", "httpx", "huggingface_hub", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -395,6 +396,10 @@ def _benchmark(args: argparse.Namespace) -> Any:
 
 
 def _export(args: argparse.Namespace) -> Any:
+    if args.format == "safetensors":
+        from .edge.checkpoint import export_checkpoint
+
+        return export_checkpoint(args, _open(args, args.model))
     from .edge.commands import export
 
     return export(args, _open(args, args.model))

@@ -265,23 +265,37 @@ def visibility_flags(parser: argparse.ArgumentParser) -> None:
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what a checkpoint is exported as."""
     group = parser.add_argument_group("export")
-    group.add_argument("--format", choices=("gguf",), default="gguf", help="file format (default: gguf)")
+    group.add_argument(
+        "--format",
+        choices=("gguf", "safetensors"),
+        default="gguf",
+        help="gguf for llama.cpp, safetensors for PyTorch (default: gguf)",
+    )
     group.add_argument(
         "--quantization",
         metavar="NAME",
-        default="f16",
-        help="f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; with llama.cpp's llama-quantize on the PATH also K-quants "
-        "such as q4_k_m (default: f16)",
+        help="of GGUF f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; with llama.cpp's llama-quantize on the PATH also "
+        "K-quants such as q4_k_m (default: f16). Of safetensors int8, int4, int8-dynamic (default: int8)",
     )
-    group.add_argument("--output", metavar="FILE", required=True, help="the file; it appears whole or not at all")
-    group.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    group.add_argument(
+        "--output", metavar="PATH", required=True, help="the GGUF file, or the folder; it appears whole or not at all"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace what is there")
     group.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="do not compare llama.cpp's predictions with transformers'",
+        help="do not compare the export's predictions with the checkpoint's",
     )
-    group.add_argument("--threads", type=int, metavar="N", help="threads for llama.cpp (default: physical cores)")
+    group.add_argument("--threads", type=int, metavar="N", help="threads to compare with (default: physical cores)")
+    group.add_argument(
+        "--group-size", type=int, metavar="N", help="int4: weights that share a scale, 32, 64 or 128 (default: 32)"
+    )
+    group.add_argument("--keep-layers", metavar="N[,N...]", help="safetensors: layers that stay in 16 bits, from 0")
+    group.add_argument(
+        "--analysis", metavar="DIR", help="safetensors: output of analyze, whose most sensitive layers stay in 16 bits"
+    )
+    group.add_argument("--keep-share", type=float, metavar="S", help="share of the layers that stay so (default: 0.1)")
     group.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 

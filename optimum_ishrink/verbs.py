@@ -156,8 +156,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 
     export = verb(
         "export",
-        "write a checkpoint as GGUF for llama.cpp, and check that it says the same there",
-        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf",
+        "write a checkpoint as GGUF for llama.cpp, or quantised for PyTorch, and check what it says there",
+        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf\n"
+        "  ishrink export --model small --format safetensors --quantization int8 --output small-int8",
     )
     model_flags(export, required=True)
     export_flags(export)

@@ -1,4 +1,4 @@
-"""Whether the exported model says what the checkpoint says: llama.cpp against transformers on the same tokens."""
+"""Whether the exported model says what the checkpoint says: both on the same tokens, in llama.cpp or transformers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from ..artifacts import Measurement
 from ..data import PYDOC, TextSource, token_windows
+from ..errors import VerificationError
 from ..evaluation.text import mean_over_windows
 from ..progress import progress_bar
 from .process import run_worker
@@ -107,14 +108,10 @@ def measure_agreement(
     Raises:
         SourceError: llama.cpp cannot load the file.
     """
-    settings = settings or AgreementSettings()
-    limit = getattr(model.config, "max_position_embeddings", None) or settings.length
-    settings = replace(settings, length=min(settings.length, limit))
-    predicted = min(settings.predicted, settings.length)
+    settings = _fitting(settings or AgreementSettings(), model.config)
+    predicted = settings.predicted
     source = TextSource(PYDOC)
-    # The first documents give far more tokens than are wanted, and to split all of the text takes seconds.
-    documents = islice(source.documents(), settings.documents)
-    windows = token_windows(documents, tokenizer, settings.length, settings.windows, seed=0, label=source.label)
+    windows = _windows(source, tokenizer, settings)
     lines = _lines(source, settings.lines)
     vocabulary = int(model.config.vocab_size)
     asked = {
@@ -141,14 +138,89 @@ def measure_agreement(
         found == tokenizer(line, add_special_tokens=False)["input_ids"]
         for found, line in zip(said["lines"], lines, strict=True)
     )
-    measured = [
-        Measurement(metric, source.label, found.value, found.stderr, found.windows, asked)
-        for metric, found in (
-            ("kl_divergence", mean_over_windows(divergence)),
-            ("top1_agreement", mean_over_windows(same)),
-        )
-    ]
-    return Agreement(measured[0], measured[1], covered.mean().item(), equal, len(lines))
+    kl, top1 = _measured(source, divergence, same, asked)
+    return Agreement(kl, top1, covered.mean().item(), equal, len(lines))
+
+
+def measure_checkpoints(
+    load_checkpoint: Callable[[], Any],
+    load_export: Callable[[], Any],
+    tokenizer: Any,
+    settings: AgreementSettings | None = None,
+) -> tuple[Measurement, Measurement]:
+    """Compare two checkpoints in transformers on the text that GGUF files are compared on, over the whole vocabulary.
+
+    In memory at once: one of the models, and the predictions of the first.
+
+    Args:
+        load_checkpoint: Loads the checkpoint, in float32.
+        load_export: Loads what was made of it, as its readers do.
+        tokenizer: Their tokenizer.
+        settings: What is compared; the defaults take seconds.
+
+    Returns:
+        KL divergence from the checkpoint's predictions to the export's in nats per token, and the share of predictions
+        whose most likely token is the same.
+
+    Raises:
+        VerificationError: The export's predictions are not numbers.
+    """
+    source = TextSource(PYDOC)
+    model = load_checkpoint()
+    settings = _fitting(settings or AgreementSettings(), model.config)
+    windows = _windows(source, tokenizer, settings)
+    divergence = torch.zeros(len(windows), settings.predicted, dtype=torch.float64)
+    same = torch.zeros_like(divergence)
+    with progress_bar("comparing with the checkpoint", 2 * len(windows)) as advance, torch.inference_mode():
+        before = []
+        for window in windows:
+            before.append(_predict(model, window, settings.predicted).float())
+            advance(1)
+        del model
+        model = load_export()
+        for i, window in enumerate(windows):
+            log_p, log_q = before[i].double(), _predict(model, window, settings.predicted)
+            divergence[i] = (log_p.exp() * (log_p - log_q)).sum(-1)
+            same[i] = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+            advance(1)
+    if not divergence.isfinite().all():
+        raise VerificationError("the export's predictions are not numbers; nothing was kept")
+    asked = {
+        "runtime": "transformers",
+        "length": settings.length,
+        "predicted": settings.predicted,
+        "fingerprint": source.fingerprint(),
+    }
+    return _measured(source, divergence, same, asked)
+
+
+def _predict(model: Any, window: torch.Tensor, predicted: int) -> torch.Tensor:
+    """Return the log-probabilities at the end of a window, float64, shape (predicted, vocabulary)."""
+    logits: torch.Tensor = model(window[None]).logits[0, -predicted:]
+    return logits.double().log_softmax(-1)
+
+
+def _fitting(settings: AgreementSettings, config: Any) -> AgreementSettings:
+    """Return the settings with windows that the model can read."""
+    limit = getattr(config, "max_position_embeddings", None) or settings.length
+    length = min(settings.length, limit)
+    return replace(settings, length=length, predicted=min(settings.predicted, length))
+
+
+def _windows(source: TextSource, tokenizer: Any, settings: AgreementSettings) -> torch.Tensor:
+    # The first documents give far more tokens than are wanted, and to split all of the text takes seconds.
+    documents = islice(source.documents(), settings.documents)
+    return token_windows(documents, tokenizer, settings.length, settings.windows, seed=0, label=source.label)
+
+
+def _measured(
+    source: TextSource, divergence: torch.Tensor, same: torch.Tensor, asked: Mapping[str, Any]
+) -> tuple[Measurement, Measurement]:
+    kl, top1 = mean_over_windows(divergence), mean_over_windows(same)
+    return (
+        Measurement("kl_divergence", source.label, kl.value, kl.stderr, kl.windows, asked),
+        Measurement("top1_agreement", source.label, top1.value, top1.stderr, top1.windows, asked),
+    )
 
 
 def _lines(source: TextSource, count: int) -> list[str]:

@@ -23,8 +23,9 @@ from .files import GgufFile, read_gguf
 from .quantization import PROGRAM, Quantization, parse_quantization
 from .rows import FALLBACK_HEADER, check_rows, fallback_rows
 from .runtime import check_runtime
+from .schemes import SCHEMES
 
-DEFAULT_QUANTIZATION = "q8_0"
+DEFAULT_QUANTIZATION, EXPORT_QUANTIZATION = "q8_0", "f16"
 
 
 def display_name(source: Source) -> str:
@@ -52,7 +53,7 @@ def export(args: Namespace, source: Source) -> Any:
         RequestError: The quantisation does not fit, a tool is missing, or the file cannot be written.
         VerificationError: The file does not say what the checkpoint says; nothing was kept.
     """
-    quantization = parse_quantization(args.quantization)
+    quantization = _gguf_quantization(args)
     output = Path(args.output)
     check_output_file(output, args.overwrite)
     if output.suffix != ".gguf":
@@ -80,6 +81,20 @@ def export(args: Namespace, source: Source) -> Any:
     agreement = asdict(agreements[0]) if agreements else None
     facts = {"params": file.params, "bytes": file.nbytes, "quantization": quantization.name}
     return {"output": str(output), **facts, "agreement": agreement}
+
+
+def _gguf_quantization(args: Namespace) -> Quantization:
+    """Return the quantisation of a GGUF export; flags that only safetensors knows are not passed over in silence."""
+    names = ("group_size", "keep_layers", "analysis", "keep_share")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
+        raise RequestError(f"{given[0]} belongs to --format safetensors")
+    asked = args.quantization or EXPORT_QUANTIZATION
+    if asked.lower() in SCHEMES:
+        raise RequestError(
+            f"{asked.lower()} is a quantization of safetensors: pass --format safetensors, or choose one of GGUF, "
+            "such as q8_0"
+        )
+    return parse_quantization(asked)
 
 
 def _verify(source: Source, path: Path, quantization: Quantization, threads: int) -> Agreement:

@@ -82,17 +82,28 @@ def check_rows(binding: Binding, quantization: Quantization) -> None:
         if quantization.is_exact or stored_as(found.row, quantization.tensor_type).block > 1:
             continue
         block = 32
-        near = " or ".join(f"{value:,}" for value in nearest_multiples(found.row, block))
-        if found.counted_by == "intermediate_size":
-            hint = f"the nearest intermediate_size that does is {near}; shrink to that, or export f16, which takes any"
-        elif found.counted_by == "num_attention_heads":
-            hint = f"heads times head_dim would have to be {near}; export f16, which takes any width"
-        else:
-            hint = f"the nearest is {near}, and pruning does not change this width; export f16, which takes any"
+        hint = width_hint(found.counted_by, found.row, block, "export f16, which takes any width")
         raise ShapeError(
             f"{quantization.name} wants rows that are multiples of {block}, and those of {found.name} have "
             f"{found.row:,} weights; {hint}"
         )
+
+
+def width_hint(counted_by: str | None, row: int, block: int, otherwise: str) -> str:
+    """Return what to do about a row that is no multiple of a block, in words.
+
+    Args:
+        counted_by: Config key that the row length follows, as far as it follows one.
+        row: Weights in the row.
+        block: Weights in a block.
+        otherwise: What to export instead.
+    """
+    near = " or ".join(f"{value:,}" for value in nearest_multiples(row, block))
+    if counted_by == "intermediate_size":
+        return f"the nearest intermediate_size that does is {near}; shrink to that, or {otherwise}"
+    if counted_by == "num_attention_heads":
+        return f"heads times head_dim would have to be {near}; {otherwise}"
+    return f"the nearest is {near}, and pruning does not change this width; {otherwise}"
 
 
 FALLBACK_HEADER: Row = ("matrices", "row", "asked for", "stored as", "bytes more", "nearest rows that fit")
