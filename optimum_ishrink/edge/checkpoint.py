@@ -16,6 +16,7 @@ from ..output_folder import check_not_inside, check_output, staged_folder
 from ..source import Source
 from ..tables import Row, print_table
 from .agreement import measure_checkpoints
+from .commands import display_name, print_line
 from .kept_layers import kept_layers
 from .linears import LinearLayer, check_columns, chosen_layers, linear_layers
 from .quantize import half_dtype, read_quantized, write_quantized
@@ -144,21 +145,17 @@ def _facts(found: Export) -> dict[str, Any]:
     }
 
 
-def print_line(text: str) -> None:
-    """Print a line on standard output."""
-    print(text)  # noqa: T201
-
-
 def _print(source: Source, found: Export) -> None:
     share, sizes = found.quantized_params / found.params, source.binding.sizes
     how = found.scheme.meaning + (f" of {found.group_size}" if found.group_size else "")
     parts = ["embedding", "head", "norms"] + ["routers", "experts that are one matrix"] * ("experts" in sizes)
-    named = f", and all of layers {', '.join(map(str, found.kept_layers))}" if found.kept_layers else ""
+    layers = ", ".join(map(str, found.kept_layers))
+    named = f", all of layer{'s' * (len(found.kept_layers) > 1)} {layers}" if layers else ""
     bits = 8 * found.nbytes / found.params
     rows: list[Row] = [
         ("parameters", f"{found.params:,}"),
         ("quantised", f"{found.quantized_params:,} ({share:.1%}): {how}"),
-        ("kept in 16 bits", f"{found.params - found.quantized_params:,}: {', '.join(parts)}{named}"),
+        ("kept in 16 bits", f"{', '.join(parts)}{named}: {found.params - found.quantized_params:,}"),
         ("weight files", f"{found.nbytes:,} bytes, {bits:.2f} bits a parameter"),
         (
             "in 16 bits",
@@ -175,5 +172,4 @@ def _print(source: Source, found: Export) -> None:
                 f"{kl.n} windows x {kl.settings['predicted']} predictions of {kl.dataset}, the checkpoint in float32",
             ),
         ]
-    name = source.name if source.is_hub_id else Path(source.name).resolve().name
-    print_table(f"{name} as {found.scheme.name}", ("", ""), rows)
+    print_table(f"{display_name(source)} as {found.scheme.name}", ("", ""), rows)

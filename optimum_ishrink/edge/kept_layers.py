@@ -61,7 +61,7 @@ def read_analysis(path: Path, binding: Binding) -> Analysis:
     if analysis.num_parameters != binding.num_parameters():
         note(
             f"{file} is about a model of {analysis.num_parameters:,} parameters, this one has "
-            f"{binding.num_parameters():,}; its layers are taken to matter alike"
+            f"{binding.num_parameters():,}; which layers matter is taken from it all the same"
         )
     return analysis
 
