@@ -65,9 +65,13 @@ def test_shrink_push_and_load_from_the_hub(llama_folder: Path, tmp_path: Path) -
         expected = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
         # The Hub's card loads the model by its name there; the folder's still loads the folder.
         assert expected["README.md"].count(b'from_pretrained("small"') == 2
-        expected["README.md"] = expected["README.md"].replace(
-            b'from_pretrained("small"', b'from_pretrained("me/small"'
-        )
+        for local, named in (
+            (b'from_pretrained("small"', b'from_pretrained("me/small"'),
+            (b"vllm serve small\n", b"vllm serve me/small\n"),
+            (b"export --model small ", b"export --model me/small "),
+        ):
+            assert local in expected["README.md"]
+            expected["README.md"] = expected["README.md"].replace(local, named)
         assert {name: data for name, data in commit.files.items() if name != ".gitattributes"} == expected
         assert not any(TOKEN.encode() in data for data in commit.files.values())
         assert TOKEN not in done.stdout + done.stderr
