@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 from .errors import SourceError, unknown_name
@@ -105,6 +106,23 @@ class Measurement:
     stderr: float | None
     n: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def median_measurement(
+    metric: str, dataset: str, samples: Sequence[float], settings: Mapping[str, Any], n: int | None = None
+) -> Measurement:
+    """Return the median of what was measured several times, with its quartiles and the samples themselves.
+
+    Args:
+        metric: What was measured.
+        dataset: On what.
+        samples: The values, at least one.
+        settings: All that is needed to measure it again.
+        n: How many independent observations they are; one each by default.
+    """
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [*samples] * 3
+    facts = {**settings, "statistic": "median", "quartiles": [low, high], "samples": list(samples)}
+    return Measurement(metric, dataset, median(samples), None, len(samples) if n is None else n, facts)
 
 
 @dataclass(frozen=True)

@@ -316,8 +316,8 @@ def _recover(args: argparse.Namespace) -> Any:
     if plan is not None:
         facts = plan["settings"]["recovery"]
         before, after = facts["held_out_loss_before"], facts["held_out_loss"]
-        worse = ": worse than before, so the model given is the better one" if after > before else ""
-        _say(args, f"Loss on windows that were held out: {before:.4f} before, {after:.4f} after{worse}")
+        if facts["helped"]:  # else a note has said that the weights stayed
+            _say(args, f"Loss on windows that were held out: {before:.4f} before, {after:.4f} after")
     _say(args, f"Written to {output}")
     return {"output": str(output), "plan": plan, "report": report.to_json()}
 

@@ -11,7 +11,7 @@ import torch
 from .artifacts import ModelReport, Report
 from .evaluating import Quality, Subject, checkpoint_subject, measure_quality, measure_texts, source_subject
 from .evaluation import environment
-from .session import Session, check_independent, display_name, evaluation_sources
+from .session import Session, check_independent, evaluation_sources
 from .source import Source
 from .speed import add_speed, check_positions
 from .tensor_files import TensorInfo, read_index
@@ -97,8 +97,8 @@ def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benc
         session.evaluation_windows  # noqa: B018 - a text that is too short is found before a model is loaded
         if config.tasks:
             session.task_manager  # noqa: B018 - and so is a task that does not exist
-    report = count(session.source.tensors, display_name(session.source))
-    base_report = None if base is None else count(base.tensors, config.base_model or display_name(base))
+    report = count(session.source.tensors, session.source.display_name)
+    base_report = None if base is None else count(base.tensors, config.base_model or base.display_name)
     return _report(
         session,
         source_subject(session, "model"),

@@ -35,7 +35,6 @@ from .recovery import work_folder
 from .scoring import LAYERS, score, scored_dimensions, select_layers, used_criteria
 from .session import Session as Session
 from .session import all_texts, check_request
-from .session import display_name as display_name
 from .source import load_model
 from .speed import check_positions
 from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
@@ -162,7 +161,7 @@ def command_line(session: Session, output: Path, *extra: str) -> str:
     words = [*(["--gguf-file", source.gguf_file] if source.gguf_file else []), *extra]
     if source.revision:
         words += ["--revision", source.revision]
-    return session.config.portable().command(display_name(source), output.resolve().name, *words)
+    return session.config.portable().command(source.display_name, output.resolve().name, *words)
 
 
 def shrink(

@@ -40,7 +40,7 @@ from .recovery import (
     work_folder,
     write_trained,
 )
-from .session import Session, check_request, display_name, evaluation_sources
+from .session import Session, check_request, evaluation_sources
 from .source import Source, load_model, open_source
 from .speed import check_positions
 from .surgery import compensate
@@ -150,7 +150,7 @@ def recover_cut(session: Session, plan: Plan, folder: Path, output: Path) -> Pla
     student = Source(folder.name, folder)
     before = _divergences(measure_text(session, folder)) if config.evaluate else []
     trained = _train(session, student, teacher or session.source, plan, output, is_base=teacher is None)
-    name = None if teacher is None else display_name(teacher)
+    name = None if teacher is None else teacher.display_name
     facts = finish_recovery(config, folder, trained, before, adapter_base(config, None), teacher=name)
     return replace(plan, settings={**plan.settings, "recovery": facts})
 
@@ -349,12 +349,12 @@ def recover(
         before = []
         if config.evaluate and is_base:
             before = _divergences(measure_text(session, folder))
-        named = None if is_base or teacher is None else display_name(teacher)
+        named = None if is_base or teacher is None else teacher.display_name
         facts = finish_recovery(config, folder, trained, before, base, teacher=named)
         report = _measure_recovered(session, folder, old, is_base=is_base, name=output.resolve().name)
         write_json(folder / REPORT_FILE, report.to_json())
         if plan is not None:
-            command = config.portable().command(display_name(student), output.resolve().name, verb="recover")
+            command = config.portable().command(student.display_name, output.resolve().name, verb="recover")
             origin = plan.settings["origin"]
             origin = {**origin, "command": "\n".join(line for line in (origin["command"], command) if line)}
             settings_after = {**plan.settings, "origin": origin, "recovery": facts}

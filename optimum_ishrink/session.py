@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class Session:
     @property
     def base_name(self) -> str:
         """What cards and reports call the source."""
-        return self.config.base_model or display_name(self.source)
+        return self.config.base_model or self.source.display_name
 
     @property
     def model(self) -> Any:
@@ -105,11 +104,6 @@ class Session:
 def evaluation_sources(config: IShrinkConfig) -> tuple[TextSource, ...]:
     """Return the texts to measure on."""
     return parse_sources(config.eval_text) if config.eval_text else (TextSource(PYDOC),)
-
-
-def display_name(source: Source) -> str:
-    """Return the model's name for cards and reports: a Hub id or a folder's own name, never a whole path."""
-    return source.name if source.is_hub_id else Path(source.name).resolve().name
 
 
 def check_request(config: IShrinkConfig, *, measure: bool = True) -> None:

@@ -279,7 +279,7 @@ class IShrinker:
         session = self._open(config, changes)
         temporary = Path(tempfile.mkdtemp(prefix="ishrink-")) if save_directory is None else None
         if temporary is not None:
-            folder = temporary / f"{pipeline.display_name(self.source).split('/')[-1]}-ishrink"
+            folder = temporary / f"{self.source.display_name.split('/')[-1]}-ishrink"
         else:
             folder = Path(str(save_directory)).expanduser()
         try:

@@ -85,6 +85,11 @@ class Source:
     languages: tuple[str, ...] = ()
     _owner: object = field(default=None, repr=False, compare=False)
 
+    @property
+    def display_name(self) -> str:
+        """Its name for cards and reports: a Hub id or a folder's own name, never a whole path."""
+        return self.name if self.is_hub_id else Path(self.name).resolve().name
+
     @cached_property
     def raw_config(self) -> Mapping[str, Any]:
         """The contents of config.json."""

@@ -12,7 +12,6 @@ from .card import build_card
 from .configuration import IShrinkConfig
 from .errors import OutputError
 from .progress import note
-from .session import display_name
 from .source import Source
 
 
@@ -53,9 +52,9 @@ def _other_base(plan: Plan, base: Source, config: IShrinkConfig) -> str | None:
     if plan.revision and base.revision and plan.revision != base.revision:
         return f"the base is at revision {base.revision[:12]}, and the plan was made for {plan.revision[:12]}"
     planned = {plan.model, plan.settings.get("origin", {}).get("base_model")} - {None}
-    if not planned & {display_name(base), config.base_model}:
+    if not planned & {base.display_name, config.base_model}:
         return (
-            f"the plan was made for {plan.model}, and the base is called {config.base_model or display_name(base)}; "
+            f"the plan was made for {plan.model}, and the base is called {config.base_model or base.display_name}; "
             f"if it is the same model, say so: --base-model {plan.model}"
         )
     return None

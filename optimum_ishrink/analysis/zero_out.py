@@ -21,7 +21,7 @@ from ..output_folder import check_not_inside, check_output, staged_folder
 from ..planning import resolve_shape
 from ..progress import note, progress_bar
 from ..scoring import score
-from ..session import Session, check_request, display_name
+from ..session import Session, check_request
 from .advice import Advice, advise
 from .commands import advised_command
 from .divergence import Advance, Reference, measure_masked
@@ -309,4 +309,4 @@ def _command(session: Session, request: AnalysisRequest, advice: Advice) -> str:
     )
     portable = replace(request, text=text)
     config = session.config.portable()
-    return advised_command(config, portable, advice.changes, advice.finer_levels, display_name(source), *extra)
+    return advised_command(config, portable, advice.changes, advice.finer_levels, source.display_name, *extra)

@@ -16,6 +16,7 @@ from ..data import PYDOC, TextSource, token_windows
 from ..errors import VerificationError
 from ..evaluation.text import mean_over_windows
 from ..progress import progress_bar
+from ..tables import Row
 from .process import run_worker
 
 EXACT_LIMIT = 0.005
@@ -129,7 +130,7 @@ def measure_agreement(
         same, covered = torch.zeros_like(divergence), torch.zeros_like(divergence)
         for i, window in enumerate(windows):
             # One by one, not as a batch: the logits of a whole batch would be the largest thing in memory.
-            log_p = model(window[None]).logits[0, -predicted:].double().log_softmax(-1)
+            log_p = _predict(model, window, predicted)
             for j, top in enumerate(said["top"][i]):
                 divergence[i, j], covered[i, j] = binned_divergence(log_p[j], top)
                 same[i, j] = float(top[0][0] == int(log_p[j].argmax()))
@@ -221,6 +222,26 @@ def _measured(
         Measurement("kl_divergence", source.label, kl.value, kl.stderr, kl.windows, asked),
         Measurement("top1_agreement", source.label, top1.value, top1.stderr, top1.windows, asked),
     )
+
+
+def agreement_rows(divergence: Measurement, top1: Measurement, *, rest: str = "", dtypes: str) -> list[Row]:
+    """Return what a table says of a comparison.
+
+    Args:
+        divergence: KL divergence from the checkpoint's predictions.
+        top1: Share of predictions whose most likely token is the same.
+        rest: What has to be known of the divergence besides.
+        dtypes: What was compared in.
+    """
+    where = f"{divergence.n} windows x {divergence.settings['predicted']} predictions of {divergence.dataset}"
+    return [
+        (
+            "KL divergence from the checkpoint",
+            f"{divergence.value:.5f} ± {divergence.stderr or 0:.5f} nats/token{rest}",
+        ),
+        ("top-1 agreement with it", f"{top1.value:.3f} ± {top1.stderr or 0:.3f}"),
+        ("measured on", f"{where}, {dtypes}"),
+    ]
 
 
 def _lines(source: TextSource, count: int) -> list[str]:

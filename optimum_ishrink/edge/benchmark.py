@@ -10,16 +10,16 @@ process answers one short prompt first that does not count.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..artifacts import Measurement
+from ..artifacts import Measurement, median_measurement
 from ..errors import RequestError
+from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings
 from ..progress import progress_bar
-from .files import GgufFile, evict, warm
+from .files import GgufFile
 from .process import run_worker
 
 _TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
@@ -126,11 +126,11 @@ def run_benchmark(
                 file = models[name]
                 label = f"llama.cpp {file.quantization}"
                 load_only = {**request, "model": str(file.path), "lengths": []}
-                cold = cold and evict(file.path)
+                cold = cold and evict([file.path])
                 if cold:
                     seconds = run(load_only)["load_seconds"]
                     _add(samples[name], "model_load_seconds", f"{label}, cold file cache", seconds)
-                warm(file.path)
+                warm([file.path])
                 found = run({**load_only, "lengths": list(settings.lengths)})
                 build = found["build"]
                 _add(samples[name], "model_load_seconds", f"{label}, warm file cache", found["load_seconds"])
@@ -196,9 +196,5 @@ def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, buil
     for (metric, dataset), values in sorted(
         samples.items(), key=lambda item: order.index(item[0][0]) if item[0][0] in order else len(order)
     ):
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        spread = {"statistic": "median", "quartiles": [low, high], "samples": values}
-        measurements.append(
-            Measurement(metric, dataset, statistics.median(values), None, len(values), {**asked, **spread})
-        )
+        measurements.append(median_measurement(metric, dataset, values, asked))
     return tuple(measurements)

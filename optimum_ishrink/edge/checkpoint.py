@@ -15,8 +15,8 @@ from ..errors import RequestError
 from ..output_folder import check_not_inside, check_output, staged_folder
 from ..source import Source
 from ..tables import Row, print_table
-from .agreement import measure_checkpoints
-from .commands import display_name, print_line
+from .agreement import agreement_rows, measure_checkpoints
+from .commands import print_line
 from .kept_layers import kept_layers
 from .linears import LinearLayer, check_columns, chosen_layers, linear_layers
 from .quantize import half_dtype, read_quantized, write_quantized
@@ -163,13 +163,5 @@ def _print(source: Source, found: Export) -> None:
         ),
     ]
     if found.agreement is not None:
-        kl, same = found.agreement
-        rows += [
-            ("KL divergence from the checkpoint", f"{kl.value:.5f} ± {kl.stderr or 0:.5f} nats/token"),
-            ("top-1 agreement with it", f"{same.value:.3f} ± {same.stderr or 0:.3f}"),
-            (
-                "measured on",
-                f"{kl.n} windows x {kl.settings['predicted']} predictions of {kl.dataset}, the checkpoint in float32",
-            ),
-        ]
-    print_table(f"{display_name(source)} as {found.scheme.name}", ("", ""), rows)
+        rows += agreement_rows(*found.agreement, dtypes="the checkpoint in float32")
+    print_table(f"{source.display_name} as {found.scheme.name}", ("", ""), rows)

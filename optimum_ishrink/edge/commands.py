@@ -16,7 +16,7 @@ from ..errors import RequestError, SourceError, VerificationError
 from ..output_folder import check_output_file
 from ..source import Source, open_source
 from ..tables import Row, print_table, speed_header, speed_rows
-from .agreement import EXACT_LIMIT, Agreement, measure_agreement
+from .agreement import EXACT_LIMIT, Agreement, agreement_rows, measure_agreement
 from .benchmark import BenchmarkSettings, EdgeResult, fitting_lengths, run_benchmark
 from .convert import check_tools, write_gguf
 from .files import GgufFile, read_gguf
@@ -26,12 +26,6 @@ from .runtime import check_runtime
 from .schemes import SCHEMES
 
 DEFAULT_QUANTIZATION, EXPORT_QUANTIZATION = "q8_0", "f16"
-
-
-def display_name(source: Source) -> str:
-    """Return a model's name for reports: a Hub id or a folder's own name, never a whole path."""
-    # `session` has it as well, and loads what trains models.
-    return source.name if source.is_hub_id else Path(source.name).resolve().name
 
 
 def default_threads() -> int:
@@ -71,7 +65,7 @@ def export(args: Namespace, source: Source) -> Any:
         if args.verify:
             agreements.append(_verify(source, path, quantization, args.threads or default_threads()))
 
-    name = display_name(source)
+    name = source.display_name
     write_gguf(source.folder, quantization, output, name=name, overwrite=args.overwrite, check=check)
     file = read_gguf(output)
     if not args.json:
@@ -124,16 +118,11 @@ def _print_export(source: Source, file: GgufFile, quantization: Quantization, ag
         ("architecture", file.architecture),
     ]
     for found in agreements:
-        kl, same = found.divergence, found.top1
-        asked = kl.settings
-        rest = "" if found.coverage == 1 else f"; its {asked['candidates']:,} likeliest one by one, all others as one"
-        rows += [
-            ("KL divergence from the checkpoint", f"{kl.value:.5f} ± {kl.stderr or 0:.5f} nats/token{rest}"),
-            ("top-1 agreement with it", f"{same.value:.3f} ± {same.stderr or 0:.3f}"),
-            ("measured on", f"{kl.n} windows x {asked['predicted']} predictions of {kl.dataset}, in float32"),
-            ("tokenizer", f"{found.same_lines} of {found.lines} lines split as the checkpoint's does"),
-        ]
-    print_table(f"{display_name(source)} as {quantization.name}", ("", ""), rows)
+        few = found.divergence.settings["candidates"]
+        rest = "" if found.coverage == 1 else f"; its {few:,} likeliest one by one, all others as one"
+        rows += agreement_rows(found.divergence, found.top1, rest=rest, dtypes="in float32")
+        rows.append(("tokenizer", f"{found.same_lines} of {found.lines} lines split as the checkpoint's does"))
+    print_table(f"{source.display_name} as {quantization.name}", ("", ""), rows)
     if quantization.written_by == PROGRAM:
         shape = source.binding.shape
         if fallen := fallback_rows(source.binding, shape, quantization.tensor_type):
@@ -171,8 +160,8 @@ def benchmark(args: Namespace, open_model: Callable[[str], Source]) -> Any:
         for name, checkpoint in opened.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ishrink-edge-")))
             target = folder / f"{name}.gguf"
-            write_gguf(checkpoint.folder, wanted, target, name=display_name(checkpoint))
-            ready[name] = read_gguf(target, display_name(checkpoint))
+            write_gguf(checkpoint.folder, wanted, target, name=checkpoint.display_name)
+            ready[name] = read_gguf(target, checkpoint.display_name)
         if "base" in ready and ready["base"].vocabulary != ready["shrunk"].vocabulary:
             raise RequestError(
                 "the two models do not share a vocabulary, so their tokens per second are not comparable"

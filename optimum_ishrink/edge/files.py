@@ -1,19 +1,13 @@
-"""A GGUF file as the benchmark sees it, and its place in the system's file cache."""
+"""A GGUF file as the benchmark sees it."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SourceError
 from .convert import check_is_gguf
 from .quantization import QUANTIZATIONS
-
-_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -77,38 +71,3 @@ def read_gguf(path: Path, name: str | None = None) -> GgufFile:
     except Exception as error:  # the reader raises many types for a file that is not what it says
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(f"cannot read {path} as GGUF ({reason})") from None
-
-
-def warm(path: Path) -> None:
-    """Read a file once, so that the system holds it in its cache."""
-    with path.open("rb", buffering=0) as file:
-        while file.read(_CHUNK):
-            pass
-
-
-def evict(path: Path) -> bool:
-    """Ask the system to drop a file from its cache, and return whether it did."""
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # what is not yet on the disk would stay
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    share = cached_share(path)
-    return share is not None and share < 0.01
-
-
-def cached_share(path: Path) -> float | None:
-    """Return the share of a file's pages that the system holds in its cache; None where it does not tell."""
-    if sys.platform != "linux":
-        return None
-    import numpy
-
-    library = ctypes.CDLL(None, use_errno=True)
-    size = path.stat().st_size
-    pages = -(-size // mmap.PAGESIZE)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as view:
-        data = numpy.frombuffer(view, dtype=numpy.uint8)
-        resident = (ctypes.c_ubyte * pages)()
-        failed = library.mincore(ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(size), resident)
-        del data  # the view cannot be closed under it
-    return None if failed else sum(entry & 1 for entry in resident) / pages

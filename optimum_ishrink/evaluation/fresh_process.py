@@ -12,13 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import psutil
 import torch
 
-from ..artifacts import Measurement
+from ..artifacts import Measurement, median_measurement
 from ..compute import dtype_name
 from ..errors import SourceError
 from ..progress import note, progress_bar
@@ -132,21 +132,15 @@ def _measurements(
     for cold in (False, True):
         if seconds := [result["load_seconds"] for result in found.get((name, cold), ())]:
             where = f"fresh process, {'cold' if cold else 'warm'} file cache"
-            yield _median("load_seconds", where, seconds, kept)
+            yield median_measurement("load_seconds", where, seconds, kept)
     results = found[name, False]
     where = f"fresh process, prompt {settings['prompt_length']}, decode {settings['new_tokens']}"
     peaks = [float(result["peak_memory_bytes"]) for result in results]
     libraries = median(result["libraries_bytes"] for result in results)
-    yield _median("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries})
+    yield median_measurement("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries})
     if results[0]["device_peak_bytes"] is not None:
         peaks = [float(result["device_peak_bytes"]) for result in results]
-        yield _median("peak_device_memory_bytes", where, peaks, kept)
-
-
-def _median(metric: str, dataset: str, samples: list[float], settings: Mapping[str, Any]) -> Measurement:
-    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
-    facts = {**settings, "statistic": "median", "quartiles": [low, high], "samples": samples}
-    return Measurement(metric, dataset, median(samples), None, len(samples), facts)
+        yield median_measurement("peak_device_memory_bytes", where, peaks, kept)
 
 
 def _nbytes(folder: Path, dtype: torch.dtype) -> int:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
-from ..artifacts import Measurement
+from ..artifacts import Measurement, median_measurement
 from ..progress import progress_bar
 from .timing import TimingComparison, compare_timings, self_spread
 
@@ -226,15 +226,8 @@ class Rounds:
         return found
 
     def _measurement(self, metric: str, samples: list[float], facts: Mapping[str, Any]) -> Measurement:
-        low, _, high = quantiles(samples, n=4, method="inclusive")
         plain = {
             key: value.to_dict() if isinstance(value, TimingComparison) else value for key, value in facts.items()
         }
-        return Measurement(
-            metric,
-            self.settings.label,
-            median(samples),
-            None,
-            len(self.rounds),
-            {**asdict(self.settings), "statistic": "median", "quartiles": [low, high], "samples": samples, **plain},
-        )
+        how = {**asdict(self.settings), **plain}
+        return median_measurement(metric, self.settings.label, samples, how, n=len(self.rounds))

@@ -86,8 +86,8 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
             for number, tokens in continuations
         ]
         longest = max(len(row.inputs) for row in rows)
-        at_once = self._tokens_at_once // max(longest, -(-(common + longest) // _CACHED), 1)
-        parts = [rows[start : start + max(at_once, 1)] for start in range(0, len(rows), max(at_once, 1))]
+        at_once = max(1, self._tokens_at_once // max(longest, -(-(common + longest) // _CACHED), 1))
+        parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         for part in parts:
             chosen = torch.tensor([row.context for row in part], device=self.device)
             states = last[chosen, None]

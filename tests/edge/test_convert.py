@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from optimum_ishrink.edge import convert
 from optimum_ishrink.edge.convert import check_is_gguf, check_tools, own_words, quantize_file, write_gguf
-from optimum_ishrink.edge.files import cached_share, evict, read_gguf, warm
+from optimum_ishrink.edge.files import read_gguf
 from optimum_ishrink.edge.quantization import parse_quantization
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
+from optimum_ishrink.evaluation.load_worker import cached_share, evict, warm
 
 
 @pytest.fixture
@@ -151,8 +152,7 @@ def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_files_cache(exact: Path) -> None:
-    warm(exact)
-    if cached_share(exact) is not None:
-        assert cached_share(exact) == 1
-    if evict(exact):
+    warm([exact])
+    assert cached_share(exact) == 1
+    if evict([exact]):
         assert cached_share(exact) == 0
