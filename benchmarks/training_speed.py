@@ -79,7 +79,7 @@ def one_way(args: argparse.Namespace) -> None:
     if args.way in ("student", "bare"):
         speed = bare_loop(model, teacher, ids, steps)
     else:
-        text = RecoveryText(ids, ids, HELD_OUT)
+        text = RecoveryText(ids, ids, HELD_OUT, torch.zeros(len(ids), dtype=torch.int64))
         with tempfile.TemporaryDirectory(prefix="recovery-") as name:
             how = settings(recovery_top_k=TOP_K) if args.way == "cached" else settings()
             cache = Path(name) / "cache" if args.way == "cached" else None

@@ -154,6 +154,7 @@ def _recovered(plan: Plan, report: Report) -> dict[str, Any] | None:
         "teacher": facts["teacher"] or "the base",
         "windows": str(facts["held_out_windows"]),
         "helped": facts.get("helped", True),
+        "solved": f"{facts['held_out_loss_solved']:.4f}" if "held_out_loss_solved" in facts else "",
         "before": f"{facts['held_out_loss_before']:.4f}",
         "after": f"{facts['held_out_loss']:.4f}",
         "table": literal_table(RECOVERY_HEADER, rows) if rows else "",

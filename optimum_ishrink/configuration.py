@@ -35,7 +35,9 @@ _POSITIVE = (
     "recovery_length",
     "recovery_top_k",
     "recovery_lora_rank",
+    "recovery_compensation_samples",
     "recovery_lora_alpha",
+    "recovery_compensation_samples",
     "recovery_batch_size",
     "recovery_epochs",
     "recovery_save_steps",
@@ -109,6 +111,10 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         recovery_lora_dropout: Dropout before the adapter. None by default: one pass over the text does not overfit.
         recovery_lora_targets: Linear modules to adapt, such as `q_proj`; those of all layers when empty.
         recovery_lora_start: `zero`, or `closed-form`: the low-rank repair of the cut projections on the recovery text.
+        recovery_compensation: `ridge` solves the projections that read what was cut anew on the recovery text before
+            the training, as `compensation` does on the calibration text; `none` by default.
+        recovery_compensation_samples: Windows of the recovery text that it solves on, at most. 256, four times the
+            default calibration: more text of more kinds is what it gains by.
         recovery_learning_rate: Peak learning rate; None takes 5e-4 for an adapter and 5e-5 for anything else.
         recovery_batch_size: Windows in a step, over all processes; `batch_size` says how many run at once.
         recovery_epochs: How often the text is gone through.
@@ -188,6 +194,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "recovery_lora_dropout": 0.0,
         "recovery_lora_targets": (),
         "recovery_lora_start": "zero",
+        "recovery_compensation": "none",
+        "recovery_compensation_samples": 256,
         "recovery_learning_rate": None,
         "recovery_batch_size": 8,
         "recovery_epochs": 1,
@@ -308,6 +316,13 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             raise RequestError(unknown_name("recovery_labels", str(self.recovery_labels), LABELS))
         if self.recovery_lora_start not in STARTS:
             raise RequestError(unknown_name("recovery_lora_start", str(self.recovery_lora_start), STARTS))
+        if self.recovery_compensation not in COMPENSATIONS:
+            raise RequestError(unknown_name("recovery_compensation", str(self.recovery_compensation), COMPENSATIONS))
+        if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
+            raise RequestError(
+                "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
+                "low one; ask for one of them"
+            )
         parse_trained(str(self.recovery_train))
 
     @property
@@ -329,6 +344,8 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 self.recovery_lora_targets,
             ),
             lora_start=self.recovery_lora_start,
+            compensation=self.recovery_compensation,
+            compensation_samples=self.recovery_compensation_samples,
             learning_rate=self.recovery_learning_rate,
             batch_size=self.recovery_batch_size,
             micro_batch_size=self.batch_size,

@@ -158,6 +158,14 @@ def recovery_flags(parser: argparse.ArgumentParser, default: str) -> None:
     )
     group.add_argument("--recovery-lora-start", metavar="HOW", help="zero or closed-form (default: zero)")
     group.add_argument(
+        "--recovery-compensation",
+        metavar="METHOD",
+        help="closed-form repair on the recovery text before training: ridge or none (default: none)",
+    )
+    group.add_argument(
+        "--recovery-compensation-samples", type=int, metavar="N", help="windows it solves on at most (default: 256)"
+    )
+    group.add_argument(
         "--recovery-learning-rate", type=float, metavar="LR", help="peak (default: 5e-4 for lora, else 5e-5)"
     )
     group.add_argument("--recovery-batch-size", type=int, metavar="N", help="windows in a step (default: 8)")

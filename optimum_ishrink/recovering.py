@@ -38,6 +38,7 @@ from .recovery import (
     save_adapter,
     train_checkpoint,
     work_folder,
+    write_solved,
     write_trained,
 )
 from .session import Session, check_request, evaluation_sources
@@ -45,7 +46,7 @@ from .source import Source, load_model, open_source
 from .speed import check_positions
 from .surgery import compensate
 from .surgery.checkpoint import carry_files
-from .tensor_files import read_index, read_tensor
+from .tensor_files import DTYPES, read_index, read_tensor
 
 
 def check_recovery(session: Session) -> None:
@@ -105,6 +106,11 @@ def check_start(config: IShrinkConfig, *, is_base: bool) -> None:
     Raises:
         RequestError: It cannot.
     """
+    if config.recovery_compensation != "none" and not is_base:
+        raise RequestError(
+            f"recovery_compensation={config.recovery_compensation!r} solves for what was cut: it needs a model that "
+            "ishrink cut, and the unpruned model as the teacher"
+        )
     if config.recovery_lora_start != "zero" and not (is_base and config.recovery_settings.uses_lora):
         raise RequestError(
             "recovery_lora_start='closed-form' solves for what was cut: it needs recovery_train='lora', a model that "
@@ -125,6 +131,11 @@ def adapter_base(config: IShrinkConfig, student: Source | None) -> str | None:
     if config.recovery_keep_adapter and not config.recovery_settings.uses_lora:
         raise RequestError(
             f"--keep-adapter keeps a LoRA adapter, and recovery_train={config.recovery_train!r} trains none"
+        )
+    if config.recovery_keep_adapter and config.recovery_compensation != "none":
+        raise RequestError(
+            "a kept adapter belongs on the pruned model, and recovery_compensation changes other weights of it; "
+            "leave out one of them"
         )
     if config.recovery_keep_adapter != "auto":
         return str(config.recovery_keep_adapter) if config.recovery_keep_adapter else None
@@ -199,8 +210,13 @@ def _train(
 
     def start(text: RecoveryText) -> dict[str, torch.Tensor]:
         assert plan is not None
-        windows = text.input_ids[: min(text.trained, config.calibration_samples)]
-        return closed_form_start(session, plan, student, windows, settings.lora.rank)
+        found = solve_cut(session, plan, student, text, config.calibration_samples, rank=settings.lora.rank)
+        return {name: weight - read_tensor(student.tensors[name]).double() for name, weight in found.items()}
+
+    def solve(text: RecoveryText) -> dict[str, torch.Tensor]:
+        assert plan is not None
+        found = solve_cut(session, plan, student, text, settings.compensation_samples)
+        return {name: weight.to(DTYPES[student.tensors[name].dtype]) for name, weight in found.items()}
 
     return train_checkpoint(
         student.folder,
@@ -212,38 +228,44 @@ def _train(
         layers=tuple(layer_module(binding, layer) for layer in range(count)),
         layer_map=layer_map,
         start=start,
+        solve=solve,
         dtype=session.dtype,
         device=session.device,
         plan=None if plan is None else plan.to_json(),
     )
 
 
-def closed_form_start(
-    session: Session, plan: Plan, student: Source, windows: torch.Tensor, rank: int
+def solve_cut(
+    session: Session, plan: Plan, student: Source, text: RecoveryText, samples: int, *, rank: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return what a map of low rank has to add to each projection that reads what was cut, by its name.
+    """Solve the projections of a pruned model that read what was cut anew, on recovery text.
 
     Args:
         session: The run; its model is the unpruned one.
         plan: The plan that the student was cut by.
         student: The pruned checkpoint.
-        windows: Windows to solve on, shape (windows, length).
-        rank: The maps' rank.
+        text: The recovery text; what is held out of it is not read.
+        samples: Windows to solve on, at most.
+        rank: Rank that the change of a weight may have; any when None.
+
+    Returns:
+        The weights that are better than the student's own, by their names, float64 on the CPU.
     """
-    model = load_model(student.folder, session.dtype, session.device)
+    count = min(text.trained, samples)
     weights: dict[str, torch.Tensor] = {}
     compensate(
         session.model,
         session.source.binding,
         plan,
-        windows,
+        text.input_ids[:count],
         weights.__setitem__,
-        cut_model=model,  # the student may have been repaired already: its own weights are what is added to
+        kinds=text.kinds[:count],
+        # The student may have been repaired already: its own weights are what is compared with.
+        cut_model=load_model(student.folder, session.dtype, session.device),
         batch_size=session.config.batch_size,
         rank=rank,
     )
-    tensors = student.tensors
-    return {name: weight.cpu() - read_tensor(tensors[name]).double() for name, weight in weights.items()}
+    return {name: weight.cpu() for name, weight in weights.items()}
 
 
 def _divergences(report: ModelReport) -> list[dict[str, Any]]:
@@ -262,7 +284,8 @@ def finish_recovery(
 ) -> dict[str, Any]:
     """Write what was trained into a checkpoint, and return what a plan says of it.
 
-    Training that lowered the held-out loss nowhere is not written: the weights stay, and a note says so.
+    Training that lowered the held-out loss nowhere is not written: the weights stay as they were cut, or as they were
+    solved where that helped, and a note says so.
 
     Args:
         config: The run's config.
@@ -273,12 +296,19 @@ def finish_recovery(
         teacher: Name of the teacher; None when it was the unpruned model, or when there was none.
     """
     settings = config.recovery_settings
-    facts = trained.facts
-    helped = facts["held_out_loss"] < facts["held_out_loss_before"]
-    if helped:
+    facts = dict(trained.facts)
+    if trained.adds:
         write_trained(folder, trained, settings)
         if base is not None:
             save_adapter(folder, trained, base)
+    elif trained.repairs:
+        write_solved(folder, trained)
+        solved = facts["held_out_loss_solved"]
+        note(
+            f"recovery: the held-out loss was {solved:.4f} after the closed form and {facts['held_out_loss']:.4f} at "
+            "best in training, so the weights stay as they were solved; try a lower --recovery-learning-rate"
+        )
+        facts |= {"held_out_loss": solved, "best_step": 0}
     else:
         note(
             f"recovery: the held-out loss was {facts['held_out_loss_before']:.4f} before and "
@@ -287,11 +317,11 @@ def finish_recovery(
         )
     return {
         **facts,
-        "helped": helped,
+        "helped": trained.adds or trained.repairs,
         "data": [source.label for source in settings.data],
         "fingerprints": [source.fingerprint() for source in settings.data],
         "teacher": teacher,
-        "adapter_base": base if helped else None,
+        "adapter_base": base if trained.adds else None,
         "before": list(before),
     }
 

@@ -1,6 +1,6 @@
 """Recovery: training what is left of a model, with labels, with a teacher, or with nothing but the model itself."""
 
-from .checkpoint import save_adapter, train_checkpoint, write_trained
+from .checkpoint import save_adapter, train_checkpoint, write_solved, write_trained
 from .loss import Term, parse_loss
 from .registry import LOSSES
 from .run import Trained
@@ -28,5 +28,6 @@ __all__ = [
     "save_adapter",
     "train_checkpoint",
     "work_folder",
+    "write_solved",
     "write_trained",
 ]

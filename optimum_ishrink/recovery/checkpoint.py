@@ -17,7 +17,7 @@ from ..tensor_files import DTYPES, overwrite_tensor, read_index, read_tensor
 from .run import Trained, choose_teacher, micro_batch, process_state, train
 from .sampling import own_words
 from .settings import RecoverySettings
-from .storage import room_needed
+from .storage import load_tensors, room_needed, save_tensors
 from .teacher import LayerMap
 from .text import RecoveryText, recovery_text
 from .trained import add_lora
@@ -70,6 +70,7 @@ def train_checkpoint(
     layers: tuple[str, ...],
     layer_map: Callable[[Any], LayerMap],
     start: Callable[[RecoveryText], Mapping[str, torch.Tensor]],
+    solve: Callable[[RecoveryText], Mapping[str, torch.Tensor]],
     dtype: torch.dtype,
     device: torch.device,
     plan: Mapping[str, Any] | None = None,
@@ -86,6 +87,7 @@ def train_checkpoint(
         layers: Names of the modules of the student's layers.
         layer_map: Gives which of a teacher's layers each of them stands for.
         start: Gives what an adapter adds to weights at the start, for the text that is trained on.
+        solve: Gives the weights that are solved anew before the training, for that text, in the checkpoint's dtypes.
         dtype: Compute dtype.
         device: Where to compute.
         plan: What was cut, or None.
@@ -137,6 +139,15 @@ def train_checkpoint(
     if settings.caches_teacher:
         said = [teacher_digest, of_text, settings.top_k, settings.temperature, dtype_name(dtype), device.type]
         known = cache / f"teacher-{digest(said)}"
+    solved = None
+    if settings.compensates:
+        on = [request["model"], request["plan"], teacher_digest, of_text, settings.compensation]
+        on += [settings.compensation_samples, dtype_name(dtype), device.type]
+        path = cache / f"solved-{digest(on)}.safetensors"
+        with state.main_process_first():
+            if not path.is_file():
+                save_tensors(path, solve(text))
+        solved = load_tensors(path)
     resumes = last_step(work) is not None
     model = load_model(folder, dtype, device)
     return train(
@@ -148,12 +159,25 @@ def train_checkpoint(
         layers=layers,
         layer_map=layer_map(teacher) if settings.reads("hidden_states") or settings.reads("values") else None,
         start=start(text) if settings.uses_lora and settings.lora_start != "zero" and not resumes else None,
+        solved=solved,
         micro=micro,
     )
 
 
+def write_solved(folder: Path, trained: Trained) -> None:
+    """Put the weights that were solved before the training into a checkpoint folder.
+
+    Args:
+        folder: The checkpoint, as it was solved from.
+        trained: What came of the training.
+    """
+    tensors = read_index(folder)
+    for name, value in trained.solved.items():
+        overwrite_tensor(tensors[name], value)
+
+
 def write_trained(folder: Path, trained: Trained, settings: RecoverySettings) -> list[str]:
-    """Put trained parameters into a checkpoint folder, in the dtype of its files.
+    """Put trained parameters into a checkpoint folder, in the dtype of its files, and what was solved before them.
 
     An adapter is merged in float32. Tensors that did not change keep their bytes.
 
@@ -163,11 +187,12 @@ def write_trained(folder: Path, trained: Trained, settings: RecoverySettings) ->
         settings: Its settings.
 
     Returns:
-        Names of the tensors that were written.
+        Names of the tensors that training changed.
 
     Raises:
         OutputError: There is no room for the float32 copy that is made on the way.
     """
+    write_solved(folder, trained)
     model = load_model(folder, torch.float32, torch.device("cpu"))
     if settings.uses_lora:
         adapted = add_lora(model, settings.lora, seed=settings.seed)

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..errors import RequestError, TrainingError
 from ..head import CHUNK
+from ..source import stored_names
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .settings import WARM_UP_SHARE, RecoverySettings
 from .storage import write_whole
@@ -26,7 +27,7 @@ from .trained import add_lora, keep_autocast_inputs, train_parameters, trained_p
 from .trainer import RecoveryTrainer
 from .work import last_step
 
-BEFORE = "before.json"
+BEFORE, SOLVED = "before.json", "solved.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Trained:
         facts: What was measured on the way, as plain values for reports.
         losses: The loss of every step.
         learning_rates: The learning rate of every step.
+        solved: Weights that were solved anew before the training, by their names in the checkpoint, in its dtype.
     """
 
     parameters: Mapping[str, torch.Tensor]
@@ -46,6 +48,19 @@ class Trained:
     facts: Mapping[str, Any]
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...] = field(default=())
+    solved: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def adds(self) -> bool:
+        """Whether the training lowered the held-out loss below all that it was before."""
+        facts = self.facts
+        before = [facts["held_out_loss_before"], *([facts["held_out_loss_solved"]] if self.solved else [])]
+        return bool(facts["held_out_loss"] < min(before))
+
+    @property
+    def repairs(self) -> bool:
+        """Whether the closed form alone lowered it."""
+        return bool(self.solved) and self.facts["held_out_loss_solved"] < self.facts["held_out_loss_before"]
 
 
 def process_state(device: torch.device) -> PartialState:
@@ -165,6 +180,7 @@ def train(
     layers: Sequence[str],
     layer_map: LayerMap | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
+    solved: Mapping[str, torch.Tensor] | None = None,
     micro: int | None = None,
 ) -> Trained:
     """Train a model, or go on from the last checkpoint in the working folder.
@@ -178,6 +194,7 @@ def train(
         layers: Names of the modules of the model's layers, in order.
         layer_map: Which teacher's layer each layer stands for.
         start: What an adapter adds to weights at the start, by their names.
+        solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
         micro: Windows run at once in one process; by default what the settings allow.
 
     Raises:
@@ -189,6 +206,7 @@ def train(
     processes = process_state(device).num_processes
     dtype = model.dtype
     adapter = None
+    own = dict(model.named_parameters())  # by the names that they have before an adapter wraps them
     if settings.uses_lora:
         adapter = add_lora(model, settings.lora, seed=settings.seed, start=start)
     else:
@@ -212,7 +230,14 @@ def train(
         TrainingWindows(text, settings.epochs, settings.seed),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(settings.patience), bar],
     )
-    before = _loss_before(trainer, folder)
+    losses = {"held_out_loss_before": _known_loss(trainer, folder / BEFORE)}
+    if solved:
+        names = stored_names(list(own), list(solved))
+        with torch.no_grad():
+            for name, stored in names.items():
+                if stored in solved:
+                    own[name].copy_(solved[stored])
+        losses["held_out_loss_solved"] = _known_loss(trainer, folder / SOLVED)
     resumed = last_step(folder)
     began = time.perf_counter()
     try:
@@ -242,7 +267,7 @@ def train(
             "best_step": trainer.state.best_global_step,
             "tokens": trainer.state.global_step * settings.batch_size * text.input_ids.shape[1],
             "held_out_windows": text.held_out,
-            "held_out_loss_before": before["loss"],
+            **losses,
             "held_out_loss": trainer.state.best_metric,
             "held_out_losses": evaluations,
             "seconds": round(seconds, 1),
@@ -252,6 +277,7 @@ def train(
         },
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
+        dict(solved or {}),
     )
 
 
@@ -274,15 +300,14 @@ def _recompute_layers(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
-def _loss_before(trainer: RecoveryTrainer, folder: Path) -> dict[str, float]:
+def _known_loss(trainer: RecoveryTrainer, path: Path) -> float:
     """Return the held-out loss before the first step; a run that goes on reads what it measured then."""
-    path = folder / BEFORE
     if path.is_file():
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         trainer.accelerator.wait_for_everyone()
-        return found
+        return found["loss"]
     found = trainer.held_out_loss()
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         write_whole(path, json.dumps(found).encode())
-    return found
+    return found["loss"]

@@ -33,6 +33,8 @@ class RecoverySettings:
         trained: What is trained: `lora`, `full`, or parts such as `norms+last:2`.
         lora: Shape of the adapter.
         lora_start: `zero`, or `closed-form`: from the cut.
+        compensation: `ridge` to solve the projections that read what was cut anew before the training, or `none`.
+        compensation_samples: Windows that it solves on, at most.
         learning_rate: Peak of it; None for the default of what is trained.
         batch_size: Windows in a step, over all processes.
         micro_batch_size: Windows run at once in one process, at most.
@@ -56,6 +58,8 @@ class RecoverySettings:
     trained: str
     lora: LoraSettings
     lora_start: str
+    compensation: str
+    compensation_samples: int
     learning_rate: float | None
     batch_size: int
     micro_batch_size: int
@@ -96,7 +100,17 @@ class RecoverySettings:
     @property
     def needs_teacher_model(self) -> bool:
         """Whether a teacher's weights are needed at all: for a loss, for its own words or for where to start."""
-        return self.needs_teacher or any(source.is_self for source in self.data) or self.lora_start != "zero"
+        return self.needs_teacher or any(source.is_self for source in self.data) or self.starts_from_cut
+
+    @property
+    def starts_from_cut(self) -> bool:
+        """Whether what was cut is made up for in closed form before the training."""
+        return self.compensates or (self.uses_lora and self.lora_start != "zero")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether weights of the student are solved anew before the training."""
+        return self.compensation != "none"
 
     @property
     def caches_teacher(self) -> bool:

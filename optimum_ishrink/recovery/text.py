@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..data import TextSource
+from ..data import TextSource, portions
 from ..errors import DataError
 from .targets import IGNORED
 
@@ -39,11 +39,13 @@ class RecoveryText:
         input_ids: Token ids, int64, shape (windows, length). The last `held_out` windows are not trained on.
         labels: The same, with `IGNORED` where no label is wanted.
         held_out: How many windows choose the best checkpoint.
+        kinds: For each window the number of the source that it is from, int64, shape (windows,).
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     held_out: int
+    kinds: torch.Tensor
 
     @property
     def trained(self) -> int:
@@ -200,7 +202,7 @@ def recovery_text(
     """Mix sources in equal shares into windows, some of them held out.
 
     Args:
-        sources: Where the text comes from.
+        sources: Where the text comes from. One that is named twice gives twice as much of its text, none of it twice.
         tokenizer: The model's tokenizer.
         tokens: Tokens in all, at most: those that are held out are among them.
         length: Tokens in a window.
@@ -225,8 +227,8 @@ def recovery_text(
     if count < len(sources):
         raise DataError(f"{len(sources)} text sources share {count} windows; give more tokens (--recovery-tokens)")
     found = []
-    for i, source in enumerate(sources):
-        share = count // len(sources) + (i < count % len(sources))
+    shares = portions(sources, count)
+    for source, share in shares:
         if source.is_self:
             if labels == "answers":
                 raise DataError(f"the model's own words have no answers to take labels from; {_NO_LABELS}")
@@ -236,8 +238,12 @@ def recovery_text(
             documents = islice(source_documents(source, tokenizer, labels), 1_000_000)
             found.append(pack(documents, tokenizer, length, share, labels=labels, seed=seed, label=source.label))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    kinds = torch.arange(len(shares)).repeat_interleave(torch.tensor([share for _, share in shares]))
     return RecoveryText(
-        torch.cat([ids for ids, _ in found])[order], torch.cat([marks for _, marks in found])[order], held_out
+        torch.cat([ids for ids, _ in found])[order],
+        torch.cat([marks for _, marks in found])[order],
+        held_out,
+        kinds[order],
     )
 
 

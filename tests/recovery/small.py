@@ -23,6 +23,8 @@ SETTINGS = RecoverySettings(
     trained="lora",
     lora=LoraSettings(rank=4, alpha=8, dropout=0.0, targets=()),
     lora_start="zero",
+    compensation="none",
+    compensation_samples=8,
     learning_rate=5e-3,
     batch_size=4,
     micro_batch_size=2,
@@ -44,7 +46,7 @@ def settings(**changes: Any) -> RecoverySettings:
 
 def random_text(windows: int = 36, length: int = 16, held_out: int = 4) -> RecoveryText:
     ids = torch.randint(3, 300, (windows, length), generator=torch.Generator().manual_seed(7))
-    return RecoveryText(ids, ids.clone(), held_out)
+    return RecoveryText(ids, ids.clone(), held_out, torch.zeros(windows, dtype=torch.int64))
 
 
 def cut_model(model: Any, amount: float = 0.5, seed: int = 3) -> Any:

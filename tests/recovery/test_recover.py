@@ -156,6 +156,40 @@ def test_a_start_from_the_cut_is_nearer_than_zero(
     assert starts["closed-form"] < 0.95 * starts["zero"]
 
 
+def test_a_closed_form_repair_comes_before_the_training(small: Path, flags: list[str], tmp_path: Path) -> None:
+    how = ["--recovery-compensation", "ridge", "--recovery-compensation-samples", "16"]
+    assert recover(small, tmp_path / "out", changed(flags, recovery_learning_rate="0.001"), *how) == 0
+    facts = read_json(tmp_path / "out" / "ishrink_plan.json")["settings"]["recovery"]
+    assert facts["held_out_loss"] < facts["held_out_loss_solved"] < 0.95 * facts["held_out_loss_before"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"in closed form; after that it was {facts['held_out_loss_solved']:.4f}." in card
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # Full weights from the same start stand where the facts say; nothing of an adapter is involved there.
+    assert recover(small, tmp_path / "full", changed(flags, recovery_learning_rate="1e-12"), *how, *FULL) == 0
+    again = read_json(tmp_path / "full" / "ishrink_plan.json")["settings"]["recovery"]
+    assert again["held_out_loss_solved"] == pytest.approx(facts["held_out_loss_solved"], rel=1e-5)
+
+
+FULL = ["--recovery-train", "full", "--no-evaluate"]
+
+
+def test_a_closed_form_repair_stays_where_training_helps_nowhere(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+
+    how = ["--recovery-compensation", "ridge", "--no-evaluate"]
+    assert recover(small, tmp_path / "out", changed(flags, recovery_learning_rate="0.9"), *how) == 0
+    assert "so the weights stay as they were solved" in capsys.readouterr().err
+    old, new = (load_file(folder / "model.safetensors") for folder in (small, tmp_path / "out"))
+    other = {name for name in old if not torch.equal(old[name], new[name])}
+    assert other
+    assert all("down_proj" in name for name in other)
+    facts = read_json(tmp_path / "out" / "ishrink_plan.json")["settings"]["recovery"]
+    assert (facts["helped"], facts["best_step"]) == (True, 0)
+    assert facts["held_out_loss"] == facts["held_out_loss_solved"]
+
+
 def test_training_that_helps_nowhere_leaves_the_weights(
     small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +247,7 @@ def test_checkpoints_of_every_make_are_written_back(how: str, text_file: Path, t
 
 def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, flags: list[str], tmp_path: Path) -> None:
     words = [*changed(flags, recovery_tokens="1600"), "--no-evaluate", "--recovery-lora-dropout", "0.2"]
-    words += ["--recovery-patience", "99"]
+    words += ["--recovery-patience", "99", "--recovery-compensation", "ridge"]
     command = [sys.executable, "-m", "optimum_ishrink", "recover", "--model", str(small)]
     work = work_folder(tmp_path / "killed")
     process = subprocess.Popen(
@@ -354,6 +388,7 @@ def test_a_larger_teacher_of_the_same_tokenizer(small: Path, flags: list[str], t
         (["--keep-adapter"], "this one has no name on the Hub.*--keep-adapter USER/NAME"),
         (["--keep-adapter", "me/x", "--recovery-train", "full"], "keeps a LoRA adapter, and recovery_train='full'"),
         (["--recovery-lora-start", "closed-form", "--recovery-train", "full"], "solves for what was cut"),
+        (["--recovery-compensation", "ridge", "--keep-adapter", "me/x"], "changes other weights of it; leave out one"),
         (["--recovery-lora-targets", "q_prj"], "unknown LoRA target 'q_prj'"),
         (["--recovery-train", "last:9"], "last:9 layers were asked to be trained; the model has 3"),
     ],
@@ -404,6 +439,7 @@ def test_recovery_is_checked_before_the_cut(
         ({"recovery_labels": "answers"}, "the model's own words have no answers"),
         ({"recovery_teacher": str(other)}, "310 tokens, the model one of 300"),
         ({"recovery_teacher": str(llama_folder), "recovery_lora_start": "closed-form"}, "solves for what was cut"),
+        ({"recovery_teacher": str(llama_folder), "recovery_compensation": "ridge"}, "solves for what was cut"),
         ({"recovery_keep_adapter": "auto"}, "no name on the Hub"),
     ):
         with pytest.raises(RequestError, match=message):

@@ -140,9 +140,20 @@ def test_sources_are_mixed_in_equal_shares_and_steps_are_whole(tmp_path: Path) -
     assert own == -(-len(text.input_ids) // 3)
     again = mix(tmp_path, "self", "rows.jsonl", "plain.txt")
     assert torch.equal(text.input_ids, again.input_ids)
+    assert text.kinds.bincount().tolist() == [own, *text.kinds.bincount().tolist()[1:]]
+    assert torch.equal(text.kinds == 0, (text.input_ids == 7).all(1))
     answers = mix(tmp_path, "rows.jsonl", labels="answers")
     assert 0 < (answers.labels != IGNORED).float().mean() < 0.5
     assert mix(tmp_path, "self", tokens=16 * 2000).held_out == HELD_OUT_MOST
+
+
+def test_a_source_that_is_named_twice_gives_no_text_twice(tmp_path: Path) -> None:
+    text = mix(tmp_path, "rows.jsonl", "plain.txt", "rows.jsonl", "rows.jsonl")
+    counts = text.kinds.bincount()
+    assert len(counts) == 2
+    assert abs(counts[0].item() - 3 * counts[1].item()) <= 3
+    rows = text.input_ids[text.kinds == 0]
+    assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_too_few_tokens(tmp_path: Path) -> None:
