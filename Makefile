@@ -50,12 +50,14 @@ tables: install  ## Regenerate the tables in README.md
 	$(BIN)/python docs/tables.py README.md
 
 cards: install  ## Make the cards in model_cards/ again
-	for percent in 15; do \
+	for percent in 10 15 20; do for recovery in none kl; do \
 	  name=SmolLM2-135M-Instruct-$$percent; \
-	  HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --target params=-$$percent% --output $(DEMO)/$$name --overwrite && \
+	  [ $$recovery = none ] || name=$$name-recovered; \
+	  HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --target params=-$$percent% --recovery $$recovery \
+	    --output $(DEMO)/$$name --overwrite && \
 	  rm -rf model_cards/$$name && mkdir -p model_cards/$$name && \
-	  cp -r $(DEMO)/$$name/README.md $(DEMO)/$$name/figures $(DEMO)/$$name/ishrink_report.json model_cards/$$name/; \
-	done
+	  cp -r $(DEMO)/$$name/README.md $(DEMO)/$$name/figures $(DEMO)/$$name/ishrink_report.json model_cards/$$name/ || exit 1; \
+	done; done
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info $(DEMO)

@@ -462,8 +462,11 @@ def _demo(args: argparse.Namespace) -> Any:
     from .output_folder import check_output
 
     check_output(Path(args.output), args.overwrite)
-    session = pipeline.Session(demo_source(), demo_config(args.target, args.seed))
-    command = f"{INSTALL}\nishrink demo --target {args.target} --seed {args.seed} --output {Path(args.output).name}"
+    config = demo_config(args.target, args.seed, args.recovery)
+    session = pipeline.Session(demo_source(), config)
+    recovery = "" if args.recovery == "none" else f" --recovery {args.recovery}"
+    output = Path(args.output).name
+    command = f"{INSTALL}\nishrink demo --target {args.target}{recovery} --seed {args.seed} --output {output}"
     return _run_pipeline(args, session, command)
 
 

@@ -199,5 +199,8 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)")
     demo.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     demo.add_argument("--target", default="params=-15%", help="how much to remove (default: params=-15%%)")
+    demo.add_argument(
+        "--recovery", metavar="LOSS", default="none", help="recover the cut model, such as by kl (default: none)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")

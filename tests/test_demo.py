@@ -1,0 +1,28 @@
+"""What the demo asks for; that it runs is shown on the real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from optimum_ishrink.cli import main
+from optimum_ishrink.demo import demo_config
+
+
+def test_more_is_removed_in_depth_where_more_is_removed() -> None:
+    assert [demo_config(f"params=-{percent}%", 0).num_hidden_layers for percent in (10, 15, 20)] == [28, 27, 26]
+
+
+def test_recovery_starts_from_a_closed_form_repair_on_its_own_text() -> None:
+    plain, recovered = demo_config("params=-15%", 0), demo_config("params=-15%", 0, "kl")
+    assert (plain.recovery, recovered.recovery) == ("none", "kl")
+    assert recovered.recovery_settings.compensates
+    assert recovered.recovery_settings.data[0].is_self
+    assert plain.replace(recovery="kl", recovery_compensation="ridge") == recovered
+
+
+def test_an_unknown_loss_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--recovery", "lk", "--output", str(tmp_path / "demo")]) == 2
+    assert "unknown loss 'lk'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
