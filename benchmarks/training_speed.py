@@ -2,9 +2,10 @@
 
     python benchmarks/training_speed.py MODEL PRUNED TEXT [--rounds 3] [--steps 8]
 
-Each way trains a pruned model for a few steps in a process of its own: a bare loop without a teacher (cross-entropy),
-a bare loop with one (KL divergence), the trainer, and the trainer with the teacher's top k from disk. The ways take
-turns in every round; medians are printed, with each way's range.
+Each way trains a pruned model for a few steps in a process of its own. `student` is a bare loop without a teacher
+(cross-entropy), `bare` one with a teacher (KL divergence); `labels` is the trainer without a teacher, `trainer` is it
+with one, `cached` with the teacher's top k from disk. The ways take turns in every round; medians are printed, with
+each way's range.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from optimum_ishrink.source import load_model, load_tokenizer
 from optimum_ishrink.tables import markdown_table
 
 LENGTH, BATCH, MICRO, HELD_OUT, TOP_K = 256, 8, 4, 2, 64
-WAYS = ("student", "bare", "trainer", "cached")
+WAYS = ("student", "bare", "labels", "trainer", "cached")
 
 
 def settings(**changes: Any) -> Any:
@@ -75,13 +76,14 @@ def one_way(args: argparse.Namespace) -> None:
     documents = TextSource(args.text).documents()
     ids = token_windows(documents, load_tokenizer(student), LENGTH, steps * BATCH + HELD_OUT, seed=0, label=args.text)
     model = load_model(student, dtype, device)
-    teacher = None if args.way == "student" else load_model(Path(args.model), dtype, device)
+    teacher = None if args.way in ("student", "labels") else load_model(Path(args.model), dtype, device)
     if args.way in ("student", "bare"):
         speed = bare_loop(model, teacher, ids, steps)
     else:
         text = RecoveryText(ids, ids, HELD_OUT, torch.zeros(len(ids), dtype=torch.int64))
         with tempfile.TemporaryDirectory(prefix="recovery-") as name:
-            how = settings(recovery_top_k=TOP_K) if args.way == "cached" else settings()
+            changes = {"cached": {"recovery_top_k": TOP_K}, "labels": {"recovery": "ce"}}
+            how = settings(**changes.get(args.way, {}))
             cache = Path(name) / "cache" if args.way == "cached" else None
             learnt = choose_teacher(teacher, how, text, cache, MICRO)
             found = train(model, learnt, text, how, Path(name) / "work", layers=[], micro=MICRO)

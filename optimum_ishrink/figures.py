@@ -18,6 +18,7 @@ matplotlib.use("Agg")  # files only: no window, and no display needed
 from matplotlib.figure import Figure
 
 from .artifacts import Measurement, Plan, Report
+from .tables import METRICS
 
 _KEPT, _CUT, _INK = "#2a78b5", "#d1495b", "#222222"
 
@@ -132,7 +133,7 @@ def draw_quality(report: Report, path: Path) -> None:
             if found.ratio_low is not None and found.ratio_high is not None:
                 axis.hlines(y, 100 * found.ratio_low, 100 * found.ratio_high, color=colour, linewidth=2.5)
             (seen[verdict],) = axis.plot(value, y, marker, color=colour, markersize=7)
-        axis.set_yticks(range(len(rows)), [f"{_short(f.dataset)}, {_short(f.metric)} (n={f.n:,})" for f in rows])
+        axis.set_yticks(range(len(rows)), [f"{_short(f.dataset)}, {_short(_metric(f.metric))} (n={f.n:,})" for f in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.margins(x=0.08)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -142,6 +143,11 @@ def draw_quality(report: Report, path: Path) -> None:
         list(seen.values()), list(seen), loc="outside lower right", ncols=len(seen), fontsize=8, frameon=False
     )
     save_figure(figure, path)
+
+
+def _metric(name: str) -> str:
+    """Return a metric's name in words, without what the axis says anyway."""
+    return METRICS.get(name, name).partition(" (")[0]
 
 
 def _short(name: str) -> str:

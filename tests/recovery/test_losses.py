@@ -67,6 +67,23 @@ def test_the_divergence_is_its_formula_with_its_gradient(seed: int, temperature:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@given(st.integers(0, 99), st.integers(1, 12), st.sampled_from([0.5, 1.0, 2.0]))
+def test_the_divergence_of_the_top_is_its_formula_with_its_gradient(seed: int, k: int, temperature: float) -> None:
+    logits, teacher = random(5, 13, seed=seed).requires_grad_(), random(5, 13, seed=seed + 1)
+    top = top_k(teacher, k, temperature=temperature)
+    rounded = TopK(top.log_probs.half(), top.indices, top.log_tail)  # as on disk: its mass is not quite 1
+    found = kl(logits, Targets(labels_for(logits), rounded, temperature))
+    log_q = (logits / temperature).log_softmax(-1)
+    log_p, log_p_tail = rounded.log_probs.float(), top.log_tail
+    log_q_tail = log_q.scatter(-1, top.indices, float("-inf")).logsumexp(-1)
+    expected = (log_p.exp() * (log_p - log_q.gather(-1, top.indices))).sum(-1)
+    expected = temperature**2 * (expected + log_p_tail.exp() * (log_p_tail - log_q_tail))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.arange(1.0, 6.0)
+    ours, theirs = (torch.autograd.grad((weights * values).sum(), logits)[0] for values in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @given(st.integers(0, 99), st.integers(1, 11))
 def test_more_of_the_top_tells_more(seed: int, k: int) -> None:
     logits, teacher = random(6, 13, seed=seed), random(6, 13, seed=seed + 1)
