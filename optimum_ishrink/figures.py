@@ -133,7 +133,8 @@ def draw_quality(report: Report, path: Path) -> None:
             if found.ratio_low is not None and found.ratio_high is not None:
                 axis.hlines(y, 100 * found.ratio_low, 100 * found.ratio_high, color=colour, linewidth=2.5)
             (seen[verdict],) = axis.plot(value, y, marker, color=colour, markersize=7)
-        axis.set_yticks(range(len(rows)), [f"{_short(f.dataset)}, {_short(_metric(f.metric))} (n={f.n:,})" for f in rows])
+        names = [f"{_short(f.dataset)}, {_short(_metric(f.metric))} (n={f.n:,})" for f in rows]
+        axis.set_yticks(range(len(rows)), names)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.margins(x=0.08)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)

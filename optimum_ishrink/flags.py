@@ -314,8 +314,8 @@ def runtime_flags(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=("pytorch", "llama.cpp"),
         default="pytorch",
-        help="llama.cpp times GGUF files, or folders that are exported first, in fresh processes: prompts of 64, 256 "
-        "and 512 tokens, 32 new ones, 12 rounds, unless told otherwise (default: pytorch)",
+        help="llama.cpp times GGUF files, or folders that are exported first, in fresh processes: prompts of 64 and "
+        "256 tokens, 32 new ones, 24 rounds, unless told otherwise (default: pytorch)",
     )
     group.add_argument(
         "--quantization", metavar="NAME", help="what folders are exported as for llama.cpp (default: q8_0)"

@@ -214,7 +214,7 @@ def _lengths(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise RequestError(f"prompt lengths must be whole numbers such as 64,256,512, not {text!r}") from None
+        raise RequestError(f"prompt lengths must be whole numbers such as 64,256, not {text!r}") from None
 
 
 def _quantization(asked: str | None, ready: dict[str, GgufFile]) -> Quantization:

@@ -116,10 +116,10 @@ def test_settings_are_checked(settings: dict[str, Any]) -> None:
 
 
 def test_default_prompts_are_those_that_fit() -> None:
-    assert fitting_lengths(None, 32, None) == fitting_lengths(None, 32, 8192) == (64, 256, 512)
-    assert fitting_lengths(None, 32, 512) == (64, 256)
+    assert fitting_lengths(None, 32, None) == fitting_lengths(None, 32, 8192) == (64, 256)
+    assert fitting_lengths(None, 32, 256) == (64,)
     assert fitting_lengths((7, 472), 32, 512) == (7, 472)
     with pytest.raises(RequestError, match="the longest prompt that does has 472"):
         fitting_lengths((7, 473), 32, 512)
-    with pytest.raises(RequestError, match="a prompt of 512 tokens"):
+    with pytest.raises(RequestError, match="a prompt of 256 tokens"):
         fitting_lengths(None, 32, 50)
