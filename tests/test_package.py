@@ -61,7 +61,7 @@ RANKS = {
     "importance": 5,  # reads the surgery's axes to sum scores per unit
     "evaluation": 5,
     "recovery": 5,  # knows no cut: the pipeline tells it where to start from
-    "figures": 4,
+    "figures": 5,
     "tables": 4,
     "hub": 4,
     "card_metadata": 5,
