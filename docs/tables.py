@@ -84,7 +84,8 @@ def measured_table() -> str:
     where = f"{report.environment['cores']} CPU cores in {report.environment['dtype']}"
     return (
         f"SmolLM2-135M-Instruct at -15 %, nothing trained afterwards, on {where}\n"
-        f"(`make demo`; [its card]({card}/README.md)):"
+        f"(`make demo`; [its card]({card}/README.md), and\n"
+        f"[that of the same recovered]({card}-recovered/README.md) on its own words):"
         f"\n\n{markdown_table(REPORT_HEADER, report_rows(report))}\n\n"
         "± is one standard error over n windows; brackets are the quartiles of n rounds in which both models took\n"
         "turns, token by token. The ratio is shrunk over base."
