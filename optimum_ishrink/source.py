@@ -275,6 +275,8 @@ def open_source(
     local = Path(name).expanduser()
     if local.is_file() and local.suffix == ".gguf":
         raise SourceError(f"{local} is a GGUF file; give its folder as the model and pass gguf_file={local.name!r}")
+    if local.is_file():
+        raise SourceError(f"{local} is a file; give the folder that holds the checkpoint, such as {local.parent}")
     if local.is_dir():
         if gguf_file is not None:
             return _from_gguf(name, local, gguf_file, gguf_dtype, revision=None, is_hub_id=False)

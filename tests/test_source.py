@@ -58,6 +58,11 @@ def test_models_that_are_not_there(name: str, message: str) -> None:
         open_source(name)
 
 
+def test_a_file_of_a_checkpoint_is_not_the_checkpoint(folder: Path) -> None:
+    with pytest.raises(SourceError, match=f"model.safetensors is a file; give the folder .* such as {folder}$"):
+        open_source(folder / "model.safetensors")
+
+
 def test_the_licence_is_read_from_the_card(folder: Path) -> None:
     assert open_source(folder).license is None
     (folder / "README.md").write_text("---\ntags: [a]\nlicense: llama3.2\n---\n# Hi\n")
