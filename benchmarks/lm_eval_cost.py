@@ -2,9 +2,9 @@
 
     python benchmarks/lm_eval_cost.py MODEL DATA [--questions 100] [--rounds 3] [--batch-size 4]
 
-DATA holds openbookqa and arc_easy as .test.jsonl. Both ways run the same requests of the same task on the same loaded
-model, A B B A; both batch sizes count sequences (a batch of this package is as many windows of 512 tokens, so it holds
-more of them where questions are short). Times are of `lm_eval.evaluate` as a whole, its bootstrap left out.
+DATA holds openbookqa and arc_easy as .test.jsonl. Both ways answer the same requests of the same task with the same
+loaded model. A batch of lm-eval's is so many sequences, one of this package so many windows of 512 tokens, which hold
+more sequences where questions are short. Times are of `lm_eval.simple_evaluate` as a whole, without its bootstrap.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from recovery import write_tasks
 from optimum_ishrink.compute import resolve_device, resolve_dtype
 from optimum_ishrink.evaluation import open_tasks
 from optimum_ishrink.evaluation.harness import language_model
+from optimum_ishrink.evaluation.timing import in_turn
 from optimum_ishrink.source import load_model, load_tokenizer
 from optimum_ishrink.tables import markdown_table
 
@@ -60,7 +61,7 @@ def main() -> None:
         write_tasks(Path(args.data), Path(work), args.questions)
         manager = open_tasks((TASK,), work)
         for number in range(args.rounds):
-            for name in list(ways) if number % 2 == 0 else [*ways][::-1]:
+            for name in in_turn(ways, number):
                 spent, figures[name] = one_run(ways[name], manager)
                 seconds[name].append(spent)
                 print(f"{name}: {spent:.1f} s {figures[name]}", flush=True)

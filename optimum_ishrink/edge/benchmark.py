@@ -17,7 +17,7 @@ from typing import Any
 from ..artifacts import Measurement, median_measurement
 from ..errors import RequestError
 from ..evaluation.load_worker import evict, warm
-from ..evaluation.timing import compare_timings
+from ..evaluation.timing import compare_timings, in_turn
 from ..progress import progress_bar
 from .files import GgufFile
 from .process import run_worker
@@ -123,8 +123,7 @@ def run_benchmark(
     cold, build = True, ""
     with progress_bar("fresh processes, in turn", settings.rounds * len(models)) as advance:
         for number in range(settings.rounds):
-            names = list(models) if number % 2 == 0 else list(models)[::-1]
-            for name in names:
+            for name in in_turn(models, number):
                 file = models[name]
                 label = f"llama.cpp {file.quantization}"
                 load_only = {**request, "model": str(file.path), "lengths": []}

@@ -22,6 +22,7 @@ from ..artifacts import Measurement, median_measurement
 from ..compute import dtype_name
 from ..errors import SourceError
 from ..progress import note, progress_bar
+from .timing import in_turn
 
 _WORKER = Path(__file__).with_name("load_worker.py")
 _HEADROOM = 1.3
@@ -64,7 +65,7 @@ def measure_loading(
             f"load time and peak memory are not measured: {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} free"
         )
         return dict.fromkeys(folders, ())
-    order = [name for number in range(rounds) for name in (list(folders) if number % 2 == 0 else [*folders][::-1])]
+    order = [name for number in range(rounds) for name in in_turn(folders, number)]
     plan = [(name, cold) for name in order for cold in (True, False)]
     common = {
         "dtype": dtype_name(dtype),

@@ -9,7 +9,7 @@ The rule, its reasons and its error rates are in docs/benchmark.md. In short, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -73,6 +73,17 @@ class TimingComparison:
         """Return plain values, lists in place of tuples, as a report's JSON has them."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """Return the order of a round in which each takes one turn: A B, B A, A B and so on.
+
+    Args:
+        names: What takes turns.
+        number: Number of the round, from 0.
+    """
+    order = list(names)
+    return order if number % 2 == 0 else order[::-1]
 
 
 def sign_test(values: Sequence[float]) -> float:

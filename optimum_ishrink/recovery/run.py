@@ -232,11 +232,10 @@ def train(
     )
     losses = {"held_out_loss_before": _known_loss(trainer, folder / BEFORE)}
     if solved:
-        names = stored_names(list(own), list(solved))
+        names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
         with torch.no_grad():
-            for name, stored in names.items():
-                if stored in solved:
-                    own[name].copy_(solved[stored])
+            for stored, value in solved.items():
+                own[names[stored]].copy_(value)
         losses["held_out_loss_solved"] = _known_loss(trainer, folder / SOLVED)
     resumed = last_step(folder)
     began = time.perf_counter()

@@ -165,12 +165,10 @@ def test_a_closed_form_repair_comes_before_the_training(small: Path, flags: list
     assert f"in closed form; after that it was {facts['held_out_loss_solved']:.4f}." in card
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     # Full weights from the same start stand where the facts say; nothing of an adapter is involved there.
-    assert recover(small, tmp_path / "full", changed(flags, recovery_learning_rate="1e-12"), *how, *FULL) == 0
+    how += ["--recovery-train", "full", "--no-evaluate"]
+    assert recover(small, tmp_path / "full", changed(flags, recovery_learning_rate="1e-12"), *how) == 0
     again = read_json(tmp_path / "full" / "ishrink_plan.json")["settings"]["recovery"]
     assert again["held_out_loss_solved"] == pytest.approx(facts["held_out_loss_solved"], rel=1e-5)
-
-
-FULL = ["--recovery-train", "full", "--no-evaluate"]
 
 
 def test_a_closed_form_repair_stays_where_training_helps_nowhere(
