@@ -44,7 +44,7 @@ from .recovery import (
 from .session import Session, check_request, evaluation_sources
 from .source import Source, load_model, open_source
 from .speed import check_positions
-from .surgery import compensate
+from .surgery import check_windows, compensate
 from .surgery.checkpoint import carry_files
 from .tensor_files import DTYPES, read_index, read_tensor
 
@@ -97,7 +97,7 @@ def check_device(device: torch.device) -> None:
 
 
 def check_start(config: IShrinkConfig, *, is_base: bool) -> None:
-    """Check that an adapter can start from the cut, where that was asked for.
+    """Check that the training can start from the cut, where that was asked for.
 
     Args:
         config: The run's config.
@@ -105,12 +105,16 @@ def check_start(config: IShrinkConfig, *, is_base: bool) -> None:
 
     Raises:
         RequestError: It cannot.
+        DataError: There are too few windows to solve on.
     """
-    if config.recovery_compensation != "none" and not is_base:
-        raise RequestError(
-            f"recovery_compensation={config.recovery_compensation!r} solves for what was cut: it needs a model that "
-            "ishrink cut, and the unpruned model as the teacher"
-        )
+    if config.recovery_compensation != "none":
+        if not is_base:
+            raise RequestError(
+                f"recovery_compensation={config.recovery_compensation!r} solves for what was cut: it needs a model "
+                "that ishrink cut, and the unpruned model as the teacher"
+            )
+        windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
+        check_windows(config.recovery_compensation_samples, samples=windows, off=off)
     if config.recovery_lora_start != "zero" and not (is_base and config.recovery_settings.uses_lora):
         raise RequestError(
             "recovery_lora_start='closed-form' solves for what was cut: it needs recovery_train='lora', a model that "

@@ -148,16 +148,21 @@ def compensate(
     return repairs
 
 
-def check_windows(count: int) -> None:
+def check_windows(count: int, *, samples: str = "calibration_samples", off: str = "compensation='none'") -> None:
     """Check that there are enough calibration windows to hold any out.
+
+    Args:
+        count: How many there are.
+        samples: The setting that says how many.
+        off: The setting that does without them.
 
     Raises:
         DataError: There are fewer than `FOLDS`.
     """
     if count < FOLDS:
         raise DataError(
-            f"compensation needs at least {FOLDS} calibration windows, not {count}; raise calibration_samples, or "
-            "leave it out with compensation='none'"
+            f"compensation needs at least {FOLDS} calibration windows, not {count}; raise {samples}, or "
+            f"leave it out with {off}"
         )
 
 

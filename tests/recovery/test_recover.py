@@ -387,6 +387,10 @@ def test_a_larger_teacher_of_the_same_tokenizer(small: Path, flags: list[str], t
         (["--keep-adapter", "me/x", "--recovery-train", "full"], "keeps a LoRA adapter, and recovery_train='full'"),
         (["--recovery-lora-start", "closed-form", "--recovery-train", "full"], "solves for what was cut"),
         (["--recovery-compensation", "ridge", "--keep-adapter", "me/x"], "changes other weights of it; leave out one"),
+        (
+            ["--recovery-compensation", "ridge", "--recovery-compensation-samples", "3"],
+            "at least 4 calibration windows, not 3; raise recovery_compensation_samples",
+        ),
         (["--recovery-lora-targets", "q_prj"], "unknown LoRA target 'q_prj'"),
         (["--recovery-train", "last:9"], "last:9 layers were asked to be trained; the model has 3"),
     ],
