@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("smaller", nargs="?", help="folder of a pruned model")
     parser.add_argument("--runs", type=int, help="runs of each kind (default: 20; simulated: 2000)")
     parser.add_argument("--prompt-length", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=13)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")

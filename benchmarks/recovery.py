@@ -55,14 +55,16 @@ class Meter:
     Args:
         model: Name or folder of the base.
         tasks: Folder of the task files.
+        batch_size: Answers scored at once.
     """
 
-    def __init__(self, model: str, tasks: Path) -> None:
+    def __init__(self, model: str, tasks: Path, batch_size: int) -> None:
         self.source = IShrinker.from_pretrained(model).source
         device = resolve_device("auto")
         self.base = self.source.load_model(resolve_dtype("auto", device), device)
         self.tokenizer = self.source.load_tokenizer()
         self.tasks = tasks
+        self.batch_size = batch_size
         topics = TextSource("pydoc").documents()
         self.windows = token_windows(topics, self.tokenizer, 512, 32, seed=0, label="topics")
 
@@ -70,7 +72,8 @@ class Meter:
         """Return test accuracies and the divergence from the base on other text, each with standard error and n."""
         model = self.base if folder is None else load_model(folder, self.base.dtype, self.base.device)
         manager = open_tasks(TASKS, str(self.tasks))
-        found = [m for m in evaluate_tasks(model, self.tokenizer, TASKS, manager, batch_size=4) if m.metric == "acc"]
+        scores = evaluate_tasks(model, self.tokenizer, TASKS, manager, batch_size=self.batch_size)
+        found = [m for m in scores if m.metric == "acc"]
         _, quality = text_measurements(model, self.base, self.windows, "Python reference topics", {})
         found += [m for m in quality if m.metric == "kl_divergence"]
         return {m.dataset: {"value": m.value, "stderr": m.stderr, "n": m.n} for m in found}
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     work = output.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     write_tasks(data, work, args.questions)
-    meter = Meter(args.model, work)
+    meter = Meter(args.model, work, args.batch_size)
 
     def add(share: int, recovery: str, folder: Path | None) -> None:
         row = {"share": share, "recovery": recovery, "tokens": args.tokens, **meter(folder)}
@@ -129,6 +132,7 @@ def recover(args: argparse.Namespace, data: Path, loss: str, cut: Path, folder: 
             *("recover", "--model", str(cut), "--teacher", args.model, "--output", str(folder), "--overwrite"),
             *("--recovery", loss, "--recovery-labels", "answers", "--recovery-tokens", str(args.tokens)),
             *("--recovery-data", ",".join(str(data / f"{task}.train.jsonl") for task in TASKS)),
+            *(("--recovery-learning-rate", str(args.learning_rate)) if args.learning_rate else ()),
             *("--no-evaluate", "--no-benchmark"),
         ]
     )
@@ -168,6 +172,8 @@ def main() -> None:
     parts.add_argument("--shares", default="10,20,30,40,50", help="percent of the MLP's neurons to prune")
     parts.add_argument("--tokens", type=int, default=120_000, help="tokens to recover on")
     parts.add_argument("--questions", type=int, help="questions of each test file (default: all)")
+    parts.add_argument("--learning-rate", type=float, help="peak of it (default: that of `ishrink recover`)")
+    parts.add_argument("--batch-size", type=int, default=4, help="answers scored at once (default: 4)")
     parts.set_defaults(run=run)
     parts = verbs.add_parser("table", help="print the rows as Markdown")
     parts.add_argument("rows")

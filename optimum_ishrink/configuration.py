@@ -115,7 +115,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
             the training, as `compensation` does on the calibration text; `none` by default.
         recovery_compensation_samples: Windows of the recovery text that it solves on, at most. 256, four times the
             default calibration: more text of more kinds is what it gains by.
-        recovery_learning_rate: Peak learning rate; None takes 5e-4 for an adapter and 5e-5 for anything else.
+        recovery_learning_rate: Peak learning rate; None takes 1e-3 for an adapter and 1e-4 for anything else.
         recovery_batch_size: Windows in a step, over all processes; `batch_size` says how many run at once.
         recovery_epochs: How often the text is gone through.
         recovery_save_steps: Steps between evaluations on what is held out, each with a checkpoint to resume from.
@@ -219,7 +219,7 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         "benchmark": True,
         "benchmark_prompt_length": (64,),
         "benchmark_batch_size": (1,),
-        "benchmark_new_tokens": 8,
+        "benchmark_new_tokens": 6,
         "benchmark_rounds": 13,
         "base_model": None,
         "seed": 0,

@@ -166,7 +166,7 @@ def recovery_flags(parser: argparse.ArgumentParser, default: str) -> None:
         "--recovery-compensation-samples", type=int, metavar="N", help="windows it solves on at most (default: 256)"
     )
     group.add_argument(
-        "--recovery-learning-rate", type=float, metavar="LR", help="peak (default: 5e-4 for lora, else 5e-5)"
+        "--recovery-learning-rate", type=float, metavar="LR", help="peak (default: 1e-3 for lora, else 1e-4)"
     )
     group.add_argument("--recovery-batch-size", type=int, metavar="N", help="windows in a step (default: 8)")
     group.add_argument("--recovery-epochs", type=int, metavar="N", help="passes over the text (default: 1)")
@@ -251,7 +251,7 @@ def speed_flags(parser: argparse.ArgumentParser, prompt_length: str = "64") -> N
         help=f"tokens in the prompt, each length timed on its own (default: {prompt_length})",
     )
     group.add_argument("--benchmark-batch-size", metavar="N[,N...]", help="sequences at once, likewise (default: 1)")
-    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded behind it (default: 8)")
+    group.add_argument("--benchmark-new-tokens", type=int, metavar="N", help="tokens decoded behind it (default: 6)")
     group.add_argument(
         "--benchmark-rounds", type=int, metavar="N", help="rounds that count; 9 are the fewest to tell (default: 13)"
     )
@@ -315,7 +315,7 @@ def runtime_flags(parser: argparse.ArgumentParser) -> None:
         choices=("pytorch", "llama.cpp"),
         default="pytorch",
         help="llama.cpp times GGUF files, or folders that are exported first, in fresh processes: prompts of 64 and "
-        "256 tokens, 32 new ones, 24 rounds, unless told otherwise (default: pytorch)",
+        "256 tokens, 32 new ones, 16 rounds, unless told otherwise (default: pytorch)",
     )
     group.add_argument(
         "--quantization", metavar="NAME", help="what folders are exported as for llama.cpp (default: q8_0)"

@@ -132,7 +132,7 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
         )
 
     def compute(
-        self, *, model: Any, base: Any = None, prompt_length: int = 64, new_tokens: int = 8, rounds: int = 13
+        self, *, model: Any, base: Any = None, prompt_length: int = 64, new_tokens: int = 6, rounds: int = 13
     ) -> dict[str, Any]:
         """Time a model, and a base beside it.
 

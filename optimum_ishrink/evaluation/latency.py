@@ -27,8 +27,8 @@ from .timing import TimingComparison, compare_timings, self_spread
 Times = list[list[float]]
 """Seconds of one round: for each turn in order, of `READINGS` of the prompt, and then of every token."""
 
-READINGS = 3
-"""How often the prompt is read in each turn: a median of three is not moved by one that was disturbed."""
+READINGS = 5
+"""How often the prompt is read in each turn: a median of five is not moved by two that were disturbed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LatencySettings:
     """
 
     prompt_length: int = 64
-    new_tokens: int = 8
+    new_tokens: int = 6
     rounds: int = 13
     warmup: int = 1
     batch_size: int = 1

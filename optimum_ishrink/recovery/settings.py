@@ -13,7 +13,7 @@ from .trained import LORA, LoraSettings, parse_trained
 WARM_UP_SHARE = 0.05
 """Share of the steps in which the learning rate rises from zero; it falls by a cosine after them."""
 
-LEARNING_RATES = {LORA: 5e-4, "other": 5e-5}
+LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
 """Peak learning rates: an adapter starts at nothing and has to grow; weights that work only have to be adjusted."""
 
 
