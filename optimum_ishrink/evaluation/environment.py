@@ -37,7 +37,8 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": dtype_name(dtype),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        # torch says itself which build it is, such as 2.13.0+cu130; its metadata do not always.
+        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)},
     }
 
 

@@ -82,7 +82,9 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         """
         gradients = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
         local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
-        if found_in_any(not all(bool(gradient.isfinite().all()) for gradient in local), args.device):
+        # One number for all of them: on a GPU, asking each would wait for it as many times as there are tensors.
+        norm = torch.nn.utils.get_total_norm(local)
+        if found_in_any(not bool(norm.isfinite()), args.device):
             saved = last_step(self._folder)
             kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is kept"
             raise TrainingError(
