@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ def write_samples(model: Any, tokenizer: Any, max_new_tokens: int, prompts: Sequ
     """Return what a model writes behind each prompt, the most likely token each time.
 
     Decoding is plain greedy whatever the model's generation config asks for, so that two models differ by their
-    weights alone. It ends at an end-of-text token.
+    weights alone. It ends at an end-of-text token. All prompts are written on at once, padded on the left: a step of
+    decoding reads the weights once, however many texts it extends.
 
     Args:
         model: The model.
@@ -32,14 +33,10 @@ def write_samples(model: Any, tokenizer: Any, max_new_tokens: int, prompts: Sequ
     Returns:
         The text behind each prompt, without special tokens.
     """
-    ends = end_tokens(model, tokenizer)
-    found = []
-    with progress_bar("writing samples", len(prompts)) as advance:
-        for prompt in prompts:
-            ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
-            found.append(tokenizer.decode(_greedy(model, ids, max_new_tokens, ends), skip_special_tokens=True))
-            advance(1)
-    return found
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    with progress_bar("writing samples", max_new_tokens) as advance:
+        written = _greedy(model, rows, max_new_tokens, end_tokens(model, tokenizer), advance)
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -69,14 +66,34 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 @torch.inference_mode()
-def _greedy(model: Any, ids: torch.Tensor, max_new_tokens: int, ends: set[int]) -> list[int]:
-    written: list[int] = []
+def _greedy(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], advance: Callable[[int], None]
+) -> list[list[int]]:
+    """Extend every prompt until all have ended; whatever stands in front of a shorter one is masked."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    written: list[list[int]] = [[] for _ in prompts]
+    writing = set(range(len(prompts)))
     cache = None
-    for _ in range(max_new_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    for step in range(max_new_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
-        token = int(ids.item())
-        if token in ends:
+        for row, token in enumerate(ids.flatten().tolist()):
+            if token in ends:
+                writing.discard(row)
+            elif row in writing:
+                written[row].append(token)
+        advance(1 if writing else max_new_tokens - step)
+        if not writing:
             break
-        written.append(token)
+        mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
     return written

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
-from tiny import tiny_config, tiny_model, tiny_tokenizer
+from tiny import CASES, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, write_samples
 
@@ -23,6 +24,14 @@ def test_samples_are_what_greedy_generation_gives() -> None:
         expected = ids[0, len(tokenizer(prompt)["input_ids"]) :]
         assert text == tokenizer.decode(expected.tolist(), skip_special_tokens=True)
     assert write_samples(model, tokenizer, 8, PROMPTS[:2]) == found
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_texts_that_are_written_at_once_are_those_that_are_written_alone(model_type: str, variant: int) -> None:
+    model, tokenizer = tiny_model(tiny_config(model_type, variant)), tiny_tokenizer()
+    prompts = ["A", "A longer one.", "The longest of all three."]
+    alone = [text for prompt in prompts for text in write_samples(model, tokenizer, 6, [prompt])]
+    assert write_samples(model, tokenizer, 6, prompts) == alone
 
 
 def test_writing_ends_where_the_model_says_so() -> None:
