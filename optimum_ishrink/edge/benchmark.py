@@ -1,7 +1,9 @@
-"""Base and shrunk model in llama.cpp: every measurement in a fresh process, the two in turn, A B B A.
+"""Base and shrunk model in llama.cpp: fresh processes in every round, and the two in turn, A B B A, at every prompt.
 
-Neighbours in time are a round; that the base is measured twice in a row, A B B A A B B A, says what it differs from
-itself by. Ratios are judged as PyTorch's are (`evaluation.timing`).
+In a round each model has a process of its own, and both stay until its end: a prompt is read and answered by one, by
+the other twice, and by the first again, so that what slows the machine for seconds slows both alike. The next round
+begins with the other model, in new processes. What the base's two turns differ by is what it differs from itself by.
+Ratios are judged as PyTorch's are (`evaluation.timing`).
 
 Loading is timed without any generation, once with the file in the system's cache and once without it. Each timed
 process answers one short prompt first that does not count.
@@ -10,9 +12,11 @@ process answers one short prompt first that does not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from statistics import mean
+from typing import Any, Protocol
 
 from ..artifacts import Measurement, median_measurement
 from ..errors import RequestError
@@ -20,7 +24,7 @@ from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings, in_turn
 from ..progress import progress_bar
 from .files import GgufFile
-from .process import run_worker
+from .process import start_worker
 
 _TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
 """What is compared. Prefill is time to first token in other words, and sizes need no test."""
@@ -35,14 +39,14 @@ class BenchmarkSettings:
         lengths: Prompts to time, in tokens; decoding is timed behind each. Two by default: every one more takes rounds
             from the others, in time and in what the test can tell.
         new_tokens: Tokens decoded behind each prompt, after the first.
-        rounds: Pairs of processes; eleven are the fewest that can tell with the default lengths. 24 by default: a
-            round of fresh processes differs by a tenth from the next, and then 20 of 24 have to agree.
+        rounds: Pairs of processes; eleven are the fewest that can tell with the default lengths. 16 by default: then
+            one of them may differ from all others.
     """
 
     threads: int
     lengths: tuple[int, ...] = (64, 256)
     new_tokens: int = 32
-    rounds: int = 24
+    rounds: int = 16
 
     def __post_init__(self) -> None:
         numbers = (self.threads, *self.lengths, self.new_tokens, self.rounds)
@@ -76,8 +80,22 @@ def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int
     return fits
 
 
+_COLD = ", cold file cache"
+
 Samples = dict[tuple[str, str], list[float]]
-"""What was measured and under which setting, to one value for each round."""
+"""What was measured and under which setting, to one value for each round, or for each of its turns."""
+
+
+class Process(Protocol):
+    """A process that has loaded a model (see `worker.measure`)."""
+
+    first: dict[str, Any]
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Take a turn."""
+
+
+Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
 
 
 @dataclass(frozen=True)
@@ -99,14 +117,14 @@ def run_benchmark(
     models: Mapping[str, GgufFile],
     settings: BenchmarkSettings,
     *,
-    run: Callable[[Mapping[str, Any]], dict[str, Any]] = run_worker,
+    start: Start = start_worker,
 ) -> EdgeResult:
     """Measure one model, or two in turn.
 
     Args:
         models: `shrunk`, and `base` before it where there is one; of the same quantisation.
         settings: What is timed.
-        run: Runs one process.
+        start: Starts one process.
 
     Raises:
         SourceError: llama.cpp cannot run one of them.
@@ -121,37 +139,38 @@ def run_benchmark(
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
+
+    def add(name: str, metric: str, where: str, value: float) -> None:
+        samples[name].setdefault((metric, f"llama.cpp {models[name].quantization}{where}"), []).append(value)
+
     with progress_bar("fresh processes, in turn", settings.rounds * len(models)) as advance:
         for number in range(settings.rounds):
-            for name in in_turn(models, number):
-                file = models[name]
-                label = f"llama.cpp {file.quantization}"
-                load_only = {**request, "model": str(file.path), "lengths": []}
-                cold = cold and evict([file.path])
+            order = list(in_turn(models, number))
+            for name in order:
+                cold = cold and evict([models[name].path])
                 if cold:
-                    seconds = run(load_only)["load_seconds"]
-                    _add(samples[name], "model_load_seconds", f"{label}, cold file cache", seconds)
-                warm([file.path])
-                found = run({**load_only, "lengths": list(settings.lengths)})
-                build = found["build"]
-                _add(samples[name], "model_load_seconds", f"{label}, warm file cache", found["load_seconds"])
-                for length in settings.lengths:
-                    where, first = f"{label}, prompt {length}", found["first"][str(length)]
-                    _add(samples[name], "time_to_first_token_seconds", where, first)
-                    _add(samples[name], "prefill_tokens_per_second", where, length / first)
-                    _add(samples[name], "decode_tokens_per_second", where, found["decode"][str(length)])
-                if found["peak_memory_bytes"] is not None:
-                    _add(samples[name], "peak_memory_bytes", label, float(found["peak_memory_bytes"]))
-                advance(1)
+                    with start({**request, "model": str(models[name].path), "lengths": []}) as process:
+                        add(name, "model_load_seconds", _COLD, process.first["load_seconds"])
+            with ExitStack() as stack:
+                processes = {}
+                for name in order:
+                    warm([models[name].path])
+                    asked = {**request, "model": str(models[name].path), "lengths": list(settings.lengths)}
+                    processes[name] = process = stack.enter_context(start(asked))
+                    build = process.first["build"]
+                    add(name, "model_load_seconds", ", warm file cache", process.first["load_seconds"])
+                for measured in _turns(processes, order, settings.lengths):
+                    add(*measured)
+            advance(len(order))
     notes = []
     if not cold:
         notes.append("the system keeps the file in its cache here, so loading from a cold cache was not measured")
         for found_samples in samples.values():
-            for key in [key for key in found_samples if key[1].endswith("cold file cache")]:
+            for key in [key for key in found_samples if key[1].endswith(_COLD)]:
                 del found_samples[key]
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
         notes.append("this system does not tell a process's peak memory, so it was not measured")
-    compared = _compare(samples["base"], samples["shrunk"]) if "base" in models else {}
+    compared = _compare(samples["base"], samples["shrunk"], settings.rounds) if "base" in models else {}
     measurements = {name: _summary(models[name], found, settings, build) for name, found in samples.items()}
     measurements["shrunk"] = tuple(
         replace(found, settings={**found.settings, "versus_base": compared[found.metric, found.dataset]})
@@ -162,26 +181,49 @@ def run_benchmark(
     return EdgeResult(measurements, build, tuple(notes))
 
 
-def _add(samples: Samples, metric: str, dataset: str, value: float) -> None:
-    samples.setdefault((metric, dataset), []).append(value)
+def _turns(
+    processes: Mapping[str, Process], order: Sequence[str], lengths: Sequence[int]
+) -> Iterator[tuple[str, str, str, float]]:
+    """Let loaded models take their turns; name, metric, setting and value of all that was measured."""
+    peaks = {}
+    for length in lengths:
+        where = f", prompt {length}"
+        for name in (*order, *order[::-1]):
+            found = processes[name].ask({"length": length})
+            yield name, "time_to_first_token_seconds", where, found["first"]
+            yield name, "prefill_tokens_per_second", where, length / found["first"]
+            yield name, "decode_tokens_per_second", where, found["decode"]
+            peaks[name] = found["peak_memory_bytes"]
+    for name, peak in peaks.items():
+        if peak is not None:
+            yield name, "peak_memory_bytes", "", float(peak)
 
 
-def _compare(base: Samples, shrunk: Samples) -> dict[tuple[str, str], dict[str, Any]]:
+def _compare(base: Samples, shrunk: Samples, rounds: int) -> dict[tuple[str, str], dict[str, Any]]:
     """Return how the shrunk model's timings compare with the base's, each as a report has it."""
     keys = [key for key in base if key[0] in _TIMED]
     timings = []
     for key in keys:
         sign = 1 if key[0].endswith("_per_second") else -1
-        old, new = ([sign * math.log(value) for value in values] for values in (base[key], shrunk[key]))
-        # In A B B A the base's two turns are a round apart; a last round without its other half has none.
-        own = [old[i] - old[i + 1] for i in range(0, len(old) - 1, 2)] or [0.0]
-        timings.append(([b - a for a, b in zip(old, new, strict=True)], own))
+        old, new = (_by_round([sign * math.log(value) for value in of[key]], rounds) for of in (base, shrunk))
+        if len(old[0]) > 1:
+            own = [first - second for first, second in old]
+        else:
+            # In A B B A the base's two loads are a round apart; a last round without its other half has none.
+            own = [old[i][0] - old[i + 1][0] for i in range(0, rounds - 1, 2)] or [0.0]
+        timings.append(([mean(b) - mean(a) for a, b in zip(old, new, strict=True)], own))
     result = {}
     for (metric, dataset), found in zip(keys, compare_timings(timings), strict=True):
         result[metric, dataset] = (found.inverted if metric.endswith("_seconds") else found).to_dict()
         if metric == "time_to_first_token_seconds":
             result["prefill_tokens_per_second", dataset] = found.to_dict()
     return result
+
+
+def _by_round(values: Sequence[float], rounds: int) -> list[Sequence[float]]:
+    """Return what each round had, its turns together."""
+    turns = len(values) // rounds
+    return [values[i * turns : (i + 1) * turns] for i in range(rounds)]
 
 
 def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str) -> tuple[Measurement, ...]:
@@ -197,5 +239,5 @@ def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, buil
     for (metric, dataset), values in sorted(
         samples.items(), key=lambda item: order.index(item[0][0]) if item[0][0] in order else len(order)
     ):
-        measurements.append(median_measurement(metric, dataset, values, asked))
+        measurements.append(median_measurement(metric, dataset, values, asked, n=settings.rounds))
     return tuple(measurements)

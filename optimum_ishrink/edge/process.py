@@ -6,7 +6,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ _LIMIT = 1800
 """Seconds that one process may take: far more than any of ours, so that nothing waits for ever."""
 
 
-def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str, Any]:
-    """Run one task of `worker.py` in a fresh process.
+class Worker:
+    """A process that runs a task of `worker.py` and has answered its first line.
 
     Args:
         request: `task` and what it takes.
@@ -27,25 +30,103 @@ def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str
     Raises:
         SourceError: llama.cpp cannot load or run the file, or takes too long.
     """
-    name = Path(request["model"]).name
-    command = [sys.executable, "-m", f"{__package__}.worker"]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(request),
-            capture_output=True,
+
+    def __init__(self, request: Mapping[str, Any], *, limit: float = _LIMIT) -> None:
+        self._name = Path(request["model"]).name
+        self._limit = limit
+        self._late = False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads while it fills would stop it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             encoding="utf-8",
             errors="replace",
-            check=False,
-            timeout=limit,
         )
-    except subprocess.TimeoutExpired:
-        raise SourceError(f"llama.cpp took more than {limit:g} s with {name}; it was stopped") from None
-    if done.returncode:
-        raise SourceError(f"llama.cpp cannot run {name}: {runtime_words(done.stderr)}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        self._timer = threading.Timer(limit, self._stop)
+        self._timer.daemon = True
+        self._timer.start()
+        try:
+            self.first = self.ask(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def _stop(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to one more line.
+
+        Args:
+            message: What the task takes.
+
+        Raises:
+            SourceError: llama.cpp cannot run the file, or takes too long.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if line:
+            found: dict[str, Any] = json.loads(line)
+            return found
+        status = self._process.wait()
+        if self._late:
+            raise SourceError(f"llama.cpp took more than {self._limit:g} s with {self._name}; it was stopped")
+        if status < 0:
+            raise SourceError(
+                f"llama.cpp cannot run {self._name}: its process was killed by signal {-status}; is memory short?"
+            )
+        self._log.seek(0)
+        log = self._log.read().decode("utf-8", errors="replace")
+        raise SourceError(f"llama.cpp cannot run {self._name}: {runtime_words(log)}")
+
+    def close(self) -> None:
+        """End the process: it has nothing to lose."""
+        self._timer.cancel()
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+
+@contextmanager
+def start_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> Iterator[Worker]:
+    """Start a task of `worker.py` in a fresh process, and end it with the context.
+
+    Args:
+        request: `task` and what it takes.
+        limit: Seconds after which the process is stopped.
+
+    Raises:
+        SourceError: llama.cpp cannot load or run the file, or takes too long.
+    """
+    worker = Worker(request, limit=limit)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str, Any]:
+    """Run a task of `worker.py` in a fresh process, and return its first answer.
+
+    Args:
+        request: `task` and what it takes.
+        limit: Seconds after which the process is stopped.
+
+    Raises:
+        SourceError: llama.cpp cannot load or run the file, or takes too long.
+    """
+    with start_worker(request, limit=limit) as worker:
+        return worker.first
 
 
 def runtime_words(log: str) -> str:

@@ -1,4 +1,7 @@
-"""llama.cpp in a fresh process: `python -m optimum_ishrink.edge.worker`, JSON in on standard input and out again.
+"""llama.cpp in a fresh process: `python -m optimum_ishrink.edge.worker`, JSON lines in and out again.
+
+The first line on standard input says what to do; what a line more asks for is answered when it comes, and where the
+input ends, so does the process.
 
 Nothing of torch is imported here, so that the peak of memory is llama.cpp's and Python's own. The process leaves
 without closing the server: xllamacpp waits for ever, now and then, when one is closed before its loop runs.
@@ -10,51 +13,54 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import IShrinkError
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Load a GGUF file, and time it at several prompt lengths.
+def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Load a GGUF file, and time a prompt in every turn that is asked for.
 
     A first request of 16 tokens does not count: it touches the weights' pages and allocates what is allocated once.
 
     Args:
         request: `model`, `threads`, `lengths`, `new_tokens`, `vocabulary`, `context`; no lengths to load only.
+        turns: For each turn the `length` of its prompt, one of the lengths.
 
-    Returns:
-        `load_seconds`, `build`, `peak_memory_bytes` (None where the system does not tell), and by length `first`
-        (seconds to the first token) and `decode` (tokens per second behind it).
+    Yields:
+        First `load_seconds` and `build`. Then for each turn `first` (seconds to the first token), `decode` (tokens per
+        second behind it) and `peak_memory_bytes` so far (None where the system does not tell).
     """
     from .runtime import Runtime, build_name
 
     lengths, new_tokens = request["lengths"], request["new_tokens"]
     longest = max([*lengths, 16])
     runtime = Runtime(Path(request["model"]), threads=request["threads"], context=request["context"])
-    found: dict[str, Any] = {"load_seconds": runtime.load_seconds, "build": build_name(), "first": {}, "decode": {}}
+    draw = random.Random(0)
+    prompt = [draw.randrange(request["vocabulary"]) for _ in range(longest)]
     if lengths:
-        draw = random.Random(0)
-        prompt = [draw.randrange(request["vocabulary"]) for _ in range(longest)]
         runtime.complete(prompt[:16], 4, reuse=False)
-        for length in lengths:
-            found["first"][str(length)] = runtime.complete(prompt[:length], 1, reuse=False).seconds
-            # The prompt stays in the cache, so that only its last token is read again before decoding.
-            answer = runtime.complete(prompt[:length], 1 + new_tokens, reuse=True)
-            found["decode"][str(length)] = answer.decoded / answer.decode_seconds
-    found["peak_memory_bytes"] = peak_memory()
-    return found
+    yield {"load_seconds": runtime.load_seconds, "build": build_name()}
+    for turn in turns:
+        asked = prompt[: turn["length"]]
+        first = runtime.complete(asked, 1, reuse=False).seconds
+        # The prompt stays in the cache, so that only its last token is read again before decoding.
+        answer = runtime.complete(asked, 1 + new_tokens, reuse=True)
+        decode = answer.decoded / answer.decode_seconds
+        yield {"first": first, "decode": decode, "peak_memory_bytes": peak_memory()}
 
 
-def predict(request: dict[str, Any]) -> dict[str, Any]:
+def predict(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Say what comes next at the last positions of token windows, and how lines are split into tokens.
 
     Args:
         request: `model`, `threads`, `windows` (lists of token ids), `predicted` (positions at the end of each),
             `candidates` (likeliest tokens to name), `lines` (text).
+        turns: None are answered.
 
-    Returns:
+    Yields:
         `top`: for every window and position its (token, log-probability) pairs; `lines`: token ids of each line.
     """
     from .runtime import Runtime
@@ -69,7 +75,7 @@ def predict(request: dict[str, Any]) -> dict[str, Any]:
         ]
         for window in windows
     ]
-    return {"top": top, "lines": [runtime.tokenize(line) for line in request["lines"]]}
+    yield {"top": top, "lines": [runtime.tokenize(line) for line in request["lines"]]}
 
 
 def peak_memory() -> int | None:
@@ -85,15 +91,20 @@ def peak_memory() -> int | None:
     return None
 
 
-TASKS = {"measure": measure, "predict": predict}
+Task = Callable[[dict[str, Any], Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
+
+TASKS: dict[str, Task] = {"measure": measure, "predict": predict}
 
 
 def main() -> None:
-    """Answer one request and leave."""
-    request = json.load(sys.stdin)
+    """Answer line by line, and leave."""
+    lines = map(json.loads, sys.stdin)
+    request = next(lines)
     status = 0
     try:
-        sys.stdout.write(json.dumps(TASKS[request["task"]](request)) + "\n")
+        for answer in TASKS[request["task"]](request, lines):
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
     except IShrinkError as error:
         sys.stderr.write(f"error: {error}\n")
         status = 1

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +27,54 @@ def files(tmp_path: Path) -> dict[str, GgufFile]:
     return found
 
 
-def fake(requests: list[dict[str, Any]]) -> Any:
-    def run(request: Any) -> dict[str, Any]:
-        requests.append(dict(request))
-        slow = 2.0 if "base" in request["model"] else 1.0
+class FakeProcess:
+    """What a process would answer: the base takes twice as long; `noise` multiplies what it takes."""
+
+    def __init__(self, request: Any, turns: list[tuple[str, int]], noise: Any = lambda: 1.0) -> None:
+        self.name = Path(request["model"]).stem
+        self.slow = 2.0 if self.name == "base" else 1.0
+        self.first = {"load_seconds": self.slow / 10 * noise(), "build": "some build"}
+        self.turns, self.noise = turns, noise
+
+    def ask(self, message: Any) -> dict[str, Any]:
+        self.turns.append((self.name, message["length"]))
+        slow = self.slow * self.noise()
         return {
-            "load_seconds": slow / 10,
-            "build": "some build",
-            "first": {str(length): slow * length / 1000 for length in request["lengths"]},
-            "decode": {str(length): 100 / slow for length in request["lengths"]},
-            "peak_memory_bytes": int(slow * 2**20),
+            "first": slow * message["length"] / 1000,
+            "decode": 100 / slow,
+            "peak_memory_bytes": int(self.slow * 2**20),
         }
 
-    return run
+
+def fake(requests: list[dict[str, Any]], turns: list[tuple[str, int]], **how: Any) -> Any:
+    @contextmanager
+    def start(request: Any) -> Iterator[FakeProcess]:
+        requests.append(dict(request))
+        yield FakeProcess(request, turns, **how)
+
+    return start
 
 
 @pytest.mark.parametrize("cold", [True, False])
 def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch, cold: bool) -> None:
     monkeypatch.setattr(benchmark_module, "evict", lambda path: cold)
     requests: list[dict[str, Any]] = []
+    turns: list[tuple[str, int]] = []
     settings = BenchmarkSettings(threads=2, lengths=(10, 20), new_tokens=4, rounds=12)
-    result = run_benchmark(files, settings, run=fake(requests))
+    result = run_benchmark(files, settings, start=fake(requests, turns))
     timed = [Path(request["model"]).stem for request in requests if request["lengths"]]
     assert timed[:4] == ["base", "shrunk", "shrunk", "base"]
     assert len(timed) == 24
+    there_and_back = ["base", "shrunk", "shrunk", "base"]
+    assert turns[:8] == [(name, length) for length in (10, 20) for name in there_and_back]
+    assert [name for name, _ in turns[8:12]] == ["shrunk", "base", "base", "shrunk"]
+    assert len(turns) == 12 * 8
     assert len(requests) == (48 if cold else 24)
     figures = {(m.metric, m.dataset): m for m in result.measurements["shrunk"]}
     assert figures["time_to_first_token_seconds", "llama.cpp q8_0, prompt 20"].value == 0.02
     assert figures["prefill_tokens_per_second", "llama.cpp q8_0, prompt 10"].value == 1000
     decode = figures["decode_tokens_per_second", "llama.cpp q8_0, prompt 10"]
+    assert decode.settings["samples"] == [100] * 24  # two turns a round
     assert (decode.value, decode.n, decode.settings["threads"], decode.settings["build"]) == (100, 12, 2, "some build")
     assert figures["file_bytes", "llama.cpp q8_0"].value == 1500
     assert (("model_load_seconds", "llama.cpp q8_0, cold file cache") in figures) == cold
@@ -80,17 +102,10 @@ def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest
     monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
     draw = random.Random(0)
 
-    def run(request: Any) -> dict[str, Any]:
-        noise = draw.lognormvariate(0, 0.05)
-        found = fake([])({**request, "model": "same"})
-        return {
-            **found,
-            "load_seconds": found["load_seconds"] * noise,
-            "first": {key: value * noise for key, value in found["first"].items()},
-            "decode": {key: value / noise for key, value in found["decode"].items()},
-        }
-
-    result = run_benchmark(files, BenchmarkSettings(1, (10, 20), 4, 12), run=run)
+    same = {name: replace(file, path=file.path.with_name("same.gguf")) for name, file in files.items()}
+    same["base"].path.write_bytes(bytes(2000))
+    start = fake([], [], noise=lambda: draw.lognormvariate(0, 0.05))
+    result = run_benchmark(same, BenchmarkSettings(1, (10, 20), 4, 12), start=start)
     found = [e.settings["versus_base"] for e in result.measurements["shrunk"] if "versus_base" in e.settings]
     assert len(found) == 8
     assert {each["verdict"] for each in found} == {"no difference"}
@@ -100,10 +115,10 @@ def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest
 def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_module, "evict", lambda path: False)
 
-    def run(request: Any) -> dict[str, Any]:
-        return {**fake([])(request), "peak_memory_bytes": None}
-
-    result = run_benchmark({"shrunk": files["shrunk"]}, BenchmarkSettings(1, (10,), 4, 1), run=run)
+    monkeypatch.setattr(
+        FakeProcess, "ask", lambda self, message: {"first": 1.0, "decode": 2.0, "peak_memory_bytes": None}
+    )
+    result = run_benchmark({"shrunk": files["shrunk"]}, BenchmarkSettings(1, (10,), 4, 1), start=fake([], []))
     assert "peak memory" in result.notes[-1]
     report = Report(None, ModelReport("shrunk", 1500, 1500, speed=result.measurements["shrunk"]), {})
     assert len(speed_header(report)) == len(speed_rows(report)[0]) == 5

@@ -13,7 +13,7 @@ from tiny import save_tiny, tiny_config
 
 from optimum_ishrink.cli import main
 from optimum_ishrink.edge import commands, process, runtime
-from optimum_ishrink.edge.process import run_worker, runtime_words
+from optimum_ishrink.edge.process import run_worker, runtime_words, start_worker
 from optimum_ishrink.errors import SourceError
 
 
@@ -111,6 +111,18 @@ def test_llama_cpp_says_why_it_cannot_load(tmp_path: Path, exported: Path) -> No
     with pytest.raises(SourceError, match="llama.cpp refuses the request: Prompt contains invalid tokens"):
         run_worker({**request, "lines": []})
     assert runtime_words("error: all is lost") == "all is lost"
+
+
+def test_a_process_answers_turn_by_turn_until_it_ends(exported: Path) -> None:
+    request = {"task": "measure", "model": str(exported), "threads": 1, "lengths": [4, 8], "new_tokens": 2}
+    with start_worker({**request, "vocabulary": 300, "context": 64}) as worker:
+        assert worker.first["load_seconds"] > 0 and "xllamacpp" in worker.first["build"]
+        for length in (4, 8, 8, 4):
+            found = worker.ask({"length": length})
+            assert found["first"] > 0 and found["decode"] > 0
+        worker._process.kill()
+        with pytest.raises(SourceError, match=r"llama.cpp cannot run .*gguf: its process was killed by signal 9"):
+            worker.ask({"length": 4})
 
 
 def test_the_figures_go_into_the_report(
