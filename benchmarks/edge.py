@@ -1,6 +1,6 @@
 """Shrink, then quantise: size, quality and speed in llama.cpp of base and shrunk models at several bit widths.
 
-    python benchmarks/edge.py run MODEL WORK --output edge.jsonl [--threads N] [--rounds 24]
+    python benchmarks/edge.py run MODEL WORK --output edge.jsonl [--threads N] [--rounds 16]
         [--tasks a,b --include-path DIR] [--calibration SRC[,SRC...]]
     python benchmarks/edge.py table edge.jsonl
 
@@ -155,7 +155,7 @@ def main() -> None:
     runner.add_argument("work")
     runner.add_argument("--output", required=True)
     runner.add_argument("--threads", type=int)
-    runner.add_argument("--rounds", type=int, default=24)
+    runner.add_argument("--rounds", type=int, default=16)
     runner.add_argument("--tasks")
     runner.add_argument("--include-path")
     runner.add_argument("--calibration", default="self")

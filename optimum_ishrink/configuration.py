@@ -12,43 +12,11 @@ from optimum.configuration_utils import BaseConfig
 
 from .architectures import DIMENSIONS
 from .artifacts import CONFIG_FILE, read_json, write_json
-from .compute import DEVICES, DTYPES, is_device_name
 from .data import TextSource
 from .errors import RequestError, SourceError, unknown_name
-from .importance import LAYER_CRITERIA, UNIT_CRITERIA
-from .planning import RUNTIMES, SELECTIONS, TARGET_DIMENSIONS, ShapeRequest
-from .recovery import LABELS, STARTS, LoraSettings, RecoverySettings, parse_loss, parse_trained
-
-_POSITIVE = (
-    *DIMENSIONS,
-    "intermediate_multiple",
-    "importance_group_size",
-    "importance_samples",
-    "calibration_samples",
-    "calibration_length",
-    "eval_samples",
-    "eval_length",
-    "batch_size",
-    "benchmark_new_tokens",
-    "benchmark_rounds",
-    "recovery_tokens",
-    "recovery_length",
-    "recovery_top_k",
-    "recovery_lora_rank",
-    "recovery_compensation_samples",
-    "recovery_lora_alpha",
-    "recovery_compensation_samples",
-    "recovery_batch_size",
-    "recovery_epochs",
-    "recovery_save_steps",
-    "recovery_patience",
-)
-_NOT_NEGATIVE = ("keep_first_layers", "keep_last_layers", "num_fewshot", "sample_new_tokens", "seed")
-COMPENSATIONS = ("none", "ridge")
-_LISTS = ("calibration", "eval_text", "tasks", "prune", "recovery_data", "recovery_lora_targets")
-_NUMBERS = ("benchmark_prompt_length", "benchmark_batch_size")
-_ABOVE_ZERO = ("recovery_temperature", "recovery_sampling_temperature", "recovery_learning_rate")
-_SHARES = ("recovery_lora_dropout", "recovery_sampling_filter")
+from .planning import ShapeRequest
+from .recovery import LoraSettings, RecoverySettings
+from .validation import LISTS, NUMBERS, check_values, whole_numbers
 
 
 class IShrinkConfig(BaseConfig):  # type: ignore[misc]
@@ -233,97 +201,13 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
                 raise RequestError(unknown_name("config key", name, self.DEFAULTS))
         for name, default in self.DEFAULTS.items():
             value = kwargs.get(name, default)
-            if name in _LISTS and value is not None:
+            if name in LISTS and value is not None:
                 items = value.split(",") if isinstance(value, str) else value
                 if not isinstance(items, (list, tuple)):
                     raise RequestError(f"{name} must be a list of names, not {value!r}")
                 value = tuple(item.strip() if isinstance(item, str) else item for item in items)
-            setattr(self, name, _numbers(name, value) if name in _NUMBERS else value)
-        self._validate()
-
-    def _validate(self) -> None:
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, least = getattr(self, name), int(name in _POSITIVE)
-            if value is None and self.DEFAULTS[name] is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        switches = (
-            "evaluate",
-            "benchmark",
-            "score_cache",
-            "result_cache",
-            "merge_key_value_heads",
-            "allow_class_change",
-        )
-        for name in (*switches, "recovery_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if self.compensation not in COMPENSATIONS:
-            raise RequestError(unknown_name("compensation", str(self.compensation), COMPENSATIONS))
-        if self.dtype not in DTYPES:
-            raise RequestError(unknown_name("dtype", str(self.dtype), DTYPES))
-        if not is_device_name(self.device):
-            raise RequestError(unknown_name("device", str(self.device), DEVICES))
-        for name in _LISTS:
-            value = getattr(self, name)
-            if value is None and self.DEFAULTS[name] is None:
-                continue
-            if value is None or not all(isinstance(item, str) and item for item in value):
-                raise RequestError(f"{name} must be a list of names, not {value!r}")
-        for name in ("calibration_length", "eval_length", "recovery_length"):
-            if getattr(self, name) < 2:
-                raise RequestError(f"{name} must be at least 2: one token of context and one to predict")
-        for name in (
-            "target",
-            "include_path",
-            "base_model",
-            "recovery_teacher",
-            "recovery_cache",
-            "recovery_keep_adapter",
-        ):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise RequestError(f"{name} must be text, not {getattr(self, name)!r}")
-        UNIT_CRITERIA[str(self.importance)]
-        layer = LAYER_CRITERIA[str(self.layer_importance)]
-        if self.layer_selection not in SELECTIONS:
-            raise RequestError(unknown_name("layer selection", str(self.layer_selection), SELECTIONS))
-        if self.layer_selection == "greedy" and not layer.measures_removal:
-            able = ", ".join(name for name in LAYER_CRITERIA if LAYER_CRITERIA[name].measures_removal)
-            raise RequestError(
-                f"layer_selection='greedy' scores again after each removal, which {layer.name!r} cannot; "
-                f"layer_importance can be {able}"
-            )
-        if self.for_runtime is not None and self.for_runtime not in RUNTIMES:
-            raise RequestError(unknown_name("runtime", str(self.for_runtime), RUNTIMES))
-        for key in self.prune or ():
-            if key not in TARGET_DIMENSIONS:
-                raise RequestError(unknown_name("dimension to prune", key, TARGET_DIMENSIONS))
-        self._validate_recovery()
-
-    def _validate_recovery(self) -> None:
-        for name, share in (*((name, False) for name in _ABOVE_ZERO), *((name, True) for name in _SHARES)):
-            value = getattr(self, name)
-            if value is None and self.DEFAULTS[name] is None:
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (0 <= value < 1 if share else 0 < value < float("inf")):
-                allowed = "at least 0 and below 1" if share else "a number above 0"
-                raise RequestError(f"{name} must be {allowed}, not {value!r}")
-        if self.recovery != "none":
-            parse_loss(str(self.recovery))
-        if self.recovery_labels not in LABELS:
-            raise RequestError(unknown_name("recovery_labels", str(self.recovery_labels), LABELS))
-        if self.recovery_lora_start not in STARTS:
-            raise RequestError(unknown_name("recovery_lora_start", str(self.recovery_lora_start), STARTS))
-        if self.recovery_compensation not in COMPENSATIONS:
-            raise RequestError(unknown_name("recovery_compensation", str(self.recovery_compensation), COMPENSATIONS))
-        if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
-            raise RequestError(
-                "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
-                "low one; ask for one of them"
-            )
-        parse_trained(str(self.recovery_train))
+            setattr(self, name, whole_numbers(name, value) if name in NUMBERS else value)
+        check_values(self, self.DEFAULTS)
 
     @property
     def recovery_settings(self) -> RecoverySettings:
@@ -491,15 +375,6 @@ class IShrinkConfig(BaseConfig):  # type: ignore[misc]
         return isinstance(other, IShrinkConfig) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _numbers(name: str, value: Any) -> tuple[int, ...]:
-    """Return a list of whole numbers that was written as one, as a list, or as text such as `128,512`."""
-    items = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    numbers: list[Any] = [int(item) if isinstance(item, str) and item.strip().isdecimal() else item for item in items]
-    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
-        raise RequestError(f"{name} must be whole numbers of at least 1, such as 64 or 64,512, not {value!r}")
-    return tuple(dict.fromkeys(numbers))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
