@@ -18,6 +18,7 @@ from .artifacts import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE, Measure
 from .card_metadata import card_data
 from .card_summary import SUMMARY_HEADER, samples_markdown, summary_rows
 from .figures import draw_importance, draw_quality, draw_removed, draw_speed, timed_pairs
+from .hub_benchmarks import write_benchmark_entries
 from .tables import (
     KEPT_HEADER,
     LAYER_HEADER,
@@ -182,7 +183,7 @@ def read_scores(path: Path) -> dict[str, torch.Tensor]:
 
 
 def build_card(folder: Path) -> None:
-    """Write README.md and the figures of an output folder from its artifacts.
+    """Write README.md, the figures and the results on the Hub's benchmarks of an output folder from its artifacts.
 
     Args:
         folder: An output folder.
@@ -209,6 +210,7 @@ def build_card(folder: Path) -> None:
         chat=_has_chat_template(folder),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+    write_benchmark_entries(report, folder)
 
 
 def _draw(folder: Path, plan: Plan, report: Report) -> dict[str, str]:

@@ -66,6 +66,7 @@ RANKS = {
     "hub": 4,
     "card_metadata": 5,
     "card_summary": 5,
+    "hub_benchmarks": 5,
     "card": 6,
     "report_page": 5,
     "measurements": 6,

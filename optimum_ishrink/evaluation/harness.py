@@ -76,6 +76,7 @@ class TaskResult:
         higher_is_better: By metric.
         questions: What tells one question from another, in their order.
         answers: By `metric,filter`, the value of each question; only metrics that are plain numbers for all of them.
+        hub_dataset: The data set on the Hub that the questions are from; None for local data.
     """
 
     name: str
@@ -85,6 +86,7 @@ class TaskResult:
     higher_is_better: Mapping[str, bool]
     questions: tuple[str, ...] = ()
     answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    hub_dataset: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values."""
@@ -213,7 +215,15 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         {key: bool(value) for key, value in (results["higher_is_better"].get(name) or {}).items()},
         questions,
         answers,
+        _hub_dataset(loaded.tasks[name]),
     )
+
+
+def _hub_dataset(task: Any) -> str | None:
+    """Return the id of the data set on the Hub that a task reads; None where its data are local files."""
+    path, how = task.get_config("dataset_path"), task.get_config("dataset_kwargs") or {}
+    named = isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
+    return path if named and not how.get("data_files") and not Path(path).exists() else None
 
 
 def _answers(samples: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
@@ -252,6 +262,7 @@ def collect(results: Mapping[str, TaskResult], groups: Mapping[str, Any]) -> dic
         "n-shot": {name: result.num_fewshot for name, result in results.items()},
         "versions": {name: result.version for name, result in results.items()},
         "group_subtasks": {name: group.child_names for name, group in groups.items()},
+        "hub_datasets": {name: result.hub_dataset for name, result in results.items()},
     }
     for name, group in groups.items():
         tasks = [task.task_name for task in group.get_all_tasks()]
@@ -260,6 +271,8 @@ def collect(results: Mapping[str, TaskResult], groups: Mapping[str, Any]) -> dic
             found["versions"][name] = group.version
             shots = {results[task].num_fewshot for task in tasks}
             found["n-shot"][name] = shots.pop() if len(shots) == 1 else None
+            datasets = {results[task].hub_dataset for task in tasks}
+            found["hub_datasets"][name] = datasets.pop() if len(datasets) == 1 else None
     return found
 
 
@@ -325,6 +338,8 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
                 "task_version": results["versions"].get(task),
                 "filter": filter_name,
             }
+            if results.get("hub_datasets", {}).get(task):
+                settings["hub_dataset"] = results["hub_datasets"][task]
             found.append(
                 Measurement(
                     metric_name(key),
