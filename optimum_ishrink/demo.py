@@ -47,6 +47,7 @@ def demo_config(target: str, seed: int, recovery: str = "none") -> IShrinkConfig
         calibration_samples=64,
         calibration_length=128,
         eval_length=256,
+        benchmark_prompt_length=32,
         recovery=recovery,
         recovery_tokens=40_000,
         recovery_batch_size=4,

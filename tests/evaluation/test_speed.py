@@ -222,6 +222,7 @@ def test_what_the_worker_measures(llama_folder: Path, tmp_path: Path) -> None:
     # The system counts pages in batches, so that two readings differ by some.
     assert found["peak_memory_bytes"] == pytest.approx(peak_resident_bytes(), rel=0.01)
     assert found["device_peak_bytes"] is None
+    assert set(run_job(job(llama_folder, threads=threads, cold=True))) == {"load_seconds"}
     assert guarded(job(tmp_path, threads=threads))["error"].startswith(("OSError", "ValueError"))
 
 
