@@ -1,9 +1,10 @@
 """Base and shrunk model in llama.cpp: fresh processes in every round, and the two in turn, A B B A, at every prompt.
 
 In a round each model has a process of its own, and both stay until its end: a prompt is read and answered by one, by
-the other twice, and by the first again, so that what slows the machine for seconds slows both alike. The next round
-begins with the other model, in new processes. What the base's two turns differ by is what it differs from itself by.
-Ratios are judged as PyTorch's are (`evaluation.timing`).
+the other twice, and by the first again, so that what slows the machine for seconds slows both alike. Where memory does
+not hold both, each answers alone, and a note says so. The next round begins with the other model, in new processes.
+What the base's two turns differ by is what it differs from itself by. Ratios are judged as PyTorch's are
+(`evaluation.timing`).
 
 Loading is timed without any generation, once with the file in the system's cache and once without it. Each timed
 process answers one short prompt first that does not count.
@@ -17,6 +18,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any, Protocol
+
+import psutil
 
 from ..artifacts import Measurement, median_measurement
 from ..errors import RequestError
@@ -81,6 +84,8 @@ def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int
 
 
 _COLD = ", cold file cache"
+_HEADROOM = 1.3
+"""Memory that has to be free for models to stay together, as a multiple of their files."""
 
 Samples = dict[tuple[str, str], list[float]]
 """What was measured and under which setting, to one value for each round, or for each of its turns."""
@@ -139,6 +144,8 @@ def run_benchmark(
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
+    needed, free = _HEADROOM * sum(model.nbytes for model in models.values()), psutil.virtual_memory().available
+    together = len(models) == 1 or needed <= free
 
     def add(name: str, metric: str, where: str, value: float) -> None:
         samples[name].setdefault((metric, f"llama.cpp {models[name].quantization}{where}"), []).append(value)
@@ -151,18 +158,24 @@ def run_benchmark(
                 if cold:
                     with start({**request, "model": str(models[name].path), "lengths": []}) as process:
                         add(name, "model_load_seconds", _COLD, process.first["load_seconds"])
-            with ExitStack() as stack:
-                processes = {}
-                for name in order:
-                    warm([models[name].path])
-                    asked = {**request, "model": str(models[name].path), "lengths": list(settings.lengths)}
-                    processes[name] = process = stack.enter_context(start(asked))
-                    build = process.first["build"]
-                    add(name, "model_load_seconds", ", warm file cache", process.first["load_seconds"])
-                for measured in _turns(processes, order, settings.lengths):
-                    add(*measured)
+            for there in [order] if together else [[name] for name in order]:
+                with ExitStack() as stack:
+                    processes = {}
+                    for name in there:
+                        warm([models[name].path])
+                        asked = {**request, "model": str(models[name].path), "lengths": list(settings.lengths)}
+                        processes[name] = process = stack.enter_context(start(asked))
+                        build = process.first["build"]
+                        add(name, "model_load_seconds", ", warm file cache", process.first["load_seconds"])
+                    for measured in _turns(processes, there, settings.lengths):
+                        add(*measured)
             advance(len(order))
     notes = []
+    if not together:
+        notes.append(
+            f"both models at once need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} were free, so each answered "
+            "alone, one after the other: their ratio is less certain"
+        )
     if not cold:
         notes.append("the system keeps the file in its cache here, so loading from a cold cache was not measured")
         for found_samples in samples.values():

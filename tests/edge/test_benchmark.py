@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,21 @@ def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest
     assert len(found) == 8
     assert {each["verdict"] for each in found} == {"no difference"}
     assert all(each["interval"][0] < 1 < each["interval"][1] for each in found)
+
+
+def test_models_that_memory_does_not_hold_together_answer_alone(
+    files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
+    turns: list[tuple[str, int]] = []
+    for free, alone in ((4550, False), (4549, True)):  # 1.3 times 3,500
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(benchmark_module.psutil, "virtual_memory", lambda memory=memory: memory)
+        turns.clear()
+        result = run_benchmark(files, BenchmarkSettings(1, (10,), 4, 12), start=fake([], turns))
+        assert any("each answered alone" in note for note in result.notes) == alone
+        order = ["base", "base", "shrunk", "shrunk"] if alone else ["base", "shrunk", "shrunk", "base"]
+        assert [name for name, _ in turns[:4]] == order
 
 
 def test_one_model_alone(files: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
