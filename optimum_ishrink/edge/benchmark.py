@@ -86,6 +86,8 @@ def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int
 _COLD = ", cold file cache"
 _HEADROOM = 1.3
 """Memory that has to be free for models to stay together, as a multiple of their files."""
+_PROCESS = 128 * 2**20
+"""And in bytes for each: Python, and what llama.cpp computes in."""
 
 Samples = dict[tuple[str, str], list[float]]
 """What was measured and under which setting, to one value for each round, or for each of its turns."""
@@ -144,7 +146,8 @@ def run_benchmark(
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
-    needed, free = _HEADROOM * sum(model.nbytes for model in models.values()), psutil.virtual_memory().available
+    needed = sum(_HEADROOM * model.nbytes + _PROCESS for model in models.values())
+    free = psutil.virtual_memory().available
     together = len(models) == 1 or needed <= free
 
     def add(name: str, metric: str, where: str, value: float) -> None:
@@ -183,8 +186,10 @@ def run_benchmark(
                 del found_samples[key]
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
         notes.append("this system does not tell a process's peak memory, so it was not measured")
-    compared = _compare(samples["base"], samples["shrunk"], settings.rounds) if "base" in models else {}
-    measurements = {name: _summary(models[name], found, settings, build) for name, found in samples.items()}
+    compared = (
+        _compare(samples["base"], samples["shrunk"], settings.rounds, together=together) if "base" in models else {}
+    )
+    measurements = {name: _summary(models[name], found, settings, build, together) for name, found in samples.items()}
     measurements["shrunk"] = tuple(
         replace(found, settings={**found.settings, "versus_base": compared[found.metric, found.dataset]})
         if (found.metric, found.dataset) in compared
@@ -212,18 +217,22 @@ def _turns(
             yield name, "peak_memory_bytes", "", float(peak)
 
 
-def _compare(base: Samples, shrunk: Samples, rounds: int) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return how the shrunk model's timings compare with the base's, each as a report has it."""
+def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return how the shrunk model's timings compare with the base's, each as a report has it.
+
+    What the base differs from itself by is taken over the time that lies between the two models: a turn where both
+    were there together, else a process.
+    """
     keys = [key for key in base if key[0] in _TIMED]
     timings = []
     for key in keys:
         sign = 1 if key[0].endswith("_per_second") else -1
         old, new = (_by_round([sign * math.log(value) for value in of[key]], rounds) for of in (base, shrunk))
-        if len(old[0]) > 1:
+        if together and len(old[0]) > 1:
             own = [first - second for first, second in old]
         else:
-            # In A B B A the base's two loads are a round apart; a last round without its other half has none.
-            own = [old[i][0] - old[i + 1][0] for i in range(0, rounds - 1, 2)] or [0.0]
+            # In A B B A the base's two processes are a round apart; a last round without its other half has none.
+            own = [mean(old[i]) - mean(old[i + 1]) for i in range(0, rounds - 1, 2)] or [0.0]
         timings.append(([mean(b) - mean(a) for a, b in zip(old, new, strict=True)], own))
     result = {}
     for (metric, dataset), found in zip(keys, compare_timings(timings), strict=True):
@@ -239,8 +248,11 @@ def _by_round(values: Sequence[float], rounds: int) -> list[Sequence[float]]:
     return [values[i * turns : (i + 1) * turns] for i in range(rounds)]
 
 
-def _summary(file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str) -> tuple[Measurement, ...]:
+def _summary(
+    file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str, together: bool
+) -> tuple[Measurement, ...]:
     asked = {**asdict(settings), "runtime": "llama.cpp", "build": build, "quantization": file.quantization}
+    asked["together"] = together
     whole = Measurement("file_bytes", f"llama.cpp {file.quantization}", float(file.nbytes), None, 1, asked)
     measurements = [whole]
     order = (

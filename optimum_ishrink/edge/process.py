@@ -17,7 +17,10 @@ from ..errors import SourceError
 from .convert import own_words
 
 _LIMIT = 1800
-"""Seconds that one process may take: far more than any of ours, so that nothing waits for ever."""
+"""Seconds that one answer may take: far more than any of ours, so that nothing waits for ever."""
+
+_KILLED = 9
+"""What the system sends to a process when memory runs out; Windows has no name for it."""
 
 
 class Worker:
@@ -25,7 +28,7 @@ class Worker:
 
     Args:
         request: `task` and what it takes.
-        limit: Seconds after which the process is stopped.
+        limit: Seconds that one answer may take; the process is stopped after them.
 
     Raises:
         SourceError: llama.cpp cannot load or run the file, or takes too long.
@@ -45,9 +48,6 @@ class Worker:
             encoding="utf-8",
             errors="replace",
         )
-        self._timer = threading.Timer(limit, self._stop)
-        self._timer.daemon = True
-        self._timer.start()
         try:
             self.first = self.ask(request)
         except BaseException:
@@ -68,32 +68,37 @@ class Worker:
             SourceError: llama.cpp cannot run the file, or takes too long.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
+        timer = threading.Timer(self._limit, self._stop)
+        timer.daemon = True
+        timer.start()
         line = ""
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if line:
+        try:
+            with suppress(OSError):  # the process has gone
+                self._process.stdin.write(json.dumps(message) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        if line.endswith("\n"):  # half a line is what a process leaves that was killed
             found: dict[str, Any] = json.loads(line)
             return found
         status = self._process.wait()
         if self._late:
             raise SourceError(f"llama.cpp took more than {self._limit:g} s with {self._name}; it was stopped")
-        if status < 0:
-            raise SourceError(
-                f"llama.cpp cannot run {self._name}: its process was killed by signal {-status}; is memory short?"
-            )
         self._log.seek(0)
-        log = self._log.read().decode("utf-8", errors="replace")
-        raise SourceError(f"llama.cpp cannot run {self._name}: {runtime_words(log)}")
+        words = runtime_words(self._log.read().decode("utf-8", errors="replace"))
+        if status == -_KILLED:
+            words = "its process was killed by signal 9; is memory short?"
+        elif status < 0:
+            words = f"its process was ended by signal {-status}: {words}"
+        raise SourceError(f"llama.cpp cannot run {self._name}: {words}")
 
     def close(self) -> None:
         """End the process: it has nothing to lose."""
-        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
-            with suppress(BrokenPipeError):
+            with suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
 
 
@@ -103,7 +108,7 @@ def start_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> Iterat
 
     Args:
         request: `task` and what it takes.
-        limit: Seconds after which the process is stopped.
+        limit: Seconds that one answer may take; the process is stopped after them.
 
     Raises:
         SourceError: llama.cpp cannot load or run the file, or takes too long.
@@ -120,7 +125,7 @@ def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str
 
     Args:
         request: `task` and what it takes.
-        limit: Seconds after which the process is stopped.
+        limit: Seconds that one answer may take; the process is stopped after them.
 
     Raises:
         SourceError: llama.cpp cannot load or run the file, or takes too long.

@@ -98,17 +98,18 @@ TASKS: dict[str, Task] = {"measure": measure, "predict": predict}
 
 def main() -> None:
     """Answer line by line, and leave."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
     lines = map(json.loads, sys.stdin)
     request = next(lines)
     status = 0
     try:
         for answer in TASKS[request["task"]](request, lines):
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+            output.write(json.dumps(answer) + "\n")
+            output.flush()
     except IShrinkError as error:
         sys.stderr.write(f"error: {error}\n")
         status = 1
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 

@@ -31,9 +31,11 @@ def files(tmp_path: Path) -> dict[str, GgufFile]:
 class FakeProcess:
     """What a process would answer: the base takes twice as long; `noise` multiplies what it takes."""
 
-    def __init__(self, request: Any, turns: list[tuple[str, int]], noise: Any = lambda: 1.0) -> None:
+    def __init__(
+        self, request: Any, turns: list[tuple[str, int]], noise: Any = lambda: 1.0, drift: Any = None
+    ) -> None:
         self.name = Path(request["model"]).stem
-        self.slow = 2.0 if self.name == "base" else 1.0
+        self.slow = (2.0 if self.name == "base" else 1.0) * (1.0 if drift is None else next(drift))
         self.first = {"load_seconds": self.slow / 10 * noise(), "build": "some build"}
         self.turns, self.noise = turns, noise
 
@@ -118,11 +120,17 @@ def test_models_that_memory_does_not_hold_together_answer_alone(
 ) -> None:
     monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
     turns: list[tuple[str, int]] = []
-    for free, alone in ((4550, False), (4549, True)):  # 1.3 times 3,500
+    needed = 4550 + 2 * benchmark_module._PROCESS  # 1.3 times 3,500
+    for free, alone in ((needed, False), (needed - 1, True)):
         memory = SimpleNamespace(available=free)
         monkeypatch.setattr(benchmark_module.psutil, "virtual_memory", lambda memory=memory: memory)
         turns.clear()
-        result = run_benchmark(files, BenchmarkSettings(1, (10,), 4, 12), start=fake([], turns))
+        drift = iter(x for number in range(10_000) for x in [1.0 + number / 1000])  # each process is slower
+        result = run_benchmark(files, BenchmarkSettings(1, (10,), 4, 12), start=fake([], turns, drift=drift))
+        decode = next(m for m in result.measurements["shrunk"] if m.metric == "decode_tokens_per_second")
+        assert decode.settings["together"] is not alone
+        spread = decode.settings["versus_base"]["spread"]
+        assert (spread > 0) == alone  # turns of one process are alike, processes are not
         assert any("each answered alone" in note for note in result.notes) == alone
         order = ["base", "base", "shrunk", "shrunk"] if alone else ["base", "shrunk", "shrunk", "base"]
         assert [name for name, _ in turns[:4]] == order
