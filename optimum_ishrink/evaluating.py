@@ -282,6 +282,7 @@ def _failed(name: str, error: DataError) -> Failure:
 def _task_result(loaded: LoadedTasks, name: str, fingerprint: str | None, subject: Subject, place: str) -> TaskResult:
     seed = subject.session.config.seed
     key = {"kind": "task", "name": name, "task": fingerprint, "seed": seed, "num_fewshot": loaded.request.num_fewshot}
+    key["own"] = loaded.own
 
     def measure() -> Any:
         note(f"{name} ({subject.role}){place}")
@@ -296,6 +297,7 @@ def _write_samples(session: Session, subject: Subject, base: Subject | None) -> 
     if not count:
         return Quality()
     key = {"kind": "samples", "name": "samples", "prompts": list(PROMPTS), "max_new_tokens": count}
+    key["at_once"] = len(PROMPTS)  # in bfloat16 a batch may choose another token than a prompt alone
 
     def written(each: Subject) -> Sequence[str]:
         found: Sequence[str] = each.measured(key, lambda: write_samples(each.model, each.tokenizer, count))

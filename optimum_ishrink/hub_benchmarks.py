@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, parse_eval_result_entries
 
 from .artifacts import Measurement, Report
 
 FOLDER = ".eval_results"
 _SOURCE = "https://github.com/EleutherAI/lm-evaluation-harness"
+_NAME = "lm-evaluation-harness, by optimum-ishrink"
+"""Also tells our files from those that others put there."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("gsm8k", "exact_match,flexible-extract", "openai/gsm8k", "gsm8k"),
     Benchmark("mmlu_pro", "exact_match,custom-extract", "TIGER-Lab/MMLU-Pro", "mmlu_pro"),
-    Benchmark("gpqa_diamond_(zeroshot|n_shot)", "acc", "Idavidrein/gpqa", "diamond"),
     Benchmark("gpqa_diamond_cot_(zeroshot|n_shot)", "exact_match,flexible-extract", "Idavidrein/gpqa", "diamond"),
+    Benchmark("gpqa_diamond_(zeroshot|n_shot)", "acc", "Idavidrein/gpqa", "diamond"),
 )
+"""Of several for one task of a benchmark the first that was run counts."""
 
 
-def benchmark_entries(report: Report) -> dict[str, list[EvalResultEntry]]:
-    """Return the shrunk model's results on the Hub's benchmarks, by the name of their file.
+def benchmark_entries(report: Report) -> dict[str, EvalResultEntry]:
+    """Return the shrunk model's results on the Hub's benchmarks, by the name of their file: one for each benchmark.
 
     Values are percent, as leaderboards show them. The notes have the examples in the prompt, the filter, the number of
     questions and the standard error.
@@ -58,11 +61,11 @@ def benchmark_entries(report: Report) -> dict[str, list[EvalResultEntry]]:
     Args:
         report: The report.
     """
-    found: dict[str, list[EvalResultEntry]] = {}
-    for measurement in report.shrunk.quality:
-        for benchmark in BENCHMARKS:
+    found: dict[str, EvalResultEntry] = {}
+    for benchmark in BENCHMARKS:
+        for measurement in report.shrunk.quality:
             if _asks(measurement, benchmark):
-                found.setdefault(benchmark.file, []).append(_entry(measurement, benchmark))
+                found.setdefault(benchmark.file, _entry(measurement, benchmark))
     return found
 
 
@@ -85,24 +88,38 @@ def _entry(measurement: Measurement, benchmark: Benchmark) -> EvalResultEntry:
         task_id=benchmark.task_id,
         value=round(100 * measurement.value, 4),
         source_url=_SOURCE,
-        source_name="lm-evaluation-harness",
+        source_name=_NAME,
         notes=", ".join(notes),
     )
 
 
 def write_benchmark_entries(report: Report, folder: Path) -> None:
-    """Write the files of a report's results on the Hub's benchmarks, and remove those that it has no result for.
+    """Write the files of a report's results on the Hub's benchmarks, and remove ours that it has no result for.
+
+    A file that is not ours stays as it is.
 
     Args:
         report: The report.
         folder: The output folder.
     """
     entries = benchmark_entries(report)
-    for name in {benchmark.file for benchmark in BENCHMARKS} - entries.keys():
-        (folder / FOLDER / name).unlink(missing_ok=True)
-    for name, found in entries.items():
-        (folder / FOLDER).mkdir(exist_ok=True)
-        text = yaml.safe_dump(eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True)
-        (folder / FOLDER / name).write_text(text, encoding="utf-8")
-    if (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
-        (folder / FOLDER).rmdir()
+    place = folder / FOLDER
+    for name in sorted({benchmark.file for benchmark in BENCHMARKS}):
+        if (place / name).exists() and not _is_ours(place / name):
+            continue
+        if name in entries:
+            place.mkdir(exist_ok=True)
+            text = yaml.safe_dump(eval_result_entries_to_yaml([entries[name]]), sort_keys=False, allow_unicode=True)
+            (place / name).write_text(text, encoding="utf-8")
+        else:
+            (place / name).unlink(missing_ok=True)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        entries = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        return False
+    return bool(entries) and all(entry.source_name == _NAME for entry in entries)

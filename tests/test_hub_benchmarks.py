@@ -53,22 +53,55 @@ def test_what_is_no_benchmark_has_no_file(changes: dict[str, Any]) -> None:
     assert benchmark_entries(with_task(replace(GSM8K, **changes))) == {}
 
 
-def test_every_benchmark_is_what_lm_evals_own_task_reads() -> None:
+TASK_FILES = {
+    "gsm8k": ("gsm8k/gsm8k.yaml", "gsm8k/gsm8k.yaml"),
+    "mmlu_pro": ("mmlu_pro/_mmlu_pro.yaml", "mmlu_pro/_default_template_yaml"),
+    "gpqa_diamond_cot_zeroshot": (
+        "gpqa/cot_zeroshot/gpqa_diamond_cot_zeroshot.yaml",
+        "gpqa/cot_zeroshot/_gpqa_cot_zeroshot_yaml",
+    ),
+    "gpqa_diamond_cot_n_shot": (
+        "gpqa/cot_n_shot/gpqa_diamond_cot_n_shot.yaml",
+        "gpqa/cot_n_shot/_gpqa_cot_n_shot_yaml",
+    ),
+    "gpqa_diamond_zeroshot": (
+        "gpqa/zeroshot/gpqa_diamond_zeroshot.yaml",
+        "gpqa/zeroshot/_gpqa_zeroshot_yaml",
+    ),
+    "gpqa_diamond_n_shot": ("gpqa/n_shot/gpqa_diamond_n_shot.yaml", "gpqa/n_shot/_gpqa_n_shot_yaml"),
+}
+"""lm-eval's task or group, and the file that its data and metrics come from."""
+
+
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_every_benchmark_is_what_lm_evals_own_task_reads(name: str) -> None:
     folder = Path(lm_eval.tasks.__file__).parent
-    for benchmark in BENCHMARKS:
-        family = benchmark.tasks.split("_")[0]
-        texts = [
-            path.read_text()
-            for path in (folder / family).rglob("*")
-            if path.suffix in (".yaml", "") and path.is_file()
-        ]
-        texts += [path.read_text() for path in (folder / "mmlu_pro").glob("*yaml") if family == "mmlu"]
-        named = {name for text in texts for name in re.findall(r"^(?:task|group): *(\S+)$", text, re.M)}
-        assert any(re.fullmatch(benchmark.tasks, name) for name in named), benchmark
-        assert any(f"dataset_path: {benchmark.dataset}" in text for text in texts), benchmark
-        metric, _, filter_name = benchmark.metric.partition(",")
-        assert any(re.search(rf"metric: *{metric}\b", text) for text in texts)
-        assert any(filter_name in text for text in texts)
+    task, data = ((folder / path).read_text() for path in TASK_FILES[name])
+    assert re.search(rf"^(task|group): *{name}$", task, re.M)
+    (benchmark,) = (each for each in BENCHMARKS if re.fullmatch(each.tasks, name))
+    assert re.search(rf"^dataset_path: *{benchmark.dataset}$", data, re.M)
+    metric, _, filter_name = benchmark.metric.partition(",")
+    assert re.search(rf"metric: *{metric}$", data, re.M)
+    if filter_name:
+        assert filter_name in data
+
+
+def test_of_several_for_one_benchmark_the_first_counts() -> None:
+    gpqa = {"num_fewshot": 0, "filter": "none", "hub_dataset": "Idavidrein/gpqa"}
+    plain = Measurement("acc", "gpqa_diamond_zeroshot", 0.25, 0.03, 198, gpqa)
+    thought = Measurement("exact_match,flexible-extract", "gpqa_diamond_cot_zeroshot", 0.5, 0.03, 198, gpqa)
+    assert benchmark_entries(with_task(plain))["gpqa.yaml"].value == 25
+    assert benchmark_entries(with_task(plain, thought))["gpqa.yaml"].value == 50
+
+
+@pytest.mark.parametrize("text", ["- dataset: {id: openai/gsm8k, task_id: gsm8k}\n  value: 7\n", "[", "- 3\n", ""])
+def test_a_file_of_somebody_else_stays(text: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "out", with_task(GSM8K))
+    file = folder / FOLDER / "gsm8k.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    build_card(folder)
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize(

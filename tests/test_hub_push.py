@@ -97,6 +97,21 @@ def test_nothing_new_makes_no_commit(server: HubServer, folder: Path, capsys: py
     assert set(server.repos["me/small"].head.files) == set(hashes(folder)) - {".git/HEAD"}
 
 
+def test_results_of_other_weights_go_with_them(server: HubServer, folder: Path) -> None:
+    results = folder / ".eval_results" / "gsm8k.yaml"
+    results.parent.mkdir()
+    results.write_text("- value: 1\n")
+    push_folder(folder, "me/small")
+    assert ".eval_results/gsm8k.yaml" in server.repos["me/small"].head.files
+    results.unlink()
+    (folder / "README.md").write_text(CARD + "\nMore words.\n")
+    push_folder(folder, "me/small")
+    assert ".eval_results/gsm8k.yaml" in server.repos["me/small"].head.files  # the weights are still those
+    (folder / "model-1.safetensors").write_bytes(bytes(300_000))
+    push_folder(folder, "me/small")
+    assert ".eval_results/gsm8k.yaml" not in server.repos["me/small"].head.files
+
+
 FAULTS: dict[str, Callable[[HubServer], None]] = {
     "create 500": lambda hub: hub.fail_next("POST", "/repos/create", status=500),
     "create dropped after it was made": lambda hub: hub.drop_next("POST", "/repos/create", applied=True),

@@ -76,7 +76,7 @@ class TaskResult:
         higher_is_better: By metric.
         questions: What tells one question from another, in their order.
         answers: By `metric,filter`, the value of each question; only metrics that are plain numbers for all of them.
-        hub_dataset: The data set on the Hub that the questions are from; None for local data.
+        hub_dataset: The data set on the Hub that the questions of lm-eval's own task are from; None for any other.
     """
 
     name: str
@@ -107,11 +107,13 @@ class LoadedTasks:
         request: What was asked for.
         tasks: Name to lm-eval's task.
         groups: Name to lm-eval's group of them.
+        own: Whether they are lm-eval's own, not those of a folder of task files.
     """
 
     request: TaskRequest
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
+    own: bool = False
 
     def fingerprint(self, name: str) -> str:
         """Return a hash of a task's settings and of the text of its questions and examples.
@@ -156,7 +158,7 @@ def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTa
         if own != 0:
             task.set_config("num_fewshot", (own or 0) if request.num_fewshot is None else request.num_fewshot)
         task.set_fewshot_seed(seed=seed)
-    return LoadedTasks(request, loaded["tasks"], loaded["groups"])
+    return LoadedTasks(request, loaded["tasks"], loaded["groups"], own=manager.include_path is None)
 
 
 def _set_seeds(seed: int) -> None:
@@ -215,7 +217,7 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         {key: bool(value) for key, value in (results["higher_is_better"].get(name) or {}).items()},
         questions,
         answers,
-        _hub_dataset(loaded.tasks[name]),
+        _hub_dataset(loaded.tasks[name]) if loaded.own else None,
     )
 
 

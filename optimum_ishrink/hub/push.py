@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,6 +30,7 @@ from .terms import keep_terms
 
 _CARD = "README.md"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_RESULTS = (".eval_results/*.yaml",)
 
 
 def push_folder(
@@ -176,9 +177,13 @@ class _Push:
             for name, file in files.items()
         }
         remote = self._tree(before.sha)
-        stale = sorted(name for name in remote if name not in files and any(fnmatch(name, each) for each in _WEIGHTS))
+        stale = _without(remote, files, _WEIGHTS)
+        changed = _differences(files, additions, remote)
+        if stale or any(fnmatch(name, each) for name in changed for each in _WEIGHTS):
+            # Scores of other weights would stand on the Hub's benchmark pages under this name.
+            stale += _without(remote, files, _RESULTS)
         address = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
-        if stale or _differences(files, additions, remote):
+        if stale or changed:
             address = self._commit(files, additions, stale, str(before.sha), message)
         else:
             note(f"{self.repo_id} holds these files already; nothing was committed")
@@ -253,6 +258,11 @@ class _Push:
     def _set_private(self, private: bool) -> None:
         what = "making the repository private" if private else "making the repository public"
         self.patience.call(what, lambda: self.api.update_repo_settings(self.repo_id, private=private))
+
+
+def _without(remote: Iterable[str], files: Mapping[str, LocalFile], patterns: Sequence[str]) -> list[str]:
+    """Return the Hub's files of some patterns that the folder does not have."""
+    return sorted(name for name in remote if name not in files and any(fnmatch(name, each) for each in patterns))
 
 
 def _differences(

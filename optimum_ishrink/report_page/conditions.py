@@ -13,8 +13,8 @@ Conditions = tuple[tuple[str, Any], ...]
 RELATIVE = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """Metrics that compare with the base, and what the base scores against itself by definition."""
 
-_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic"})
-"""Settings that say how sure a figure is, or what came out, not what was measured."""
+_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic", "hub_dataset"})
+"""Settings that say how sure a figure is, what came out, or where data are from, not what was measured."""
 
 _MACHINE = ("device", "accelerator", "cpu", "cores", "usable_cores", "governor", "threads", "os")
 _SPEED_VERSIONS = ("torch", "transformers")
