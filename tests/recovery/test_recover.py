@@ -120,6 +120,7 @@ def test_shrink_recovers_with_nothing_but_the_model(llama_folder: Path, other_te
         "recovery_batch_size": 4,
         "recovery_lora_start": "closed-form",
         "recovery_lora_rank": 4,
+        "recovery_learning_rate": 3e-4,  # the closed form leaves little to learn
         "recovery_keep_adapter": "me/small",
         "eval_text": str(other_text),
         "eval_samples": 3,
