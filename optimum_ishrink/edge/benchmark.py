@@ -23,11 +23,12 @@ import psutil
 
 from ..artifacts import Measurement, median_measurement
 from ..errors import RequestError
+from ..evaluation.fresh_process import HEADROOM
 from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings, in_turn
 from ..progress import progress_bar
 from .files import GgufFile
-from .process import start_worker
+from .process import Worker
 
 _TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
 """What is compared. Prefill is time to first token in other words, and sizes need no test."""
@@ -84,10 +85,8 @@ def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int
 
 
 _COLD = ", cold file cache"
-_HEADROOM = 1.3
-"""Memory that has to be free for models to stay together, as a multiple of their files."""
 _PROCESS = 128 * 2**20
-"""And in bytes for each: Python, and what llama.cpp computes in."""
+"""Bytes that a process has to have beyond its model: Python, and what llama.cpp computes in."""
 
 Samples = dict[tuple[str, str], list[float]]
 """What was measured and under which setting, to one value for each round, or for each of its turns."""
@@ -124,7 +123,7 @@ def run_benchmark(
     models: Mapping[str, GgufFile],
     settings: BenchmarkSettings,
     *,
-    start: Start = start_worker,
+    start: Start = Worker,
 ) -> EdgeResult:
     """Measure one model, or two in turn.
 
@@ -146,7 +145,7 @@ def run_benchmark(
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
-    needed = sum(_HEADROOM * model.nbytes + _PROCESS for model in models.values())
+    needed = sum(HEADROOM * model.nbytes + _PROCESS for model in models.values())
     free = psutil.virtual_memory().available
     together = len(models) == 1 or needed <= free
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _KILLED = 9
 
 
 class Worker:
-    """A process that runs a task of `worker.py` and has answered its first line.
+    """A process that runs a task of `worker.py` and has answered its first line; it ends with the context.
 
     Args:
         request: `task` and what it takes.
@@ -93,6 +93,12 @@ class Worker:
             words = f"its process was ended by signal {-status}: {words}"
         raise SourceError(f"llama.cpp cannot run {self._name}: {words}")
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the process: it has nothing to lose."""
         self._process.kill()
@@ -100,24 +106,6 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             with suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
-
-
-@contextmanager
-def start_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> Iterator[Worker]:
-    """Start a task of `worker.py` in a fresh process, and end it with the context.
-
-    Args:
-        request: `task` and what it takes.
-        limit: Seconds that one answer may take; the process is stopped after them.
-
-    Raises:
-        SourceError: llama.cpp cannot load or run the file, or takes too long.
-    """
-    worker = Worker(request, limit=limit)
-    try:
-        yield worker
-    finally:
-        worker.close()
 
 
 def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str, Any]:
@@ -130,7 +118,7 @@ def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str
     Raises:
         SourceError: llama.cpp cannot load or run the file, or takes too long.
     """
-    with start_worker(request, limit=limit) as worker:
+    with Worker(request, limit=limit) as worker:
         return worker.first
 
 

@@ -25,7 +25,7 @@ from ..progress import note, progress_bar
 from .timing import in_turn
 
 _WORKER = Path(__file__).with_name("load_worker.py")
-_HEADROOM = 1.3
+HEADROOM = 1.3
 """Memory that must be free, as a multiple of the weights."""
 
 Runner = Callable[[Sequence[Mapping[str, Any]], Callable[[int], None]], list[dict[str, Any]]]
@@ -58,7 +58,7 @@ def measure_loading(
     Raises:
         SourceError: A checkpoint cannot be loaded.
     """
-    needed = _HEADROOM * max(_nbytes(folder, dtype) for folder in folders.values())
+    needed = HEADROOM * max(_nbytes(folder, dtype) for folder in folders.values())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if free < needed:
         note(

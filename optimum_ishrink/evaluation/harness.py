@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -271,11 +271,15 @@ def collect(results: Mapping[str, TaskResult], groups: Mapping[str, Any]) -> dic
         if all(task in results for task in tasks):
             figures[name] = group.aggregate({task: results[task].metrics for task in tasks})
             found["versions"][name] = group.version
-            shots = {results[task].num_fewshot for task in tasks}
-            found["n-shot"][name] = shots.pop() if len(shots) == 1 else None
-            datasets = {results[task].hub_dataset for task in tasks}
-            found["hub_datasets"][name] = datasets.pop() if len(datasets) == 1 else None
+            found["n-shot"][name] = _shared(results[task].num_fewshot for task in tasks)
+            found["hub_datasets"][name] = _shared(results[task].hub_dataset for task in tasks)
     return found
+
+
+def _shared(values: Iterable[Any]) -> Any:
+    """Return the value that all have, or None where they differ."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def evaluate_tasks(
@@ -340,8 +344,8 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
                 "task_version": results["versions"].get(task),
                 "filter": filter_name,
             }
-            if results.get("hub_datasets", {}).get(task):
-                settings["hub_dataset"] = results["hub_datasets"][task]
+            if dataset := results.get("hub_datasets", {}).get(task):
+                settings["hub_dataset"] = dataset
             found.append(
                 Measurement(
                     metric_name(key),

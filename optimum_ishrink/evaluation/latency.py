@@ -22,7 +22,7 @@ import torch
 
 from ..artifacts import Measurement, median_measurement
 from ..progress import progress_bar
-from .timing import TimingComparison, compare_timings, self_spread
+from .timing import TimingComparison, compare_timings, in_turn, self_spread
 
 Times = list[list[float]]
 """Seconds of one round: for each turn in order, of `READINGS` of the prompt, and then of every token."""
@@ -163,7 +163,8 @@ def _time_rounds(
     prompt = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
     rounds = []
     for number in range(settings.warmup + settings.rounds):
-        order = names + names[::-1] if number % 2 == 0 else names[::-1] + names
+        there = in_turn(names, number)
+        order = there + there[::-1]
         times = run([models[name] for name in order], prompt, settings.new_tokens)
         if number >= settings.warmup:
             turns = {name: [each for each, whose in zip(times, order, strict=True) if whose == name] for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -177,11 +177,12 @@ class _Push:
             for name, file in files.items()
         }
         remote = self._tree(before.sha)
-        stale = _without(remote, files, _WEIGHTS)
+        gone = sorted(remote.keys() - files.keys())
         changed = _differences(files, additions, remote)
-        if stale or any(fnmatch(name, each) for name in changed for each in _WEIGHTS):
+        stale = _matching(gone, _WEIGHTS)
+        if stale or _matching(changed, _WEIGHTS):
             # Scores of other weights would stand on the Hub's benchmark pages under this name.
-            stale += _without(remote, files, _RESULTS)
+            stale += _matching(gone, _RESULTS)
         address = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
         if stale or changed:
             address = self._commit(files, additions, stale, str(before.sha), message)
@@ -260,9 +261,9 @@ class _Push:
         self.patience.call(what, lambda: self.api.update_repo_settings(self.repo_id, private=private))
 
 
-def _without(remote: Iterable[str], files: Mapping[str, LocalFile], patterns: Sequence[str]) -> list[str]:
-    """Return the Hub's files of some patterns that the folder does not have."""
-    return sorted(name for name in remote if name not in files and any(fnmatch(name, each) for each in patterns))
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that match one of the patterns."""
+    return [name for name in names if any(fnmatch(name, each) for each in patterns)]
 
 
 def _differences(

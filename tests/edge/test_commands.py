@@ -13,7 +13,7 @@ from tiny import save_tiny, tiny_config
 
 from optimum_ishrink.cli import main
 from optimum_ishrink.edge import commands, process, runtime
-from optimum_ishrink.edge.process import run_worker, runtime_words, start_worker
+from optimum_ishrink.edge.process import Worker, run_worker, runtime_words
 from optimum_ishrink.errors import SourceError
 
 
@@ -115,7 +115,7 @@ def test_llama_cpp_says_why_it_cannot_load(tmp_path: Path, exported: Path) -> No
 
 def test_a_process_answers_turn_by_turn_until_it_ends(exported: Path) -> None:
     request = {"task": "measure", "model": str(exported), "threads": 1, "lengths": [4, 8], "new_tokens": 2}
-    with start_worker({**request, "vocabulary": 300, "context": 64}) as worker:
+    with Worker({**request, "vocabulary": 300, "context": 64}) as worker:
         assert worker.first["load_seconds"] > 0 and "xllamacpp" in worker.first["build"]
         for length in (4, 8, 8, 4):
             found = worker.ask({"length": length})
