@@ -23,10 +23,10 @@ import torch
 import transformers
 from simulated_timings import NOISE, simulate
 
-from optimum_ishrink.compute import resolve_device, resolve_dtype
+from optimum_ishrink.checkpoint.source import load_model
+from optimum_ishrink.core.device import resolve_device, resolve_dtype
+from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation import LatencySettings, environment, measure_latency
-from optimum_ishrink.source import load_model
-from optimum_ishrink.tables import markdown_table
 
 
 def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.device, dtype: torch.dtype) -> dict:

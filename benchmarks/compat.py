@@ -15,13 +15,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from tiny import edit_json, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinker
+from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3")
 VERSIONS = ("transformers==4.57.*", "transformers>=5")

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 
 from optimum_ishrink import IShrinkConfig, pipeline
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.edge.agreement import AgreementSettings, measure_agreement
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
-from optimum_ishrink.edge.commands import default_threads
 from optimum_ishrink.edge.convert import write_gguf
 from optimum_ishrink.edge.files import read_gguf
+from optimum_ishrink.edge.gguf_verbs import default_threads
 from optimum_ishrink.edge.quantization import parse_quantization
 from optimum_ishrink.edge.rows import check_rows
 from optimum_ishrink.evaluation import evaluate_tasks, open_tasks
-from optimum_ishrink.source import open_source
-from optimum_ishrink.tables import markdown_table
 
 PERCENTS = (0, 10, 15, 20)
 QUANTIZATIONS = ("f16", "q8_0", "q4_0")

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from optimum_ishrink import IShrinkConfig, pipeline
-from optimum_ishrink.data import PYDOC, TextSource, token_windows
+from optimum_ishrink.checkpoint.source import load_model, open_source
 from optimum_ishrink.evaluation import kl_divergence
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA
-from optimum_ishrink.source import load_model, open_source
+from optimum_ishrink.text.sources import PYDOC, TextSource
+from optimum_ishrink.text.windows import token_windows
 
 CALIBRATION = ("wikitext2.train.txt", "arc_easy.train.jsonl", "openbookqa.train.jsonl")
 REPORTED = ("wikitext2.test.txt", "commonsense_qa.validation.jsonl", PYDOC)

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from optimum_ishrink import IShrinkConfig, IShrinker
-from optimum_ishrink.cli import main as ishrink
-from optimum_ishrink.compute import resolve_device, resolve_dtype
-from optimum_ishrink.data import TextSource, token_windows
+from optimum_ishrink.checkpoint.source import load_model
+from optimum_ishrink.cli.run import main as ishrink
+from optimum_ishrink.core.device import resolve_device, resolve_dtype
+from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation import evaluate_tasks, open_tasks, text_measurements
-from optimum_ishrink.source import load_model
-from optimum_ishrink.tables import markdown_table
+from optimum_ishrink.text.sources import TextSource
+from optimum_ishrink.text.windows import token_windows
 
 TASKS = ("openbookqa", "arc_easy")
 TASK = """task: {name}

@@ -22,10 +22,12 @@ from pathlib import Path
 import torch
 
 from optimum_ishrink.architectures.model_class import expected_tensors, parse_config
-from optimum_ishrink.artifacts import Plan, read_json
-from optimum_ishrink.source import open_source
-from optimum_ishrink.surgery.checkpoint import outgoing_tensors, write_weights
-from optimum_ishrink.tensor_files import DTYPES, OutgoingTensor
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.checkpoint.tensors import DTYPES, OutgoingTensor
+from optimum_ishrink.checkpoint.writing import write_weights
+from optimum_ishrink.core.json_files import read_json
+from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.surgery.cut import outgoing_tensors
 
 ROUNDS = 5
 CONFIG = json.loads((Path(__file__).parent.parent / "configs" / "dimensions.json").read_text())[

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from optimum_ishrink import IShrinkConfig
-from optimum_ishrink.compute import resolve_device, resolve_dtype
-from optimum_ishrink.data import TextSource, token_windows
-from optimum_ishrink.recovery.run import choose_teacher, train
-from optimum_ishrink.recovery.text import RecoveryText
-from optimum_ishrink.recovery.trained import add_lora, keep_autocast_inputs
-from optimum_ishrink.source import load_model, load_tokenizer
-from optimum_ishrink.tables import markdown_table
+from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
+from optimum_ishrink.core.device import resolve_device, resolve_dtype
+from optimum_ishrink.core.table import markdown_table
+from optimum_ishrink.recovery.trainable import add_lora, keep_autocast_inputs
+from optimum_ishrink.recovery.training import choose_teacher, train
+from optimum_ishrink.recovery.training_text import RecoveryText
+from optimum_ishrink.text.sources import TextSource
+from optimum_ishrink.text.windows import token_windows
 
 LENGTH, BATCH, MICRO, HELD_OUT, TOP_K = 256, 8, 4, 2, 64
 WAYS = ("student", "bare", "labels", "trainer", "cached")

@@ -9,10 +9,13 @@ from typing import Any
 
 from optimum_ishrink.architectures import descriptions
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.artifacts import REPORT_FILE, Report, read_json
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
+from optimum_ishrink.core.json_files import read_json
+from optimum_ishrink.core.table import Row, markdown_table
 from optimum_ishrink.planning import resolve_shape
-from optimum_ishrink.tables import REPORT_HEADER, Row, markdown_table, report_rows
+from optimum_ishrink.report.files import REPORT_FILE
+from optimum_ishrink.report.report import Report
+from optimum_ishrink.report.tables import REPORT_HEADER, report_rows
 
 _DIMENSIONS = {
     "num_hidden_layers": "depth",

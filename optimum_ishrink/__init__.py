@@ -11,26 +11,30 @@ Importing the package imports no torch: the names below are loaded when they are
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from .artifacts import Analysis, Measurement, ModelReport, Plan, Report
+    from .analysis.record import Analysis
+    from .api import IShrinker, ShrinkResult
     from .configuration import IShrinkConfig
     from .errors import IShrinkError, PublishError, RequestError, VerificationError
-    from .shrinker import IShrinker, ShrinkResult
+    from .report.measurement import Measurement
+    from .report.plan import Plan
+    from .report.report import ModelReport, Report
 
-__version__ = "0.1.0"
 
 _HOMES = {
-    "Analysis": "artifacts",
+    "Analysis": "analysis.record",
     "IShrinkConfig": "configuration",
     "IShrinkError": "errors",
-    "IShrinker": "shrinker",
-    "Measurement": "artifacts",
-    "ModelReport": "artifacts",
-    "Plan": "artifacts",
+    "IShrinker": "api",
+    "Measurement": "report.measurement",
+    "ModelReport": "report.report",
+    "Plan": "report.plan",
     "PublishError": "errors",
-    "Report": "artifacts",
+    "Report": "report.report",
     "RequestError": "errors",
-    "ShrinkResult": "shrinker",
+    "ShrinkResult": "api",
     "VerificationError": "errors",
 }
 

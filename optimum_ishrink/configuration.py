@@ -11,11 +11,12 @@ import yaml
 from optimum.configuration_utils import BaseConfig
 
 from .architectures import DIMENSIONS
-from .artifacts import CONFIG_FILE, read_json, write_json
-from .data import TextSource
+from .core.json_files import read_json, write_json
 from .errors import RequestError, SourceError, unknown_name
 from .planning import ShapeRequest
 from .recovery import LoraSettings, RecoverySettings
+from .report.files import CONFIG_FILE
+from .text.sources import TextSource
 from .validation import LISTS, NUMBERS, check_values, whole_numbers
 
 

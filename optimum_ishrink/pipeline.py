@@ -12,33 +12,29 @@ from pathlib import Path
 
 import torch
 
-from .artifacts import (
-    CONFIG_FILE,
-    PLAN_FILE,
-    REPORT_FILE,
-    SCORES_FILE,
-    Plan,
-    Report,
-    read_json,
-    write_json,
-)
-from .card import build_card, write_scores
-from .data import parse_sources, window_kinds
+from .card.build import build_card
+from .checkpoint.session import Session as Session
+from .checkpoint.session import all_texts, check_request
+from .checkpoint.source import load_model
+from .checkpoint.tensors import DTYPES, overwrite_tensor, read_index
+from .core.json_files import read_json, write_json
+from .core.output import check_not_inside, check_output, staged_folder
+from .core.processes import is_main_process, wait_for_all
+from .core.progress import progress_bar
+from .evaluation.measure_speed import check_positions
+from .evaluation.stage import measure
 from .importance import key_value_similarity
-from .measuring import measure
-from .output_folder import check_not_inside, check_output, staged_folder
-from .parallel import is_main_process, wait_for_all
+from .importance.stage import LAYERS, score, scored_dimensions, select_layers, used_criteria
 from .planning import edit_config, make_plan, resolve_shape
-from .progress import progress_bar
-from .recovering import check_recovery, recover_cut
 from .recovery import work_folder
-from .scoring import LAYERS, score, scored_dimensions, select_layers, used_criteria
-from .session import Session as Session
-from .session import all_texts, check_request
-from .source import load_model
-from .speed import check_positions
+from .recovery.stage import check_recovery, recover_cut
+from .report.files import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE
+from .report.plan import Plan
+from .report.report import Report
+from .report.scores import write_scores
 from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
-from .tensor_files import DTYPES, overwrite_tensor, read_index
+from .text.calibration import window_kinds
+from .text.sources import parse_sources
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .architectures import DIMENSIONS
-from .compute import DEVICES, DTYPES, is_device_name
+from .core.device import DEVICES, DTYPES, is_device_name
 from .errors import RequestError, unknown_name
 from .importance import LAYER_CRITERIA, UNIT_CRITERIA
 from .planning import RUNTIMES, SELECTIONS, TARGET_DIMENSIONS

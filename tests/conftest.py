@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,8 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's own scores
-sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import save_tiny, tiny_config
+from tests.helpers.tiny import save_tiny, tiny_config
 
 # No deadlines: the machine may be slow. In CI the examples are always the same; on a desk they are new every time.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)

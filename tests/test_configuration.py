@@ -8,9 +8,9 @@ import pytest
 from optimum.configuration_utils import BaseConfig
 
 from optimum_ishrink import IShrinkConfig, RequestError
-from optimum_ishrink.cli import _config
+from optimum_ishrink.cli.run import _config
+from optimum_ishrink.cli.verbs import Parser, add_verbs
 from optimum_ishrink.errors import SourceError
-from optimum_ishrink.verbs import Parser, add_verbs
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VARIANTS, save_tiny, supported_shape, tiny_config
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinkConfig, IShrinker
-from optimum_ishrink.artifacts import Analysis, Plan, Report, read_json
-from optimum_ishrink.cli import main
+from optimum_ishrink.analysis.record import Analysis
+from optimum_ishrink.cli.run import main
+from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.report.report import Report
+from tests.helpers.tiny import VARIANTS, save_tiny, supported_shape, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -14,27 +14,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SMALL, tiny_tokenizer
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.artifacts import (
-    REPORT_SCHEMA,
-    Comparison,
-    Failure,
-    Measurement,
-    ModelReport,
-    Report,
-    Sample,
-)
-from optimum_ishrink.cli import main
+from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.verbs import Parser, add_verbs
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.errors import ArchitectureError
 from optimum_ishrink.importance import UNIT_CRITERIA, units_to_score
 from optimum_ishrink.planning import resolve_shape
+from optimum_ishrink.report.files import REPORT_SCHEMA
+from optimum_ishrink.report.measurement import Comparison, Failure, Measurement, Sample
+from optimum_ishrink.report.report import ModelReport, Report
+from optimum_ishrink.report.tables import METRICS, format_measurement
 from optimum_ishrink.surgery import masked_state
-from optimum_ishrink.tables import METRICS, format_measurement
-from optimum_ishrink.verbs import Parser, add_verbs
+from tests.helpers.tiny import SMALL, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,7 +81,7 @@ def test_every_command_in_the_documents_parses(path: Path) -> None:
 def test_the_quick_start_runs(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
     pushed: list[str] = []
-    monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", lambda folder, repo_id, **_: pushed.append(repo_id))
+    monkeypatch.setattr("optimum_ishrink.api.push_folder", lambda folder, repo_id, **_: pushed.append(repo_id))
     monkeypatch.chdir(tmp_path)
     code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(llama_folder))
     exec(compile(code, "README.md", "exec"), {})

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny import edit_json, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
-from optimum_ishrink.artifacts import Plan, Report, read_json
-from optimum_ishrink.card import build_card
-from optimum_ishrink.card_metadata import card_data, eval_results
-from optimum_ishrink.cli import main
+from optimum_ishrink.card.build import build_card
+from optimum_ishrink.card.metadata import card_data, eval_results
+from optimum_ishrink.cli.run import main
+from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import PublishError, SourceError
+from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.report.report import Report
+from tests.helpers.tiny import edit_json, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 12)[None]
 
@@ -184,7 +186,7 @@ def test_weights_alone_need_no_model_in_memory(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("optimum_ishrink.source.load_model", refuse)
+    monkeypatch.setattr("optimum_ishrink.checkpoint.source.load_model", refuse)
     monkeypatch.setattr("optimum_ishrink.pipeline.load_model", refuse)
     result = IShrinker.from_pretrained(llama_folder).shrink(
         num_hidden_layers=3,
@@ -209,8 +211,8 @@ def test_a_failed_push_keeps_a_result_that_has_no_folder_yet(
         raise PublishError(f"{folder} is whole")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("optimum_ishrink.shrinker.push_folder", fail)
-    monkeypatch.setattr("optimum_ishrink.shrinker.check_destination", lambda repo_id, token: asked.append(repo_id))
+    monkeypatch.setattr("optimum_ishrink.api.push_folder", fail)
+    monkeypatch.setattr("optimum_ishrink.api.check_destination", lambda repo_id, token: asked.append(repo_id))
     asked: list[str] = []
     how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
     shrinker = IShrinker.from_pretrained(llama_folder)

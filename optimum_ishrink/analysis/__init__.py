@@ -1,6 +1,6 @@
 """The zero-out analysis: quality against sparsity, and what each layer is worth, before anything is cut."""
 
-from .commands import advised_command
+from .advised_command import advised_command
 from .request import AnalysisRequest, parse_levels
 from .zero_out import analyze, write_analysis
 

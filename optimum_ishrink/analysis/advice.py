@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..artifacts import LayerSensitivity, Measurement, SparsityLevel
 from ..errors import ShapeError
-from .removal import GROUPS, KINDS, LAYERS, NEURONS
+from ..report.measurement import Measurement
+from .record import LayerSensitivity, SparsityLevel
+from .zeroing import GROUPS, KINDS, LAYERS, NEURONS
 
 _NAMED = (3, 8)
 """How many sensitive layers are named at least and at most."""

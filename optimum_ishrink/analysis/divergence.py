@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..artifacts import Measurement
 from ..errors import DataError
 from ..evaluation import TextQuality, compare_logits, mean_over_windows, name_measurements, perplexity
+from ..report.measurement import Measurement
 from .masking import Mask, together
 
 LOGITS_LIMIT = 2**30

@@ -17,8 +17,8 @@ import torch
 from ..architectures import Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.expressions import parse_axes
-from ..surgery.slicing import axis_index
-from .removal import GROUPS, NEURONS, Removal
+from ..architectures.slicing import axis_index
+from .zeroing import GROUPS, NEURONS, Removal
 
 Mask = Callable[[], AbstractContextManager[None]]
 """Opens a context in which something is at zero."""

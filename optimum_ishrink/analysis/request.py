@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data import parse_sources
 from ..errors import RequestError
+from ..text.sources import parse_sources
 
 LEVELS = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0)
 """Sparsities in percent, as in the iShrink thesis."""

@@ -13,10 +13,11 @@ import torch
 
 from ..architectures import Binding
 from ..architectures.axes import layer_module
-from ..artifacts import LayerSensitivity, Measurement
-from ..layerwise import enter_layers, run_layer
+from ..modeling.layerwise import enter_layers, run_layer
+from ..report.measurement import Measurement
 from .divergence import Advance, Reference, measure_masked
 from .masking import Mask, continue_from, mask_attention, mask_mlp
+from .record import LayerSensitivity
 
 
 @torch.no_grad()

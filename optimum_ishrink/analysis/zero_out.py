@@ -13,21 +13,28 @@ from typing import Any
 import torch
 
 from ..architectures import Binding
-from ..artifacts import ANALYSIS_FILE, Analysis, Measurement, SparsityLevel, write_json
-from ..data import further_windows, label_sources, parse_sources
+from ..checkpoint.fingerprint import model_fingerprint
+from ..checkpoint.session import Session, check_request
+from ..core.json_files import write_json
+from ..core.output import check_not_inside, check_output, staged_folder
+from ..core.progress import note, progress_bar
 from ..evaluation import environment, evaluate_tasks, open_tasks
-from ..fingerprint import model_fingerprint
-from ..output_folder import check_not_inside, check_output, staged_folder
+from ..importance.stage import score
 from ..planning import resolve_shape
-from ..progress import note, progress_bar
-from ..scoring import score
-from ..session import Session, check_request
+from ..report.files import ANALYSIS_FILE
+from ..report.measurement import Measurement
+from ..text.calibration import further_windows
+from ..text.sources import label_sources, parse_sources
 from .advice import Advice, advise
-from .commands import advised_command
+from .advised_command import advised_command
 from .divergence import Advance, Reference, measure_masked
-from .drawing import draw_sensitivity, draw_sparsity
 from .masking import mask_removal, together
-from .removal import (
+from .plots import draw_sensitivity, draw_sparsity
+from .record import Analysis, SparsityLevel
+from .request import AnalysisRequest
+from .saved_state import State
+from .sensitivity import measure_layers
+from .zeroing import (
     GROUPS,
     KINDS,
     LAYERS,
@@ -38,9 +45,6 @@ from .removal import (
     kinds_of,
     removed_parameters,
 )
-from .request import AnalysisRequest
-from .sensitivity import measure_layers
-from .state import State
 
 _WINDOWS = "windows"
 
@@ -82,7 +86,7 @@ def analyze(
     check_levels(source.binding, request.shares, config.request.protection(source.binding.sizes["layers"]))
     if config.tasks:
         open_tasks(config.tasks, config.include_path, config.num_fewshot)
-    state = State(partial_folder, _identity(session, request))
+    state = State(partial_folder, identity(session, request))
     try:
         analysis = _measure(session, request, state)
         if output is not None:
@@ -139,7 +143,7 @@ def _settings(session: Session, request: AnalysisRequest) -> dict[str, Any]:
     }
 
 
-def _identity(session: Session, request: AnalysisRequest) -> dict[str, Any]:
+def identity(session: Session, request: AnalysisRequest) -> dict[str, Any]:
     """Return everything that the measurements depend on."""
     place = environment(session.device, session.dtype)
     return {

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from ..artifacts import Measurement
-from ..data import PYDOC, TextSource, token_windows
+from ..core.progress import progress_bar
+from ..core.table import Row
 from ..errors import VerificationError
-from ..evaluation.text import mean_over_windows
-from ..progress import progress_bar
-from ..tables import Row
+from ..evaluation.text_statistics import mean_over_windows
+from ..report.measurement import Measurement
+from ..text.sources import PYDOC, TextSource
+from ..text.windows import token_windows
 from .process import run_worker
 
 EXACT_LIMIT = 0.005

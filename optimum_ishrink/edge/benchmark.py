@@ -21,12 +21,12 @@ from typing import Any, Protocol
 
 import psutil
 
-from ..artifacts import Measurement, median_measurement
+from ..core.progress import progress_bar
 from ..errors import RequestError
 from ..evaluation.fresh_process import HEADROOM
 from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings, in_turn
-from ..progress import progress_bar
+from ..report.measurement import Measurement, median_measurement
 from .files import GgufFile
 from .process import Worker
 

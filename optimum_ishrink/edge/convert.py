@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.output import staged_file
+from ..core.progress import note, progress_bar
 from ..errors import RequestError, SourceError
-from ..output_folder import staged_file
-from ..progress import note, progress_bar
 from .quantization import CONVERTER, PROGRAM, Quantization
 from .runtime import INSTALL
 

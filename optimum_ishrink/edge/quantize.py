@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from ..checkpoint.source import Source
+from ..checkpoint.writing import carry_files
+from ..core.progress import progress_bar
 from ..errors import SourceError, VerificationError
-from ..progress import progress_bar
-from ..source import Source
-from ..surgery.checkpoint import carry_files
 from .linears import LinearLayer
 from .schemes import TORCHAO, Scheme
 

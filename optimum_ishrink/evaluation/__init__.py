@@ -6,8 +6,15 @@ from .fresh_process import measure_loading
 from .harness import evaluate_tasks, open_tasks
 from .latency import LatencySettings, measure_latency
 from .passages import TextWindows, text_windows
-from .quality import name_measurements, text_measurements
-from .text import TextQuality, compare_logits, kl_divergence, mean_over_windows, perplexity, token_statistics
+from .text_quality import name_measurements, text_measurements
+from .text_statistics import (
+    TextQuality,
+    compare_logits,
+    kl_divergence,
+    mean_over_windows,
+    perplexity,
+    token_statistics,
+)
 from .timing import TimingComparison, compare_timings
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..compute import cpu_capabilities, dtype_name
+from ..core.device import cpu_capabilities, dtype_name
 
 _PACKAGES = ("optimum-ishrink", "torch", "transformers", "optimum", "lm-eval", "safetensors")
 

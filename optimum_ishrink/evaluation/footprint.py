@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..artifacts import Measurement
-from ..compute import dtype_name
+from ..core.device import dtype_name
+from ..report.measurement import Measurement
 
 _SHORT, _LONG = 1, 2
 """Tokens in the two prompts whose caches are compared: below any sliding window, where every layer still grows."""

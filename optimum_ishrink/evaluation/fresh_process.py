@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import torch
 
-from ..artifacts import Measurement, median_measurement
-from ..compute import dtype_name
+from ..core.device import dtype_name
+from ..core.progress import note, progress_bar
 from ..errors import SourceError
-from ..progress import note, progress_bar
+from ..report.measurement import Measurement, median_measurement
 from .timing import in_turn
 
 _WORKER = Path(__file__).with_name("load_worker.py")

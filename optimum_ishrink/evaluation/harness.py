@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..artifacts import Measurement
 from ..errors import DataError, unknown_name
-from .groups import GROUPS, TaskRequest, requested_tasks
+from ..report.measurement import Measurement
+from .task_groups import GROUPS, TaskRequest, requested_tasks
 
 BOOTSTRAP_ITERS = 1000
 """Resamples for the standard error of metrics that have no formula for it."""

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ..artifacts import Measurement, median_measurement
-from ..progress import progress_bar
+from ..core.progress import progress_bar
+from ..report.measurement import Measurement, median_measurement
 from .timing import TimingComparison, compare_timings, in_turn, self_spread
 
 Times = list[list[float]]

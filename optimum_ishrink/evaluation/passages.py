@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..data import enough_windows, in_order, token_stream
 from ..errors import DataError
+from ..text.windows import enough_windows, in_order, token_stream
 
 
 @dataclass(frozen=True)

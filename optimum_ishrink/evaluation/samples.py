@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..progress import progress_bar
+from ..core.progress import progress_bar
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from ..head import CHUNK, Head
-from ..progress import progress_bar
+from ..core.progress import progress_bar
+from ..modeling.head import CHUNK, Head
 
 WINDOW = 512
 """Tokens that a window stands for in a batch: `batch_size` windows bound what runs at once, whatever a request's

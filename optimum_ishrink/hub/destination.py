@@ -8,7 +8,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..errors import PublishError, RequestError
 from .failures import advice, is_of_publishing, reason
-from .patience import Patience
+from .retries import Patience
 
 
 def check_repo_id(repo_id: str) -> None:

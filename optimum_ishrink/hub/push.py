@@ -19,12 +19,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
-from ..artifacts import REPORT_FILE, read_json
+from ..core.json_files import read_json
+from ..core.progress import note
 from ..errors import IShrinkError, PublishError, RequestError, SourceError
-from ..progress import note
+from ..report.files import REPORT_FILE
 from .destination import check_repo_id
 from .failures import advice, is_of_publishing, reason, status_of
-from .patience import Patience
+from .retries import Patience
 from .snapshot import LocalFile, changed_files, read_folder
 from .terms import keep_terms
 

@@ -11,10 +11,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from ..core.progress import note
 from ..errors import RequestError
-from ..progress import note
 from .failures import passes
-from .patience import Patience
+from .retries import Patience
 
 _LICENCE = ("license", "license_name", "license_link")
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)

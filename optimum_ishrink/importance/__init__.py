@@ -1,8 +1,8 @@
 """Importance: what each KV group, query head, MLP neuron and layer is worth."""
 
 from .batches import Batches
+from .criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, layer_criterion, unit_criterion
 from .engine import score_model
-from .registry import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, layer_criterion, unit_criterion
 from .removal import score_spans
 from .units import units_to_score
 from .weights import key_value_similarity, score_weights

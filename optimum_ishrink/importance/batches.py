@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from ..parallel import own_share
+from ..core.processes import own_share
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ..architectures import Binding
+from ..core.progress import progress_bar
 from ..errors import DataError, RequestError
-from ..head import CHUNK, Head, chunked_sum
-from ..progress import progress_bar
+from ..modeling.head import CHUNK, Head, chunked_sum
 from .batches import Batch, Batches
 from .changes import ChangeWatcher, sampled_loss
+from .criterion import UNIT_CRITERIA, Criterion
 from .gram import score_gram
-from .registry import UNIT_CRITERIA, Criterion
 from .removal import LayerRunner, score_removed_units, score_spans
 from .units import LAYERS, Units, check_finite, units_to_score
 from .watchers import ActivationWatcher, GradientWatcher, HiddenStateWatcher, Watcher

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from ..architectures.axes import input_readers, layer_module
+from ..core.processes import summed
+from ..core.progress import progress_bar
 from ..errors import DataError, RequestError
-from ..layerwise import enter_layers, run_layer
-from ..parallel import summed
-from ..progress import progress_bar
+from ..modeling.layerwise import enter_layers, run_layer
 from .batches import Batches
-from .registry import Criterion
+from .criterion import Criterion
 from .units import Units
 
 RIDGE = 0.01

@@ -14,11 +14,11 @@ import torch
 
 from ..architectures import Binding
 from ..architectures.axes import input_readers, layer_module
+from ..core.processes import summed, summed_count
+from ..core.progress import progress_bar
 from ..errors import DataError
-from ..parallel import summed, summed_count
-from ..progress import progress_bar
 from .batches import Batch, Batches
-from .registry import Criterion
+from .criterion import Criterion
 from .units import Units
 
 _CHUNK = 2**22

@@ -9,9 +9,9 @@ import torch
 
 from ..architectures import DIMENSIONS, Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers
+from ..architectures.slicing import sum_per_unit, unit_positions
 from ..errors import DataError, RequestError
-from ..surgery.slicing import sum_per_unit, unit_positions
-from .registry import Criterion
+from .criterion import Criterion
 
 LAYERS, NEURONS = "num_hidden_layers", "intermediate_size"
 

@@ -10,9 +10,9 @@ import torch
 
 from ..architectures import BoundTensor
 from ..architectures.axes import layer_module
-from ..parallel import summed, summed_count
+from ..core.processes import summed, summed_count
 from .batches import Batch
-from .registry import Criterion
+from .criterion import Criterion
 from .units import LAYERS, Units
 
 

@@ -8,10 +8,10 @@ import torch
 
 from ..architectures import Binding
 from ..architectures.axes import holds_units
-from ..progress import progress_bar
-from ..surgery.slicing import slice_tensor
-from ..tensor_files import TensorInfo, read_tensor
-from .registry import Criterion
+from ..architectures.slicing import slice_tensor
+from ..checkpoint.tensors import TensorInfo, read_tensor
+from ..core.progress import progress_bar
+from .criterion import Criterion
 from .units import check_finite, units_to_score
 
 

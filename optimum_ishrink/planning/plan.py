@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..architectures import DIMENSIONS, Binding, check_shape
-from ..artifacts import Plan
 from ..errors import ShapeError
+from ..report.plan import Plan
 from .config_edit import changed_keys, edit_config
 from .selection import choose_heads, choose_layers, choose_units, default_protection, group_similar
 from .target import check_multiple, damage, multiples_to_try, parse_target, solve

@@ -1,14 +1,14 @@
 """Recovery: training what is left of a model, with labels, with a teacher, or with nothing but the model itself."""
 
-from .checkpoint import save_adapter, train_checkpoint, write_solved, write_trained
 from .loss import Term, parse_loss
-from .registry import LOSSES
-from .run import Trained
+from .loss_registry import LOSSES
 from .settings import RecoverySettings
 from .teacher import LayerMap, check_tokenizers, check_vocabularies
-from .text import LABELS, RecoveryText, recovery_text
-from .trained import STARTS, LoraSettings, parse_trained
-from .work import work_folder
+from .train_checkpoint import save_adapter, train_checkpoint, write_solved, write_trained
+from .trainable import STARTS, LoraSettings, parse_trained
+from .training import Trained
+from .training_text import LABELS, RecoveryText, recovery_text
+from .work_folder import work_folder
 
 __all__ = [
     "LABELS",

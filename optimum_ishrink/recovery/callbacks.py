@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..core.progress import training_bar
 from ..errors import TrainingError
-from ..progress import training_bar
-from .trained import trained_parameters
-from .work import last_step
+from .trainable import trained_parameters
+from .work_folder import last_step
 
 
 def found_in_any(found: bool, device: torch.device) -> bool:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import RequestError
-from .registry import LOSSES, Loss
+from .loss_registry import LOSSES, Loss
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import TextSource
+from ..text.sources import TextSource
 from .loss import Term, parse_loss
-from .text import Labels
-from .trained import LORA, LoraSettings, parse_trained
+from .trainable import LORA, LoraSettings, parse_trained
+from .training_text import Labels
 
 WARM_UP_SHARE = 0.05
 """Share of the steps in which the learning rate rises from zero; it falls by a cosine after them."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import RequestError
-from ..head import CHUNK, Head, chunked_sum
+from ..modeling.head import CHUNK, Head, chunked_sum
 from .loss import Term
 from .observe import Observed, observe
 from .targets import IGNORED, Targets

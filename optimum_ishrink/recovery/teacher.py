@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import RequestError
-from ..head import Head
+from ..modeling.head import Head
 from .observe import observe
 from .targets import TopK, top_k
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..progress import progress_bar
-from .storage import rename_folder, room_needed
+from ..core.durable import rename_folder, room_needed
+from ..core.progress import progress_bar
 from .targets import TopK
 from .teacher import Lesson, LiveTeacher
 

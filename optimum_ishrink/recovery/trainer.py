@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from .storage import load_tensors, rename_folder, room_needed, save_tensors, write_whole
+from ..core.durable import load_tensors, rename_folder, room_needed, save_tensors, write_whole
 from .student import Student, count_tokens
-from .text import RecoveryText, TrainingWindows
-from .trained import trained_parameters
-from .work import PREFIX, drop_old_checkpoints, last_step
+from .trainable import trained_parameters
+from .training_text import RecoveryText, TrainingWindows
+from .work_folder import PREFIX, drop_old_checkpoints, last_step
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"

@@ -1,8 +1,10 @@
 """Surgery: tensors in, smaller tensors out, and the checkpoint that holds them."""
 
-from .checkpoint import verify_checkpoint, write_checkpoint
+from ..architectures.slicing import slice_tensor
+from ..checkpoint.writing import verify_checkpoint
 from .compensation import check_windows, compensate, needs_cut_model
-from .slicing import masked_state, slice_tensor
+from .cut import write_checkpoint
+from .units import masked_state
 
 __all__ = [
     "check_windows",

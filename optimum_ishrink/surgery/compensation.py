@@ -22,12 +22,13 @@ import torch
 
 from ..architectures import Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers, layer_module
-from ..artifacts import Plan
+from ..architectures.slicing import axis_index, slice_tensor
+from ..core.progress import note, progress_bar
 from ..errors import DataError
-from ..layerwise import capture, enter_layers, first_row, run_layer, run_span
-from ..progress import note, progress_bar
+from ..modeling.layerwise import capture, enter_layers, first_row, run_layer, run_span
+from ..report.plan import Plan
 from .least_squares import Moments, choose_repair, least_ridge
-from .slicing import axis_index, kept_units, slice_tensor
+from .units import kept_units
 
 FOLDS = 4
 """Parts of the calibration text that are held out in turn to choose a ridge: one a source, or a quarter each."""

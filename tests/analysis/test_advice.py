@@ -8,12 +8,13 @@ import pytest
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.analysis.advice import Advice, advise, furthest_below, protection_needed
-from optimum_ishrink.analysis.commands import advised_command
+from optimum_ishrink.analysis.advised_command import advised_command
+from optimum_ishrink.analysis.record import LayerSensitivity, SparsityLevel
 from optimum_ishrink.analysis.request import AnalysisRequest
-from optimum_ishrink.artifacts import LayerSensitivity, Measurement, SparsityLevel
-from optimum_ishrink.cli import _config
+from optimum_ishrink.cli.run import _config
+from optimum_ishrink.cli.verbs import Parser, add_verbs
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.verbs import Parser, add_verbs
+from optimum_ishrink.report.measurement import Measurement
 
 SHAPE = {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_attention_heads": 8, "intermediate_size": 24}
 

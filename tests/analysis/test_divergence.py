@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from test_masking import bound_model, random_scores
-from tiny import CASES, VOCAB
 
 from optimum_ishrink.analysis.divergence import Reference, measure_masked
 from optimum_ishrink.analysis.masking import mask_attention, mask_mlp, mask_removal, together
-from optimum_ishrink.analysis.removal import KINDS, Removal, choose_removal
 from optimum_ishrink.analysis.sensitivity import measure_layers
+from optimum_ishrink.analysis.zeroing import KINDS, Removal, choose_removal
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import kl_divergence, token_statistics
+from tests.helpers.tiny import CASES, VOCAB
 
 WINDOWS = torch.randint(3, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 from torch.func import functional_call
 
 from optimum_ishrink import IShrinker
@@ -20,10 +19,11 @@ from optimum_ishrink.analysis.masking import (
     together,
     zero_columns,
 )
-from optimum_ishrink.analysis.removal import GROUPS, LAYERS, NEURONS, Removal, choose_removal
+from optimum_ishrink.analysis.zeroing import GROUPS, LAYERS, NEURONS, Removal, choose_removal
 from optimum_ishrink.architectures.axes import input_readers, layer_module
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.surgery.slicing import zero_removed
+from optimum_ishrink.architectures.slicing import zero_removed
+from tests.helpers.tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink import Analysis, IShrinkConfig, IShrinker, RequestError
-from optimum_ishrink.analysis.state import State
+from optimum_ishrink.analysis.saved_state import State
 from optimum_ishrink.analysis.zero_out import write_analysis
-from optimum_ishrink.artifacts import read_json
-from optimum_ishrink.cli import main
+from optimum_ishrink.cli.run import main
+from optimum_ishrink.core.json_files import read_json
+from tests.helpers.tiny import CASES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 KINDS = ("attention", "mlp", "layers", "all")
 COUNT = 4 * 3 + 4  # three levels of four kinds, and four layers
@@ -150,7 +150,7 @@ def test_what_is_all_there_needs_no_model(
         patch.setattr("optimum_ishrink.analysis.zero_out.draw_sparsity", fail)
         IShrinker.from_pretrained(llama_folder).analyze(save_directory=tmp_path / "out", **quick)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    monkeypatch.setattr("optimum_ishrink.source.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("optimum_ishrink.checkpoint.source.load_model", lambda *_: pytest.fail("the model was loaded"))
     # Another threshold is another advice from the same measurements.
     found = IShrinker.from_pretrained(llama_folder).analyze(
         save_directory=tmp_path / "out", max_divergence=1e-9, **quick

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import CASES, supported_shape, tiny_config
 
 from optimum_ishrink.architectures import bind, check_shape, describe, descriptions
 from optimum_ishrink.architectures.model_class import bind_config, expected_tensors, parse_config
 from optimum_ishrink.architectures.spec import Description, nearest_expressible
 from optimum_ishrink.errors import ArchitectureError, ShapeError, SourceError
+from tests.helpers.tiny import CASES, supported_shape, tiny_config
 
 
 def raw(model_type: str = "llama", variant: int = 0, **changes: Any) -> dict[str, Any]:

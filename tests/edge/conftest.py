@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from edge_models import save_edge
+from tests.helpers.edge_models import save_edge
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
 from optimum_ishrink.edge.agreement import AgreementSettings, binned_divergence, measure_agreement
-from optimum_ishrink.source import load_model, load_tokenizer
 
 
 def test_the_binned_divergence_is_exact_with_all_tokens_and_below_it_with_few() -> None:

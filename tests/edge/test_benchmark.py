@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.artifacts import ModelReport, Report
 from optimum_ishrink.edge import benchmark as benchmark_module
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
 from optimum_ishrink.edge.files import GgufFile
 from optimum_ishrink.errors import RequestError
-from optimum_ishrink.tables import speed_header, speed_rows
+from optimum_ishrink.report.report import ModelReport, Report
+from optimum_ishrink.report.tables import speed_header, speed_rows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ishrink.cli import main
+from optimum_ishrink.cli.run import main
 from optimum_ishrink.demo import demo_source
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gguf
 import pytest
-from tiny import tiny_config
 
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.edge.quantization import (
@@ -14,6 +13,7 @@ from optimum_ishrink.edge.quantization import (
 )
 from optimum_ishrink.edge.rows import check_rows, fallback_cost, fallback_rows, matrices, runtime_table
 from optimum_ishrink.errors import RequestError, ShapeError
+from tests.helpers.tiny import tiny_config
 
 
 def test_sizes_are_those_of_ggml() -> None:

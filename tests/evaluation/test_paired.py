@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from optimum_ishrink.evaluation.kept import compare, compare_text
+from optimum_ishrink.evaluation.comparison import compare, compare_text
 from optimum_ishrink.evaluation.paired import Stratum, mcnemar, paired_interval
-from optimum_ishrink.evaluation.quality import WindowFigures, bits_per_byte
+from optimum_ishrink.evaluation.text_quality import WindowFigures, bits_per_byte
 
 
 def answers(both: int, base_only: int, shrunk_only: int, neither: int) -> Stratum:

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from optimum_ishrink.data import token_windows
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import TextWindows, text_measurements, text_windows
 from optimum_ishrink.evaluation.passages import Passage, retokenize
-from optimum_ishrink.evaluation.quality import WindowFigures, bits_per_byte, passage_figures, window_figures
+from optimum_ishrink.evaluation.text_quality import WindowFigures, bits_per_byte, passage_figures, window_figures
+from optimum_ishrink.text.windows import token_windows
+from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 TEXTS = [f"Zur Mühle {i}: naïve café – 日本語 und {i * 37} Wörter, dann Ende." for i in range(40)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ishrink.evaluation.results import ResultCache
+from optimum_ishrink.evaluation.result_cache import ResultCache
 
 KEY = {"kind": "task", "name": "quiz", "versions": ("1", "2")}
 

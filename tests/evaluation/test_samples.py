@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny import CASES, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, write_samples
+from tests.helpers.tiny import CASES, tiny_config, tiny_model, tiny_tokenizer
 
 
 def test_samples_are_what_greedy_generation_gives() -> None:

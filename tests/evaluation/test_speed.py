@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import RequestError, SourceError
@@ -26,7 +25,8 @@ from optimum_ishrink.evaluation.footprint import (
 from optimum_ishrink.evaluation.fresh_process import run_jobs
 from optimum_ishrink.evaluation.latency import READINGS, time_in_turn
 from optimum_ishrink.evaluation.load_worker import cached_share, evict, guarded, peak_resident_bytes, run_job, warm
-from optimum_ishrink.speed import check_positions
+from optimum_ishrink.evaluation.measure_speed import check_positions
+from tests.helpers.tiny import tiny_config, tiny_model
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import lm_eval
 import pytest
-from local_tasks import add_generation_task, add_group, add_task
-from tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import evaluate_tasks, harness, open_tasks
-from optimum_ishrink.evaluation.groups import GROUPS, TaskRequest, requested_tasks
 from optimum_ishrink.evaluation.harness import (
     TaskResult,
     collect,
@@ -23,7 +20,10 @@ from optimum_ishrink.evaluation.harness import (
     load_tasks,
     run_task,
 )
-from optimum_ishrink.evaluation.kept_tasks import compare_tasks
+from optimum_ishrink.evaluation.task_comparison import compare_tasks
+from optimum_ishrink.evaluation.task_groups import GROUPS, TaskRequest, requested_tasks
+from tests.helpers.local_tasks import add_generation_task, add_group, add_task
+from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 
 def run(folder: Path, name: str, seed: int = 0, num_fewshot: int | None = None) -> tuple[dict[str, TaskResult], Any]:

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_importance import KEYS, tiny
-from tiny import CASES, VOCAB
 
 from optimum_ishrink.architectures.axes import input_readers
 from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance import UNIT_CRITERIA, score_model
 from optimum_ishrink.importance.criteria.obs import obs
 from optimum_ishrink.importance.gram import RIDGE, with_ridge
+from tests.helpers.tiny import CASES, VOCAB
 
 MANY = torch.randint(3, VOCAB, (12, 16), generator=torch.Generator().manual_seed(0))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 
 from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
 from optimum_ishrink.importance.batches import Batch
@@ -22,7 +22,7 @@ from optimum_ishrink.importance.criteria.taylor import taylor
 from optimum_ishrink.importance.criteria.taylor_unit import taylor_unit
 from optimum_ishrink.importance.criteria.thesis_mix import thesis_mix
 from optimum_ishrink.importance.engine import backward
-from optimum_ishrink.source import open_source
+from tests.helpers.tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 
 KEYS = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
 WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))

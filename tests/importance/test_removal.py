@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_importance import KEYS, WINDOWS, tiny
-from tiny import CASES
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
 from optimum_ishrink.evaluation import kl_divergence
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Batches, score_model, score_spans
+from tests.helpers.tiny import CASES
 
 CPU = torch.device("cpu")
 BATCHES = Batches(WINDOWS, None, 4, CPU)

@@ -11,14 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_importance import KEYS, WINDOWS, tiny
-from tiny import CASES, save_tiny, tiny_config
 
 from optimum_ishrink.architectures.axes import holds_units, input_readers
+from optimum_ishrink.architectures.slicing import zero_removed
+from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, score_model, score_weights, units_to_score
 from optimum_ishrink.importance.units import Units
-from optimum_ishrink.source import open_source
-from optimum_ishrink.surgery.slicing import zero_removed
+from tests.helpers.tiny import CASES, save_tiny, tiny_config
 
 
 def unit_weights(layer: Any, values: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_config
 
 from optimum_ishrink.architectures.model_class import bind_config, parse_config
 from optimum_ishrink.errors import ShapeError
@@ -24,6 +23,7 @@ from optimum_ishrink.planning import (
     resolve_shape,
     solve,
 )
+from tests.helpers.tiny import tiny_config
 
 SMOLLM2 = {
     "model_type": "llama",

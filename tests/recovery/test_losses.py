@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CASES, tiny_config, tiny_model
 
 from optimum_ishrink import RequestError
-from optimum_ishrink.head import Head, chunked_sum
+from optimum_ishrink.modeling.head import Head, chunked_sum
 from optimum_ishrink.recovery import LOSSES, parse_loss
 from optimum_ishrink.recovery.losses.attention import attention
 from optimum_ishrink.recovery.losses.ce import cross_entropy
@@ -21,6 +20,7 @@ from optimum_ishrink.recovery.observe import observe
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK, top_k
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
+from tests.helpers.tiny import CASES, tiny_config, tiny_model
 
 TOKENS = torch.tensor([[5, 9, 3, 7, 11, 2, 8, 4], [6, 1, 14, 9, 9, 12, 3, 10]])
 WINDOWS = torch.arange(2)

@@ -16,15 +16,17 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from tiny import save_tiny, tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
-from optimum_ishrink.artifacts import Plan, Report, read_json
-from optimum_ishrink.cli import main
-from optimum_ishrink.recovering import check_device
+from optimum_ishrink.cli.run import main
+from optimum_ishrink.core.json_files import read_json
+from optimum_ishrink.recovery.stage import check_device
 from optimum_ishrink.recovery.teacher import check_tokenizers, check_vocabularies
-from optimum_ishrink.recovery.work import checkpoints, work_folder
+from optimum_ishrink.recovery.work_folder import checkpoints, work_folder
+from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.report.report import Report
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 IDS = torch.arange(3, 12)[None]
 
@@ -279,7 +281,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, flags: 
 def test_a_shrink_that_was_stopped_in_its_recovery_goes_on(
     llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optimum_ishrink.recovery import run
+    from optimum_ishrink.recovery import training as run
 
     def shrink(name: str) -> Any:
         return IShrinker.from_pretrained(llama_folder, dtype="float32", device="cpu").shrink(
@@ -304,7 +306,7 @@ def test_a_shrink_that_was_stopped_in_its_recovery_goes_on(
         patch.setattr(run.ShowProgress, "on_pre_optimizer_step", stop)
         shrink("parts")
     assert [path.name for path in tmp_path.iterdir()] == [".parts.recovery"]
-    monkeypatch.setattr("optimum_ishrink.recovery.sampling.sample_text", None)  # what was sampled is kept
+    monkeypatch.setattr("optimum_ishrink.recovery.self_text.sample_text", None)  # what was sampled is kept
     assert shrink("parts").plan.settings["recovery"]["resumed_from_step"] == 2
     monkeypatch.undo()
     shrink("whole")

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from small import LAYERS, cut_model, random_text, settings
-from tiny import tiny_config, tiny_model
 from transformers import TrainerCallback
 
 from optimum_ishrink import RequestError
 from optimum_ishrink.errors import OutputError, TrainingError
-from optimum_ishrink.recovery import run
-from optimum_ishrink.recovery.run import choose_teacher, micro_batch, train
+from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
 from optimum_ishrink.recovery.teacher_cache import CachedTeacher
-from optimum_ishrink.recovery.text import TrainingWindows
-from optimum_ishrink.recovery.trained import LoraSettings, add_lora, parse_trained, train_parameters
-from optimum_ishrink.recovery.work import checkpoints, open_work
+from optimum_ishrink.recovery.trainable import LoraSettings, add_lora, parse_trained, train_parameters
+from optimum_ishrink.recovery.training import choose_teacher, micro_batch, train
+from optimum_ishrink.recovery.training_text import TrainingWindows
+from optimum_ishrink.recovery.work_folder import checkpoints, open_work
+from tests.helpers.small_recovery import LAYERS, cut_model, random_text, settings
+from tests.helpers.tiny import tiny_config, tiny_model
 
 
 def go(folder: Path, teacher: Any = None, *, model: Any = None, text: Any = None, **changes: Any) -> Any:

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 from test_masked_equals_sliced import cut_to, load, random_plan
-from tiny import CASES, VOCAB, save_tiny, supported_shape, tiny_config
 
 from optimum_ishrink import IShrinker
-from optimum_ishrink.artifacts import Plan, read_json
+from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
+from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation import kl_divergence
+from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.surgery import least_squares
 from optimum_ishrink.surgery.compensation import Repair, compensate, make_folds, needs_cut_model
-from optimum_ishrink.tensor_files import read_index, read_tensor
+from tests.helpers.tiny import CASES, VOCAB, save_tiny, supported_shape, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
 

@@ -14,18 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import CASES, VOCAB, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.artifacts import Plan
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning import ShapeRequest, edit_config, make_plan
 from optimum_ishrink.planning.plan import complete_shape
-from optimum_ishrink.source import open_source
+from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.surgery import masked_state, write_checkpoint
-from optimum_ishrink.tensor_files import read_index, read_tensor
+from tests.helpers.tiny import CASES, VOCAB, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
 
 SHAPES: dict[str, dict[str, int]] = {
     "layers": {"num_hidden_layers": 2},

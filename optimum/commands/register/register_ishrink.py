@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from optimum_ishrink import cli
+from optimum_ishrink.cli import main as cli
 
 
 class IShrinkCommand(BaseOptimumCLICommand):

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import layer_criterion, unit_criterion
+from ..criterion import layer_criterion, unit_criterion
 
 _FORMULA = "mean over tokens of (x . dL/dx)^2, labels drawn from the model"
 _REFERENCE = "Theis et al. 2018, arXiv:1801.05787, eq. 8; labels: Kunstner et al. 2019, arXiv:1905.12558"

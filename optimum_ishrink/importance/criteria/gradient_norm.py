@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import unit_criterion
+from ..criterion import unit_criterion
 
 
 @unit_criterion(

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import layer_criterion, unit_criterion
+from ..criterion import layer_criterion, unit_criterion
 
 _FORMULA = "sqrt of the sum of w^2 over the weights"
 _REFERENCE = "Sander et al. 2025, arXiv:2505.18166 (MLP blocks); Han et al. 2015, arXiv:1506.02626 (magnitude)"

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import layer_criterion
+from ..criterion import layer_criterion
 
 
 @layer_criterion(

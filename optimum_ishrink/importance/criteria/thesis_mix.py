@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import unit_criterion
+from ..criterion import unit_criterion
 
 WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
 """Of taylor, logits-mse and gradient-norm. Equal: after scaling none is known to be better than the others."""

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..registry import recovery_loss
+from ..loss_registry import recovery_loss
 
 
 @recovery_loss(

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..registry import recovery_loss
+from ..loss_registry import recovery_loss
 from ..targets import IGNORED, Targets
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ...errors import RequestError
-from ..registry import recovery_loss
+from ..loss_registry import recovery_loss
 from ..targets import Targets, TopK
 
 

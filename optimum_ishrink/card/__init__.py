@@ -1,0 +1,1 @@
+"""The model card: its text, metadata and figures."""

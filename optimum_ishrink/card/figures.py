@@ -1,0 +1,285 @@
+"""The card's pictures: what went from where, and what that did to speed.
+
+Opaque white backgrounds and dark ink, so that they read the same on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from ..core.plot import INK, name_axis, new_figure, save_figure
+from ..report.measurement import Measurement
+from ..report.plan import Plan
+from ..report.report import Report
+from ..report.tables import METRICS
+
+_KEPT, _CUT = "#2a78b5", "#d1495b"
+
+
+_PARTS = {
+    "num_key_value_heads": "KV groups",
+    "num_attention_heads": "query heads",
+    "intermediate_size": "MLP neurons",
+}
+
+
+def kept_shares(plan: Plan) -> dict[str, list[float]]:
+    """Return what share of its units each of the base's layers keeps, for every dimension that changes within layers.
+
+    A layer that is dropped keeps 0 of everything. When only layers go, there is one entry, of whole layers.
+
+    Args:
+        plan: The plan.
+    """
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    total = plan.shape["num_hidden_layers"]
+    shares = {}
+    for key, name in _PARTS.items():
+        if key not in plan.shape or plan.new_shape[key] == plan.shape[key]:
+            continue
+        if key == "num_attention_heads" and "num_key_value_heads" in plan.units and key not in plan.units:
+            continue  # they go with their KV groups, in the same share
+        rows = plan.units.get(key)
+        count = [len(row) for row in rows] if rows else [plan.new_shape[key]] * len(plan.layers)
+        label = "KV heads after the merge" if key == "num_key_value_heads" and plan.merges is not None else name
+        shares[label] = [
+            count[position[layer]] / plan.shape[key] if layer in position else 0.0 for layer in range(total)
+        ]
+    return shares or {"whole layers": [1.0 if layer in position else 0.0 for layer in range(total)]}
+
+
+def draw_removed(plan: Plan, path: Path) -> None:
+    """Draw what each of the base's layers keeps and loses: a column a layer, dropped layers hatched from end to end.
+
+    Args:
+        plan: The plan.
+        path: The PNG file.
+    """
+    shares = kept_shares(plan)
+    figure, axes = new_figure(len(shares), 1, 9, 1.5 * len(shares) + 0.8)
+    total = plan.shape["num_hidden_layers"]
+    for axis, (name, kept) in zip(axes, shares.items(), strict=True):
+        percent = [100 * share for share in kept]
+        axis.bar(range(total), percent, width=0.86, color=_KEPT, label="kept")
+        lost = [100 - share for share in percent]
+        axis.bar(
+            range(total),
+            lost,
+            width=0.86,
+            bottom=percent,
+            color="#f6d5d8",
+            edgecolor=_CUT,
+            linewidth=0.6,
+            hatch="////",
+            label="removed",
+        )
+        least = min((share for share in percent if share), default=100.0)
+        within = "" if least == 100 else f"{least:.1f} % kept in the layers that stay"
+        name_axis(axis, f"{name}: {within}" if within else name, "", "% of the layer")
+        axis.set_xlim(-0.6, total - 0.4)
+        axis.set_ylim(0, 100)
+        axis.set_xticks(range(0, total, 1 if total <= 32 else 4))
+        axis.tick_params(labelsize=8)
+    axes[-1].set_xlabel("layer of the base model")
+    gone = total - len(plan.layers)
+    figure.suptitle(
+        f"{plan.removed_share:.2%} of all parameters removed; {gone} of {total} layers dropped",
+        color=INK,
+        fontsize=11,
+    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    save_figure(figure, path)
+
+
+_VERDICTS = {"worse": (_CUT, "s"), "no worse": ("#3a7d44", "o"), "too few to tell": ("#6b6b6b", "D")}
+
+
+def draw_quality(report: Report, path: Path) -> None:
+    """Draw what is kept of every figure that both models share, with its 95 % interval, coloured by the verdict.
+
+    Figures where more is better and where less is better have a panel each: the line at 100 % is the base.
+
+    Args:
+        report: A report with a comparison whose ratio is known.
+        path: The PNG file.
+    """
+    known = [found for found in report.comparisons if found.ratio is not None]
+    panels = [
+        (title, rows)
+        for title, better in (
+            ("kept of the base (more is better)", True),
+            ("against the base (less is better)", False),
+        )
+        if (rows := [found for found in known if found.higher_is_better is better])
+    ]
+    heights = [len(rows) + 1.6 for _, rows in panels]
+    figure = Figure(figsize=(9, 0.36 * sum(heights) + 0.5), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    seen = {}
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        axis.axvline(100, color=INK, linewidth=1, linestyle="--")
+        for y, found in enumerate(rows):
+            verdict = found.verdict if found.verdict in _VERDICTS else "too few to tell"
+            colour, marker = _VERDICTS[verdict]
+            value = 100 * (found.ratio or 0.0)
+            if found.ratio_low is not None and found.ratio_high is not None:
+                axis.hlines(y, 100 * found.ratio_low, 100 * found.ratio_high, color=colour, linewidth=2.5)
+            (seen[verdict],) = axis.plot(value, y, marker, color=colour, markersize=7)
+        names = [f"{_short(f.dataset)}, {_short(_metric(f.metric))} (n={f.n:,})" for f in rows]
+        axis.set_yticks(range(len(rows)), names)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.margins(x=0.08)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        name_axis(axis, title, "% of the base's figure, with 95 % interval", "")
+    figure.legend(
+        list(seen.values()), list(seen), loc="outside lower right", ncols=len(seen), fontsize=8, frameon=False
+    )
+    save_figure(figure, path)
+
+
+def _metric(name: str) -> str:
+    """Return a metric's name in words, without what the axis says anyway."""
+    return METRICS.get(name, name).partition(" (")[0]
+
+
+def _short(name: str) -> str:
+    """Return a name that leaves a picture room; matplotlib would read a pair of dollar signs as mathematics."""
+    return (name if len(name) <= 32 else name[:31] + "\u2026").replace("$", r"\$")
+
+
+def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Draw the importance of layers, KV groups and neurons by layer, with what was cut marked.
+
+    Args:
+        plan: The plan.
+        scores: The scores that it was made from; a dimension that did not change may be absent.
+        path: The PNG file.
+    """
+    panels = [key for key in plan.shape if key in scores]
+    figure = Figure(figsize=(9, 2.6 * len(panels) + 0.4), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    gone = set(range(plan.shape["num_hidden_layers"])) - set(plan.layers)
+    drawers: dict[str, Callable[[Any, Plan, torch.Tensor, set[int]], None]] = {
+        "num_hidden_layers": _draw_layers,
+        "num_key_value_heads": partial(_draw_heads, key="num_key_value_heads", name="KV group"),
+        "num_attention_heads": partial(_draw_heads, key="num_attention_heads", name="query head"),
+        "intermediate_size": _draw_neurons,
+    }
+    for axis, key in zip(axes, panels, strict=True):
+        drawers[key](axis, plan, scores[key].float(), gone)
+        axis.set_xlim(-0.6, plan.shape["num_hidden_layers"] - 0.4)
+        axis.set_xlabel("layer of the base model")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
+def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) -> None:
+    colours = [_CUT if layer in gone else _KEPT for layer in range(len(scores))]
+    axis.bar(range(len(scores)), scores.tolist(), color=colours)
+    for layer in gone:
+        axis.annotate("cut", (layer, float(scores[layer])), ha="center", va="bottom", color=_CUT, fontsize=8)
+    axis.set_yscale("log")
+    axis.set_ylabel("importance (log)")
+    name = plan.settings.get("layer_importance", "importance")
+    axis.set_title(f"Layers by {name}: {len(gone)} of {len(scores)} cut", loc="left", color=INK, fontsize=11)
+
+
+def _draw_heads(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int], key: str, name: str) -> None:
+    share = scores / scores.sum(dim=1, keepdim=True)
+    axis.imshow(share.T, aspect="auto", cmap="Blues", origin="lower", vmin=0, vmax=float(share.max()))
+    kept = dict(zip(plan.layers, plan.units[key], strict=True))
+    for layer in range(scores.shape[0]):
+        for group in range(scores.shape[1]):
+            if layer in gone or group not in kept[layer]:
+                axis.plot(layer, group, marker="x", color=_CUT, markersize=6, markeredgewidth=1.8)
+    axis.set_yticks(range(scores.shape[1]))
+    axis.set_ylabel(name)
+    cut = plan.shape[key] - plan.new_shape[key]
+    axis.set_title(
+        f"{name}s by share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each"
+        + (" (× cut)" if cut or gone else ""),
+        loc="left",
+        color=INK,
+        fontsize=11,
+    )
+
+
+def _draw_neurons(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) -> None:
+    kept = dict(zip(plan.layers, plan.units["intermediate_size"], strict=True))
+    lost = []
+    for layer, row in enumerate(scores):
+        keep = torch.tensor(kept.get(layer, ()), dtype=torch.int64)
+        lost.append(1.0 if layer in gone else float(1 - row[keep].sum() / row.sum()))
+    share = 1 - plan.new_shape["intermediate_size"] / plan.shape["intermediate_size"]
+    axis.bar(range(len(lost)), [100 * (1 - x) for x in lost], color=_KEPT, label="kept")
+    axis.bar(range(len(lost)), [100 * x for x in lost], bottom=[100 * (1 - x) for x in lost], color=_CUT, label="cut")
+    axis.set_ylabel("% of importance")
+    axis.set_ylim(0, 100)
+    axis.legend(loc="lower left", ncols=2, fontsize=8, framealpha=1)
+    axis.set_title(
+        f"MLP neurons: the {share:.1%} of neurons that were cut held this share of their layer's importance",
+        loc="left",
+        color=INK,
+        fontsize=11,
+    )
+
+
+_SPEED_TITLES = {
+    "time_to_first_token_seconds": ("time to first token", "ms (lower is better)", 1000.0),
+    "prefill_tokens_per_second": ("prefill", "tokens/s (higher is better)", 1.0),
+    "decode_tokens_per_second": ("decode", "tokens/s (higher is better)", 1.0),
+}
+
+
+def timed_pairs(report: Report) -> list[tuple[Measurement, Measurement]]:
+    """Return the speeds that `draw_speed` draws: base and shrunk model in PyTorch, timed in turn."""
+    return [
+        (base, shrunk)
+        for base, shrunk in report.pairs("speed")
+        if base is not None and shrunk.metric in _SPEED_TITLES and "runtime" not in shrunk.settings
+    ]
+
+
+def draw_speed(report: Report, path: Path) -> None:
+    """Draw base and shrunk speed side by side: medians as bars, quartiles as lines, every turn as a dot.
+
+    Args:
+        report: A report whose two models were timed; each setting gets a row.
+        path: The PNG file.
+    """
+    pairs = timed_pairs(report)
+    settings = list(dict.fromkeys(base.dataset for base, _ in pairs))
+    figure = Figure(figsize=(9, 3.2 * len(settings)), layout="constrained", facecolor="white")
+    rows = figure.subplots(len(settings), len(_SPEED_TITLES), squeeze=False)
+    for setting, axes in zip(settings, rows, strict=True):
+        for axis, (base, shrunk) in zip(axes, (pair for pair in pairs if pair[0].dataset == setting), strict=True):
+            title, unit, scale = _SPEED_TITLES[base.metric]
+            for x, (measurement, colour) in enumerate(((base, "#8c8c8c"), (shrunk, _KEPT))):
+                _draw_bar(axis, x, measurement, colour, scale)
+            found = shrunk.settings.get("versus_base")
+            ratio = shrunk.value / base.value if found is None else found["ratio"]
+            verdict = "" if found is None else f", {found['verdict']}"
+            axis.set_xticks([0, 1], ["base", f"shrunk\n(x{ratio:.2f}{verdict})"])
+            axis.set_ylabel(unit)
+            axis.set_title(title, color=INK, fontsize=11)
+            axis.set_ylim(bottom=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].annotate(setting, (0, 1.14), xycoords="axes fraction", fontsize=10, weight="bold", color=INK)
+    figure.suptitle(f"median, quartiles and all turns of {pairs[0][1].n} rounds", fontsize=9, color=INK)
+    save_figure(figure, path)
+
+
+def _draw_bar(axis: Any, x: int, measurement: Measurement, colour: str, scale: float) -> None:
+    low, high = (value * scale for value in measurement.settings["quartiles"])
+    axis.bar(x, measurement.value * scale, color=colour, width=0.6)
+    axis.vlines(x, low, high, color=INK, linewidth=2)
+    dots = [value * scale for value in measurement.settings["samples"]]
+    axis.plot([x + 0.18] * len(dots), dots, ".", color=INK, markersize=4, alpha=0.6)

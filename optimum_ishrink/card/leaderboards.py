@@ -1,0 +1,126 @@
+"""Results for the Hub's leaderboards: `.eval_results/*.yaml`, for tasks whose data set is one of the Hub's benchmarks.
+
+A benchmark is a data set that names its tasks in a file of its own, and that the Hub has admitted; a result under any
+other name is refused. So only those are here whose names are known, and only their own metric.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, parse_eval_result_entries
+
+from ..report.measurement import Measurement
+from ..report.report import Report
+
+FOLDER = ".eval_results"
+_SOURCE = "https://github.com/EleutherAI/lm-evaluation-harness"
+_NAME = "lm-evaluation-harness, by optimum-ishrink"
+"""Also tells our files from those that others put there."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One task of a benchmark on the Hub.
+
+    Args:
+        tasks: Pattern of the names of lm-eval's tasks that ask it.
+        metric: The metric that it ranks by, as reports call it.
+        dataset: The data set's id.
+        task_id: The task's id there.
+    """
+
+    tasks: str
+    metric: str
+    dataset: str
+    task_id: str
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return self.dataset.split("/")[1].lower() + ".yaml"
+
+
+BENCHMARKS = (
+    Benchmark("gsm8k", "exact_match,flexible-extract", "openai/gsm8k", "gsm8k"),
+    Benchmark("mmlu_pro", "exact_match,custom-extract", "TIGER-Lab/MMLU-Pro", "mmlu_pro"),
+    Benchmark("gpqa_diamond_cot_(zeroshot|n_shot)", "exact_match,flexible-extract", "Idavidrein/gpqa", "diamond"),
+    Benchmark("gpqa_diamond_(zeroshot|n_shot)", "acc", "Idavidrein/gpqa", "diamond"),
+)
+"""Of several for one task of a benchmark the first that was run counts."""
+
+
+def benchmark_entries(report: Report) -> dict[str, EvalResultEntry]:
+    """Return the shrunk model's results on the Hub's benchmarks, by the name of their file: one for each benchmark.
+
+    Values are percent, as leaderboards show them. The notes have the examples in the prompt, the filter, the number of
+    questions and the standard error.
+
+    Args:
+        report: The report.
+    """
+    found: dict[str, EvalResultEntry] = {}
+    for benchmark in BENCHMARKS:
+        for measurement in report.shrunk.quality:
+            if _asks(measurement, benchmark):
+                found.setdefault(benchmark.file, _entry(measurement, benchmark))
+    return found
+
+
+def _asks(measurement: Measurement, benchmark: Benchmark) -> bool:
+    return (
+        re.fullmatch(benchmark.tasks, measurement.dataset) is not None
+        and measurement.metric == benchmark.metric
+        and measurement.settings.get("hub_dataset") == benchmark.dataset
+    )
+
+
+def _entry(measurement: Measurement, benchmark: Benchmark) -> EvalResultEntry:
+    _, _, filter_name = measurement.metric.partition(",")
+    notes = [f"{measurement.settings.get('num_fewshot')}-shot", measurement.dataset]
+    notes += [filter_name] if filter_name else []
+    notes += [f"n = {measurement.n}"]
+    notes += [] if measurement.stderr is None else [f"standard error {100 * measurement.stderr:.2f}"]
+    return EvalResultEntry(
+        dataset_id=benchmark.dataset,
+        task_id=benchmark.task_id,
+        value=round(100 * measurement.value, 4),
+        source_url=_SOURCE,
+        source_name=_NAME,
+        notes=", ".join(notes),
+    )
+
+
+def write_benchmark_entries(report: Report, folder: Path) -> None:
+    """Write the files of a report's results on the Hub's benchmarks, and remove ours that it has no result for.
+
+    A file that is not ours stays as it is.
+
+    Args:
+        report: The report.
+        folder: The output folder.
+    """
+    entries = benchmark_entries(report)
+    place = folder / FOLDER
+    for name in sorted({benchmark.file for benchmark in BENCHMARKS}):
+        if (place / name).exists() and not _is_ours(place / name):
+            continue
+        if name in entries:
+            place.mkdir(exist_ok=True)
+            text = yaml.safe_dump(eval_result_entries_to_yaml([entries[name]]), sort_keys=False, allow_unicode=True)
+            (place / name).write_text(text, encoding="utf-8")
+        else:
+            (place / name).unlink(missing_ok=True)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        entries = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        return False
+    return bool(entries) and all(entry.source_name == _NAME for entry in entries)

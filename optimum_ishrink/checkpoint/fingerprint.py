@@ -1,0 +1,28 @@
+"""What tells one checkpoint, one text or one request from another: contents, not names or places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..core.digest import file_digest
+from .source import Source
+
+_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*", "*.model")
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a short hash of a checkpoint's config and weight files."""
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("ishrink_")]
+    return file_digest(sorted([folder / "config.json", *weights]))
+
+
+def model_fingerprint(source: Source) -> str:
+    """Return a hash of a source's contents: config, tokenizer files and every byte of the weights.
+
+    Args:
+        source: The model.
+    """
+    names = {path for pattern in _TOKENIZER for path in source.folder.glob(pattern) if path.is_file()}
+    weights = {info.file for info in source.tensors.values()}
+    return file_digest([*sorted(names), *sorted(weights)], json.dumps(source.raw_config, sort_keys=True).encode())

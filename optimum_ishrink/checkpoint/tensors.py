@@ -1,0 +1,336 @@
+"""Safetensors files read and written one tensor at a time.
+
+The safetensors library checks a file's header, but it maps the whole file and saves a shard only from tensors that are
+all in memory. Streaming needs less: byte ranges are read where the header says they are, unchanged tensors are copied
+from file to file without passing through Python, and a shard is written from its first tensor to its last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+
+from ..errors import OutputError, SourceError
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CHUNK = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies on disk.
+
+    Args:
+        file: The safetensors file.
+        dtype: The format's name of the dtype, such as `"BF16"`.
+        shape: Size of each axis.
+        start: First byte in the file.
+        end: One past the last byte.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class OutgoingTensor:
+    """A tensor to be written: a byte range to copy when `make` is None, otherwise what `make()` returns.
+
+    Args:
+        name: Name in the new file.
+        dtype: The format's dtype name.
+        shape: Shape in the new file.
+        source: Where the unchanged bytes are, when nothing is cut.
+        make: Returns the tensor; called when its turn comes, so that one tensor at a time is in memory.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: TensorInfo | None = None
+    make: Callable[[], torch.Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the new file."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return every tensor's place in a safetensors file, without reading the tensors.
+
+    Raises:
+        SourceError: The file is truncated, corrupt, or holds a dtype that cannot be pruned.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # the library checks the header, the offsets and the file's length
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise SourceError(
+                f"{path.name} holds {name} as {entry['dtype']}, a quantised format; prune the unquantised checkpoint"
+            )
+        start, end = entry["data_offsets"]
+        tensors[name] = TensorInfo(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end)
+    return tensors
+
+
+def refuse_pickles(place: str, names: Iterable[str]) -> None:
+    """Refuse a place without safetensors when it holds pickles.
+
+    Args:
+        place: A folder or a Hub id, for the message.
+        names: Names of the files there.
+
+    Raises:
+        SourceError: One of them is a pickle, which is never loaded.
+    """
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    if pickles:
+        raise SourceError(
+            f"{place} holds its weights only as pickle ({pickles[0]}), which can run code when it is loaded; "
+            "use a revision with safetensors"
+        )
+
+
+def read_index(folder: Path) -> dict[str, TensorInfo]:
+    """Return every tensor of a checkpoint folder, from its single file or from its shards.
+
+    Where both are there the single file counts, as it does when transformers loads the folder.
+
+    Raises:
+        SourceError: There are no safetensors, or the index does not fit the files.
+    """
+    if (folder / WEIGHTS_NAME).is_file():
+        return read_header(folder / WEIGHTS_NAME)
+    index_path = folder / INDEX_NAME
+    if not index_path.exists():
+        refuse_pickles(str(folder), (path.name for path in folder.glob("*")))
+        raise SourceError(f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}")
+    try:
+        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SourceError(f"{index_path} is not a safetensors index; download it again") from None
+    tensors: dict[str, TensorInfo] = {}
+    for file_name in files:
+        # An index comes from outside: it must not reach beyond its own folder.
+        if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
+            raise SourceError(f"{index_path} names {file_name!r}, which is not a safetensors file in its own folder")
+        if not (folder / file_name).is_file():
+            raise SourceError(f"{index_path} names {file_name}, which is missing; download it again")
+        held = read_header(folder / file_name)
+        for name in (name for name, file in weight_map.items() if file == file_name):
+            if name not in held:
+                raise SourceError(f"{index_path} places {name} in {file_name}, which does not hold it")
+            tensors[name] = held[name]
+    return tensors
+
+
+class Scratch:
+    """Memory that is used again and again: to a fresh allocation the kernel gives fresh pages, which takes several
+    times as long as the copy into them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, use: str, nbytes: int) -> torch.Tensor:
+        """Return memory, uint8, shape (nbytes,). What was taken for the same use before is overwritten.
+
+        Args:
+            use: What it is for.
+            nbytes: Bytes needed.
+        """
+        if use not in self._buffers or self._buffers[use].numel() < nbytes:
+            self._buffers[use] = torch.empty(nbytes, dtype=torch.uint8)
+        return self._buffers[use][:nbytes]
+
+
+def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tensor:
+    """Read one tensor. No map of the file stays open, so that its pages do not count as this process's memory.
+
+    Args:
+        info: Where it lies.
+        scratch: Memory to read into; the tensor is then overwritten by the next one read with it.
+
+    Raises:
+        SourceError: The file cannot be read, or became shorter since its header was read.
+    """
+    buffer = (scratch or Scratch()).take("read", info.nbytes)
+    view = buffer.numpy().data
+    with _reading(info.file), info.file.open("rb", buffering=0) as file:
+        file.seek(info.start)
+        done = 0
+        while done < info.nbytes:
+            count = file.readinto(view[done : done + _CHUNK])
+            if not count:
+                raise SourceError(f"{info.file} ends before its last tensor; download it again")
+            done += count
+    return buffer.view(DTYPES[info.dtype]).view(info.shape)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about a file that is read into a `SourceError`: the output is not at fault."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from None
+
+
+def _copy_range(source: TensorInfo, target: int) -> None:
+    """Append the bytes of a stored tensor to the file descriptor `target`."""
+    with _reading(source.file):
+        file = source.file.open("rb", buffering=0)
+    with file:
+        offset, left = source.start, source.nbytes
+        in_kernel = hasattr(os, "copy_file_range")
+        while left:
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(file.fileno(), target, min(left, 2**30), offset)
+                except OSError:
+                    count = 0
+                # Between some file systems the kernel cannot copy, and from some it copies nothing without an error.
+                # Reading and writing always can; and where they cannot, they say which of the two it was.
+                in_kernel = count > 0
+            else:
+                with _reading(source.file):
+                    file.seek(offset)
+                    data = file.read(min(left, _CHUNK))
+                if not data:
+                    raise SourceError(f"{source.file} ends before its last tensor; download it again")
+                _write_all(target, data)
+                count = len(data)
+            offset += count
+            left -= count
+
+
+def _write_all(target: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
+
+
+def write_file(
+    path: Path, tensors: Sequence[OutgoingTensor], *, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write a safetensors file tensor by tensor, in the library's own order (widest dtype first, then by name).
+
+    Args:
+        path: The new file.
+        tensors: What it holds.
+        progress: Called with the bytes of each tensor once it is written.
+
+    Raises:
+        OutputError: There is no space or no permission.
+        SourceError: A source file cannot be read, or became shorter while it was read.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in ordered:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
+    try:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write_all(target, struct.pack("<Q", len(text)) + text)
+            for tensor in ordered:
+                _write_tensor(tensor, target)
+                if progress is not None:
+                    progress(tensor.nbytes)
+        finally:
+            os.close(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+
+
+def _write_tensor(tensor: OutgoingTensor, target: int) -> None:
+    if tensor.make is None:
+        assert tensor.source is not None
+        _copy_range(tensor.source, target)
+        return
+    value = tensor.make().contiguous()
+    assert tuple(value.shape) == tensor.shape and value.dtype == DTYPES[tensor.dtype], tensor.name
+    _write_all(target, value.flatten().view(torch.uint8).numpy().data)
+
+
+def overwrite_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
+    """Replace a stored tensor by another of the same shape and dtype; the rest of the file is not touched.
+
+    Args:
+        info: Where it lies.
+        tensor: The new values.
+    """
+    assert tuple(tensor.shape) == info.shape and tensor.dtype == DTYPES[info.dtype], info
+    with info.file.open("r+b") as file:
+        file.seek(info.start)
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str, list[OutgoingTensor]]:
+    """Spread tensors over files as `save_pretrained` does, with its file names.
+
+    Args:
+        tensors: All tensors of the checkpoint, in the order of the model.
+        max_shard_size: Bytes that one file holds at most, unless a single tensor is larger.
+
+    Returns:
+        The tensors of each file, by file name.
+    """
+    split = split_state_dict_into_shards_factory(
+        {tensor.name: tensor for tensor in tensors},
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}

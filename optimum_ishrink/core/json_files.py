@@ -1,0 +1,50 @@
+"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write an artifact's JSON, one entry a line for what people read and compact for long lists of numbers.
+
+    It is written beside its place and renamed: at any time the file is whole.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        staged.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def _dump(value: Any, indent: int) -> str:
+    if isinstance(value, Mapping) and value:
+        pad = " " * (indent + 2)
+        body = ",\n".join(f"{pad}{json.dumps(str(key))}: {_dump(item, indent + 2)}" for key, item in value.items())
+        return "{\n" + body + "\n" + " " * indent + "}"
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Mapping, list, tuple)):
+        pad = " " * (indent + 2)
+        return "[\n" + ",\n".join(pad + _dump(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SourceError: It is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise SourceError(f"{path} is not JSON ({error})") from None

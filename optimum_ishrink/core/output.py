@@ -1,0 +1,217 @@
+"""An output folder, or file, that appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a full, protected or read-only place gives: a reason to choose another one, not a fault of this package."""
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Check that a folder can be made, before any long work.
+
+    Raises:
+        OutputError: It holds something already, its place cannot be written to, or it cannot be replaced by a rename:
+            a mount point, and the working directory, from under which its own shell would lose the result.
+    """
+    folder = _resolved(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; name a folder")
+        if folder.is_mount():
+            raise OutputError(f"{folder} is a mount point, which cannot be replaced; name a folder in it")
+        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+            raise OutputError(f"{folder} already holds something; name another folder or pass --overwrite")
+        if _is_in_use(folder):
+            raise OutputError(
+                f"{folder} is the working directory or holds it, and would be replaced; name a new folder in it"
+            )
+        parent = folder.parent
+        while not parent.exists():
+            parent = parent.parent
+    except OSError as error:
+        raise OutputError(f"cannot read {folder}: {_reason(error)}; name another folder") from None
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write in {parent}; name another folder")
+
+
+def check_not_inside(output: Path, inputs: Iterable[Path]) -> None:
+    """Check that no input would be deleted when the output folder is replaced.
+
+    Args:
+        output: The output folder.
+        inputs: What is read: the source's folder, files of text. Symbolic links are followed.
+
+    Raises:
+        OutputError: An input is the output folder or lies inside it.
+    """
+    folder = _resolved(output)
+    for path in inputs:
+        place = _resolved(path)
+        if folder in (place, *place.parents):
+            where = "is" if place == folder else "holds"
+            raise OutputError(f"the output folder {folder} {where} the input {path}; name another output folder")
+
+
+@contextmanager
+def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` to fill, and rename it when all went well.
+
+    Whatever goes wrong, Ctrl-C included, the hidden folder is removed and `folder` is as it was.
+
+    Args:
+        folder: Where the result shall be. Of a symbolic link, the folder that it points to is replaced.
+        overwrite: Replace what is there. The old folder is moved aside first and removed only when the new one is in
+            place.
+
+    Raises:
+        OutputError: The folder holds something already, or cannot be written: it or the disk is full or protected.
+    """
+    check_output(folder, overwrite)
+    folder = _resolved(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise OutputError(f"cannot write in {folder.parent}: {_reason(error)}") from None
+    try:
+        yield staging
+        _replace(staging, folder)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
+            raise OutputError(f"cannot write {folder}: {_reason(error, outside=staging)}") from None
+        raise
+
+
+def check_output_file(path: Path, overwrite: bool) -> None:
+    """Check that a file can be made, before any long work.
+
+    Raises:
+        OutputError: There is one already, it is a folder, or its folder is missing or cannot be written to.
+    """
+    path = _resolved(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; name another file or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is not a folder; make it first, or name another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write in {path.parent}; name another file")
+
+
+@contextmanager
+def staged_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path in a hidden folder beside `path` to write, and move it into place when all went well.
+
+    Whatever goes wrong, Ctrl-C included, the hidden folder is removed and `path` is as it was.
+
+    Args:
+        path: Where the file shall be.
+        overwrite: Replace what is there, once the new file is whole.
+
+    Raises:
+        OutputError: There is a file already, or it cannot be written: it or the disk is full or protected.
+    """
+    check_output_file(path, overwrite)
+    path = _resolved(path)
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent}: {_reason(error)}") from None
+    try:
+        yield staging / path.name
+        (staging / path.name).replace(path)
+    except OSError as error:
+        if error.errno in _WRITE_ERRORS:
+            raise OutputError(f"cannot write {path}: {_reason(error, outside=staging)}") from None
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path without links and `..`: what is renamed must have a name, and stand beside its staging folder."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle; a working directory that was removed
+        raise OutputError(f"{path} leads nowhere; name a folder by its full path") from None
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether a folder is the working directory or holds it."""
+    try:
+        working = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return False
+    return folder in (working, *working.parents)
+
+
+def _reason(error: OSError, outside: Path | None = None) -> str:
+    """Return what the system says, and about which file unless that lies in the hidden folder."""
+    reason = os.strerror(error.errno or 0)
+    if outside is None or not isinstance(error.filename, str) or outside in Path(error.filename).parents:
+        return reason
+    return f"{reason} ({error.filename})"
+
+
+def _remove_empty(made: Iterable[Path]) -> None:
+    for parent in made:  # deepest first; a parent that someone else filled meanwhile stays
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    staging.chmod(0o777 & ~_umask())  # mkdtemp made it private to the user
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    there = folder.exists()
+    try:
+        if there:
+            folder.rename(aside)
+        staging.rename(folder)
+    except BaseException as error:
+        if there and aside.exists() and not folder.exists():
+            aside.rename(folder)
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {folder}: {_reason(error)}") from None
+        raise
+    if there:
+        _remove(aside, folder)
+
+
+def _remove(aside: Path, folder: Path) -> None:
+    """Remove the old folder; an interruption does not leave half of it."""
+    try:
+        shutil.rmtree(aside)
+    except BaseException as error:
+        with suppress(OSError):  # folders in it may be protected; this user's own can be opened
+            for place, folders, _ in os.walk(aside):
+                for path in (Path(place), *(Path(place, name) for name in folders)):
+                    if not path.is_symlink():
+                        path.chmod(0o700)
+        shutil.rmtree(aside, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        if aside.exists():
+            raise OutputError(
+                f"{folder} is whole, but what it replaced cannot be removed: {_reason(error)}; remove {aside}"
+            ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,142 @@
+"""How much of each figure the shrunk model keeps, and what can be said of that.
+
+The verdict, from 95 % intervals that pair the two models' answers:
+
+- `worse`: the shrunk model's figure is worse than the base's, and not by chance. Where answers are right or wrong:
+  p < 0.05 in McNemar's exact test. Else: the whole interval of the ratio lies on the worse side of 1.
+- `no worse`: not that, and the interval ends no more than 5 % on the worse side of 1: had the model lost more than a
+  twentieth of the figure, so many questions would have shown it.
+- `too few questions to tell` (of a text, `too few windows to tell`): neither. Figures other than right or wrong want
+  at least ten questions for any other verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..report.measurement import Comparison
+from .paired import CONFIDENCE, RESAMPLES, PairedInterval, Stratum, mcnemar, paired_interval
+from .text_quality import WindowFigures
+
+MARGIN = 0.05
+"""Share of the base's figure that may be lost and still be called no worse."""
+
+SIGNIFICANCE = 0.05
+_FEWEST = 10
+"""Observations below which a bootstrap of other than right and wrong answers is not believed."""
+
+
+def compare(
+    metric: str,
+    dataset: str,
+    strata: Sequence[Stratum],
+    *,
+    higher_is_better: bool = True,
+    observations: str = "questions",
+    transform: Any = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on the same questions.
+
+    Args:
+        metric: The metric.
+        dataset: The task or text.
+        strata: Both models' values, question by question.
+        higher_is_better: Whether a higher figure is the better one.
+        observations: What a value stands for: `questions` or `windows`.
+        transform: Turns the mean of the values into the figure; the mean itself when None.
+        seed: Seed of the draw.
+    """
+    found = paired_interval(strata, seed=seed, **({} if transform is None else {"transform": transform}))
+    count = sum(len(stratum.base) for stratum in strata)
+    base_only = shrunk_only = p_value = None
+    if observations == "questions" and all(stratum.is_binary for stratum in strata):
+        pairs = [pair for stratum in strata for pair in zip(stratum.base, stratum.shrunk, strict=True)]
+        base_only, shrunk_only = pairs.count((1, 0)), pairs.count((0, 1))
+        p_value = mcnemar(base_only, shrunk_only)
+    return Comparison(
+        metric,
+        dataset,
+        count,
+        found.ratio,
+        found.ratio_low,
+        found.ratio_high,
+        found.difference,
+        found.difference_low,
+        found.difference_high,
+        higher_is_better,
+        base_only,
+        shrunk_only,
+        p_value,
+        verdict(found, count, p_value, higher_is_better=higher_is_better, observations=observations),
+        {
+            "observations": observations,
+            "interval": "paired percentile bootstrap",
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": seed,
+            "test": None if p_value is None else "McNemar, exact",
+            "margin": MARGIN,
+        },
+    )
+
+
+def verdict(
+    found: PairedInterval, count: int, p_value: float | None, *, higher_is_better: bool, observations: str
+) -> str:
+    """Return what can be said of a comparison; the module says by which rule.
+
+    Args:
+        found: The intervals.
+        count: Observations.
+        p_value: Of McNemar's exact test, where answers are right or wrong.
+        higher_is_better: Whether a higher figure is the better one.
+        observations: `questions` or `windows`.
+    """
+    unknown = f"too few {observations} to tell"
+    if p_value is not None:
+        lost = found.difference < 0 if higher_is_better else found.difference > 0
+        if lost and p_value < SIGNIFICANCE:
+            return "worse"
+    elif count < _FEWEST:
+        return unknown
+    low, high = found.ratio_low, found.ratio_high
+    # What is kept at worst and at best, so that more is better whatever the metric.
+    worst, best = (low, high) if higher_is_better else (_inverse(high), _inverse(low))
+    if p_value is None and best is not None and best < 1:
+        return "worse"
+    return "no worse" if worst is not None and worst >= 1 - MARGIN else unknown
+
+
+def _inverse(value: float | None) -> float | None:
+    return None if value is None or value == 0 else 1 / value
+
+
+def compare_text(
+    base: WindowFigures, shrunk: WindowFigures, label: str, *, per_token: bool, seed: int = 0
+) -> list[Comparison]:
+    """Compare two models on the windows of one text.
+
+    Args:
+        base: What the text says of the base.
+        shrunk: What it says of the shrunk model.
+        label: Name of the text.
+        per_token: Compare the perplexity too, which models of different tokenizers do not share.
+        seed: Seed of the draw.
+    """
+    how: dict[str, Any] = {"higher_is_better": False, "observations": "windows", "seed": seed}
+    found = []
+    if per_token:
+        means = [np.array(each.nll) / np.array(each.tokens) for each in (base, shrunk)]
+        stratum = Stratum(1.0, means[0].tolist(), means[1].tolist())
+        found.append(compare("perplexity", label, [stratum], transform=np.exp, **how))
+    size = sum(shrunk.bytes or ())
+    if size:
+        # Both predict the same bytes, so bits of a window over the mean bytes of one average to bits per byte.
+        scale = len(shrunk.nll) / (np.log(2) * size)
+        values = [(np.array(each.nll) * scale).tolist() for each in (base, shrunk)]
+        found.append(compare("bits_per_byte", label, [Stratum(1.0, *values)], **how))
+    return found

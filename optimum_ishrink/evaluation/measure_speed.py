@@ -1,0 +1,71 @@
+"""What a report says of speed and size: timings in turn, loading, and what a model costs on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration import IShrinkConfig
+from ..errors import RequestError
+from ..report.report import ModelReport
+from . import LatencySettings, measure_footprint, measure_latency, measure_loading
+
+
+def check_positions(config: IShrinkConfig, *model_configs: Any) -> None:
+    """Check that what is to be timed fits the models' positions.
+
+    Args:
+        config: What was asked for.
+        model_configs: The models' configs.
+
+    Raises:
+        RequestError: A prompt with the tokens behind it is too long; the message says what fits.
+    """
+    longest, new_tokens = max(config.benchmark_prompt_length), config.benchmark_new_tokens
+    for model_config in model_configs:
+        limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(limit, int) and longest + new_tokens > limit:
+            raise RequestError(
+                f"benchmark_prompt_length={longest} and benchmark_new_tokens={new_tokens} are together more than the "
+                f"model's {limit} positions; with so many new tokens a prompt may have {max(limit - new_tokens, 0)}"
+            )
+
+
+def add_speed(
+    config: IShrinkConfig,
+    reports: Mapping[str, ModelReport],
+    models: Mapping[str, Any],
+    folders: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, ModelReport]:
+    """Time models in turn, and return their reports with the figures added.
+
+    Args:
+        config: What to time.
+        reports: What is known of each model, by its name; the first is the one that others are compared with.
+        models: The loaded models, in the same order.
+        folders: Their checkpoints.
+        dtype: The dtype that they compute in.
+        device: Where.
+    """
+    settings = [
+        LatencySettings(length, config.benchmark_new_tokens, config.benchmark_rounds, batch_size=batch_size)
+        for batch_size in config.benchmark_batch_size
+        for length in config.benchmark_prompt_length
+    ]
+    shortest, new_tokens = min(config.benchmark_prompt_length), config.benchmark_new_tokens
+    timed = measure_latency(models, settings)
+    loaded = measure_loading(folders, dtype=dtype, device=device, prompt_length=shortest, new_tokens=new_tokens)
+    return {
+        name: replace(
+            report,
+            speed=report.speed + timed[name] + loaded[name] + measure_footprint(models[name], shortest),
+        )
+        for name, report in reports.items()
+    }

@@ -1,0 +1,183 @@
+"""Perplexity, bits per byte, divergence and agreement on a text, as measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.progress import progress_bar
+from ..report.measurement import Measurement
+from .passages import Passage, TextWindows, retokenize
+from .text_statistics import Estimate, TextQuality, mean_estimate, perplexity_estimate, token_statistics
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """What a text says of a model, window by window: all that its measurements and their comparison are made from.
+
+    Args:
+        nll: Negative log-likelihood of each window's predicted tokens, nats, summed.
+        tokens: Predicted tokens in each window.
+        bytes: Bytes of the text that they stand for, UTF-8; None where they are not known.
+        divergence: KL divergence from the base, nats per token, the mean over each window; None without a base.
+        agreement: Share of tokens whose most likely next token is the base's; None without a base.
+    """
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+    bytes: tuple[int, ...] | None = None
+    divergence: tuple[float, ...] | None = None
+    agreement: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WindowFigures:
+        """Build figures from plain values."""
+        found: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in data.items()}
+        return cls(**found)
+
+
+def window_figures(
+    model: Any, base: Any | None, windows: TextWindows, label: str
+) -> tuple[WindowFigures | None, WindowFigures]:
+    """Run a text through a model, and through a base with the same tokenizer beside it.
+
+    Args:
+        model: The model.
+        base: Its base, or None.
+        windows: The text.
+        label: Name of the text.
+
+    Returns:
+        The base's figures (None without a base) and the model's.
+    """
+    with progress_bar(f"perplexity on {label}", len(windows)) as advance:
+        found = token_statistics(model, base, windows.ids, advance=advance)
+    count = (windows.ids.shape[1] - 1,) * len(windows)
+    texts = None if windows.passages is None else tuple(passage.bytes for passage in windows.passages)
+    own = WindowFigures(_sums(found["nll"]), count, texts)
+    if base is None:
+        return None, own
+    means = (tuple(found[name].mean(dim=1).tolist()) for name in ("kl", "agree"))
+    return WindowFigures(_sums(found["base_nll"]), count, texts), WindowFigures(own.nll, count, texts, *means)
+
+
+def _sums(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(values.sum(dim=1).tolist())
+
+
+def passage_figures(model: Any, tokenizer: Any, passages: tuple[Passage, ...], label: str) -> WindowFigures:
+    """Run passages through a model with a tokenizer of its own: only its bits per byte can be compared.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        passages: The text.
+        label: Name of the text.
+
+    Raises:
+        DataError: The tokenizer has no token to start a window with.
+    """
+    nll, tokens = [], []
+    with progress_bar(f"bits per byte on {label}", len(passages)) as advance:
+        for passage in passages:
+            ids, context = retokenize(passage, tokenizer)
+            values = token_statistics(model, None, ids[None], advance=advance)["nll"][0, context - 1 :]
+            nll.append(values.sum().item())
+            tokens.append(len(values))
+    return WindowFigures(tuple(nll), tuple(tokens), tuple(passage.bytes for passage in passages))
+
+
+def bits_per_byte(figures: WindowFigures) -> Estimate | None:
+    """Return the bits that a model needs for a byte of the text: sum of -log2 p(token) over the bytes they stand for.
+
+    Unlike perplexity it does not depend on how long the tokens are. The standard error is that of a ratio of means
+    over windows. None where the bytes are not known, or there are none.
+
+    Args:
+        figures: What the text says of the model.
+    """
+    if not figures.bytes or not sum(figures.bytes):
+        return None
+    bits = torch.tensor(figures.nll, dtype=torch.float64) / math.log(2)
+    size = torch.tensor(figures.bytes, dtype=torch.float64)
+    value = (bits.sum() / size.sum()).item()
+    rest = bits - value * size
+    stderr = (rest.std() / size.mean()).item() / math.sqrt(len(bits)) if len(bits) > 1 else None
+    return Estimate(value, stderr, len(bits), sum(figures.tokens))
+
+
+def figure_measurements(
+    figures: WindowFigures, label: str, settings: dict[str, Any], *, per_token: bool = True
+) -> tuple[Measurement, ...]:
+    """Return a text's figures as measurements.
+
+    Args:
+        figures: What the text says of the model.
+        label: Name of the text.
+        settings: What the report shall say of the text; the number of tokens, and of bytes, is added.
+        per_token: Give the figures that count tokens, which models of different tokenizers do not share.
+    """
+    tokens = sum(figures.tokens)
+    found: tuple[Measurement, ...] = ()
+    if per_token:
+        means = torch.tensor(figures.nll, dtype=torch.float64) / torch.tensor(figures.tokens, dtype=torch.float64)
+        estimates = (_estimate(figures.divergence, tokens), _estimate(figures.agreement, tokens))
+        found = name_measurements(TextQuality(perplexity_estimate(means, tokens), *estimates), label, settings)
+    estimate = bits_per_byte(figures)
+    if estimate is None or figures.bytes is None:
+        return found
+    how = {**settings, "tokens": tokens, "bytes": sum(figures.bytes)}
+    measured = Measurement("bits_per_byte", label, estimate.value, estimate.stderr, estimate.windows, how)
+    return (*found[:1], measured, *found[1:])
+
+
+def _estimate(means: tuple[float, ...] | None, tokens: int) -> Estimate | None:
+    return None if means is None else mean_estimate(torch.tensor(means, dtype=torch.float64), tokens)
+
+
+def text_measurements(
+    model: Any, base: Any | None, windows: torch.Tensor | TextWindows, label: str, settings: dict[str, Any]
+) -> tuple[tuple[Measurement, ...], tuple[Measurement, ...]]:
+    """Measure a model on a text, against its base where there is one.
+
+    Args:
+        model: The model.
+        base: Its base, with the same tokenizer, or None.
+        windows: Token ids, shape (windows, length); or windows with their text, which gives bits per byte too.
+        label: Name of the text.
+        settings: What the report shall say of the text beyond the number and length of its windows.
+
+    Returns:
+        The base's measurements (empty without a base) and the model's.
+    """
+    text = windows if isinstance(windows, TextWindows) else TextWindows(windows)
+    old, new = window_figures(model, base, text, label)
+    return figure_measurements(old, label, settings) if old else (), figure_measurements(new, label, settings)
+
+
+def name_measurements(found: TextQuality | None, label: str, settings: dict[str, Any]) -> tuple[Measurement, ...]:
+    """Return a text's figures as measurements.
+
+    Args:
+        found: The figures; None gives none.
+        label: Name of the text.
+        settings: What the report shall say of the text; the number of tokens is added.
+    """
+    if found is None:
+        return ()
+    named: list[tuple[str, Estimate | None]] = [
+        ("perplexity", found.perplexity),
+        ("kl_divergence", found.divergence),
+        ("top1_agreement", found.agreement),
+    ]
+    return tuple(
+        Measurement(
+            metric, label, estimate.value, estimate.stderr, estimate.windows, {**settings, "tokens": estimate.tokens}
+        )
+        for metric, estimate in named
+        if estimate is not None
+    )

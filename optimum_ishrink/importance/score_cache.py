@@ -1,0 +1,102 @@
+"""Scores kept on disk, each with everything that it depends on: what was scored once is not scored again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..core.digest import digest, plain
+
+_TENSOR = "scores"
+_KEY = "key"
+
+
+def cache_folder() -> Path:
+    """Return where scores are kept: `ISHRINK_CACHE`, or `ishrink` in the Hugging Face home."""
+    from huggingface_hub.constants import HF_HOME
+
+    own = os.environ.get("ISHRINK_CACHE")
+    return Path(own).expanduser() if own else Path(HF_HOME) / "ishrink"
+
+
+@dataclass(frozen=True)
+class ScoreCache:
+    """Scores of one model.
+
+    Args:
+        folder: Where they are kept.
+    """
+
+    folder: Path
+
+    def read(self, key: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return the scores that were kept with this key, or None.
+
+        A file that cannot be read, or that holds another key, counts as none.
+
+        Args:
+            key: Everything that the scores depend on, as plain values.
+        """
+        path = self._path(key)
+        found = _read_key(path)
+        if found is None or found != plain(key):
+            return None
+        with safe_open(path, framework="pt") as file:
+            scores: torch.Tensor = file.get_tensor(_TENSOR)
+        return scores
+
+    def write(self, key: Mapping[str, Any], scores: torch.Tensor) -> None:
+        """Keep scores. A cache that cannot be written to is no error: the scores are there all the same.
+
+        Args:
+            key: Everything that they depend on, as plain values.
+            scores: The scores.
+        """
+        path = self._path(key)
+        staged = path.with_suffix(f".{os.getpid()}.partial")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({_TENSOR: scores.contiguous()}, staged, metadata={_KEY: json.dumps(plain(key))})
+            staged.replace(path)
+
+    def differences(self, key: Mapping[str, Any]) -> list[str]:
+        """Return in what the kept scores that are nearest to a key differ from it; empty when none are kept.
+
+        Args:
+            key: The key that was looked for. Scores of the same `criterion` and `dimension` count.
+        """
+        wanted = plain(key)
+        nearest: list[str] = []
+        for path in sorted(self.folder.glob(f"{_stem(key)}-*.safetensors")):
+            found = _read_key(path)
+            if found is None:
+                continue
+            differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+            if differing and (not nearest or len(differing) < len(nearest)):
+                nearest = differing
+        return nearest
+
+    def _path(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{_stem(key)}-{digest(plain(key))}.safetensors"
+
+
+def _stem(key: Mapping[str, Any]) -> str:
+    return f"{key['criterion']}-{key['dimension']}"
+
+
+def _read_key(path: Path) -> dict[str, Any] | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(_KEY, "null"))
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,1 @@
+"""Running a model layer by layer, and its head in chunks."""

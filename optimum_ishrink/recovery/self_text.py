@@ -1,0 +1,52 @@
+"""The teacher's own words as recovery text: sampled, filtered and kept on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.durable import load_tensors, save_tensors
+from ..text.sampling import sample_text
+
+
+def own_words(
+    model: Any,
+    tokenizer: Any,
+    length: int,
+    count: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    dropped: float = 0.1,
+    cache: Path | None = None,
+) -> torch.Tensor:
+    """Return windows that a model sampled, without those that it finds least likely itself.
+
+    At temperature 1 a small model now and then leaves the language for good; such a window teaches little. The share
+    with the highest perplexity is dropped, and so many more are sampled.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        length: Tokens in a window.
+        count: Windows wanted.
+        seed: Seed of the sampling.
+        temperature: What logits are divided by before a token is drawn.
+        dropped: Share that is dropped, at least 0 and below 1.
+        cache: Where they are kept; what is there already is read.
+
+    Returns:
+        Token ids, int64, shape (count, length).
+    """
+    if cache is not None and cache.is_file():
+        return load_tensors(cache)["input_ids"].long()
+    drawn = -(-count // (1 - dropped)) if dropped else count
+    found = sample_text(model, tokenizer, length, int(drawn), seed=seed, temperature=temperature)
+    windows = found.input_ids
+    if len(windows) > count:
+        windows = windows[found.surprise.argsort(stable=True)[:count].sort().values]
+    if cache is not None:
+        save_tensors(cache, {"input_ids": windows.int()})
+    return windows

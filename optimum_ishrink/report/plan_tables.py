@@ -1,0 +1,81 @@
+"""The tables that people read: in the terminal and, from the same rows, in the card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core.table import Row
+from .plan import Plan
+
+
+def spans(indices: Iterable[int]) -> str:
+    """Write sorted indices briefly: `1-3, 7`."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def shape_rows(plan: Plan) -> list[Row]:
+    """Return (dimension, before, after, what goes) for every dimension, and the parameters."""
+    rows: list[Row] = []
+    for key, before in plan.shape.items():
+        after = plan.new_shape[key]
+        if before == after:
+            what = "nothing"
+        elif key == "num_hidden_layers":
+            what = f"layers {spans(set(range(before)) - set(plan.layers))}"
+        elif key == "num_key_value_heads":
+            what = f"{before - after} KV groups of each layer, with their query heads"
+            if plan.merges is not None:
+                what = f"merged {before // after} to 1 in each layer; all query heads stay"
+        elif key == "num_attention_heads":
+            what = f"{before - after} query heads of each layer"
+        else:
+            what = f"{before - after} neurons of each layer ({1 - after / before:.1%})"
+        rows.append((key, f"{before:,}", f"{after:,}", what))
+    rows.append(
+        ("parameters", f"{plan.num_parameters:,}", f"{plan.new_num_parameters:,}", f"{plan.removed_share:.2%} of all")
+    )
+    return rows
+
+
+SHAPE_HEADER: Row = ("dimension", "before", "after", "what goes")
+
+
+def layer_rows(plan: Plan) -> list[Row]:
+    """Return (layer, KV groups cut, neurons cut) for every layer of the base model."""
+    rows: list[Row] = []
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    for layer in range(plan.shape["num_hidden_layers"]):
+        if layer not in position:
+            rows.append((str(layer), "removed", "", ""))
+            continue
+        neurons = plan.shape["intermediate_size"] - plan.new_shape["intermediate_size"]
+        groups = spans(_gone(plan, "num_key_value_heads", position[layer]))
+        if plan.merges is not None:
+            groups = "merged " + ", ".join("+".join(map(str, heads)) for heads in plan.merges[position[layer]])
+        heads = spans(_gone(plan, "num_attention_heads", position[layer]))
+        rows.append((str(layer), groups or "none", heads or "none", f"{neurons:,}" if neurons else "none"))
+    return rows
+
+
+def _gone(plan: Plan, key: str, position: int) -> set[int]:
+    return set(range(plan.shape[key])) - set(plan.units[key][position]) if key in plan.units else set()
+
+
+LAYER_HEADER: Row = ("layer", "KV groups cut", "query heads cut", "neurons cut")
+
+
+def config_rows(plan: Plan) -> list[Row]:
+    """Return (config key, before, after) for every key of config.json that changes."""
+    return [
+        (key, "absent" if before is None else str(before), str(after))
+        for key, (before, after) in plan.config_changes.items()
+    ]
+
+
+CONFIG_HEADER: Row = ("config.json", "before", "after")

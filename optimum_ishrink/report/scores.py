@@ -1,0 +1,30 @@
+"""The model card: words and pictures around a report. No number is in it that is not in the report or the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+
+def write_scores(scores: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write importance scores as safetensors.
+
+    Args:
+        scores: Config key to scores.
+        path: The new file.
+    """
+    path.write_bytes(save({name: values.contiguous() for name, values in scores.items()}, {"format": "pt"}))
+
+
+def read_scores(path: Path) -> dict[str, torch.Tensor]:
+    """Read importance scores.
+
+    Args:
+        path: A file that `write_scores` wrote.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

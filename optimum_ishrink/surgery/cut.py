@@ -1,0 +1,102 @@
+"""From a source checkpoint to a smaller one, streamed from file to file and verified before it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..architectures import Binding, BoundTensor
+from ..architectures.slicing import Keep, slice_tensor
+from ..architectures.spec import axis_length
+from ..checkpoint.tensors import (
+    OutgoingTensor,
+    Scratch,
+    TensorInfo,
+    read_tensor,
+)
+from ..checkpoint.writing import MAX_SHARD_SIZE, carry_files, verify_checkpoint, write_config, write_weights
+from ..errors import VerificationError
+from ..report.plan import Plan
+from .units import Merges, kept_units, merge_tensor
+
+
+def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: Plan) -> list[OutgoingTensor]:
+    """Return what the new checkpoint holds; nothing is read yet.
+
+    Args:
+        tensors: The source's tensors.
+        binding: The model.
+        plan: The plan.
+    """
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    outgoing = []
+    new_sizes = binding.resized(plan.new_shape)
+    scratch = Scratch()  # every tensor is written before the next one is made
+    for bound in binding.tensors.values():
+        source = tensors[bound.name]
+        if bound.layer is not None and bound.layer not in position:
+            continue
+        keep = kept_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
+        merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
+        whole = bound.layer is None or not any(bound.counts(size) for size in keep)
+        shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
+        name = bound.in_layer(position[bound.layer]) if bound.layer is not None else bound.name
+        if whole:
+            outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
+        else:
+            make = partial(_cut, scratch, source, bound, binding.sizes, keep, merges)
+            outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
+    return outgoing
+
+
+def _cut(
+    scratch: Scratch,
+    source: TensorInfo,
+    bound: BoundTensor,
+    sizes: Mapping[str, int],
+    keep: Keep,
+    merges: Merges | None,
+) -> torch.Tensor:
+    if merges is not None:
+        return merge_tensor(read_tensor(source, scratch), bound, sizes, keep, merges)
+    return slice_tensor(read_tensor(source, scratch), bound, sizes, keep, scratch)
+
+
+def write_checkpoint(
+    source_folder: Path,
+    tensors: Mapping[str, TensorInfo],
+    binding: Binding,
+    plan: Plan,
+    edited_config: Mapping[str, Any],
+    folder: Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Cut a checkpoint into an existing, empty folder and verify it.
+
+    Args:
+        source_folder: Folder of the source, for the files that are carried over.
+        tensors: The source's tensors.
+        binding: The model.
+        plan: The plan.
+        edited_config: Contents of the new config.json.
+        folder: Where to write.
+        max_shard_size: Bytes in one weight file at most.
+        progress: Called with the bytes of each tensor once it is written.
+
+    Raises:
+        OutputError: There is no space or no permission.
+        VerificationError: The result is not what its config's model class expects, or not what was planned.
+    """
+    outgoing = outgoing_tensors(tensors, binding, plan)
+    write_weights(outgoing, folder, max_shard_size=max_shard_size, progress=progress)
+    write_config(edited_config, folder)
+    carry_files(source_folder, folder)
+    count = verify_checkpoint(folder, {tensor.name: tensor.dtype for tensor in outgoing})
+    if count != plan.new_num_parameters:
+        raise VerificationError(f"the files hold {count:,} parameters, the plan says {plan.new_num_parameters:,}")

@@ -1,0 +1,81 @@
+"""Which layers stay in 16 bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from optimum_ishrink.analysis.record import Analysis, LayerSensitivity
+from optimum_ishrink.architectures import Binding
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.core.json_files import write_json
+from optimum_ishrink.edge.unquantized_layers import kept_layers, parse_layers, read_analysis, sensitive_layers
+from optimum_ishrink.errors import RequestError, SourceError
+from optimum_ishrink.report.measurement import Measurement
+
+
+@pytest.fixture
+def binding(edge_folder: Path) -> Binding:
+    return open_source(edge_folder).binding
+
+
+def _analysis(binding: Binding, divergences: tuple[float, ...]) -> Analysis:
+    def measured(value: float) -> Measurement:
+        return Measurement("kl_divergence", "text", value, 0.1, 4)
+
+    layers = tuple(
+        LayerSensitivity(i, measured(9 - value), measured(9 - value), measured(value))
+        for i, value in enumerate(divergences)
+    )
+    kind = binding.description.model_type
+    count = binding.num_parameters()
+    return Analysis("base", None, kind, count, {}, (), layers, (), 0.1, "advice", {}, (), "command", {})
+
+
+def test_a_list_of_layers() -> None:
+    assert parse_layers("3,0,3", 4) == (0, 3)
+    for text, words in (
+        ("a", "must be whole numbers such as 0,3,29, not 'a'"),
+        ("", "not ''"),
+        ("0,4", "no layer 4; its layers are 0 to 3"),
+        ("-1,2", "no layer -1; its layers are 0 to 3"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            parse_layers(text, 4)
+
+
+def test_the_layers_that_hurt_most_stay(binding: Binding, tmp_path: Path) -> None:
+    analysis = _analysis(binding, (0.2, 3.0, 0.1, 1.0))
+    assert sensitive_layers(analysis, 0.1) == (1,)
+    assert sensitive_layers(analysis, 0.5) == (1, 3)
+    for share in (0, 1, -0.5, 2):
+        with pytest.raises(RequestError, match="--keep-share must be above 0 and below 1"):
+            sensitive_layers(analysis, share)
+    write_json(tmp_path / "analysis.json", analysis.to_json())
+    assert kept_layers(binding, None, None, None) == ()
+    assert kept_layers(binding, "0", str(tmp_path), None) == (0, 1)
+    assert kept_layers(binding, None, str(tmp_path / "analysis.json"), 0.5) == (1, 3)
+    with pytest.raises(RequestError, match="name it with --analysis DIR"):
+        kept_layers(binding, "0", None, 0.5)
+
+
+def test_analyses_that_do_not_fit(binding: Binding, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SourceError, match=r"analysis.json does not exist"):
+        read_analysis(tmp_path, binding)
+    file = tmp_path / "analysis.json"
+    file.write_text(json.dumps({"schema": 1, "request": {}}))
+    with pytest.raises(SourceError, match=r"analysis.json: unknown entry of the analysis 'request'"):
+        read_analysis(tmp_path, binding)
+    write_json(file, _analysis(binding, (1.0, 2.0, 3.0)).to_json())
+    with pytest.raises(RequestError, match="is about base, a llama of 3 layers; the model is a llama of 4"):
+        read_analysis(tmp_path, binding)
+    whole = _analysis(binding, (1.0, 2.0, 3.0, 4.0))
+    write_json(file, replace(whole, model_type="qwen2").to_json())
+    with pytest.raises(RequestError, match="a qwen2 of 4 layers"):
+        read_analysis(tmp_path, binding)
+    write_json(file, replace(whole, num_parameters=7).to_json())
+    assert len(read_analysis(tmp_path, binding).sensitivity) == 4
+    assert "about a model of 7 parameters" in capsys.readouterr().err

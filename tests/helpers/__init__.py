@@ -1,0 +1,1 @@
+"""What tests share: tiny models, a Hub of their own, tasks and cards."""

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
+
+from optimum_ishrink.errors import DataError
+from optimum_ishrink.text.sampling import sample_text
+
+
+def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    state = torch.random.get_rng_state()
+    windows = sample_text(model, tokenizer, 12, 6, seed=3, batch_size=4).input_ids
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert windows.shape == (6, 12)
+    assert (windows[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(windows, sample_text(model, tokenizer, 12, 6, seed=3, batch_size=4).input_ids)
+    assert not torch.equal(windows, sample_text(model, tokenizer, 12, 6, seed=4, batch_size=4).input_ids)
+    # A model to which all tokens are equally likely says nearly all of them.
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    uniform = sample_text(model, tokenizer, 26, 60, seed=0).input_ids[:, 1:].flatten()
+    assert uniform.bincount(minlength=VOCAB).max() <= 20
+    assert uniform.unique().numel() > 0.95 * VOCAB
+
+
+def test_surprise_is_that_of_a_plain_forward_pass() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    for temperature in (1.0, 0.5):
+        drawn = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4, temperature=temperature)
+        with torch.no_grad():
+            logits = model(input_ids=drawn.input_ids).logits[:, :-1]
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), drawn.input_ids[:, 1:].flatten(), reduction="none"
+        )
+        torch.testing.assert_close(drawn.surprise, expected.view(10, 11).double().mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_starts_where_a_user_speaks_and_again_after_the_end() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    windows = sample_text(model, tokenizer, 10, 4, seed=0).input_ids
+    assert tokenizer.decode(windows[1][:6]) == "<user>"
+    assert windows[2, 0] == tokenizer.bos_token_id
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert sample_text(model, tokenizer, 4, 1, seed=0).input_ids.shape == (1, 4)
+
+
+def _saved(tokenizer: object) -> str:
+    import tempfile
+
+    folder = tempfile.mkdtemp()
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_a_tokenizer_that_gives_nothing_to_start_from() -> None:
+    tokenizer = type(tiny_tokenizer()).from_pretrained(_saved(tiny_tokenizer()))
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(DataError, match="neither a beginning- nor an end-of-text token"):
+        sample_text(tiny_model(tiny_config("llama")), tokenizer, 4, 1, seed=0)
