@@ -26,7 +26,8 @@ from simulated_timings import NOISE, simulate
 from optimum_ishrink.checkpoint.source import load_model
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
-from optimum_ishrink.evaluation import LatencySettings, environment, measure_latency
+from optimum_ishrink.evaluation.environment import environment
+from optimum_ishrink.evaluation.latency import LatencySettings, measure_latency
 
 
 def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.device, dtype: torch.dtype) -> dict:

@@ -30,7 +30,7 @@ from optimum_ishrink.edge.files import read_gguf
 from optimum_ishrink.edge.gguf_verbs import default_threads
 from optimum_ishrink.edge.quantization import parse_quantization
 from optimum_ishrink.edge.rows import check_rows
-from optimum_ishrink.evaluation import evaluate_tasks, open_tasks
+from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
 
 PERCENTS = (0, 10, 15, 20)
 QUANTIZATIONS = ("f16", "q8_0", "q4_0")

@@ -23,8 +23,7 @@ from recovery import write_tasks
 from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
-from optimum_ishrink.evaluation import open_tasks
-from optimum_ishrink.evaluation.harness import language_model
+from optimum_ishrink.evaluation.harness import language_model, open_tasks
 from optimum_ishrink.evaluation.timing import in_turn
 
 TASK = "arc_easy"

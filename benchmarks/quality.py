@@ -26,8 +26,8 @@ import torch
 
 from optimum_ishrink import IShrinkConfig, pipeline
 from optimum_ishrink.checkpoint.source import load_model, open_source
-from optimum_ishrink.evaluation import kl_divergence
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.evaluation.text_statistics import kl_divergence
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.text.sources import PYDOC, TextSource
 from optimum_ishrink.text.windows import token_windows
 

@@ -22,7 +22,8 @@ from optimum_ishrink.checkpoint.source import load_model
 from optimum_ishrink.cli.run import main as ishrink
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
-from optimum_ishrink.evaluation import evaluate_tasks, open_tasks, text_measurements
+from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
+from optimum_ishrink.evaluation.text_quality import text_measurements
 from optimum_ishrink.text.sources import TextSource
 from optimum_ishrink.text.windows import token_windows
 

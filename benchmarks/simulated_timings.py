@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from optimum_ishrink.evaluation import LatencySettings, compare_timings
-from optimum_ishrink.evaluation.latency import PHASES, READINGS, Rounds
+from optimum_ishrink.evaluation.latency import PHASES, READINGS, LatencySettings, Rounds
+from optimum_ishrink.evaluation.timing import compare_timings
 
 
 @dataclass(frozen=True)

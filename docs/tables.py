@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from optimum_ishrink.architectures import descriptions
 from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.architectures.spec import descriptions
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.core.table import Row, markdown_table
-from optimum_ishrink.planning import resolve_shape
+from optimum_ishrink.planning.plan import resolve_shape
 from optimum_ishrink.report.files import REPORT_FILE
 from optimum_ishrink.report.report import Report
 from optimum_ishrink.report.tables import REPORT_HEADER, report_rows

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.planning import ShapeRequest, resolve_shape
+from optimum_ishrink.planning.plan import ShapeRequest, resolve_shape
 
 raw = json.loads(Path(sys.argv[1]).read_text())
 _, binding = bind_config(raw)

@@ -14,14 +14,16 @@ import torch
 from transformers import PreTrainedModel
 
 from . import pipeline
-from .analysis import AnalysisRequest, analyze
 from .analysis.record import Analysis
+from .analysis.request import AnalysisRequest
+from .analysis.zero_out import analyze
 from .checkpoint.source import Source, load_model, load_tokenizer, open_source
 from .configuration import IShrinkConfig
 from .core.json_files import read_json
 from .core.output import staged_folder
 from .errors import RequestError
-from .hub import check_destination, push_folder
+from .hub.destination import check_destination
+from .hub.push import push_folder
 from .report.files import PLAN_FILE
 from .report.plan import Plan
 from .report.report import Report

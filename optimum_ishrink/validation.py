@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .architectures import DIMENSIONS
+from .architectures.spec import DIMENSIONS
 from .core.device import DEVICES, DTYPES, is_device_name
 from .errors import RequestError, unknown_name
-from .importance import LAYER_CRITERIA, UNIT_CRITERIA
-from .planning import RUNTIMES, SELECTIONS, TARGET_DIMENSIONS
-from .recovery import LABELS, STARTS, parse_loss, parse_trained
+from .importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from .importance.layer_selection import SELECTIONS
+from .planning.plan import TARGET_DIMENSIONS
+from .planning.target import RUNTIMES
+from .recovery.loss import parse_loss
+from .recovery.trainable import STARTS, parse_trained
+from .recovery.training_text import LABELS
 
 _POSITIVE = (
     *DIMENSIONS,

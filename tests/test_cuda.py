@@ -14,7 +14,7 @@ from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.analysis.record import Analysis
 from optimum_ishrink.cli.run import main
 from optimum_ishrink.core.json_files import read_json
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.report import Report
 from tests.helpers.tiny import VARIANTS, save_tiny, supported_shape, tiny_config

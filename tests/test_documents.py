@@ -21,13 +21,14 @@ from optimum_ishrink.cli.run import main
 from optimum_ishrink.cli.verbs import Parser, add_verbs
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.errors import ArchitectureError
-from optimum_ishrink.importance import UNIT_CRITERIA, units_to_score
-from optimum_ishrink.planning import resolve_shape
+from optimum_ishrink.importance.criterion import UNIT_CRITERIA
+from optimum_ishrink.importance.units import units_to_score
+from optimum_ishrink.planning.plan import resolve_shape
 from optimum_ishrink.report.files import REPORT_SCHEMA
 from optimum_ishrink.report.measurement import Comparison, Failure, Measurement, Sample
 from optimum_ishrink.report.report import ModelReport, Report
 from optimum_ishrink.report.tables import METRICS, format_measurement
-from optimum_ishrink.surgery import masked_state
+from optimum_ishrink.surgery.units import masked_state
 from tests.helpers.tiny import SMALL, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent

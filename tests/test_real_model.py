@@ -11,7 +11,7 @@ from optimum_ishrink import IShrinkConfig, pipeline
 from optimum_ishrink.checkpoint.source import load_model
 from optimum_ishrink.core.device import has_fast_bfloat16, resolve_dtype
 from optimum_ishrink.demo import demo_source
-from optimum_ishrink.surgery import masked_state
+from optimum_ishrink.surgery.units import masked_state
 
 pytestmark = pytest.mark.real
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from ..evaluation import TextQuality, compare_logits, mean_over_windows, name_measurements, perplexity
+from ..evaluation.text_quality import name_measurements
+from ..evaluation.text_statistics import TextQuality, compare_logits, mean_over_windows, perplexity
 from ..report.measurement import Measurement
 from .masking import Mask, together
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.expressions import parse_axes
 from ..architectures.slicing import axis_index
+from ..architectures.spec import Binding, BoundTensor
 from .zeroing import GROUPS, NEURONS, Removal
 
 Mask = Callable[[], AbstractContextManager[None]]

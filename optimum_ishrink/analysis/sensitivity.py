@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
 from ..architectures.axes import layer_module
+from ..architectures.spec import Binding
 from ..modeling.layerwise import enter_layers, run_layer
 from ..report.measurement import Measurement
 from .divergence import Advance, Reference, measure_masked

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
+from ..architectures.spec import Binding
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session, check_request
 from ..core.json_files import write_json
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note, progress_bar
-from ..evaluation import environment, evaluate_tasks, open_tasks
+from ..evaluation.environment import environment
+from ..evaluation.harness import evaluate_tasks, open_tasks
 from ..importance.stage import score
-from ..planning import resolve_shape
+from ..planning.plan import resolve_shape
 from ..report.files import ANALYSIS_FILE
 from ..report.measurement import Measurement
 from ..text.calibration import further_windows

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..architectures import Binding
+from ..architectures.spec import Binding
 from ..errors import ShapeError
-from ..planning import choose_layers, choose_units
+from ..planning.selection import choose_layers, choose_units
 
 LAYERS = "num_hidden_layers"
 GROUPS = "num_key_value_heads"

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from ..checkpoint.tensors import Scratch
-from . import BoundTensor
 from .expressions import Axis, parse_axes
-from .spec import factor_length
+from .spec import BoundTensor, factor_length
 
 Keep = Mapping[str, Sequence[int]]
 """Size name to the indices that stay along it; sizes that are not named stay whole."""

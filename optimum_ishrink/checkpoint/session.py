@@ -12,7 +12,8 @@ from ..configuration import IShrinkConfig
 from ..core.device import resolve_device, resolve_dtype
 from ..core.processes import connect, from_main_process, is_main_process
 from ..errors import DataError
-from ..evaluation import TextWindows, open_tasks, text_windows
+from ..evaluation.harness import open_tasks
+from ..evaluation.passages import TextWindows, text_windows
 from ..text.calibration import calibration_windows
 from ..text.sources import PYDOC, TextSource, label_sources, parse_sources
 from .source import Source

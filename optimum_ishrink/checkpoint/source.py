@@ -29,9 +29,8 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..architectures import Binding, is_ignored
 from ..architectures.model_class import bind_config, parse_config
-from ..architectures.spec import axis_length
+from ..architectures.spec import Binding, axis_length, is_ignored
 from ..core.json_files import read_json
 from ..core.progress import progress_bar
 from ..errors import SourceError

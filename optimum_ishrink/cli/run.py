@@ -126,7 +126,7 @@ def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
 
 
 def _open(args: argparse.Namespace, model: str) -> Source:
-    from ..architectures import register_architecture
+    from ..architectures.spec import register_architecture
     from ..checkpoint.source import open_source
 
     if args.architecture:
@@ -198,7 +198,7 @@ def _show_report(args: argparse.Namespace, report: Report) -> None:
 def _criteria(args: argparse.Namespace) -> Any:
     """Print what `--importance help` or `--layer-importance help` asks for: the criteria that exist."""
     from ..core.table import print_table
-    from ..importance import LAYER_CRITERIA, UNIT_CRITERIA
+    from ..importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 
     header = ("name", "score", "takes", "source")
     result = {}
@@ -242,7 +242,7 @@ def _shrink(args: argparse.Namespace) -> Any:
 
 def _check_destination(args: argparse.Namespace) -> None:
     """Check that the push at the end can succeed; a dry run checks the name alone, and asks no one."""
-    from ..hub import check_destination, check_repo_id
+    from ..hub.destination import check_destination, check_repo_id
 
     if args.dry_run:
         check_repo_id(args.push_to_hub)
@@ -278,8 +278,10 @@ def _run_pipeline(args: argparse.Namespace, session: Any, command: str) -> Any:
 
 def _analyze(args: argparse.Namespace) -> Any:
     from .. import pipeline
-    from ..analysis import AnalysisRequest, advised_command, analyze
+    from ..analysis.advised_command import advised_command
+    from ..analysis.request import AnalysisRequest
     from ..analysis.tables import SENSITIVITY_HEADER, level_header, level_rows, sensitivity_rows
+    from ..analysis.zero_out import analyze
     from ..core.output import check_output
     from ..core.table import print_table
 
@@ -365,7 +367,7 @@ def _plan(args: argparse.Namespace) -> Any:
 
 def _plan_shape(args: argparse.Namespace, source: Source, config: IShrinkConfig) -> Any:
     from ..core.table import print_table
-    from ..planning import resolve_shape
+    from ..planning.plan import resolve_shape
 
     binding = source.binding
     shape = resolve_shape(binding, config.request)
@@ -433,15 +435,10 @@ def _card(args: argparse.Namespace) -> Any:
 
 def _report(args: argparse.Namespace) -> Any:
     from ..core.table import print_table
-    from ..report.page import (
-        build_overview,
-        check_page,
-        overview_rows,
-        pictures,
-        read_reports,
-        render_page,
-        write_page,
-    )
+    from ..report.page.overview import build_overview, overview_rows
+    from ..report.page.pareto import pictures
+    from ..report.page.reading import read_reports
+    from ..report.page.render import check_page, render_page, write_page
 
     if args.output:
         check_page(Path(args.output), overwrite=args.overwrite)
@@ -472,7 +469,7 @@ def _upload(args: argparse.Namespace, folder: Path, repo_id: str, **how: str | N
     """Push a folder, with the bars that other verbs do without: gigabytes take their time."""
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
-    from ..hub import push_folder
+    from ..hub.push import push_folder
 
     if sys.stderr.isatty():
         enable_progress_bars()

@@ -234,7 +234,7 @@ def _quantization(asked: str | None, ready: dict[str, GgufFile]) -> Quantization
 def _report(files: dict[str, GgufFile], result: EdgeResult, settings: BenchmarkSettings) -> Report:
     import torch
 
-    from ..evaluation import environment
+    from ..evaluation.environment import environment
 
     models = {
         name: ModelReport(files[name].name, files[name].params, files[name].nbytes, speed=found)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..architectures import Binding
 from ..architectures.axes import layer_module
+from ..architectures.spec import Binding
 from ..errors import RequestError, ShapeError
 from .rows import matrices, width_hint
 

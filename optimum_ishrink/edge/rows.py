@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ..architectures import Binding
-from ..architectures.spec import BoundTensor, axis_length
+from ..architectures.spec import Binding, BoundTensor, axis_length
 from ..errors import ShapeError
 from .quantization import TENSOR_TYPES, Quantization, TensorType, nearest_multiples, stored_as
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..analysis.record import Analysis
-from ..architectures import Binding
+from ..architectures.spec import Binding
 from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import RequestError, SourceError

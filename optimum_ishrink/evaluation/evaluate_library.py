@@ -22,7 +22,8 @@ from ..core.device import resolve_device, resolve_dtype
 from ..errors import DataError, RequestError
 from ..report.measurement import Measurement
 from ..text.windows import token_windows
-from . import LatencySettings, measure_latency, text_measurements
+from .latency import LatencySettings, measure_latency
+from .text_quality import text_measurements
 
 _CITATION = ""  # the package is its own source
 

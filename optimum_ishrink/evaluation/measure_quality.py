@@ -16,8 +16,8 @@ from ..core.progress import note
 from ..errors import DataError
 from ..importance.score_cache import cache_folder
 from ..report.measurement import Comparison, Failure, Measurement, Sample
-from . import environment
 from .comparison import compare_text
+from .environment import environment
 from .harness import LoadedTasks, TaskResult, collect, harness_measurements, language_model, load_tasks, run_task
 from .passages import TextWindows
 from .result_cache import ResultCache, result_folder

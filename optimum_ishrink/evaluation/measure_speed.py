@@ -12,7 +12,9 @@ import torch
 from ..configuration import IShrinkConfig
 from ..errors import RequestError
 from ..report.report import ModelReport
-from . import LatencySettings, measure_footprint, measure_latency, measure_loading
+from .footprint import measure_footprint
+from .fresh_process import measure_loading
+from .latency import LatencySettings, measure_latency
 
 
 def check_positions(config: IShrinkConfig, *model_configs: Any) -> None:

@@ -12,7 +12,7 @@ from ..checkpoint.session import Session, check_independent, evaluation_sources
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import TensorInfo, read_index
 from ..report.report import ModelReport, Report
-from . import environment
+from .environment import environment
 from .measure_quality import Quality, Subject, checkpoint_subject, measure_quality, measure_texts, source_subject
 from .measure_speed import add_speed, check_positions
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import BoundTensor
 from ..architectures.axes import layer_module
+from ..architectures.spec import BoundTensor
 from .units import LAYERS
 from .watchers import Watcher
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
+from ..architectures.spec import Binding
 from ..core.progress import progress_bar
 from ..errors import DataError, RequestError
 from ..modeling.head import CHUNK, Head, chunked_sum

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
 from ..architectures.axes import input_readers, layer_module
+from ..architectures.spec import Binding
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import DataError

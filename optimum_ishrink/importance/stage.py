@@ -16,20 +16,16 @@ from ..core.digest import tensor_digest
 from ..core.processes import from_main_process, is_main_process
 from ..core.progress import note
 from ..core.version import __version__
-from ..planning import choose_greedily, choose_span, removable_spans, summed_costs
 from ..text.sources import parse_sources
-from . import (
-    LAYER_CRITERIA,
-    UNIT_CRITERIA,
-    Batches,
-    Criterion,
-    score_model,
-    score_spans,
-    score_weights,
-    units_to_score,
-)
+from .batches import Batches
+from .criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from .engine import score_model
+from .layer_selection import choose_greedily, choose_span, removable_spans, summed_costs
+from .removal import score_spans
 from .score_cache import ScoreCache, cache_folder
 from .units import LAYERS as LAYERS
+from .units import units_to_score
+from .weights import score_weights
 
 SUMMED_UNITS = ("num_key_value_heads", "intermediate_size")
 """The units that a layer's score is the sum of; query heads are part of their KV group."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..architectures import DIMENSIONS, Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers
 from ..architectures.slicing import sum_per_unit, unit_positions
+from ..architectures.spec import DIMENSIONS, Binding, BoundTensor
 from ..errors import DataError, RequestError
 from .criterion import Criterion
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import BoundTensor
 from ..architectures.axes import layer_module
+from ..architectures.spec import BoundTensor
 from ..core.processes import summed, summed_count
 from .batches import Batch
 from .criterion import Criterion

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ..architectures import Binding
 from ..architectures.axes import holds_units
 from ..architectures.slicing import slice_tensor
+from ..architectures.spec import Binding
 from ..checkpoint.tensors import TensorInfo, read_tensor
 from ..core.progress import progress_bar
 from .criterion import Criterion

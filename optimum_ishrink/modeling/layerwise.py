@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding
 from ..architectures.axes import layer_module
+from ..architectures.spec import Binding
 
 
 class _Stop(Exception):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..architectures import Binding
 from ..architectures.model_class import parse_config
+from ..architectures.spec import Binding
 from ..errors import ShapeError, SourceError
 
 

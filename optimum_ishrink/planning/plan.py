@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..architectures import DIMENSIONS, Binding, check_shape
+from ..architectures.spec import DIMENSIONS, Binding, check_shape
 from ..errors import ShapeError
 from ..report.plan import Plan
 from .config_edit import changed_keys, edit_config

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..architectures import Binding, check_shape
+from ..architectures.spec import Binding, check_shape
 from ..errors import ShapeError
 
 _SENSITIVITY = {

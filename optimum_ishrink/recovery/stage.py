@@ -27,20 +27,12 @@ from ..evaluation.stage import measure, measure_checkpoint, measure_text
 from ..report.files import CONFIG_FILE, PLAN_FILE, REPORT_FILE
 from ..report.plan import Plan
 from ..report.report import ModelReport, Report
-from ..surgery import check_windows, compensate
-from . import (
-    LayerMap,
-    RecoveryText,
-    Trained,
-    check_tokenizers,
-    check_vocabularies,
-    recovery_text,
-    save_adapter,
-    train_checkpoint,
-    work_folder,
-    write_solved,
-    write_trained,
-)
+from ..surgery.compensation import check_windows, compensate
+from .teacher import LayerMap, check_tokenizers, check_vocabularies
+from .train_checkpoint import save_adapter, train_checkpoint, write_solved, write_trained
+from .training import Trained
+from .training_text import RecoveryText, recovery_text
+from .work_folder import work_folder
 
 
 def check_recovery(session: Session) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding, BoundTensor
 from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.slicing import axis_index, slice_tensor
+from ..architectures.spec import Binding, BoundTensor
 from ..core.progress import note, progress_bar
 from ..errors import DataError
 from ..modeling.layerwise import capture, enter_layers, first_row, run_layer, run_span

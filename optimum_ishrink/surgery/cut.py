@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from ..architectures import Binding, BoundTensor
 from ..architectures.slicing import Keep, slice_tensor
-from ..architectures.spec import axis_length
+from ..architectures.spec import Binding, BoundTensor, axis_length
 from ..checkpoint.tensors import (
     OutgoingTensor,
     Scratch,

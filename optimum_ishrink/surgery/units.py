@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..architectures import Binding, BoundTensor
 from ..architectures.slicing import Keep, slice_tensor, zero_removed
+from ..architectures.spec import Binding, BoundTensor
 from ..report.plan import Plan
 
 

@@ -11,7 +11,7 @@ from optimum_ishrink.analysis.masking import mask_attention, mask_mlp, mask_remo
 from optimum_ishrink.analysis.sensitivity import measure_layers
 from optimum_ishrink.analysis.zeroing import KINDS, Removal, choose_removal
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import kl_divergence, token_statistics
+from optimum_ishrink.evaluation.text_statistics import kl_divergence, token_statistics
 from tests.helpers.tiny import CASES, VOCAB
 
 WINDOWS = torch.randint(3, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.analysis import AnalysisRequest
+from optimum_ishrink.analysis.request import AnalysisRequest
 from optimum_ishrink.errors import RequestError
 
 

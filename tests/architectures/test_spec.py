@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.architectures import bind, check_shape, describe, descriptions
 from optimum_ishrink.architectures.model_class import bind_config, expected_tensors, parse_config
-from optimum_ishrink.architectures.spec import Description, nearest_expressible
+from optimum_ishrink.architectures.spec import (
+    Description,
+    bind,
+    check_shape,
+    describe,
+    descriptions,
+    nearest_expressible,
+)
 from optimum_ishrink.errors import ArchitectureError, ShapeError, SourceError
 from tests.helpers.tiny import CASES, supported_shape, tiny_config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from optimum_ishrink.analysis.record import Analysis, LayerSensitivity
-from optimum_ishrink.architectures import Binding
+from optimum_ishrink.architectures.spec import Binding
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core.json_files import write_json
 from optimum_ishrink.edge.unquantized_layers import kept_layers, parse_layers, read_analysis, sensitive_layers

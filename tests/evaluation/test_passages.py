@@ -8,9 +8,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import TextWindows, text_measurements, text_windows
-from optimum_ishrink.evaluation.passages import Passage, retokenize
-from optimum_ishrink.evaluation.text_quality import WindowFigures, bits_per_byte, passage_figures, window_figures
+from optimum_ishrink.evaluation.passages import Passage, TextWindows, retokenize, text_windows
+from optimum_ishrink.evaluation.text_quality import (
+    WindowFigures,
+    bits_per_byte,
+    passage_figures,
+    text_measurements,
+    window_figures,
+)
 from optimum_ishrink.text.windows import token_windows
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 

@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from tests.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
-from tests.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 
 def requests(seed=0, questions=7, longest=20):

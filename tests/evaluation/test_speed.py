@@ -15,15 +15,15 @@ import torch
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import RequestError, SourceError
-from optimum_ishrink.evaluation import LatencySettings, measure_footprint, measure_latency, measure_loading
 from optimum_ishrink.evaluation.environment import _governor
 from optimum_ishrink.evaluation.footprint import (
     flops_per_token,
     kv_cache_bytes_per_token,
+    measure_footprint,
     parameters_without_embeddings,
 )
-from optimum_ishrink.evaluation.fresh_process import run_jobs
-from optimum_ishrink.evaluation.latency import READINGS, time_in_turn
+from optimum_ishrink.evaluation.fresh_process import measure_loading, run_jobs
+from optimum_ishrink.evaluation.latency import READINGS, LatencySettings, measure_latency, time_in_turn
 from optimum_ishrink.evaluation.load_worker import cached_share, evict, guarded, peak_resident_bytes, run_job, warm
 from optimum_ishrink.evaluation.measure_speed import check_positions
 from tests.helpers.tiny import tiny_config, tiny_model

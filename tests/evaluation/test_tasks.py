@@ -11,13 +11,15 @@ import lm_eval
 import pytest
 
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import evaluate_tasks, harness, open_tasks
+from optimum_ishrink.evaluation import harness
 from optimum_ishrink.evaluation.harness import (
     TaskResult,
     collect,
+    evaluate_tasks,
     harness_measurements,
     language_model,
     load_tasks,
+    open_tasks,
     run_task,
 )
 from optimum_ishrink.evaluation.task_comparison import compare_tasks

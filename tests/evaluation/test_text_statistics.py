@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import (
-    environment,
-    evaluate_tasks,
-    kl_divergence,
-    open_tasks,
-    text_measurements,
-    token_statistics,
-)
-from optimum_ishrink.evaluation.harness import harness_measurements
-from optimum_ishrink.evaluation.text_statistics import mean_over_windows, perplexity
+from optimum_ishrink.evaluation.environment import environment
+from optimum_ishrink.evaluation.harness import evaluate_tasks, harness_measurements, open_tasks
+from optimum_ishrink.evaluation.text_quality import text_measurements
+from optimum_ishrink.evaluation.text_statistics import kl_divergence, mean_over_windows, perplexity, token_statistics
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 WINDOWS = torch.randint(3, VOCAB, (5, 12), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from optimum_ishrink.architectures import descriptions
+from optimum_ishrink.architectures.spec import descriptions
 
 VOCAB = 300
 SMALL: dict[str, Any] = {

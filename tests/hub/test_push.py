@@ -15,8 +15,9 @@ from huggingface_hub.utils import disable_progress_bars
 
 from optimum_ishrink.cli.run import main
 from optimum_ishrink.errors import IShrinkError, PublishError, RequestError, SourceError
-from optimum_ishrink.hub import check_destination, push_folder
+from optimum_ishrink.hub.destination import check_destination
 from optimum_ishrink.hub.failures import passes, reason
+from optimum_ishrink.hub.push import push_folder
 from tests.helpers.hub_server import TOKEN, HubServer, Request
 
 SECRET = "hf_RecognisableFakeToken1234567890"

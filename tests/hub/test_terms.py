@@ -10,7 +10,7 @@ import yaml
 from test_hub_push import folder, server, waits  # noqa: F401 - fixtures
 
 from optimum_ishrink.errors import RequestError
-from optimum_ishrink.hub import push_folder
+from optimum_ishrink.hub.push import push_folder
 from tests.helpers.hub_server import Commit, HubServer, Repo
 
 GATED = """---

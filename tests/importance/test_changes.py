@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, score_model
 from optimum_ishrink.importance.changes import sampled_loss
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.engine import score_model
 from tests.helpers.tiny import CASES, VOCAB, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))

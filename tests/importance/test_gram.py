@@ -12,8 +12,9 @@ from test_importance import KEYS, tiny
 
 from optimum_ishrink.architectures.axes import input_readers
 from optimum_ishrink.errors import DataError, RequestError
-from optimum_ishrink.importance import UNIT_CRITERIA, score_model
 from optimum_ishrink.importance.criteria.obs import obs
+from optimum_ishrink.importance.criterion import UNIT_CRITERIA
+from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.gram import RIDGE, with_ridge
 from tests.helpers.tiny import CASES, VOCAB
 

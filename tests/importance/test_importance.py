@@ -9,7 +9,6 @@ import torch
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import DataError, RequestError
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Criterion, score_model, score_weights
 from optimum_ishrink.importance.batches import Batch
 from optimum_ishrink.importance.criteria.activation_norm import activation_norm
 from optimum_ishrink.importance.criteria.block_influence import block_influence
@@ -21,7 +20,9 @@ from optimum_ishrink.importance.criteria.sum_of_units import sum_of_units
 from optimum_ishrink.importance.criteria.taylor import taylor
 from optimum_ishrink.importance.criteria.taylor_unit import taylor_unit
 from optimum_ishrink.importance.criteria.thesis_mix import thesis_mix
-from optimum_ishrink.importance.engine import backward
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from optimum_ishrink.importance.engine import backward, score_model
+from optimum_ishrink.importance.weights import score_weights
 from tests.helpers.tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
 
 KEYS = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")

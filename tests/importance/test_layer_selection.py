@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from test_planning import _SMOLLM2
 
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.planning import (
-    ShapeRequest,
-    choose_greedily,
-    choose_layers,
-    choose_span,
-    removable_spans,
-    resolve_shape,
-    summed_costs,
-)
+from optimum_ishrink.importance.layer_selection import choose_greedily, choose_span, removable_spans, summed_costs
+from optimum_ishrink.planning.plan import ShapeRequest, resolve_shape
+from optimum_ishrink.planning.selection import choose_layers
 
 SCORES = st.lists(st.floats(0, 1), min_size=8, max_size=8)
 

@@ -12,8 +12,11 @@ from test_importance import KEYS, WINDOWS, tiny
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
-from optimum_ishrink.evaluation import kl_divergence
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, Batches, score_model, score_spans
+from optimum_ishrink.evaluation.text_statistics import kl_divergence
+from optimum_ishrink.importance.batches import Batches
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.engine import score_model
+from optimum_ishrink.importance.removal import score_spans
 from tests.helpers.tiny import CASES
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 from optimum_ishrink import IShrinker, RequestError
 from optimum_ishrink.cli.run import main
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.report.scores import read_scores
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 

@@ -16,8 +16,10 @@ from optimum_ishrink.architectures.axes import holds_units, input_readers
 from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import RequestError
-from optimum_ishrink.importance import LAYER_CRITERIA, UNIT_CRITERIA, score_model, score_weights, units_to_score
-from optimum_ishrink.importance.units import Units
+from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.engine import score_model
+from optimum_ishrink.importance.units import Units, units_to_score
+from optimum_ishrink.importance.weights import score_weights
 from tests.helpers.tiny import CASES, save_tiny, tiny_config
 
 

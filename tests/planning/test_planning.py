@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 
 from optimum_ishrink.architectures.model_class import bind_config, parse_config
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.planning import (
-    ShapeRequest,
-    choose_heads,
-    choose_layers,
-    choose_units,
-    default_multiple,
-    edit_config,
-    group_similar,
-    make_plan,
-    parse_target,
-    resolve_shape,
-    solve,
-)
+from optimum_ishrink.planning.config_edit import edit_config
+from optimum_ishrink.planning.plan import ShapeRequest, make_plan, resolve_shape
+from optimum_ishrink.planning.selection import choose_heads, choose_layers, choose_units, group_similar
+from optimum_ishrink.planning.target import default_multiple, parse_target, solve
 from tests.helpers.tiny import tiny_config
 
 SMOLLM2 = {

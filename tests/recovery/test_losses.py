@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from optimum_ishrink import RequestError
 from optimum_ishrink.modeling.head import Head, chunked_sum
-from optimum_ishrink.recovery import LOSSES, parse_loss
+from optimum_ishrink.recovery.loss import parse_loss
+from optimum_ishrink.recovery.loss_registry import LOSSES
 from optimum_ishrink.recovery.losses.attention import attention
 from optimum_ishrink.recovery.losses.ce import cross_entropy
 from optimum_ishrink.recovery.losses.hidden import hidden

@@ -12,7 +12,7 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import kl_divergence
+from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.surgery import least_squares
 from optimum_ishrink.surgery.compensation import Repair, compensate, make_folds, needs_cut_model

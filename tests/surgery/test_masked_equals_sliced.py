@@ -21,10 +21,11 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.planning import ShapeRequest, edit_config, make_plan
-from optimum_ishrink.planning.plan import complete_shape
+from optimum_ishrink.planning.config_edit import edit_config
+from optimum_ishrink.planning.plan import ShapeRequest, complete_shape, make_plan
 from optimum_ishrink.report.plan import Plan
-from optimum_ishrink.surgery import masked_state, write_checkpoint
+from optimum_ishrink.surgery.cut import write_checkpoint
+from optimum_ishrink.surgery.units import masked_state
 from tests.helpers.tiny import CASES, VOCAB, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
 
 SHAPES: dict[str, dict[str, int]] = {

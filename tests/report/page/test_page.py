@@ -16,18 +16,11 @@ from optimum_ishrink.cli.run import main
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
 from optimum_ishrink.report.files import REPORT_FILE
 from optimum_ishrink.report.measurement import Measurement
-from optimum_ishrink.report.page import (
-    Measured,
-    build_overview,
-    overview_rows,
-    pareto_optimal,
-    pictures,
-    read_reports,
-    render_page,
-    write_page,
-)
 from optimum_ishrink.report.page.conditions import conditions
-from optimum_ishrink.report.page.overview import lower_is_better
+from optimum_ishrink.report.page.overview import build_overview, lower_is_better, overview_rows
+from optimum_ishrink.report.page.pareto import pareto_optimal, pictures
+from optimum_ishrink.report.page.reading import Measured, read_reports
+from optimum_ishrink.report.page.render import render_page, write_page
 from optimum_ishrink.report.page.svg import HEIGHT, WIDTH, draw, ticks
 from optimum_ishrink.report.report import ModelReport, Report
 
