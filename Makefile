@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality format bench-streaming compat tables cards clean
+.PHONY: help install demo test test-all quality format bench-streaming compat tables docs cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -27,14 +27,22 @@ install: $(VENV)/.installed  ## Install into .venv
 demo: install  ## Shrink SmolLM2-135M-Instruct by 15 %, offline, with card and figures
 	HF_HUB_OFFLINE=1 $(BIN)/ishrink demo --output $(DEMO) --overwrite
 
-test: install  ## Run the tests
-	@# One thread each: the models are tiny, and threads would only wait for one another.
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+# One thread each: the models are tiny, and threads would only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+
+test: install  ## Run the tests that take little time
+	$(PYTEST) -m "not slow"
+
+test-all: install  ## Run all tests
+	$(PYTEST)
 
 quality: install  ## Lint, check the format, check the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks examples
+	@# What a type checker has to report of wrong code, and what it has to let pass.
+	$(BIN)/mypy tests/typing
 
 format: install  ## Format the code
 	$(BIN)/ruff check --fix .
@@ -44,10 +52,18 @@ bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.
 	$(BIN)/python benchmarks/streaming.py
 
 compat: install  ## Load what is written with transformers 4.57 and the newest
-	$(BIN)/python benchmarks/compat.py
+	$(BIN)/python -m benchmarks.compat
 
-tables: install  ## Regenerate the tables in README.md
-	$(BIN)/python docs/tables.py README.md
+tables: install  ## Regenerate the pages and tables that come from the code
+	$(BIN)/python docs/generate.py
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs-installed tables  ## Build the documentation as a site in site/
+	@# Never with --quiet: it would hide the warnings that --strict fails on.
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict
 
 cards: install  ## Make the cards in model_cards/ again
 	for percent in 10 15 20; do for recovery in none kl; do \
@@ -60,4 +76,4 @@ cards: install  ## Make the cards in model_cards/ again
 	done; done
 
 clean:  ## Remove what was built
-	rm -rf $(VENV) build dist *.egg-info $(DEMO)
+	rm -rf $(VENV) build dist site *.egg-info $(DEMO)

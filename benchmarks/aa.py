@@ -4,8 +4,8 @@
     python benchmarks/aa.py --table aa.jsonl
     python benchmarks/aa.py --simulate [--runs 2000]
 
-A run is what `ishrink benchmark` times, with a short prompt: both checkpoints are loaded anew, timed in turn, and
-judged. A/A and A/B runs alternate. Every run is written down when it is done, so that an interrupted command goes on
+A run is what `ishrink benchmark` times, with a short prompt: both checkpoints are loaded again, timed in turn, and
+judged. A/A and A/B runs alternate. Every run is written down when it is done, so that an interrupted command resumes
 where it was. The last form needs no model and no quiet machine: it judges made-up timings with a known difference.
 """
 
@@ -18,19 +18,21 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from simulated_timings import NOISE, simulate
 
-from optimum_ishrink.checkpoint.source import load_model
+from optimum_ishrink.checkpoint.loading import load_model
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
+from optimum_ishrink.core.json_codec import to_plain
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation.environment import environment
 from optimum_ishrink.evaluation.latency import LatencySettings, measure_latency
 
 
-def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.device, dtype: torch.dtype) -> dict:
+def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.device, dtype: torch.dtype) -> Any:
     """Load both checkpoints, time them in turn, and return what was found of the second."""
     gc.collect()
     models = {"base": load_model(base, dtype, device), "shrunk": load_model(other, dtype, device)}
@@ -38,7 +40,7 @@ def one_run(base: Path, other: Path, settings: LatencySettings, device: torch.de
     found = measure_latency(models, settings)["shrunk"]
     return {
         "seconds": time.monotonic() - start,
-        "verdicts": {m.metric: m.settings["versus_base"] for m in found if m.metric.endswith("tokens_per_second")},
+        "verdicts": {m.metric: to_plain(m.versus_base) for m in found if m.metric.endswith("tokens_per_second")},
     }
 
 

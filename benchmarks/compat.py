@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -45,8 +46,13 @@ def write_checkpoints(folder: Path) -> list[Path]:
         if model_type == "gemma3_text":
             old["rope_local_base_freq"] = 10_000.0
         edit_json(base / "config.json", **old)
-        shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
-        how = {"importance": "l2-norm", "layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
+        shape: dict[str, Any] = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
+        how: dict[str, Any] = {
+            "importance": "l2-norm",
+            "layer_importance": "l2-norm",
+            "evaluate": False,
+            "benchmark": False,
+        }
         IShrinker.from_pretrained(base).shrink(save_directory=folder / model_type, **shape, **how)
         kept = json.loads((folder / model_type / "config.json").read_text())
         assert kept["rope_theta"] == 50_000.0 and kept["torch_dtype"] == "float32", kept

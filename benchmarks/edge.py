@@ -4,7 +4,7 @@
         [--tasks a,b --include-path DIR] [--calibration SRC[,SRC...]]
     python benchmarks/edge.py table edge.jsonl
 
-MODEL is a checkpoint folder or Hub id. WORK keeps the shrunk checkpoints and the GGUF files; what is there already is
+MODEL is a checkpoint folder or Hub id. WORK keeps the shrunk checkpoints and the GGUF files; existing files are
 not made again, nor are rows that are in the output. Every speed is measured in turn with the unpruned model at the
 same quantisation. The KL divergence is that of llama.cpp's predictions from the unpruned model's in float32. Tasks run
 in transformers on the dequantised file.
@@ -20,17 +20,23 @@ from typing import Any
 
 import torch
 
-from optimum_ishrink import IShrinkConfig, pipeline
+from optimum_ishrink import IShrinkConfig
+from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.core.json_codec import from_plain
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.edge.agreement import AgreementSettings, measure_agreement
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
-from optimum_ishrink.edge.convert import write_gguf
-from optimum_ishrink.edge.files import read_gguf
-from optimum_ishrink.edge.gguf_verbs import default_threads
-from optimum_ishrink.edge.quantization import parse_quantization
-from optimum_ishrink.edge.rows import check_rows
+from optimum_ishrink.edge.gguf_file import read_gguf
+from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
+from optimum_ishrink.edge.llama_server import default_threads
+from optimum_ishrink.edge.row_fallbacks import check_rows
+from optimum_ishrink.edge.write_gguf import write_gguf
 from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
+from optimum_ishrink.pipeline.job import shrink_job
+from optimum_ishrink.pipeline.runner import SHRINK
+from optimum_ishrink.pipeline.runner import run as run_stages
+from optimum_ishrink.report.measurement import Measurement
 
 PERCENTS = (0, 10, 15, 20)
 QUANTIZATIONS = ("f16", "q8_0", "q4_0")
@@ -48,8 +54,7 @@ def checkpoint(base: Any, percent: int, args: argparse.Namespace) -> Path:
             evaluate=False,
             benchmark=False,
         )
-        session = pipeline.Session(base, config)
-        pipeline.shrink(session, folder, command=pipeline.command_line(session, folder))
+        run_stages(SHRINK, shrink_job(Session(base, config), config, folder))
     return folder
 
 
@@ -66,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
         source = base if percent == 0 else open_source(checkpoint(base, percent, args))
         for name in QUANTIZATIONS:
             path = Path(args.work) / f"{percent}-{name}.gguf"
-            check_rows(source.binding, parse_quantization(name))
+            check_rows(source.binding, parse_gguf_quantization(name))
             if not path.is_file():
-                write_gguf(source.folder, parse_quantization(name), path, name=path.stem)
+                write_gguf(source.folder, parse_gguf_quantization(name), path, name=path.stem)
             if (percent, name) in known:
                 continue
             found = measure_agreement(model, tokenizer, path, threads=threads, settings=AGREEMENT)
@@ -120,10 +125,10 @@ def speed(row: dict[str, Any], metric: str, where: str) -> str:
     """Return a ratio to the unpruned model, with the verdict where rounds were compared."""
     for base, shrunk in zip(row.get("base_speed", ()), row.get("speed", ()), strict=True):
         if shrunk["metric"] == metric and shrunk["dataset"].endswith(where):
-            found = shrunk["settings"].get("versus_base")
+            found = from_plain(Measurement, shrunk, kind="row").versus_base
             if found is None:
                 return f"x{shrunk['value'] / base['value']:.3f}"
-            return f"x{found['ratio']:.3f}, {found['verdict']}"
+            return f"x{found.ratio:.3f}, {found.verdict}"
     return ""
 
 

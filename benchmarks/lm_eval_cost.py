@@ -20,7 +20,7 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from recovery import write_tasks
 
-from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
+from optimum_ishrink.checkpoint.loading import load_model, load_tokenizer
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation.harness import language_model, open_tasks

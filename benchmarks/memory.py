@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--tokens 65536] [--layers 16]
 
-It prunes a quarter of the MLP neurons by Fisher information and repairs the rest, in a process of its own, and prints
+It prunes a quarter of the MLP neurons by Fisher information and repairs the rest, in a separate process, and prints
 that process's peak. Fewer layers take less time; the weights of those that are left out are added again in the line
 that is printed, the activations that scoring keeps for them are not.
 """
@@ -21,8 +21,11 @@ from streaming import CONFIG, make_checkpoint
 CHILD = """
 import sys, time, torch
 from pathlib import Path
-from optimum_ishrink import IShrinkConfig, pipeline
-from optimum_ishrink.source import open_source
+from optimum_ishrink import IShrinkConfig
+from optimum_ishrink.checkpoint.session import Session
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.pipeline.cutting import check_cut, repair_cut, score_and_plan, write_cut
+from optimum_ishrink.pipeline.job import Job
 folder, tokens, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -30,16 +33,17 @@ def peak():
 source = open_source(folder / "base")
 config = IShrinkConfig(intermediate_size=width, importance="fisher", compensation="ridge", dtype="bfloat16",
                        evaluate=False, benchmark=False, score_cache=False, importance_samples=8)
-session = pipeline.Session(source, config)
+job = Job(Session(source, config), config, folder / "out")
 windows = torch.randint(0, source.config.vocab_size, (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
-session.__dict__["calibration_windows"] = windows
+job.calibration.__dict__["windows"] = windows
 start = time.perf_counter()
-planned = pipeline.plan_cut(session, measure=False)
+check_cut(job)
+score_and_plan(job)
 scored = time.perf_counter() - start
 print("after scoring", peak(), scored, file=sys.stderr)
 (folder / "out").mkdir()
-pipeline.cut(session, planned.plan, folder / "out")
-pipeline.repair(session, planned.plan, folder / "out")
+write_cut(job)
+repair_cut(job)
 print(time.perf_counter() - start, peak(), file=sys.stderr)
 """
 

@@ -24,10 +24,16 @@ from typing import Any
 
 import torch
 
-from optimum_ishrink import IShrinkConfig, pipeline
-from optimum_ishrink.checkpoint.source import load_model, open_source
+from optimum_ishrink import IShrinkConfig
+from optimum_ishrink.checkpoint.loading import load_model
+from optimum_ishrink.checkpoint.session import Session
+from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.pipeline.job import shrink_job
+from optimum_ishrink.pipeline.runner import SHRINK
+from optimum_ishrink.pipeline.runner import run as run_stages
+from optimum_ishrink.text.calibration import Calibration
 from optimum_ishrink.text.sources import PYDOC, TextSource
 from optimum_ishrink.text.windows import token_windows
 
@@ -125,8 +131,8 @@ def run(args: argparse.Namespace) -> None:
         "evaluate": False,
         "benchmark": False,
     }
-    first = pipeline.Session(source, IShrinkConfig(**common))
-    windows = first.calibration_windows  # drawn once for all
+    first = Session(source, IShrinkConfig(**common))
+    windows = Calibration(IShrinkConfig(**common), first).windows  # drawn once for all
     judge = Judge(first.model, texts)
     only = dict(word.split("=", 1) for word in args.only)
     for asked in cells(args.part):
@@ -136,11 +142,14 @@ def run(args: argparse.Namespace) -> None:
         ):
             continue
         how = {name: value for name, value in asked.items() if name not in ("ratio", "samples")}
-        session = pipeline.Session(source, IShrinkConfig(**common, **how), model=first.model)
-        session.__dict__["calibration_windows"] = windows
+        config = IShrinkConfig(**common, **how)
+        session = Session(source, config)
+        session.loaded = first.model
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            pipeline.shrink(session, Path(folder) / "cut")
+            job = shrink_job(session, config, Path(folder) / "cut")
+            job.calibration.__dict__["windows"] = windows
+            run_stages(SHRINK, job)
             seconds = time.perf_counter() - start
             plan = json.loads((Path(folder) / "cut" / "ishrink_plan.json").read_text())
             found = judge(load_model(Path(folder) / "cut", session.dtype, session.device))

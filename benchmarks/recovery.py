@@ -5,7 +5,7 @@
 
 `run` prunes the MLPs of a model by their L2 norm, and recovers each pruned model twice: with cross-entropy on the
 answers (L2PFT) and with the KL divergence to the unpruned model (L2PSD), on the same windows for the same steps. A row
-is written as soon as it was measured, and one that is there is not measured again: stopped, the same command goes on.
+is written as soon as it was measured, and one that is there is not measured again: stopped, the same command resumes.
 The data folder holds openbookqa and arc_easy as .train.jsonl and .test.jsonl.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from optimum_ishrink import IShrinkConfig, IShrinker
-from optimum_ishrink.checkpoint.source import load_model
-from optimum_ishrink.cli.run import main as ishrink
+from optimum_ishrink.checkpoint.loading import load_model
+from optimum_ishrink.cli.program import main as ishrink
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
@@ -128,7 +128,7 @@ def prune(model: str, meter: Meter, share: int, folder: Path) -> None:
 
 
 def recover(args: argparse.Namespace, data: Path, loss: str, cut: Path, folder: Path) -> None:
-    """Recover a pruned model; a run that was stopped goes on."""
+    """Recover a pruned model; a run that was stopped resumes."""
     status = ishrink(
         [
             *("recover", "--model", str(cut), "--teacher", args.model, "--output", str(folder), "--overwrite"),

@@ -1,6 +1,6 @@
 """Made-up timings of two models with a known difference, to see how often the benchmark's verdict is right.
 
-The noise is what shared machines show: the clock wanders, every turn has some noise of its own, a few take much
+The noise is what shared machines show: the clock wanders, every turn has some independent noise, a few take much
 longer, and now and then another process slows everything for a while. Two copies of one model differ a little for
 good.
 """
@@ -49,7 +49,7 @@ NOISE: Mapping[str, Noise] = {
 def simulate(
     noise: Noise, difference: float, *, runs: int, seed: int, settings: LatencySettings | None = None
 ) -> list[dict[str, str]]:
-    """Return what runs of the benchmark would have said.
+    """Return what runs of the benchmark would have measured.
 
     Args:
         noise: How timings vary.

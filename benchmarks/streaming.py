@@ -2,7 +2,7 @@
 
     make bench-streaming
 
-It runs `ishrink shrink` in a process of its own and prints its peak resident memory beyond the imports, and the time
+It runs `ishrink shrink` in a separate process and prints its peak resident memory beyond the imports, and the time
 of cutting and writing against `cp` of the output: five rounds, in turn, medians.
 """
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,15 +39,21 @@ PEAK = """
 import sys
 from pathlib import Path
 sys.argv[0] = "ishrink"
-from optimum_ishrink import cli, configuration, pipeline, shrinker
+from optimum_ishrink.api import shrinker
+from optimum_ishrink.cli.program import main
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 def peak():  # VmHWM is this process's own; ru_maxrss would start at that of the process which forked it
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("VmHWM"))
 before = peak()
-status = cli.main(sys.argv[1:])
+status = main(sys.argv[1:])
 print(status, before, peak(), file=sys.stderr)
 """
+
+
+def random_weight(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a weight as large as an initial one."""
+    return torch.randn(shape, dtype=DTYPES["BF16"]) * 0.02
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -54,7 +61,7 @@ def make_checkpoint(folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     outgoing = [
-        OutgoingTensor(name, "BF16", shape, make=lambda shape=shape: torch.randn(shape, dtype=DTYPES["BF16"]) * 0.02)
+        OutgoingTensor(name, "BF16", shape, make=partial(random_weight, shape))
         for name, shape in expected_tensors(parse_config(CONFIG)).items()
     ]
     write_weights(outgoing, folder, max_shard_size=550 * 1000**2)

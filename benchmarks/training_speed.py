@@ -2,7 +2,7 @@
 
     python benchmarks/training_speed.py MODEL PRUNED TEXT [--rounds 3] [--steps 8]
 
-Each way trains a pruned model for a few steps in a process of its own. `student` is a bare loop without a teacher
+Each way trains a pruned model for a few steps in a separate process. `student` is a bare loop without a teacher
 (cross-entropy), `bare` one with a teacher (KL divergence); `labels` is the trainer without a teacher, `trainer` is it
 with one, `cached` with the teacher's top k from disk. The ways take turns in every round; medians are printed, with
 each way's range.
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from optimum_ishrink import IShrinkConfig
-from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
+from optimum_ishrink.checkpoint.loading import load_model, load_tokenizer
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.recovery.trainable import add_lora, keep_autocast_inputs
@@ -37,22 +37,22 @@ LENGTH, BATCH, MICRO, HELD_OUT, TOP_K = 256, 8, 4, 2, 64
 WAYS = ("student", "bare", "labels", "trainer", "cached")
 
 
-def settings(**changes: Any) -> Any:
+def settings(**changes: Any) -> IShrinkConfig:
     """Return the default settings of a recovery with some values changed."""
     config = IShrinkConfig(recovery="kl", recovery_batch_size=BATCH, batch_size=MICRO, recovery_save_steps=10**6)
-    return config.replace(**changes).recovery_settings
+    return config.replace(**changes)
 
 
 def bare_loop(model: Any, teacher: Any, windows: torch.Tensor, steps: int) -> float:
     """Train as a script of twenty lines would, and return tokens per second. Without a teacher, with cross-entropy."""
-    add_lora(model, settings().lora, seed=0)
+    add_lora(model, settings())
     keep_autocast_inputs(model)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0)
     began = time.perf_counter()
     for step in range(steps):
-        for part in windows[step * BATCH : (step + 1) * BATCH].split(MICRO):
+        for part in windows[step * BATCH : (step + 1) * BATCH].split(MICRO):  # type: ignore[no-untyped-call]
             ids = part.to(model.device)
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
                 logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
@@ -62,7 +62,7 @@ def bare_loop(model: Any, teacher: Any, windows: torch.Tensor, steps: int) -> fl
                     with torch.no_grad():
                         wanted = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
                     loss = (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean()
-            (loss * MICRO / BATCH).backward()
+            (loss * MICRO / BATCH).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -83,12 +83,12 @@ def one_way(args: argparse.Namespace) -> None:
     else:
         text = RecoveryText(ids, ids, HELD_OUT, torch.zeros(len(ids), dtype=torch.int64))
         with tempfile.TemporaryDirectory(prefix="recovery-") as name:
-            changes = {"cached": {"recovery_top_k": TOP_K}, "labels": {"recovery": "ce"}}
+            changes: dict[str, dict[str, Any]] = {"cached": {"recovery_top_k": TOP_K}, "labels": {"recovery": "ce"}}
             how = settings(**changes.get(args.way, {}))
             cache = Path(name) / "cache" if args.way == "cached" else None
             learnt = choose_teacher(teacher, how, text, cache, MICRO)
             found = train(model, learnt, text, how, Path(name) / "work", layers=[], micro=MICRO)
-        speed = found.facts["tokens_per_second"]
+        speed = found.record.tokens_per_second
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -96,7 +96,7 @@ def one_way(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Train every way in turn, each time in a process of its own, and print a table."""
+    """Train every way in turn, each time in a separate process, and print a table."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
         for way in WAYS:

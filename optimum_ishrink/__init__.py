@@ -14,51 +14,81 @@ from typing import TYPE_CHECKING, Any
 from .core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .analysis.record import Analysis
-    from .api import IShrinker, ShrinkResult
+    from .api.result import ShrinkResult
+    from .api.shrinker import IShrinker
     from .configuration import IShrinkConfig
-    from .errors import IShrinkError, PublishError, RequestError, VerificationError
+    from .edge.gguf_export import GgufExport
+    from .edge.quantized_export import QuantizedExport
+    from .errors import (
+        ArchitectureError,
+        DataError,
+        IShrinkError,
+        OutputError,
+        PublishError,
+        RequestError,
+        ShapeError,
+        SourceError,
+        TrainingError,
+        VerificationError,
+    )
+    from .report.analysis import Analysis
     from .report.measurement import Measurement
     from .report.plan import Plan
     from .report.report import ModelReport, Report
 
 
-_HOMES = {
-    "Analysis": "analysis.record",
+_MODULES = {
+    "Analysis": "report.analysis",
+    "ArchitectureError": "errors",
+    "DataError": "errors",
+    "GgufExport": "edge.gguf_export",
     "IShrinkConfig": "configuration",
     "IShrinkError": "errors",
-    "IShrinker": "api",
+    "IShrinker": "api.shrinker",
     "Measurement": "report.measurement",
     "ModelReport": "report.report",
+    "OutputError": "errors",
     "Plan": "report.plan",
     "PublishError": "errors",
+    "QuantizedExport": "edge.quantized_export",
     "Report": "report.report",
     "RequestError": "errors",
-    "ShrinkResult": "api",
+    "ShapeError": "errors",
+    "ShrinkResult": "api.result",
+    "SourceError": "errors",
+    "TrainingError": "errors",
     "VerificationError": "errors",
 }
 
 __all__ = [
     "Analysis",
+    "ArchitectureError",
+    "DataError",
+    "GgufExport",
     "IShrinkConfig",
     "IShrinkError",
     "IShrinker",
     "Measurement",
     "ModelReport",
+    "OutputError",
     "Plan",
     "PublishError",
+    "QuantizedExport",
     "Report",
     "RequestError",
+    "ShapeError",
     "ShrinkResult",
+    "SourceError",
+    "TrainingError",
     "VerificationError",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

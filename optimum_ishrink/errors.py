@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree.
+"""The tree of exceptions, and messages about unknown names.
 
     IShrinkError                   anything this package raises on purpose
     ├── RequestError               the request cannot be met; the message says what is allowed (exit status 2)
@@ -7,9 +7,9 @@
     │   ├── SourceError            weights that cannot be used: missing, corrupt, pickled, quantised
     │   ├── DataError              calibration or evaluation text that cannot be used
     │   └── OutputError            the output folder cannot be written
-    ├── VerificationError          the written checkpoint is not what was planned; nothing was kept
-    ├── TrainingError              recovery stopped before its end; its last whole checkpoint is kept
-    └── PublishError               the upload failed; the local folder is whole
+    ├── VerificationError          the written checkpoint is not what was planned; it was removed
+    ├── TrainingError              recovery stopped early; its last complete checkpoint is on disk
+    └── PublishError               the upload failed; the local folder is complete
 
 Every message is one line that says what is wrong, what is allowed, and what to do next.
 """
@@ -25,7 +25,7 @@ class IShrinkError(Exception):
 
 
 class RequestError(IShrinkError, ValueError):
-    """The request cannot be met as it was made."""
+    """The request cannot be met."""
 
 
 class ArchitectureError(RequestError):
@@ -41,7 +41,7 @@ class SourceError(RequestError):
 
 
 class DataError(RequestError):
-    """The text cannot be used for what it was given for."""
+    """The text cannot be used for its purpose."""
 
 
 class OutputError(RequestError):
@@ -53,15 +53,15 @@ class VerificationError(IShrinkError):
 
 
 class TrainingError(IShrinkError):
-    """Recovery stopped before its end; its last whole checkpoint is kept."""
+    """Recovery stopped early; its last complete checkpoint is on disk."""
 
 
 class PublishError(IShrinkError):
-    """The upload failed; the local folder is whole and can be pushed again."""
+    """The upload failed; the local folder is complete and can be pushed again."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return `" (did you mean 'x'?)"` for the nearest allowed name, or an empty string when none is near.
+    """Return `" (did you mean 'x'?)"` for the nearest allowed name, or an empty string when none is close.
 
     Args:
         name: What was typed.
@@ -72,10 +72,10 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Return the one-line message for a name that does not exist, with the nearest and all that do.
+    """Return the one-line message for an unknown name: it suggests the nearest name and lists all.
 
     Args:
-        kind: What the name stands for, such as `"importance"`.
+        kind: What the name refers to, such as `"importance"`.
         name: What was typed.
         allowed: The names that exist.
     """

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's own scores
+os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's cached scores
 
 from tests.helpers.tiny import save_tiny, tiny_config
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def loading_in_this_process() -> Iterator[None]:
-    """Let checkpoints be loaded in the tests' own process: a new one takes seconds to import what it needs.
+    """Let checkpoints be loaded in the process of the tests: a new one takes seconds for its imports.
 
     `tests/evaluation/test_speed.py` has the tests that start them.
     """
@@ -38,10 +38,22 @@ def loading_in_this_process() -> Iterator[None]:
 
     def run(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> list[dict[str, Any]]:
         advance(len(jobs))
-        return [{"not_evicted": True} if job["cold"] else load_worker.guarded(dict(job)) for job in jobs]
+        return [{"not_evicted": True} if job["cold"] else load_worker.run_guarded(dict(job)) for job in jobs]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fresh_process, "run_jobs", run)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_pictures(pytestconfig: pytest.Config) -> Iterator[None]:
+    """In `make test`, draw the pictures of those cards alone whose pictures a test looks at."""
+    if pytestconfig.getoption("markexpr") != "not slow":
+        yield
+        return
+    from tests.helpers.drawing import without_pictures
+
+    with without_pictures():
         yield
 
 
@@ -67,3 +79,36 @@ def other_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "\n".join(f"Every {i} days, a ship of {i % 5} sails leaves the harbour at noon." for i in range(120))
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def quick(text_file: Path, other_text: Path) -> dict[str, Any]:
+    """Settings that take a second on a tiny model."""
+    return {
+        "calibration": [str(text_file)],
+        "calibration_samples": 4,
+        "calibration_length": 16,
+        "eval_text": [str(other_text)],
+        "eval_samples": 3,
+        "eval_length": 16,
+        "benchmark_prompt_length": 4,
+        "benchmark_new_tokens": 2,
+        "benchmark_rounds": 2,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def output(llama_folder: Path, quick: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder that tests read and never change."""
+    target = tmp_path_factory.mktemp("out") / "tiny-small"
+    from optimum_ishrink import IShrinkConfig, IShrinker
+    from tests.helpers.drawing import with_pictures
+
+    config = IShrinkConfig(
+        num_hidden_layers=3, num_key_value_heads=2, intermediate_size=16, base_model="org/tiny", **quick
+    )
+    with with_pictures():
+        IShrinker.from_pretrained(llama_folder).shrink(config, save_directory=target)
+    return target

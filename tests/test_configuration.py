@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from optimum.configuration_utils import BaseConfig
 
 from optimum_ishrink import IShrinkConfig, RequestError
-from optimum_ishrink.cli.run import _config
-from optimum_ishrink.cli.verbs import Parser, add_verbs
-from optimum_ishrink.errors import SourceError
+from optimum_ishrink.cli.parser import Parser, add_verbs
+from optimum_ishrink.cli.verbs import _config
+from optimum_ishrink.errors import PublishError, SourceError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
-def test_it_is_an_optimum_config() -> None:
-    assert issubclass(IShrinkConfig, BaseConfig)
+def test_it_is_used_like_an_optimum_config(tmp_path: Path) -> None:
+    config = IShrinkConfig(seed=3)
+    assert IShrinkConfig.from_dict(config.to_dict()) == config
+    assert config.to_diff_dict() == {"seed": 3}
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / IShrinkConfig.CONFIG_NAME).read_text())["seed"] == 3
+    assert callable(IShrinkConfig.push_to_hub)
 
 
 def test_it_survives_saving(tmp_path: Path) -> None:
@@ -24,7 +29,7 @@ def test_it_survives_saving(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "out")
     assert IShrinkConfig.from_pretrained(tmp_path / "out") == config
     saved = json.loads((tmp_path / "out" / "ishrink_config.json").read_text())
-    assert set(saved) == set(IShrinkConfig.DEFAULTS)
+    assert set(saved) == set(IShrinkConfig().to_dict())
     assert saved["calibration"] == ["a.txt", "self"]
 
 
@@ -61,13 +66,13 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"tasks": "a,,b"}, "tasks must be a list of names"),
         ({"allow_class_change": "yes"}, "must be true or false"),
         ({"recovery": "lk"}, "unknown loss 'lk'"),
-        ({"recovery_labels": "some"}, "unknown recovery_labels 'some'; allowed: answers, text"),
-        ({"recovery_lora_start": "closed"}, "unknown recovery_lora_start 'closed' .did you mean 'closed-form'"),
-        ({"recovery_compensation": "rige"}, "unknown recovery_compensation 'rige' .did you mean 'ridge'"),
+        ({"recovery_labels": "some"}, "unknown recovery labels 'some'; allowed: answers, text"),
+        ({"recovery_lora_start": "closed"}, "unknown recovery lora start 'closed' .did you mean 'closed-form'"),
+        ({"recovery_compensation": "rige"}, "unknown recovery compensation 'rige' .did you mean 'ridge'"),
         ({"recovery_compensation_samples": 0}, "whole number of at least 1, not 0"),
         (
             {"recovery_compensation": "ridge", "recovery_lora_start": "closed-form"},
-            "solves at full rank what recovery_lora_start='closed-form' solves at a low one; ask for one",
+            "solves at full rank what recovery_lora_start='closed-form' solves at a low one; choose one",
         ),
         ({"recovery_train": "lora+norms"}, "'lora' is trained alone"),
         ({"recovery_train": "bias"}, "unknown set of parameters 'bias'.*allowed: full, head, last:N, lora, norms"),
@@ -75,7 +80,7 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"recovery_temperature": 0}, "recovery_temperature must be a number above 0, not 0"),
         ({"recovery_learning_rate": "fast"}, "recovery_learning_rate must be a number above 0, not 'fast'"),
         ({"recovery_lora_dropout": 1}, "recovery_lora_dropout must be at least 0 and below 1, not 1"),
-        ({"recovery_length": 1}, "recovery_length must be at least 2"),
+        ({"recovery_length": 1}, "recovery_length must be a whole number of at least 2"),
         ({"recovery_tokens": 0}, "whole number of at least 1"),
         ({"recovery_checkpointing": 1}, "must be true or false"),
         ({"benchmark_prompt_length": "128,x"}, "whole numbers of at least 1, such as 64 or 64,512, not '128,x'"),
@@ -112,7 +117,7 @@ def test_from_pretrained_without_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_recipe_parses(path: Path) -> None:
     config = IShrinkConfig.from_yaml(path)
-    assert config.request.shape or config.target
+    assert config.shape or config.target
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ RECOVERY = {
 
 
 def test_every_config_key_has_a_flag() -> None:
-    for name, default in IShrinkConfig.DEFAULTS.items():
+    for name, default in ((field.name, field.default) for field in fields(IShrinkConfig)):
         if isinstance(default, bool):
             value: object = not default
         elif isinstance(default, int):
@@ -211,3 +216,13 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
 def test_an_unknown_runtime_names_those_that_exist() -> None:
     with pytest.raises(RequestError, match=r"unknown runtime 'llamacpp' \(did you mean 'llama.cpp'\?\)"):
         IShrinkConfig(for_runtime="llamacpp")
+
+
+def test_help_has_every_option() -> None:
+    text = IShrinkConfig.__doc__ or ""
+    assert all(f"{field.name}: " in text for field in fields(IShrinkConfig))
+
+
+def test_a_config_that_cannot_be_pushed_is_one_line() -> None:
+    with pytest.raises(PublishError, match=r"the push of ishrink_config.json to me/x failed \(HF_HUB_OFFLINE is set"):
+        IShrinkConfig().push_to_hub("me/x", token="hf_x")

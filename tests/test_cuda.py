@@ -11,15 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinkConfig, IShrinker
-from optimum_ishrink.analysis.record import Analysis
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.report.analysis import Analysis
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.report import Report
+from optimum_ishrink.report.run import Run
 from tests.helpers.tiny import VARIANTS, save_tiny, supported_shape, tiny_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
 SHAPE = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
 
@@ -94,7 +95,7 @@ def test_the_whole_way_in_bfloat16(
     cut = tmp_path / "cut"
     assert main(["shrink", "--model", str(llama_folder), "--output", str(cut), *words]) == 0
     report = Report.from_json(read_json(cut / "ishrink_report.json"))
-    assert report.environment["device"].startswith("cuda") and report.environment["dtype"] == "bfloat16"
+    assert report.environment.device.startswith("cuda") and report.environment.dtype == "bfloat16"
     metrics = {m.metric for m in report.shrunk.speed}
     assert {"peak_device_memory_bytes", "decode_tokens_per_second", "load_seconds"} <= metrics
     words = ["--model", str(cut), "--base", str(llama_folder)]
@@ -120,8 +121,9 @@ def test_recovery_trains_as_on_the_cpu(
         output = tmp_path / device
         command = ["recover", "--model", str(tmp_path / "cut"), "--output", str(output), "--recovery", loss]
         assert main([*command, *words, "--device", device]) == 0
-        plan = Plan.from_json(read_json(output / "ishrink_plan.json"))
-        losses[device] = [loss for _, loss in plan.settings["recovery"]["held_out_losses"]]
+        recovery = Run.read(output).report.recovery
+        assert recovery is not None
+        losses[device] = [loss for _, loss in recovery.held_out_losses]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 

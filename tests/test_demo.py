@@ -1,4 +1,4 @@
-"""What the demo asks for; that it runs is shown on the real model."""
+"""The demo's settings. `test_real_model.py` runs it on the real model."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.demo import demo_config
 
 
-def test_more_is_removed_in_depth_where_more_is_removed() -> None:
+def test_larger_targets_remove_more_layers() -> None:
     assert [demo_config(f"params=-{percent}%", 0).num_hidden_layers for percent in (10, 15, 20)] == [28, 27, 26]
 
 
-def test_recovery_starts_from_a_closed_form_repair_on_its_own_text() -> None:
+def test_recovery_starts_from_a_ridge_refit_on_text_sampled_by_the_model() -> None:
     plain, recovered = demo_config("params=-15%", 0), demo_config("params=-15%", 0, "kl")
     assert (plain.recovery, recovered.recovery) == ("none", "kl")
-    assert recovered.recovery_settings.compensates
-    assert recovered.recovery_settings.data[0].is_self
+    assert recovered.compensates
+    assert recovered.recovery_data == ("self",)
     assert plain.replace(recovery="kl", recovery_compensation="ridge") == recovered
 
 

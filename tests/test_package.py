@@ -1,4 +1,4 @@
-"""What a stranger sees first: the import, the version, the layers of the code."""
+"""The package as a whole: its import, its version, and the rules about packages and levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_importing_is_silent_and_light() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     for name in optimum_ishrink.__all__:
         assert getattr(optimum_ishrink, name).__name__ == name
     assert set(optimum_ishrink.__all__) <= set(dir(optimum_ishrink))
@@ -37,67 +37,105 @@ def test_the_version_is_the_distributions() -> None:
     assert optimum_ishrink.__version__ == metadata.version("optimum-ishrink")
 
 
-RANKS = {
-    "__version__": 0,
-    "errors": 0,
-    "registry": 1,
-    "parallel": 0,
-    "flags": 0,
-    "verbs": 1,
-    "progress": 1,
-    "architectures": 2,
-    "artifacts": 2,
-    "compute": 2,
-    "tensor_files": 2,
-    "output_folder": 2,
-    "sampling": 2,
-    "layerwise": 3,
-    "head": 3,
-    "source": 3,
-    "fingerprint": 4,
-    "data": 3,
-    "planning": 3,
-    "surgery": 4,
-    "importance": 5,  # reads the surgery's axes to sum scores per unit
-    "evaluation": 5,
-    "recovery": 5,  # knows no cut: the pipeline tells it where to start from
-    "figures": 5,
-    "tables": 4,
-    "hub": 4,
-    "card_metadata": 5,
-    "card_summary": 5,
-    "hub_benchmarks": 5,
-    "card": 6,
-    "report_page": 5,
-    "measurements": 6,
-    "validation": 6,
-    "configuration": 7,
-    "demo": 8,
-    "speed": 8,
-    "session": 8,
-    "scoring": 9,
-    "edge": 11,
-    "evaluating": 9,
-    "measuring": 10,
-    "updating": 10,
-    "recovering": 11,
-    "pipeline": 12,
-    "analysis": 13,
-    "shrinker": 14,
-    "cli": 15,
-    "__main__": 16,
-    "__init__": 16,
-}
+TESTS = Path(__file__).parent
+TEST_FILES = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("*.py")) if path.name != "conftest.py"]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    room = parts[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        if node.level < len(parts):
-            continue  # within one room
-        for alias in [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]:
-            assert RANKS[alias] < RANKS[room], f"{room} imports {alias}"
+def test_every_test_is_in_the_folder_of_its_subject() -> None:
+    packages = {path.parent.relative_to(ROOT) for path in ROOT.rglob("*.py")}
+    for path in TEST_FILES:
+        assert path.parent in packages or path.parts[0] in ("helpers", "typing"), (
+            f"optimum_ishrink has no package {path.parent}"
+        )
+
+
+def test_test_files_of_one_name_test_modules_of_one_name() -> None:
+    places: dict[str, list[Path]] = {}
+    for path in TEST_FILES:
+        if path.name != "__init__.py":
+            places.setdefault(path.name, []).append(path.parent)
+    for name, folders in places.items():
+        if len(folders) > 1:
+            for folder in folders:
+                assert (ROOT / folder / name.removeprefix("test_")).is_file(), f"{folder}/{name}: another name, please"
+
+
+def _imports() -> dict[str, dict[str, set[str]]]:
+    """Package to the packages that it imports, each with the files that do. A file at the root counts as a package."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        imports = found.setdefault(parts[0], {})
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            parent = parts[: len(parts) - node.level]
+            target = [*parent, *(node.module.split(".") if node.module else [])]
+            for package in target[:1] or [alias.name for alias in node.names]:
+                if package != parts[0]:
+                    imports.setdefault(package, set()).add("/".join(parts))
+    return found
+
+
+IMPORTS = _imports()
+STAGES = {path.parent.name for path in ROOT.glob("*/stage.py")}
+
+
+def test_imports_point_downwards_on_at_most_nine_levels() -> None:
+    levels: dict[str, int] = {}
+
+    def level(package: str, above: tuple[str, ...] = ()) -> int:
+        assert package not in above, f"packages import each other in a circle: {' -> '.join([*above, package])}"
+        if package not in levels:
+            levels[package] = 1 + max(
+                (level(below, (*above, package)) for below in IMPORTS.get(package, {})), default=0
+            )
+        return levels[package]
+
+    assert max(map(level, IMPORTS)) <= 9, levels
+
+
+def test_a_stage_imports_no_other_stage() -> None:
+    assert {"evaluation", "importance", "planning", "recovery", "surgery"} <= STAGES
+    for stage in STAGES:
+        assert not STAGES & IMPORTS[stage].keys(), (stage, IMPORTS[stage])
+
+
+def test_only_the_command_line_and_the_package_import_the_api() -> None:
+    for package, imports in IMPORTS.items():
+        if package not in ("__init__", "cli"):
+            assert "api" not in imports, imports
+        if package != "__main__":
+            assert "cli" not in imports, imports
+
+
+def test_ten_files_at_the_root_at_most_and_none_sounds_like_a_package() -> None:
+    files = {path.stem for path in ROOT.glob("*.py")}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert len(files) <= 10
+    for file in files:
+        assert not [package for package in packages if file[:5] == package[:5]], file
+
+
+def test_no_basename_means_three_things() -> None:
+    places: dict[str, list[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        places.setdefault(path.stem, []).append(path.relative_to(ROOT).parent.as_posix())
+    for name in ("__init__", "stage", "options"):  # these mean the same in every package
+        places.pop(name)
+    assert not {name: folders for name, folders in places.items() if len(folders) > 2}
+
+
+def test_a_namespace_of_flags_stays_in_the_command_line() -> None:
+    for path in ROOT.rglob("*.py"):
+        if path.parent.name != "cli":
+            assert "argparse" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_config_is_made_without_torch_peft_or_transformers() -> None:
+    script = (
+        "import sys; from optimum_ishrink import IShrinkConfig; IShrinkConfig();"
+        "heavy = {'torch', 'peft', 'transformers', 'numpy', 'optimum'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

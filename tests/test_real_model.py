@@ -7,31 +7,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_ishrink import IShrinkConfig, pipeline
-from optimum_ishrink.checkpoint.source import load_model
+from optimum_ishrink import IShrinkConfig
+from optimum_ishrink.checkpoint.loading import load_model
+from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.core.device import has_fast_bfloat16, resolve_dtype
 from optimum_ishrink.demo import demo_source
-from optimum_ishrink.surgery.units import masked_state
+from optimum_ishrink.pipeline.job import Job
+from optimum_ishrink.pipeline.runner import SHRINK, run
+from tests.helpers.masking import masked_state
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+CONFIG = IShrinkConfig(
+    target="params=-15%",
+    compensation="none",  # the cut alone is exact
+    calibration_samples=8,
+    calibration_length=64,
+    eval_samples=4,
+    eval_length=128,
+    benchmark=False,
+    base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
 
 
 @pytest.fixture(scope="module")
-def session() -> pipeline.Session:
-    config = IShrinkConfig(
-        target="params=-15%",
-        compensation="none",  # the cut alone is exact
-        calibration_samples=8,
-        calibration_length=64,
-        eval_samples=4,
-        eval_length=128,
-        benchmark=False,
-        base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-    return pipeline.Session(demo_source(), config)
+def session() -> Session:
+    return Session(demo_source(), CONFIG)
 
 
-def test_a_gguf_becomes_a_clean_checkpoint(session: pipeline.Session) -> None:
+def test_a_gguf_becomes_a_clean_checkpoint(session: Session) -> None:
     source = session.source
     assert source.binding.num_parameters() == 134_515_008
     assert list(source.binding.shape.values()) == [30, 3, 9, 1536]
@@ -40,14 +45,14 @@ def test_a_gguf_becomes_a_clean_checkpoint(session: pipeline.Session) -> None:
     assert session.tokenizer.chat_template
 
 
-def test_the_compute_dtype_is_the_hardwares(session: pipeline.Session) -> None:
+def test_the_compute_dtype_is_the_hardwares(session: Session) -> None:
     expected = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
     assert resolve_dtype("auto", torch.device("cpu")) == expected
 
 
-def test_shrink_a_trained_model(session: pipeline.Session, tmp_path: Path) -> None:
+def test_shrink_a_trained_model(session: Session, tmp_path: Path) -> None:
     plans = []
-    report = pipeline.shrink(session, tmp_path / "small", on_plan=plans.append)
+    report = run(SHRINK, Job(session, CONFIG, tmp_path / "small", on_plan=plans.append))
     assert 0.145 <= plans[0].removed_share <= 0.155
     found = {m.metric: m.value for m in report.shrunk.quality}
     assert report.base is not None

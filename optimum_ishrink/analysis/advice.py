@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..architectures.description import GROUPS, LAYERS, NEURONS
 from ..errors import ShapeError
+from ..report.analysis import LayerSensitivity, SparsityLevel
 from ..report.measurement import Measurement
-from .record import LayerSensitivity, SparsityLevel
-from .zeroing import GROUPS, KINDS, LAYERS, NEURONS
+from .zeroing import KINDS
 
 _NAMED = (3, 8)
 """How many sensitive layers are named at least and at most."""
@@ -83,7 +84,7 @@ def advise(
         shape: The model's shape.
         protection: First and last layers that are protected already.
         can_cut: Whether this architecture can be cut in a kind.
-        check: Raises ShapeError when values for an `IShrinkConfig` ask for a shape that cannot be had.
+        check: Raises ShapeError when values for an `IShrinkConfig` ask for a shape that the model cannot have.
     """
     below = {kind: furthest_below(levels, max_divergence) for kind, levels in kinds.items() if can_cut(kind)}
     ranked = sorted(

@@ -8,41 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import IShrinkConfig
-from .request import AnalysisRequest
+from ..evaluation.options import TaskOptions
+from ..importance.options import ImportanceOptions
+from ..options.option import options_of
+from .options import AnalysisOptions
 
-CONFIG_KEYS = (
-    "keep_first_layers",
-    "keep_last_layers",
-    "importance",
-    "layer_importance",
-    "calibration",
-    "calibration_samples",
-    "calibration_length",
-    "tasks",
-    "include_path",
-    "num_fewshot",
-    "batch_size",
-    "base_model",
-    "seed",
-    "dtype",
-    "device",
-)
+READ = (*options_of(ImportanceOptions), *options_of(TaskOptions), "keep_first_layers", "keep_last_layers")
 """What an analysis reads of a config; each is a flag of `analyze` as well."""
 
 
 def advised_command(
     config: IShrinkConfig,
-    request: AnalysisRequest,
+    options: AnalysisOptions,
     changes: Mapping[str, Any],
     finer_levels: Sequence[float],
     model: str,
     *extra: str,
 ) -> str:
-    """Return the shrink that an analysis amounts to; where it amounts to none, the analysis that may.
+    """Return the shrink that an analysis advises; where it advises none, the finer analysis that may.
 
     Args:
         config: The analysis' config.
-        request: What was measured.
+        options: What was measured.
         changes: The advice as values for an `IShrinkConfig`, or none.
         finer_levels: Levels in percent that are worth measuring when there are no changes.
         model: The model's name.
@@ -52,15 +39,11 @@ def advised_command(
     if changes:
         return config.replace(**changes).command(model, f"{name}-shrunk", *extra)
     words = ["ishrink", "analyze", "--model", model, *extra, "--output", f"{name}-analysis"]
-    defaults, asked = AnalysisRequest(), {key: config.to_diff_dict().get(key) for key in CONFIG_KEYS}
-    asked["levels"] = [f"{level:g}" for level in finer_levels]
-    for key in ("samples", "length", "text"):
-        value = getattr(request, key)
-        asked[f"analysis_{key}"] = None if value == getattr(defaults, key) else value
-    if request.max_divergence != defaults.max_divergence:
-        asked["max_divergence"] = request.max_divergence
-    for key, value in asked.items():
-        if value is not None:
-            text = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
-            words += ["--" + key.replace("_", "-"), text]
+    requested = {key: value for key, value in config.to_diff_dict().items() if key in READ}
+    requested |= {**options.to_diff_dict(), "levels": [f"{level:g}" for level in finer_levels]}
+    entries = {**options_of(IShrinkConfig), **options_of(AnalysisOptions)}
+    for key, value in requested.items():
+        words.append(entries[key].flag)
+        if not isinstance(value, bool):
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return shlex.join(words)

@@ -14,8 +14,8 @@ from ..report.measurement import Measurement
 from .masking import Mask, together
 
 LOGITS_LIMIT = 2**30
-"""Bytes of the whole model's logits that are kept: 1 GiB, five times what eight windows of 256 tokens need with a
-vocabulary of 49k in bfloat16. Beyond it they are computed anew for every measurement, which doubles its time."""
+"""Bytes of the whole model's logits that are held: 1 GiB, five times what eight windows of 256 tokens need with a
+vocabulary of 49k in bfloat16. Beyond it they are computed again for every measurement, which doubles its time."""
 
 Advance = Callable[[int], None]
 
@@ -23,7 +23,7 @@ Advance = Callable[[int], None]
 class Reference:
     """The whole model's predictions on the windows that are measured on.
 
-    They are kept in main memory and in the dtype in which the model gives them, so that nothing is rounded.
+    They are held in main memory and in the dtype in which the model computes them, so that nothing is rounded.
 
     Args:
         model: The model, with nothing masked.
@@ -45,7 +45,7 @@ class Reference:
         """Return the logits of a window's predicted tokens, shape (length - 1, vocabulary), on the model's device.
 
         Args:
-            index: Index of the window. Nothing may be masked when it is asked for the first time.
+            index: Index of the window. Nothing may be masked when it is requested for the first time.
         """
         if index not in self._kept:
             logits = predict(self.model, self.ids(index))

@@ -1,6 +1,6 @@
 """Setting parts of a loaded model to zero for a while: nothing is copied, and everything is put back.
 
-A unit is silent when what it hands to the projection behind it is zero: the heads of a KV group at the input of
+A unit is silent when what it passes to the next projection is zero: the heads of a KV group at the input of
 `o_proj`, a neuron at the input of `down_proj`. The same logits come from the model with those weights at zero. Where
 the experts of a layer are one tensor there is no such input, and their columns are set to zero in place.
 """
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ..architectures.axes import input_axis, input_readers, layer_module
+from ..architectures.binding import Binding, BoundTensor
+from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
 from ..architectures.slicing import axis_index
-from ..architectures.spec import Binding, BoundTensor
-from .zeroing import GROUPS, NEURONS, Removal
+from .zeroing import Removal
 
 Mask = Callable[[], AbstractContextManager[None]]
 """Opens a context in which something is at zero."""
@@ -62,7 +63,7 @@ def zero_inputs(module: Any, positions: torch.Tensor | None) -> Iterator[None]:
 
 @contextmanager
 def zero_columns(parameter: torch.Tensor, dim: int, positions: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Set slices of a tensor that stacks experts to zero, and put them back; only these slices are kept meanwhile.
+    """Set slices of a tensor that stacks experts to zero, and put them back; only these slices are copied meanwhile.
 
     Args:
         parameter: Shape (experts, ..., ...).
@@ -70,21 +71,21 @@ def zero_columns(parameter: torch.Tensor, dim: int, positions: Sequence[torch.Te
         positions: For each expert, where on that axis, int64.
     """
     weights = parameter.detach()
-    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     try:
         for weight, index in zip(weights, positions, strict=True):
             index = index.to(weight.device)
-            kept.append((weight, index, weight.index_select(dim, index)))
+            saved.append((weight, index, weight.index_select(dim, index)))
             weight.index_fill_(dim, index, 0)
         yield
     finally:
-        for weight, index, values in kept:
+        for weight, index, values in saved:
             weight.index_copy_(dim, index, values)
 
 
 @contextmanager
 def skip_layer(module: Any) -> Iterator[None]:
-    """Let a layer return what it was given. It still runs, so that a cache of keys and values stays consistent.
+    """Let a layer return its input. It still runs, so that a cache of keys and values stays consistent.
 
     Args:
         module: The layer.
@@ -107,7 +108,7 @@ def mask_removal(model: Any, binding: Binding, removal: Removal) -> list[Mask]:
     Args:
         model: The loaded model.
         binding: Its binding.
-        removal: What goes.
+        removal: What is removed.
     """
     group = binding.sizes["heads"] // binding.sizes["kv"]
     readers = {key: input_readers(binding, key) for key in (GROUPS, NEURONS)}
@@ -172,13 +173,13 @@ def _projects_down(bound: BoundTensor) -> bool:
 
 
 def _mask_inputs(
-    model: Any, binding: Binding, readers: Sequence[BoundTensor], layer: int, gone: Mapping[str, Sequence[int]]
+    model: Any, binding: Binding, readers: Sequence[BoundTensor], layer: int, removed: Mapping[str, Sequence[int]]
 ) -> list[Mask]:
     masks: list[Mask] = []
     for bound in readers:
         if bound.layer == layer and bound.expert is None:
             module = model.get_submodule(_module_name(bound))
-            positions = axis_index(input_axis(bound), binding.sizes, gone)
+            positions = axis_index(input_axis(bound), binding.sizes, removed)
             assert positions is not None
             masks.append(partial(zero_inputs, module, positions.to(module.weight.device)))
     return masks
@@ -212,7 +213,7 @@ def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Seq
 
 @contextmanager
 def continue_from(layers: Sequence[Any], start: int, hidden: torch.Tensor, outputs: int) -> Iterator[None]:
-    """Run only the layers from one on, and whatever the model puts behind them, from hidden states that are known.
+    """Run only the layers from one on, and whatever the model applies after them, from hidden states that are known.
 
     Embedding, masks and head are the model's own, so that this is right for whatever an architecture does there.
 

@@ -1,4 +1,4 @@
-"""The pictures of an analysis: quality against sparsity and parameters, and what each layer is worth."""
+"""The plots of an analysis: quality against sparsity and parameters, and what each layer is worth."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.plot import SERIES, name_axis, new_figure, save_figure
+from ..report.analysis import Analysis, SparsityLevel
 from ..report.measurement import Measurement
-from .record import Analysis, SparsityLevel
 
 _DIVERGENCE = "KL divergence, nats/token"
 

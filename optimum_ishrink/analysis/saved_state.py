@@ -1,4 +1,4 @@
-"""What has been measured so far, on disk: an interrupted analysis goes on where it was."""
+"""What has been measured so far, on disk: an interrupted analysis resumes where it was."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from ..core.json_codec import from_plain, to_plain
 from ..core.json_files import read_json, write_json
 from ..core.progress import note
 from ..errors import OutputError, SourceError
-from ..report.files import ANALYSIS_FILE, SCHEMA
+from ..report.analysis import LayerSensitivity, SparsityLevel
+from ..report.files import ANALYSIS_FILE, ANALYSIS_SCHEMA
 from ..report.scores import read_scores, write_scores
-from .record import LayerSensitivity, SparsityLevel
 
 _INPUTS = "inputs.safetensors"
 
 
 class State:
-    """The measurements of one request, each written as soon as it is there.
+    """The measurements of one request, each written as soon as it exists.
 
     Args:
-        folder: Where they are kept; None keeps them in memory alone.
+        folder: Where they are stored; None holds them in memory alone.
         request: All that they depend on, as plain values. What is on disk is used only when its request is the same.
     """
 
@@ -46,54 +46,59 @@ class State:
         return len(self.levels) + len(self.layers)
 
     @property
-    def is_kept(self) -> bool:
+    def is_stored(self) -> bool:
         """Whether anything is on disk."""
         return self.folder is not None and (self.folder / ANALYSIS_FILE).exists()
 
     def _read(self, folder: Path) -> None:
-        """Take over what is there, if it is of the same request; otherwise say why not."""
+        """Read the stored measurements of the same request; a note says why others are not used."""
         try:
             data = read_json(folder / ANALYSIS_FILE)
-            if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("request"), dict):
+            if (
+                not isinstance(data, dict)
+                or data.get("schema") != ANALYSIS_SCHEMA
+                or not isinstance(data.get("request"), dict)
+            ):
                 raise SourceError("it was written by another version")
             found = data["request"]
             changed = sorted(key for key in {*found, *self.request} if found.get(key) != self.request.get(key))
             if changed:
-                raise SourceError(f"it was asked for otherwise ({', '.join(changed)})")
+                raise SourceError(f"the request differs ({', '.join(changed)})")
             inputs = read_scores(folder / _INPUTS) if (folder / _INPUTS).exists() else {}
-            levels = [SparsityLevel.from_dict(entry) for entry in data["levels"]]
-            layers = [LayerSensitivity.from_dict(entry) for entry in data["layers"]]
+            levels = [from_plain(SparsityLevel, entry, kind="analysis") for entry in data["levels"]]
+            layers = [from_plain(LayerSensitivity, entry, kind="analysis") for entry in data["layers"]]
         except (SourceError, SafetensorError, OSError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            note(f"starting anew: the unfinished analysis in {folder} cannot be gone on with: {reason}")
+            reason = "it was written by another version" if isinstance(error, (KeyError, TypeError)) else str(error)
+            reason = " ".join(reason.split())
+            note(f"starting over: the unfinished analysis in {folder} cannot be resumed: {reason}")
             self.remove()
             return
         self.inputs = inputs
         self.levels = {(level.kind, level.sparsity): level for level in levels}
         self.layers = {layer.layer: layer for layer in layers}
 
-    def keep_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Keep what every measurement starts from: the scores, and the windows to measure on."""
+    def store_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Store what every measurement starts from: the scores, and the windows to measure on."""
         self.inputs = dict(inputs)
         if self.folder is not None:
             self._write_json()
             self._replace(_INPUTS, lambda path: write_scores(inputs, path))
 
     def add_level(self, level: SparsityLevel) -> None:
-        """Keep one level of one kind."""
+        """Store one level of one kind."""
         self.levels[(level.kind, level.sparsity)] = level
         self._write_json()
 
     def add_layer(self, layer: LayerSensitivity) -> None:
-        """Keep one layer."""
+        """Store one layer."""
         self.layers[layer.layer] = layer
         self._write_json()
 
     def _write_json(self) -> None:
         if self.folder is not None:
-            levels = [asdict(level) for level in self.levels.values()]
-            layers = [asdict(layer) for layer in self.layers.values()]
-            data = {"schema": SCHEMA, "request": self.request, "levels": levels, "layers": layers}
+            levels = [to_plain(level) for level in self.levels.values()]
+            layers = [to_plain(layer) for layer in self.layers.values()]
+            data = {"schema": ANALYSIS_SCHEMA, "request": self.request, "levels": levels, "layers": layers}
             self._replace(ANALYSIS_FILE, lambda path: write_json(path, data))
 
     def _replace(self, name: str, write: Any) -> None:
@@ -108,7 +113,7 @@ class State:
             raise OutputError(f"cannot write in {self.folder}: {os.strerror(error.errno or 0)}") from None
 
     def remove(self) -> None:
-        """Remove what was kept on disk: this package's own files, and the folder when nothing else is in it."""
+        """Remove what was stored on disk: this package's own files, and the folder when nothing else is in it."""
         if self.folder is not None:
             for name in (ANALYSIS_FILE, _INPUTS):
                 (self.folder / name).unlink(missing_ok=True)

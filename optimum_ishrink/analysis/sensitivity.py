@@ -1,6 +1,6 @@
 """What each layer is worth: the divergence with its attention, its MLP or the whole of it out.
 
-Nothing changes in front of the layer in question, so what enters it is kept and only the layers from it on are run.
+Nothing changes before the layer in question, so its input is stored and only the layers from it on are run.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from ..architectures.axes import layer_module
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
 from ..modeling.layerwise import enter_layers, run_layer
+from ..report.analysis import LayerSensitivity
 from ..report.measurement import Measurement
 from .divergence import Advance, Reference, measure_masked
 from .masking import Mask, continue_from, mask_attention, mask_mlp
-from .record import LayerSensitivity
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which units go first at which sparsity, and how many parameters belong to them. Arithmetic over scores."""
+"""Which units are removed first at which sparsity, and how many parameters belong to them. Arithmetic over scores."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
+from ..architectures.description import GROUPS, LAYERS, NEURONS
 from ..errors import ShapeError
 from ..planning.selection import choose_layers, choose_units
-
-LAYERS = "num_hidden_layers"
-GROUPS = "num_key_value_heads"
-NEURONS = "intermediate_size"
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": (GROUPS,),
@@ -22,7 +19,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "layers": (LAYERS,),
     "all": (LAYERS, GROUPS, NEURONS),
 }
-"""What each kind takes away, by config key."""
+"""What each kind removes, by config key."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Removal:
 
     @property
     def units(self) -> dict[str, int]:
-        """How many units go in the whole model, by config key; those of skipped layers are not counted again."""
+        """Number of removed units in the whole model, by config key; those of skipped layers are not counted again."""
         counts = {LAYERS: len(self.layers), GROUPS: _total(self.groups), NEURONS: _total(self.neurons)}
         return {key: count for key, count in counts.items() if count}
 
@@ -56,7 +53,7 @@ def share_of(share: float, count: int) -> int:
 
 
 def kinds_of(binding: Binding) -> dict[str, tuple[str, ...]]:
-    """Return what each kind takes away from this model; `all` takes only what a cut could.
+    """Return what each kind removes from this model; `all` removes only what a cut could.
 
     Args:
         binding: The model.
@@ -74,14 +71,14 @@ def choose_removal(
     share: float,
     protection: tuple[int, int] = (0, 0),
 ) -> Removal:
-    """Return what goes at a sparsity: the lowest scored first.
+    """Return what is removed at a sparsity: the lowest scored first.
 
-    Layers go in the order of their scores, but for the protected ones. Neurons go in equal number from every layer
-    (and expert), as a cut takes them, because a config has one width. KV groups go in order over the whole model: with
-    three groups in a layer, a tenth cannot be the same number in each. They are compared by their share of their
-    layer's score, since the scores themselves grow with the residual stream: those of SmolLM2-135M-Instruct's first
-    and last layer differ by a factor of 3,800, and the first layer would lose all its attention before any other lost
-    a group. Of several kinds at once, units go from the layers that stay.
+    Layers are removed in the order of their scores, except the protected ones. Neurons are removed in equal number
+    from every layer (and expert), as in a cut, because a config has one width. KV groups are ranked over the whole
+    model: with three groups in a layer, a tenth cannot be the same number in each. They are compared by their share
+    of their layer's score, since the scores themselves grow with the residual stream: those of SmolLM2-135M-Instruct's
+    first and last layer differ by a factor of 3,800, and the first layer would lose all its attention before any other
+    lost a group. Of several kinds at once, units are removed from the retained layers.
 
     Args:
         binding: The model.
@@ -91,26 +88,26 @@ def choose_removal(
         protection: First and last layers that are not skipped.
 
     Raises:
-        ShapeError: The share asks for more layers than are unprotected.
+        ShapeError: The share requires more layers than are unprotected.
     """
     total = binding.sizes["layers"]
     empty: tuple[tuple[int, ...], ...] = ((),) * total
-    kept = tuple(range(total))
+    retained = tuple(range(total))
     if LAYERS in keys:
-        kept = choose_layers(scores[LAYERS], total - share_of(share, total), *protection)
-    groups = _lowest(scores[GROUPS], kept, share) if GROUPS in keys else empty
-    neurons = _narrow(binding, scores[NEURONS], kept, share) if NEURONS in keys else empty
-    return Removal(tuple(sorted(set(range(total)) - set(kept))), groups, neurons)
+        retained = choose_layers(scores[LAYERS], total - share_of(share, total), *protection)
+    groups = _lowest(scores[GROUPS], retained, share) if GROUPS in keys else empty
+    neurons = _narrow(binding, scores[NEURONS], retained, share) if NEURONS in keys else empty
+    return Removal(tuple(sorted(set(range(total)) - set(retained))), groups, neurons)
 
 
 def _lowest(scores: torch.Tensor, layers: Sequence[int], share: float) -> tuple[tuple[int, ...], ...]:
     """Return the units with the lowest share of their layer's score, of all the given layers together, by layer."""
     shares = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     order = sorted((float(value), layer, unit) for layer in layers for unit, value in enumerate(shares[layer]))
-    gone: list[list[int]] = [[] for _ in range(len(scores))]
+    removed: list[list[int]] = [[] for _ in range(len(scores))]
     for _, layer, unit in order[: share_of(share, len(order))]:
-        gone[layer].append(unit)
-    return tuple(tuple(sorted(row)) for row in gone)
+        removed[layer].append(unit)
+    return tuple(tuple(sorted(row)) for row in removed)
 
 
 def _narrow(
@@ -119,11 +116,11 @@ def _narrow(
     """Return the lowest scored neurons of each of the given layers, the same number in each that has any."""
     experts, width = binding.sizes.get("experts", 1), binding.sizes["ffn"]
     with_neurons = [layer for layer in layers if any(bound.counts("ffn") for bound in binding.layer_tensors(layer))]
-    stay = choose_units(scores, with_neurons, width - share_of(share, width), experts=experts)
-    gone: list[tuple[int, ...]] = [()] * len(scores)
-    for layer, units in zip(with_neurons, stay, strict=True):
-        gone[layer] = tuple(sorted(set(range(width * experts)) - set(units)))
-    return tuple(gone)
+    retained = choose_units(scores, with_neurons, width - share_of(share, width), experts=experts)
+    removed: list[tuple[int, ...]] = [()] * len(scores)
+    for layer, units in zip(with_neurons, retained, strict=True):
+        removed[layer] = tuple(sorted(set(range(width * experts)) - set(units)))
+    return tuple(removed)
 
 
 def removed_parameters(binding: Binding, removal: Removal) -> int:
@@ -157,7 +154,7 @@ def check_levels(binding: Binding, levels: Sequence[float], protection: tuple[in
         protection: First and last layers that are not skipped.
 
     Raises:
-        ShapeError: A level asks for more layers than are unprotected; the message names the highest that does not.
+        ShapeError: A level requires more layers than are unprotected; the message names the highest that does not.
     """
     total = binding.sizes["layers"]
     free = max(0, total - sum(protection))
@@ -165,6 +162,6 @@ def check_levels(binding: Binding, levels: Sequence[float], protection: tuple[in
     if bad:
         raise ShapeError(
             f"a level of {100 * bad[0]:g} would skip {share_of(bad[0], total)} of {total} layers, but "
-            f"{protection[0]} first and {protection[1]} last ones are kept; give levels up to "
+            f"{protection[0]} first and {protection[1]} last ones are protected; give levels up to "
             f"{math.floor(100 * (free + 0.49) / total)}, or lower keep_first_layers or keep_last_layers"
         )

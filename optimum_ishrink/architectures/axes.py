@@ -1,19 +1,20 @@
-"""Questions about a binding that several stages ask: which projections read a unit, and where a layer's module is."""
+"""Which tensors hold the weights of a unit, which projections read it, and the names of a layer's modules."""
 
 from __future__ import annotations
 
+from .binding import Binding, BoundTensor
+from .description import DIMENSIONS
 from .expressions import Axis, parse_axes
-from .spec import DIMENSIONS, Binding, BoundTensor
 
 _EXPERTS = parse_axes("experts")[0]
 
 
 def holds_units(bound: BoundTensor, key: str) -> bool:
-    """Whether a tensor holds weights of the units of a dimension; of a layer, any of its tensors does.
+    """Whether a tensor holds weights of a dimension's units. For layers, all tensors of a layer do.
 
     Args:
         bound: The tensor.
-        key: The dimension's config key. A KV group owns the query heads that read it, and so their weights.
+        key: The dimension's config key. A KV group includes the query heads that read it, and their weights.
     """
     if bound.layer is None:
         return False
@@ -22,12 +23,12 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
 
 
 def input_axis(bound: BoundTensor) -> Axis:
-    """Return the axis of a projection's weight along which its input lies."""
+    """Return the input axis of a projection's weight."""
     return bound.axes[0 if bound.transposed else 1]
 
 
 def input_readers(binding: Binding, key: str) -> list[BoundTensor]:
-    """Return the projections that read a unit (`o_proj`, `down_proj`): the units are on their input axis alone.
+    """Return the projections that read a unit (`o_proj`, `down_proj`): the units are only on their input axis.
 
     Args:
         binding: The model.
@@ -50,7 +51,7 @@ def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
     Args:
         binding: The model.
         layer: Index of the layer.
-        index: Name it with this index instead, as in a model with fewer layers.
+        index: Use this index in the name instead, as in a model with fewer layers.
     """
     name = binding.layer_tensors(layer)[0].name
     parts = name.split(".")

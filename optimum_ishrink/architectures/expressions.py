@@ -1,12 +1,13 @@
-"""The small language of the architecture descriptions: sizes, rules and axes."""
+"""The expression language of the architecture descriptions: arithmetic over config keys, and axes of tensors."""
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
@@ -25,8 +26,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, and `a or b` for a key that may be
-    absent.
+    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, `and`, and `a or b` for optional keys.
 
     Args:
         expression: For example `"head_dim or hidden_size // num_attention_heads"`.
@@ -75,14 +75,14 @@ class Section:
 
 
 Axis = tuple[Section, ...]
-"""The sections that lie one after another along an axis; most axes have one."""
+"""The consecutive sections along an axis; most axes have one."""
 
 
 @cache
 def parse_axes(text: str) -> tuple[Axis, ...]:
     """Parse the axes of a tensor, such as `"[heads*head_dim; kv*head_dim; kv*head_dim], hidden"`.
 
-    Axes are separated by commas; sections packed along one axis stand in brackets, separated by semicolons. A scalar
+    Axes are separated by commas; sections packed along one axis are in brackets, separated by semicolons. A scalar
     has no axes: the text is empty.
 
     Raises:
@@ -99,3 +99,13 @@ def parse_axes(text: str) -> tuple[Axis, ...]:
                     raise ValueError(f"{factor!r} is neither a size nor a number in the axes {text!r}")
         axes.append(axis)
     return tuple(axes)
+
+
+def axis_length(axis: Axis, sizes: Mapping[str, int]) -> int:
+    """Return the length of an axis for the given sizes."""
+    return sum(prod(factor_length(factor, sizes) for factor in section.factors) for section in axis)
+
+
+def factor_length(factor: str, sizes: Mapping[str, int]) -> int:
+    """Return the length of one factor: the value of a number, or that of a size."""
+    return int(factor) if factor.isdigit() else sizes[factor]

@@ -1,4 +1,4 @@
-"""What a config's own model class expects: the one place that asks transformers, with no weights in memory."""
+"""What a config's model class expects, asked of transformers without weights in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import ArchitectureError, SourceError
-from .spec import Binding, bind, describe, descriptions
+from .binding import Binding, bind
+from .description import describe, descriptions
 
 
 def parse_config(raw: Mapping[str, Any]) -> Any:
@@ -20,7 +21,7 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
         raw: The JSON object.
 
     Raises:
-        ArchitectureError: There is no description of the architecture, or it needs remote code.
+        ArchitectureError: The architecture has no description, or it needs remote code.
         SourceError: The model is quantised, or its config class refuses the values.
     """
     model_type = raw.get("model_type")
@@ -34,8 +35,8 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
     parts = sorted(key for key, value in raw.items() if key.endswith("_config") and isinstance(value, dict))
     if {"text_config", "vision_config", "audio_config"} & set(parts):
         raise ArchitectureError(
-            f"{model_type!r} is made of several models ({', '.join(parts)}) and would be half cut; "
-            "prune a checkpoint of its text decoder alone"
+            f"{model_type!r} combines several models ({', '.join(parts)}), of which only one would be pruned; "
+            "use a checkpoint of its text decoder alone"
         )
     describe(model_type)
     if raw.get("quantization_config"):
@@ -44,15 +45,15 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
     values = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
     try:
         return AutoConfig.for_model(model_type, **values)
-    except Exception as error:  # the strict config classes raise many types, all of them about the values
+    except Exception as error:  # strict config classes raise many types of errors, all about the values
         reason = " ".join(str(error).split())
         raise SourceError(f"the {model_type} config class refuses this config.json: {reason}") from None
 
 
 def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that a checkpoint of this config holds, tied weights left out.
+    """Return name and shape of every tensor in a checkpoint of this config, without tied weights.
 
-    The model is built on the meta device, so that this takes no memory whatever the size.
+    The model is built on the meta device, so this takes no memory.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from ..checkpoint.tensors import Scratch
-from .expressions import Axis, parse_axes
-from .spec import BoundTensor, factor_length
+from .binding import BoundTensor
+from .expressions import Axis, factor_length, parse_axes
+
+
+class Memory(Protocol):
+    """Reusable buffers: one overwrites the last that was taken for the same use."""
+
+    def take(self, use: str, nbytes: int) -> torch.Tensor:
+        """Return a buffer, uint8, shape (nbytes,)."""
+
 
 Keep = Mapping[str, Sequence[int]]
-"""Size name to the indices that stay along it; sizes that are not named stay whole."""
+"""Size name to the retained indices along it; sizes that are not named do not change."""
 
 
-def experts_keep(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
-    """Return `keep` with the neurons of one expert, for a tensor that belongs to one.
+def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
+    """Return `keep` with the neurons of one expert, if the tensor belongs to one.
 
     Args:
         bound: The tensor.
         sizes: The model's sizes.
-        keep: What stays in the layer, neurons counted through all experts.
+        keep: What the layer retains; neurons are numbered through all experts.
     """
     if bound.expert is None or "ffn" not in keep:
         return keep
@@ -35,15 +43,15 @@ def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
 
 
 def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
-    """Return the positions along an axis that stay, or None when all do.
+    """Return the retained positions along an axis, or None if all are.
 
     Args:
         axis: What the axis counts.
         sizes: The model's sizes.
-        keep: What stays along the sizes that change.
+        keep: What is retained along the sizes that change.
 
     Returns:
-        Ascending int64 positions, shape (kept,).
+        Ascending int64 positions, shape (retained,).
     """
     if not any(factor in keep for section in axis for factor in section.factors):
         return None
@@ -67,23 +75,23 @@ _SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def slice_tensor(
-    tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep, scratch: Scratch | None = None
+    tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], keep: Keep, scratch: Memory | None = None
 ) -> torch.Tensor:
-    """Return the part of a tensor that stays.
+    """Return the retained part of a tensor.
 
     Args:
         tensor: The whole tensor.
         bound: Its description.
         sizes: The model's sizes.
-        keep: What stays along the sizes that change.
-        scratch: Memory for the result of a tensor on the CPU; it is then overwritten by the next one cut with it.
+        keep: What is retained along the sizes that change.
+        scratch: Buffer for the result of a tensor on the CPU; the next tensor that is cut with it overwrites it.
     """
     if _stacks_experts(bound, keep):
         parts = [
             slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep) for expert in range(sizes["experts"])
         ]
         return torch.stack(parts)
-    keep = experts_keep(bound, sizes, keep)
+    keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
         if index is None:
@@ -95,12 +103,12 @@ def slice_tensor(
     return tensor
 
 
-def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-    """Do what `index_select` does, through numpy: three times as fast along the last axis, into memory used before."""
+def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor, scratch: Memory) -> torch.Tensor:
+    """`index_select` through numpy: three times as fast along the last axis, and into a reused buffer."""
     shape = [len(index) if i == dim else length for i, length in enumerate(tensor.shape)]
     out = scratch.take(f"axis {dim}", prod(shape) * tensor.element_size()).view(tensor.dtype).view(shape)
     integers = _SAME_WIDTH[tensor.element_size()]  # numpy has no bfloat16, and a copy needs none
-    # Any mode but the default writes to `out` without a buffer of its own; the indices are in range by construction.
+    # Any mode but the default writes to `out` without a temporary buffer; the indices are in range by construction.
     np.take(tensor.view(integers).numpy(), index.numpy(), axis=dim, out=out.view(integers).numpy(), mode="clip")
     return out
 
@@ -112,7 +120,7 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         tensor: The whole tensor.
         bound: Its description.
         sizes: The model's sizes.
-        keep: What stays along the sizes that change.
+        keep: What is retained along the sizes that change.
     """
     if _stacks_experts(bound, keep):
         parts = [
@@ -120,13 +128,13 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         ]
         return torch.stack(parts)
     tensor = tensor.clone()
-    keep = experts_keep(bound, sizes, keep)
+    keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
         if index is not None:
-            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
-            gone[index] = False
-            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+            removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            removed[index] = False
+            tensor.index_fill_(dim, removed.nonzero().flatten().to(tensor.device), 0)
     return tensor
 
 
@@ -140,17 +148,17 @@ def _one_expert(bound: BoundTensor, expert: int) -> BoundTensor:
 
 
 def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], unit: str) -> torch.Tensor:
-    """Sum a tensor over everything but one unit.
+    """Sum a tensor per unit.
 
     Args:
         values: One value per weight (or per channel), in the shape that the tensor's axes describe.
         bound: The tensor's description.
         sizes: The model's sizes.
-        unit: Size name of the unit. For `"kv"`, a query head counts for the group that it belongs to: head `i` for
-            group `i // (heads // kv)`, the order in which transformers repeats keys and values.
+        unit: Size name of the unit. For `"kv"`, a query head counts for its group: head `i` for group
+            `i // (heads // kv)`, the order in which transformers repeats keys and values.
 
     Returns:
-        The sums in float32, shape (units,); of a model with experts, their neurons lie one after another.
+        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
     """
     experts = sizes.get("experts", 1) if unit == "ffn" else 1
     total = torch.zeros(experts, sizes[unit], dtype=torch.float32, device=values.device)
@@ -182,7 +190,7 @@ def unit_positions(axis: Axis, sizes: Mapping[str, int], unit: str) -> torch.Ten
     """Return the positions along an axis that belong to each unit, ascending.
 
     Args:
-        axis: What the axis counts; every position counts for one unit.
+        axis: What the axis counts; every position belongs to one unit.
         sizes: The model's sizes.
         unit: Size name of the unit; for `"kv"`, query heads count as in `sum_per_unit`.
 

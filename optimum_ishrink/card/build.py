@@ -1,9 +1,9 @@
-"""The model card: words and pictures around a report. No number is in it that is not in the report or the plan."""
+"""The model card: text and figures around a report. Every number in it is from the report or the plan."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -13,20 +13,23 @@ import jinja2
 
 from ..core.json_files import read_json
 from ..core.table import escape_cell, literal_table, markdown_table
-from ..report.files import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE
-from ..report.measurement import Measurement
+from ..errors import SourceError
+from ..report.compensation import CompensationRecord
+from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
+from ..report.origin import Origin
 from ..report.plan import Plan
 from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, layer_rows, shape_rows
 from ..report.report import Report
+from ..report.run import Run
 from ..report.scores import read_scores
 from ..report.tables import (
-    KEPT_HEADER,
     METRICS,
     RECOVERY_HEADER,
     REPORT_HEADER,
+    RETAINED_HEADER,
     format_measurement,
-    kept_rows,
     report_rows,
+    retained_rows,
 )
 from .figures import draw_importance, draw_quality, draw_removed, draw_speed, timed_pairs
 from .leaderboards import write_benchmark_entries
@@ -40,14 +43,7 @@ def render_card(
     report: Report,
     plan: Plan,
     *,
-    base_name: str,
-    base_id: str | None,
-    license_name: str | None,
-    license_details: Mapping[str, str],
-    command: str,
-    notes: tuple[str, ...],
     figures: Mapping[str, str],
-    languages: Sequence[str] = (),
     chat: bool = False,
 ) -> str:
     """Return the card's text.
@@ -55,143 +51,125 @@ def render_card(
     Args:
         report: The report.
         plan: The plan.
-        base_name: What the base is called.
-        base_id: Its Hub id, if it has one.
-        license_name: Its licence, if it is known.
-        license_details: `license_name` and `license_link` of a licence that the Hub has no name for.
-        command: The command line that makes the same model.
-        notes: What was done to the base before.
-        figures: `removed`, `importance`, `quality` and `speed` to the pictures' paths in the folder, where they exist.
-        languages: The base's languages, as its card names them.
-        chat: Whether the tokenizer has a chat template; the example then shows its use.
+        figures: `removed`, `importance`, `quality` and `speed` to the figures' paths in the folder, where they exist.
+        chat: Whether the tokenizer has a chat template; the example then uses it.
     """
-    name = report.shrunk.name
+    name, origin = report.shrunk.name, report.origin or Origin()
+    base_id = origin.base_model
     template = resources.files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8")
-    metadata = card_data(report, plan, base_id=base_id, license_name=license_name, name=name, languages=languages)
-    metadata.__dict__.update(license_details)
+    metadata = card_data(report, plan, origin=origin, name=name)
+    metadata.__dict__.update(origin.license_details)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     return environment.from_string(template).render(
         card_data=metadata.to_yaml(),
         title=escape_cell(name),
         written_type=plan.config_changes.get("model_type", (None, plan.model_type))[1],
-        base_link=f"[{base_id}](https://huggingface.co/{base_id})" if base_id else f"`{base_name}`",
+        base_link=f"[{base_id}](https://huggingface.co/{base_id})" if base_id else f"`{plan.model}`",
         removed=f"{plan.removed_share:.2%}",
         load_name=name,
         chat=chat,
         shell_name=shlex.quote(name),
         gguf_name=shlex.quote(f"{name}-q8_0.gguf"),
         summary_table=markdown_table(SUMMARY_HEADER, summary_rows(report, plan)),
-        kept_table=_kept_table(report),
+        retained_table=_retained_table(report),
         samples=samples_markdown(report.samples) if report.samples else "",
-        sample_settings=report.samples[0].settings if report.samples else {},
+        sample=report.samples[0] if report.samples else None,
         failures=[(escape_cell(each.dataset), escape_cell(each.reason)) for each in report.failures],
         plan=plan,
-        notes=notes,
-        repaired=_repaired(plan),
-        recovered=_recovered(plan, report),
+        notes=origin.notes,
+        refitted=_refitted(report.compensation),
+        recovered=_recovered(report),
         shape_table=literal_table(SHAPE_HEADER, shape_rows(plan)),
         layer_table=literal_table(LAYER_HEADER, layer_rows(plan)),
         report_table=literal_table(REPORT_HEADER, report_rows(report)),
         figures={name: figures.get(name) for name in ("removed", "importance", "quality", "speed")},
-        other_runtime=any("runtime" in each.settings for each in report.shrunk.speed),
+        other_runtime=any(each.runtime is not None for each in report.shrunk.speed),
         lost=(
-            "What was lost shows in the KL divergence above"
+            "The KL divergence above shows the loss of quality"
             if any(each.metric == "kl_divergence" for each in report.shrunk.quality)
-            else "What was lost was not measured"
+            else "The loss of quality was not measured"
         ),
         environment=report.environment,
-        command=command,
+        command=origin.command,
     )
 
 
-def _kept_table(report: Report) -> str:
-    """Return the table of what is kept, without columns that have nothing to say; empty when nothing was compared."""
-    rows = kept_rows(report)
+def _retained_table(report: Report) -> str:
+    """Return the table of retained figures without empty columns; an empty string when nothing was compared."""
+    rows = retained_rows(report)
     if not rows:
         return ""
-    used = [i for i in range(len(KEPT_HEADER)) if any(row[i] for row in rows)]
-    return literal_table(tuple(KEPT_HEADER[i] for i in used), [tuple(row[i] for i in used) for row in rows])
+    used = [i for i in range(len(RETAINED_HEADER)) if any(row[i] for row in rows)]
+    return literal_table(tuple(RETAINED_HEADER[i] for i in used), [tuple(row[i] for i in used) for row in rows])
 
 
-def _repaired(plan: Plan) -> dict[str, str] | None:
-    """Return what compensation did, as the card says it; None when there was none."""
-    repairs = plan.settings["compensation"].get("repairs", ())
-    if not repairs:
+def _refitted(compensation: CompensationRecord | None) -> dict[str, str] | None:
+    """Return what compensation did, as the card presents it; None when there was none."""
+    if compensation is None or not compensation.repairs:
         return None
+    repairs = compensation.repairs
     return {
-        "count": str(sum(repair["ridge"] is not None for repair in repairs)),
+        "count": str(sum(repair.ridge is not None for repair in repairs)),
         "total": str(len(repairs)),
-        "before": f"{fmean(repair['error'] for repair in repairs):.1%}",
-        "after": f"{fmean(repair['new_error'] for repair in repairs):.1%}",
+        "before": f"{fmean(repair.error for repair in repairs):.1%}",
+        "after": f"{fmean(repair.new_error for repair in repairs):.1%}",
     }
 
 
-def _recovered(plan: Plan, report: Report) -> dict[str, Any] | None:
-    """Return what recovery did, as the card says it; None when there was none."""
-    facts = plan.settings.get("recovery")
-    if facts is None:
+def _recovered(report: Report) -> dict[str, Any] | None:
+    """Return what recovery did, as the card presents it; None when there was none."""
+    found = report.recovery
+    if found is None:
         return None
     after = {(measurement.metric, measurement.dataset): measurement for measurement in report.shrunk.quality}
     rows = [
         (
-            METRICS[entry["metric"]],
-            entry["dataset"],
-            format_measurement(Measurement(**entry)),
-            format_measurement(found),
+            METRICS[before.metric],
+            before.dataset,
+            format_measurement(before),
+            format_measurement(after[before.metric, before.dataset]),
         )
-        for entry in facts["before"]
-        if (found := after.get((entry["metric"], entry["dataset"]))) is not None
+        for before in found.before
+        if (before.metric, before.dataset) in after
     ]
     return {
-        "parameters": f"{facts['trained_parameters']:,}",
-        "trained": facts["trained"],
-        "steps": f"{facts['best_step']:,}",
-        "tokens": f"{facts['tokens']:,}",
-        "data": ", ".join(facts["data"]),
-        "loss": facts["loss"],
-        "teacher": facts["teacher"] or "the base",
-        "windows": str(facts["held_out_windows"]),
-        "helped": facts.get("helped", True),
-        "solved": f"{facts['held_out_loss_solved']:.4f}" if "held_out_loss_solved" in facts else "",
-        "before": f"{facts['held_out_loss_before']:.4f}",
-        "after": f"{facts['held_out_loss']:.4f}",
+        "parameters": f"{found.trained_parameters:,}",
+        "trained": found.trained,
+        "steps": f"{found.best_step:,}",
+        "tokens": f"{found.tokens:,}",
+        "data": ", ".join(found.data),
+        "loss": found.loss,
+        "teacher": found.teacher or "the base",
+        "windows": str(found.held_out_windows),
+        "helped": found.helped,
+        "refitted": "" if found.held_out_loss_solved is None else f"{found.held_out_loss_solved:.4f}",
+        "before": f"{found.held_out_loss_before:.4f}",
+        "after": f"{found.held_out_loss:.4f}",
         "table": literal_table(RECOVERY_HEADER, rows) if rows else "",
     }
 
 
 def build_card(folder: Path) -> None:
-    """Write README.md, the figures and the results on the Hub's benchmarks of an output folder from its artifacts.
+    """Write README.md, the figures and the Hub benchmark results of an output folder from its artifacts.
 
     Args:
         folder: An output folder.
 
     Raises:
-        SourceError: It lacks an artifact.
+        SourceError: An artifact is missing or damaged.
     """
-    plan = Plan.from_json(read_json(folder / PLAN_FILE))
-    report = Report.from_json(read_json(folder / REPORT_FILE))
+    run = Run.read(folder)
+    if run.plan is None:
+        raise SourceError(f"{folder / PLAN_FILE} does not exist")
     read_json(folder / CONFIG_FILE)
-    figures = _draw(folder, plan, report)
-    origin = plan.settings["origin"]
-    text = render_card(
-        report,
-        plan,
-        base_name=plan.model,
-        base_id=origin["base_model"],
-        license_name=origin["license"],
-        license_details=origin["license_details"],
-        command=origin["command"],
-        notes=tuple(origin["notes"]),
-        figures=figures,
-        languages=tuple(origin.get("languages", ())),
-        chat=_has_chat_template(folder),
-    )
+    figures = _draw_figures(folder, run.plan, run.report)
+    text = render_card(run.report, run.plan, figures=figures, chat=_has_chat_template(folder))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    write_benchmark_entries(report, folder)
+    write_benchmark_entries(run.report, folder)
 
 
-def _draw(folder: Path, plan: Plan, report: Report) -> dict[str, str]:
-    """Draw the pictures that there is something to draw for; return their paths in the folder."""
+def _draw_figures(folder: Path, plan: Plan, report: Report) -> dict[str, str]:
+    """Draw the figures that there are data for; return their paths in the folder."""
     (folder / FIGURES).mkdir(exist_ok=True)
     figures: dict[str, str] = {}
 
@@ -201,7 +179,7 @@ def _draw(folder: Path, plan: Plan, report: Report) -> dict[str, str]:
 
     draw_removed(plan, path_of("removed"))
     scores = read_scores(folder / SCORES_FILE) if (folder / SCORES_FILE).is_file() else {}
-    if scores.keys() & plan.shape.keys():  # a merge of KV heads alone scores nothing
+    if scores.keys() & plan.shape.keys():  # merging KV heads alone needs no scores
         draw_importance(plan, scores, path_of("importance"))
     if any(found.ratio is not None for found in report.comparisons):
         draw_quality(report, path_of("quality"))

@@ -1,6 +1,6 @@
-"""The card's pictures: what went from where, and what that did to speed.
+"""The card's figures: what was removed where, and the effect on quality and speed.
 
-Opaque white backgrounds and dark ink, so that they read the same on a light and on a dark page.
+Opaque white backgrounds and dark ink, so that they read the same on light and dark pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..core.plot import INK, name_axis, new_figure, save_figure
 from ..report.measurement import Measurement
@@ -19,7 +20,7 @@ from ..report.plan import Plan
 from ..report.report import Report
 from ..report.tables import METRICS
 
-_KEPT, _CUT = "#2a78b5", "#d1495b"
+_RETAINED, _REMOVED = "#2a78b5", "#d1495b"
 
 
 _PARTS = {
@@ -29,10 +30,10 @@ _PARTS = {
 }
 
 
-def kept_shares(plan: Plan) -> dict[str, list[float]]:
-    """Return what share of its units each of the base's layers keeps, for every dimension that changes within layers.
+def retained_shares(plan: Plan) -> dict[str, list[float]]:
+    """Return the retained share of units in each of the base's layers, for every dimension that changes within layers.
 
-    A layer that is dropped keeps 0 of everything. When only layers go, there is one entry, of whole layers.
+    It is 0 for a dropped layer. When only layers are removed, there is one entry, for whole layers.
 
     Args:
         plan: The plan.
@@ -44,7 +45,7 @@ def kept_shares(plan: Plan) -> dict[str, list[float]]:
         if key not in plan.shape or plan.new_shape[key] == plan.shape[key]:
             continue
         if key == "num_attention_heads" and "num_key_value_heads" in plan.units and key not in plan.units:
-            continue  # they go with their KV groups, in the same share
+            continue  # removed with their KV groups, in the same share
         rows = plan.units.get(key)
         count = [len(row) for row in rows] if rows else [plan.new_shape[key]] * len(plan.layers)
         label = "KV heads after the merge" if key == "num_key_value_heads" and plan.merges is not None else name
@@ -55,41 +56,41 @@ def kept_shares(plan: Plan) -> dict[str, list[float]]:
 
 
 def draw_removed(plan: Plan, path: Path) -> None:
-    """Draw what each of the base's layers keeps and loses: a column a layer, dropped layers hatched from end to end.
+    """Draw what is retained and removed in each of the base's layers; dropped layers are fully hatched.
 
     Args:
         plan: The plan.
         path: The PNG file.
     """
-    shares = kept_shares(plan)
+    shares = retained_shares(plan)
     figure, axes = new_figure(len(shares), 1, 9, 1.5 * len(shares) + 0.8)
     total = plan.shape["num_hidden_layers"]
-    for axis, (name, kept) in zip(axes, shares.items(), strict=True):
-        percent = [100 * share for share in kept]
-        axis.bar(range(total), percent, width=0.86, color=_KEPT, label="kept")
-        lost = [100 - share for share in percent]
+    for axis, (name, retained) in zip(axes, shares.items(), strict=True):
+        percent = [100 * share for share in retained]
+        axis.bar(range(total), percent, width=0.86, color=_RETAINED, label="retained")
+        removed = [100 - share for share in percent]
         axis.bar(
             range(total),
-            lost,
+            removed,
             width=0.86,
             bottom=percent,
             color="#f6d5d8",
-            edgecolor=_CUT,
+            edgecolor=_REMOVED,
             linewidth=0.6,
             hatch="////",
             label="removed",
         )
         least = min((share for share in percent if share), default=100.0)
-        within = "" if least == 100 else f"{least:.1f} % kept in the layers that stay"
+        within = "" if least == 100 else f"{least:.1f}% retained in the remaining layers"
         name_axis(axis, f"{name}: {within}" if within else name, "", "% of the layer")
         axis.set_xlim(-0.6, total - 0.4)
         axis.set_ylim(0, 100)
         axis.set_xticks(range(0, total, 1 if total <= 32 else 4))
         axis.tick_params(labelsize=8)
     axes[-1].set_xlabel("layer of the base model")
-    gone = total - len(plan.layers)
+    dropped = total - len(plan.layers)
     figure.suptitle(
-        f"{plan.removed_share:.2%} of all parameters removed; {gone} of {total} layers dropped",
+        f"{plan.removed_share:.2%} of all parameters removed; {dropped} of {total} layers dropped",
         color=INK,
         fontsize=11,
     )
@@ -98,13 +99,13 @@ def draw_removed(plan: Plan, path: Path) -> None:
     save_figure(figure, path)
 
 
-_VERDICTS = {"worse": (_CUT, "s"), "no worse": ("#3a7d44", "o"), "too few to tell": ("#6b6b6b", "D")}
+_VERDICTS = {"worse": (_REMOVED, "s"), "no worse": ("#3a7d44", "o"), "too few to tell": ("#6b6b6b", "D")}
 
 
 def draw_quality(report: Report, path: Path) -> None:
-    """Draw what is kept of every figure that both models share, with its 95 % interval, coloured by the verdict.
+    """Draw every figure as a share of the base's, with its 95% interval, coloured by the verdict.
 
-    Figures where more is better and where less is better have a panel each: the line at 100 % is the base.
+    Figures where higher is better and where lower is better have one panel each. The line at 100% is the base.
 
     Args:
         report: A report with a comparison whose ratio is known.
@@ -114,8 +115,8 @@ def draw_quality(report: Report, path: Path) -> None:
     panels = [
         (title, rows)
         for title, better in (
-            ("kept of the base (more is better)", True),
-            ("against the base (less is better)", False),
+            ("share of the base retained (higher is better)", True),
+            ("relative to the base (lower is better)", False),
         )
         if (rows := [found for found in known if found.higher_is_better is better])
     ]
@@ -138,7 +139,7 @@ def draw_quality(report: Report, path: Path) -> None:
         axis.margins(x=0.08)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
-        name_axis(axis, title, "% of the base's figure, with 95 % interval", "")
+        name_axis(axis, title, "% of the base's figure, with 95% interval", "")
     figure.legend(
         list(seen.values()), list(seen), loc="outside lower right", ncols=len(seen), fontsize=8, frameon=False
     )
@@ -146,27 +147,27 @@ def draw_quality(report: Report, path: Path) -> None:
 
 
 def _metric(name: str) -> str:
-    """Return a metric's name in words, without what the axis says anyway."""
+    """Return a metric's name without its direction, which the panel's title has."""
     return METRICS.get(name, name).partition(" (")[0]
 
 
 def _short(name: str) -> str:
-    """Return a name that leaves a picture room; matplotlib would read a pair of dollar signs as mathematics."""
+    """Return a name that fits beside a panel; matplotlib would read a pair of dollar signs as mathematics."""
     return (name if len(name) <= 32 else name[:31] + "\u2026").replace("$", r"\$")
 
 
 def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Draw the importance of layers, KV groups and neurons by layer, with what was cut marked.
+    """Draw the importance of layers, KV groups and neurons by layer, with removed units marked.
 
     Args:
         plan: The plan.
-        scores: The scores that it was made from; a dimension that did not change may be absent.
+        scores: The scores that the plan was made from; a dimension that did not change may be absent.
         path: The PNG file.
     """
     panels = [key for key in plan.shape if key in scores]
     figure = Figure(figsize=(9, 2.6 * len(panels) + 0.4), layout="constrained", facecolor="white")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    gone = set(range(plan.shape["num_hidden_layers"])) - set(plan.layers)
+    dropped = set(range(plan.shape["num_hidden_layers"])) - set(plan.layers)
     drawers: dict[str, Callable[[Any, Plan, torch.Tensor, set[int]], None]] = {
         "num_hidden_layers": _draw_layers,
         "num_key_value_heads": partial(_draw_heads, key="num_key_value_heads", name="KV group"),
@@ -174,62 +175,68 @@ def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) 
         "intermediate_size": _draw_neurons,
     }
     for axis, key in zip(axes, panels, strict=True):
-        drawers[key](axis, plan, scores[key].float(), gone)
+        drawers[key](axis, plan, scores[key].float(), dropped)
         axis.set_xlim(-0.6, plan.shape["num_hidden_layers"] - 0.4)
         axis.set_xlabel("layer of the base model")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 
-def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) -> None:
-    colours = [_CUT if layer in gone else _KEPT for layer in range(len(scores))]
-    axis.bar(range(len(scores)), scores.tolist(), color=colours)
-    for layer in gone:
-        axis.annotate("cut", (layer, float(scores[layer])), ha="center", va="bottom", color=_CUT, fontsize=8)
+def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int]) -> None:
+    for layers, colour, label in ((plan.layers, _RETAINED, "retained"), (sorted(dropped), _REMOVED, "removed")):
+        axis.bar(layers, [float(scores[layer]) for layer in layers], color=colour, label=label)
+    _add_legend(axis)
     axis.set_yscale("log")
     axis.set_ylabel("importance (log)")
-    name = plan.settings.get("layer_importance", "importance")
-    axis.set_title(f"Layers by {name}: {len(gone)} of {len(scores)} cut", loc="left", color=INK, fontsize=11)
+    name = plan.choice.layer_importance or "importance"
+    axis.set_title(f"Layers by {name}: {len(dropped)} of {len(scores)} removed", loc="left", color=INK, fontsize=11)
 
 
-def _draw_heads(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int], key: str, name: str) -> None:
+def _draw_heads(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int], key: str, name: str) -> None:
     share = scores / scores.sum(dim=1, keepdim=True)
-    axis.imshow(share.T, aspect="auto", cmap="Blues", origin="lower", vmin=0, vmax=float(share.max()))
-    kept = dict(zip(plan.layers, plan.units[key], strict=True))
+    axis.imshow(share.T.numpy(), aspect="auto", cmap="Blues", origin="lower", vmin=0, vmax=float(share.max()))
+    retained = dict(zip(plan.layers, plan.units[key], strict=True))
     for layer in range(scores.shape[0]):
         for group in range(scores.shape[1]):
-            if layer in gone or group not in kept[layer]:
-                axis.plot(layer, group, marker="x", color=_CUT, markersize=6, markeredgewidth=1.8)
+            if layer in dropped or group not in retained[layer]:
+                axis.plot(layer, group, marker="x", color=_REMOVED, markersize=6, markeredgewidth=1.8)
     axis.set_yticks(range(scores.shape[1]))
     axis.set_ylabel(name)
-    cut = plan.shape[key] - plan.new_shape[key]
+    removed = plan.shape[key] - plan.new_shape[key]
     axis.set_title(
-        f"{name}s by share of their layer's importance (darker is more): {cut} of {scores.shape[1]} cut from each"
-        + (" (× cut)" if cut or gone else ""),
+        f"{name}s by share of their layer's importance (darker is higher): {removed} of {scores.shape[1]} removed "
+        "from each layer" + (" (×)" if removed or dropped else ""),
         loc="left",
         color=INK,
         fontsize=11,
     )
 
 
-def _draw_neurons(axis: Any, plan: Plan, scores: torch.Tensor, gone: set[int]) -> None:
-    kept = dict(zip(plan.layers, plan.units["intermediate_size"], strict=True))
-    lost = []
+def _draw_neurons(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int]) -> None:
+    units = dict(zip(plan.layers, plan.units["intermediate_size"], strict=True))
+    removed = []
     for layer, row in enumerate(scores):
-        keep = torch.tensor(kept.get(layer, ()), dtype=torch.int64)
-        lost.append(1.0 if layer in gone else float(1 - row[keep].sum() / row.sum()))
+        retained = torch.tensor(units.get(layer, ()), dtype=torch.int64)
+        removed.append(1.0 if layer in dropped else float(1 - row[retained].sum() / row.sum()))
     share = 1 - plan.new_shape["intermediate_size"] / plan.shape["intermediate_size"]
-    axis.bar(range(len(lost)), [100 * (1 - x) for x in lost], color=_KEPT, label="kept")
-    axis.bar(range(len(lost)), [100 * x for x in lost], bottom=[100 * (1 - x) for x in lost], color=_CUT, label="cut")
+    bottom, top = [100 * (1 - x) for x in removed], [100 * x for x in removed]
+    axis.bar(range(len(removed)), bottom, color=_RETAINED, label="retained")
+    axis.bar(range(len(removed)), top, bottom=bottom, color=_REMOVED, label="removed")
     axis.set_ylabel("% of importance")
     axis.set_ylim(0, 100)
-    axis.legend(loc="lower left", ncols=2, fontsize=8, framealpha=1)
+    _add_legend(axis)
     axis.set_title(
-        f"MLP neurons: the {share:.1%} of neurons that were cut held this share of their layer's importance",
+        f"MLP neurons: importance of the {share:.1%} removed, as a share of their layer",
         loc="left",
         color=INK,
         fontsize=11,
     )
+
+
+def _add_legend(axis: Any) -> None:
+    """Put the legend beside the panel's title, where it covers no bar."""
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False, borderaxespad=0)
 
 
 _SPEED_TITLES = {
@@ -240,11 +247,11 @@ _SPEED_TITLES = {
 
 
 def timed_pairs(report: Report) -> list[tuple[Measurement, Measurement]]:
-    """Return the speeds that `draw_speed` draws: base and shrunk model in PyTorch, timed in turn."""
+    """Return the speeds that `draw_speed` draws: those of base and shrunk model in PyTorch, timed in turn."""
     return [
         (base, shrunk)
         for base, shrunk in report.pairs("speed")
-        if base is not None and shrunk.metric in _SPEED_TITLES and "runtime" not in shrunk.settings
+        if base is not None and shrunk.metric in _SPEED_TITLES and shrunk.runtime is None
     ]
 
 
@@ -252,7 +259,7 @@ def draw_speed(report: Report, path: Path) -> None:
     """Draw base and shrunk speed side by side: medians as bars, quartiles as lines, every turn as a dot.
 
     Args:
-        report: A report whose two models were timed; each setting gets a row.
+        report: A report whose two models were timed; each setting has a row.
         path: The PNG file.
     """
     pairs = timed_pairs(report)
@@ -262,24 +269,26 @@ def draw_speed(report: Report, path: Path) -> None:
     for setting, axes in zip(settings, rows, strict=True):
         for axis, (base, shrunk) in zip(axes, (pair for pair in pairs if pair[0].dataset == setting), strict=True):
             title, unit, scale = _SPEED_TITLES[base.metric]
-            for x, (measurement, colour) in enumerate(((base, "#8c8c8c"), (shrunk, _KEPT))):
+            for x, (measurement, colour) in enumerate(((base, "#8c8c8c"), (shrunk, _RETAINED))):
                 _draw_bar(axis, x, measurement, colour, scale)
-            found = shrunk.settings.get("versus_base")
-            ratio = shrunk.value / base.value if found is None else found["ratio"]
-            verdict = "" if found is None else f", {found['verdict']}"
-            axis.set_xticks([0, 1], ["base", f"shrunk\n(x{ratio:.2f}{verdict})"])
+            found = shrunk.versus_base
+            ratio = shrunk.value / base.value if found is None else found.ratio
+            verdict = "" if found is None else f", {found.verdict}"
+            axis.set_xticks([0, 1], ["base", f"shrunk\n({ratio:.2f}×{verdict})"])
             axis.set_ylabel(unit)
             axis.set_title(title, color=INK, fontsize=11)
             axis.set_ylim(bottom=0)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].annotate(setting, (0, 1.14), xycoords="axes fraction", fontsize=10, weight="bold", color=INK)
-    figure.suptitle(f"median, quartiles and all turns of {pairs[0][1].n} rounds", fontsize=9, color=INK)
+    figure.suptitle(
+        f"bars: medians; lines: quartiles; dots: all turns of {pairs[0][1].n} rounds", fontsize=9, color=INK
+    )
     save_figure(figure, path)
 
 
 def _draw_bar(axis: Any, x: int, measurement: Measurement, colour: str, scale: float) -> None:
-    low, high = (value * scale for value in measurement.settings["quartiles"])
     axis.bar(x, measurement.value * scale, color=colour, width=0.6)
-    axis.vlines(x, low, high, color=INK, linewidth=2)
-    dots = [value * scale for value in measurement.settings["samples"]]
+    if measurement.quartiles is not None:
+        axis.vlines(x, *(value * scale for value in measurement.quartiles), color=INK, linewidth=2)
+    dots = [value * scale for value in measurement.samples]
     axis.plot([x + 0.18] * len(dots), dots, ".", color=INK, markersize=4, alpha=0.6)

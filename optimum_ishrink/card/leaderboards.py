@@ -1,7 +1,7 @@
 """Results for the Hub's leaderboards: `.eval_results/*.yaml`, for tasks whose data set is one of the Hub's benchmarks.
 
-A benchmark is a data set that names its tasks in a file of its own, and that the Hub has admitted; a result under any
-other name is refused. So only those are here whose names are known, and only their own metric.
+A benchmark is a data set that declares its tasks in a file and that the Hub has admitted; the Hub refuses a result
+under any other name. So this module lists only known benchmarks, each with its official metric.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..report.report import Report
 FOLDER = ".eval_results"
 _SOURCE = "https://github.com/EleutherAI/lm-evaluation-harness"
 _NAME = "lm-evaluation-harness, by optimum-ishrink"
-"""Also tells our files from those that others put there."""
+"""Also distinguishes our files from others."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Benchmark:
     """One task of a benchmark on the Hub.
 
     Args:
-        tasks: Pattern of the names of lm-eval's tasks that ask it.
-        metric: The metric that it ranks by, as reports call it.
+        tasks: Pattern of the names of lm-eval's tasks that evaluate it.
+        metric: The metric that it ranks by, as named in reports.
         dataset: The data set's id.
         task_id: The task's id there.
     """
@@ -40,7 +40,7 @@ class Benchmark:
 
     @property
     def file(self) -> str:
-        """Name of its file."""
+        """Name of its result file."""
         return self.dataset.split("/")[1].lower() + ".yaml"
 
 
@@ -50,14 +50,14 @@ BENCHMARKS = (
     Benchmark("gpqa_diamond_cot_(zeroshot|n_shot)", "exact_match,flexible-extract", "Idavidrein/gpqa", "diamond"),
     Benchmark("gpqa_diamond_(zeroshot|n_shot)", "acc", "Idavidrein/gpqa", "diamond"),
 )
-"""Of several for one task of a benchmark the first that was run counts."""
+"""If several match one task of a benchmark, the first one measured counts."""
 
 
 def benchmark_entries(report: Report) -> dict[str, EvalResultEntry]:
-    """Return the shrunk model's results on the Hub's benchmarks, by the name of their file: one for each benchmark.
+    """Return the shrunk model's results on the Hub's benchmarks, by file name; one per benchmark.
 
-    Values are percent, as leaderboards show them. The notes have the examples in the prompt, the filter, the number of
-    questions and the standard error.
+    Values are in percent, as on leaderboards. The notes give the number of few-shot examples, the filter, the number
+    of questions and the standard error.
 
     Args:
         report: The report.
@@ -65,22 +65,22 @@ def benchmark_entries(report: Report) -> dict[str, EvalResultEntry]:
     found: dict[str, EvalResultEntry] = {}
     for benchmark in BENCHMARKS:
         for measurement in report.shrunk.quality:
-            if _asks(measurement, benchmark):
+            if _matches(measurement, benchmark):
                 found.setdefault(benchmark.file, _entry(measurement, benchmark))
     return found
 
 
-def _asks(measurement: Measurement, benchmark: Benchmark) -> bool:
+def _matches(measurement: Measurement, benchmark: Benchmark) -> bool:
     return (
         re.fullmatch(benchmark.tasks, measurement.dataset) is not None
         and measurement.metric == benchmark.metric
-        and measurement.settings.get("hub_dataset") == benchmark.dataset
+        and measurement.hub_dataset == benchmark.dataset
     )
 
 
 def _entry(measurement: Measurement, benchmark: Benchmark) -> EvalResultEntry:
     _, _, filter_name = measurement.metric.partition(",")
-    notes = [f"{measurement.settings.get('num_fewshot')}-shot", measurement.dataset]
+    notes = [f"{measurement.num_fewshot}-shot", measurement.dataset]
     notes += [filter_name] if filter_name else []
     notes += [f"n = {measurement.n}"]
     notes += [] if measurement.stderr is None else [f"standard error {100 * measurement.stderr:.2f}"]
@@ -95,9 +95,9 @@ def _entry(measurement: Measurement, benchmark: Benchmark) -> EvalResultEntry:
 
 
 def write_benchmark_entries(report: Report, folder: Path) -> None:
-    """Write the files of a report's results on the Hub's benchmarks, and remove ours that it has no result for.
+    """Write the files of a report's results on the Hub's benchmarks, and remove our files without a result.
 
-    A file that is not ours stays as it is.
+    Files of others are not changed.
 
     Args:
         report: The report.

@@ -1,14 +1,15 @@
-"""The card's metadata: what the Hub reads of it, measurements included."""
+"""The card's metadata, measurements included, as the Hub reads it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..report.environment import Environment
 from ..report.measurement import Measurement
+from ..report.origin import Origin
 from ..report.plan import Plan
 from ..report.report import Report
 
@@ -20,8 +21,8 @@ def eval_results(report: Report) -> list[EvalResult]:
     """Return the shrunk model's measurements as the Hub's evaluation results.
 
     The Hub groups results by task, data set type, config and split, and keeps one name for a group: so every text,
-    task and speed setting is a `dataset_config` of its own. A figure that is not finite stays in the report alone:
-    the Hub takes metadata as JSON, which has no word for it.
+    task and speed setting has its own `dataset_config`. NaN and inf are only in the report: the Hub takes metadata as
+    JSON, which cannot express them.
 
     Args:
         report: The report.
@@ -34,14 +35,14 @@ def eval_results(report: Report) -> list[EvalResult]:
     ]
 
 
-def _eval_result(measurement: Measurement, part: str, environment: Mapping[str, Any]) -> EvalResult:
+def _eval_result(measurement: Measurement, part: str, environment: Environment) -> EvalResult:
     args: dict[str, Any] = {"n": measurement.n}
     if measurement.stderr is not None and math.isfinite(measurement.stderr):
         args["stderr"] = measurement.stderr
-    args |= {key: measurement.settings[key] for key in _SETTINGS if measurement.settings.get(key) is not None}
-    if part == "speed":  # a speed says nothing without its machine
-        where = measurement.settings.get("environment", environment)
-        args |= {key: where[key] for key in _MACHINE if where.get(key) is not None}
+    how = {name: getattr(measurement, name) for name in _SETTINGS}
+    if part == "speed":  # a speed means nothing without its machine
+        how |= {name: getattr(measurement.environment or environment, name) for name in _MACHINE}
+    args |= {name: value for name, value in how.items() if value is not None}
     return EvalResult(
         task_type="text-generation",
         task_name="Text generation",
@@ -60,29 +61,26 @@ def card_data(
     report: Report,
     plan: Plan,
     *,
-    base_id: str | None,
-    license_name: str | None,
+    origin: Origin,
     name: str,
-    languages: Sequence[str] = (),
 ) -> ModelCardData:
     """Return the card's metadata.
 
     Args:
         report: The report.
         plan: The plan.
-        base_id: Hub id of the base, or None when it has none; metadata may only name what the Hub can find.
-        license_name: The base's licence, if it is known; it is the result's too.
+        origin: Where the model comes from. Metadata may only name a base that the Hub can find; its licence
+            applies to the result as well.
         name: Name of the model.
-        languages: The base's languages, as its card names them.
     """
     results = eval_results(report)
     return ModelCardData(
-        base_model=base_id,
-        base_model_relation="finetune" if base_id else None,
-        language=list(languages) or None,
+        base_model=origin.base_model,
+        base_model_relation="finetune" if origin.base_model else None,
+        language=list(origin.languages) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=license_name,
+        license=origin.license,
         tags=["pruning", "structured-pruning", "optimum-ishrink", plan.model_type],
         model_name=name if results else None,
         eval_results=results or None,

@@ -1,4 +1,4 @@
-"""What a reader of the card looks for first: size, quality kept, speed; and what both models write."""
+"""What a reader of the card looks for first: size, quality and speed; and samples of both models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..report.plan import Plan
 from ..report.report import Report
 from ..report.tables import METRICS, format_measurement
 
-SUMMARY_HEADER: Row = ("", "base", "this model", "")
+SUMMARY_HEADER: Row = ("", "base", "this model", "comparison")
 _TEXT_FIGURES = ("perplexity", "bits_per_byte")
 _SPEED_FIGURES = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_seconds")
 
 
 def summary_rows(report: Report, plan: Plan) -> list[Row]:
-    """Return (what, base, shrunk, how they compare) of size, quality and speed; what was not measured has no row.
+    """Return (what, base, shrunk, comparison) for size, quality and speed; figures that were not measured have no row.
 
-    Of several figures of a kind the worst is shown, so that no good one stands for the others.
+    Of several figures of a kind the worst is shown, so that the summary does not flatter.
 
     Args:
         report: The report.
@@ -52,11 +52,13 @@ def _text_row(report: Report) -> list[Row]:
         if not found:
             continue
         before, after = max(found, key=lambda pair: pair[1].value / pair[0].value if pair[0] else 0.0)
-        said = ""
+        compared = ""
         if before is not None:
-            said = f"**{after.value / before.value:.2f} times**"
-            said += _interval(report.comparison(after))
-        return [(f"**Quality**, {_what(after, len(found), 'texts')}", _old(before), format_measurement(after), said)]
+            compared = f"**{after.value / before.value:.2f} times**"
+            compared += _interval(report.comparison(after))
+        return [
+            (f"**Quality**, {_what(after, len(found), 'texts')}", _old(before), format_measurement(after), compared)
+        ]
     return []
 
 
@@ -69,13 +71,13 @@ def _task_row(report: Report) -> list[Row]:
     key = (worst.metric, worst.dataset)
     for before, after in report.pairs("quality"):
         if (after.metric, after.dataset) == key:
-            said = f"**{worst.ratio:.1%} kept**{_interval(worst)}"
+            compared = f"**{worst.ratio:.1%} retained**{_interval(worst)}"
             return [
                 (
                     f"**Quality**, {_what(after, len(known), 'task figures')}",
                     _old(before),
                     format_measurement(after),
-                    said,
+                    compared,
                 )
             ]
     return []
@@ -86,25 +88,25 @@ def _speed_row(report: Report) -> list[Row]:
         found = [
             (before, after) for before, after in report.pairs("speed") if after.metric == metric and before is not None
         ]
-        # PyTorch's where it was timed: another runtime's figures are not of a kind with them.
-        found = [pair for pair in found if "runtime" not in pair[1].settings] or found
+        # PyTorch's figures where there are any: those of another runtime are not comparable with them.
+        found = [pair for pair in found if pair[1].runtime is None] or found
         if not found:
             continue
         sign = -1 if metric.endswith("_seconds") else 1
         before, after = min(found, key=lambda pair: sign * _speed_ratio(*pair))
-        versus = after.settings.get("versus_base")
-        said = f"**{_speed_ratio(before, after):.2f} times**"
+        versus = after.versus_base
+        compared = f"**{_speed_ratio(before, after):.2f} times**"
         if versus is not None:
-            low, high = versus["interval"]
-            said += f" (99 % interval {low:.2f} to {high:.2f}): {versus['verdict']}"
+            low, high = versus.interval
+            compared += f" (99% interval {low:.2f} to {high:.2f}): {versus.verdict}"
         what = _what(after, len(found), "settings")
-        return [(f"**Speed**, {what}", format_measurement(before), format_measurement(after), said)]
+        return [(f"**Speed**, {what}", format_measurement(before), format_measurement(after), compared)]
     return []
 
 
 def _speed_ratio(before: Measurement, after: Measurement) -> float:
-    found = after.settings.get("versus_base")
-    return float(found["ratio"]) if found is not None else after.value / before.value
+    found = after.versus_base
+    return found.ratio if found is not None else after.value / before.value
 
 
 def _what(measurement: Measurement, count: int, kind: str) -> str:
@@ -123,12 +125,12 @@ def _interval(found: Comparison | None) -> str:
     if found.ratio_low is None or found.ratio_high is None:
         return f": {found.verdict}"
     if found.higher_is_better:
-        return f" (95 % interval {found.ratio_low:.1%} to {found.ratio_high:.1%}): {found.verdict}"
-    return f" (95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}): {found.verdict}"
+        return f" (95% interval {found.ratio_low:.1%} to {found.ratio_high:.1%}): {found.verdict}"
+    return f" (95% interval {found.ratio_low:.2f} to {found.ratio_high:.2f}): {found.verdict}"
 
 
 def samples_markdown(samples: Sequence[Sample]) -> str:
-    """Return prompts and what the models wrote behind them, side by side; nothing in them is read as Markdown or HTML.
+    """Return prompts and generated texts side by side, escaped so that nothing in them is read as Markdown or HTML.
 
     Args:
         samples: The samples.
@@ -146,8 +148,8 @@ _SPECIAL = re.compile(r"[\\`*_{}\[\]<>()#|~$&@:=!]")
 
 
 def _literal(text: str) -> str:
-    """Return text that Markdown shows as it is, in one cell: a character reference is never read as syntax."""
+    """Return text that Markdown shows verbatim, in one cell: a character reference is never read as syntax."""
     clean = "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text.strip())
-    # One long word, which a model that repeats itself writes, would leave the other column no room.
+    # A model that repeats itself may write one long word, which would leave the other columns no room.
     clean = re.sub(r"(\S{24})(?=\S)", "\\1\u200b", clean)
     return re.sub(r"\s*\n\s*", "<br>", _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", clean))

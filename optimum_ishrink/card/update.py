@@ -1,81 +1,82 @@
-"""Adding what is measured later to the report of an output folder, and to its card."""
+"""Adding later measurements to the report of an output folder, and to its card."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint.source import Source
-from ..configuration import IShrinkConfig
-from ..core.json_files import read_json, write_json
 from ..core.progress import note
 from ..errors import OutputError
-from ..report.files import PLAN_FILE, REPORT_FILE
+from ..report.files import REPORT_FILE
 from ..report.merge import merge_reports
-from ..report.plan import Plan
+from ..report.origin import Origin
 from ..report.report import Report
+from ..report.run import Run, has_run
 from .build import build_card
 
 
-def can_update(folder: Path, base: Source, config: IShrinkConfig) -> bool:
-    """Whether measurements of a folder beside a base belong into its report; where not, and it has one, say why.
+def can_update(folder: Path, base: Source, base_model: str | None) -> bool:
+    """Return whether measurements against a base belong in a folder's report; if not, a note says why.
 
     Args:
-        folder: The model that is measured.
-        base: What it is measured against.
-        config: The run's config; its `base_model` is another name for the base.
+        folder: The folder of the measured model.
+        base: The model that it is compared with.
+        base_model: Hub id of a base that is read from a folder, or None.
 
     Raises:
-        OutputError: They belong there, and the folder cannot be written in.
+        OutputError: They belong in the report, but the folder is not writable.
         SourceError: The folder's plan or report cannot be read.
     """
-    if not (folder / PLAN_FILE).is_file() or not (folder / REPORT_FILE).is_file():
+    if not has_run(folder):
         return False
-    plan = Plan.from_json(read_json(folder / PLAN_FILE))
-    Report.from_json(read_json(folder / REPORT_FILE))
-    reason = _other_base(plan, base, config)
+    reason = _other_base(Run.read(folder), base, base_model)
     if reason is not None:
-        note(f"the report in {folder} stays as it is: {reason}")
+        note(f"the report in {folder} is not updated: {reason}")
         return False
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(
-            f"no permission to write in {folder}, whose report these measurements belong into; "
-            "pass --no-update-report to print them only"
+            f"no permission to write in {folder}, whose report these measurements are for; "
+            "pass --no-update-report (update_report=False) to leave it as it is"
         )
     return True
 
 
-def _other_base(plan: Plan, base: Source, config: IShrinkConfig) -> str | None:
-    """Return why a model is not the base that a plan names, or None when it is."""
-    binding = base.binding
+def _other_base(run: Run, base: Source, base_model: str | None) -> str | None:
+    """Return why a model is not the base of a plan, or None when it is."""
+    plan, binding = run.plan, base.binding
+    assert plan is not None
     same_shape = dict(binding.shape) == dict(plan.shape) and binding.num_parameters() == plan.num_parameters
     if not same_shape or binding.description.model_type != plan.model_type:
-        return "the base has another shape than the model that the plan was made for"
+        return "the base has a different shape from the model that the plan was made for"
     if plan.revision and base.revision and plan.revision != base.revision:
         return f"the base is at revision {base.revision[:12]}, and the plan was made for {plan.revision[:12]}"
-    planned = {plan.model, plan.settings.get("origin", {}).get("base_model")} - {None}
-    if not planned & {base.display_name, config.base_model}:
+    planned = {plan.model, (run.report.origin or Origin()).base_model} - {None}
+    if not planned & {base.display_name, base_model}:
         return (
-            f"the plan was made for {plan.model}, and the base is called {config.base_model or base.display_name}; "
-            f"if it is the same model, say so: --base-model {plan.model}"
+            f"the plan was made for {plan.model}, and the base is named {base_model or base.display_name}; "
+            f"if it is the same model, pass --base-model {plan.model} (base_model=)"
         )
     return None
 
 
 def update_report(folder: Path, found: Report) -> Report:
-    """Add measurements to the report of an output folder, and build its card anew.
+    """Add measurements to the report of an output folder, and rebuild its card.
 
     Args:
         folder: The output folder.
-        found: What was measured.
+        found: The new measurements.
 
     Returns:
-        The whole report.
+        The merged report.
     """
-    merged = merge_reports(Report.from_json(read_json(folder / REPORT_FILE)), found)
+    run = Run.read(folder)
+    merged = merge_reports(run.report, found)
     try:
-        write_json(folder / REPORT_FILE, merged.to_json())
+        replace(run, report=merged).write(folder)
         build_card(folder)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {os.strerror(error.errno or 0)}") from None
+    note(f"added to {folder / REPORT_FILE} and its card")
     return merged

@@ -1,1 +1,1 @@
-"""Where weights come from and how they are written."""
+"""Opening, reading, writing and identifying checkpoints."""

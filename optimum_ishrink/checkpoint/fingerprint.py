@@ -1,4 +1,4 @@
-"""What tells one checkpoint, one text or one request from another: contents, not names or places."""
+"""Fingerprints of checkpoints: hashes of their contents, independent of names and folders."""
 
 from __future__ import annotations
 

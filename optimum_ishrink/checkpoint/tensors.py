@@ -1,8 +1,8 @@
 """Safetensors files read and written one tensor at a time.
 
-The safetensors library checks a file's header, but it maps the whole file and saves a shard only from tensors that are
-all in memory. Streaming needs less: byte ranges are read where the header says they are, unchanged tensors are copied
-from file to file without passing through Python, and a shard is written from its first tensor to its last.
+The safetensors library checks a file's header, but it maps the whole file, and it saves a shard only if all of its
+tensors are in memory. Here byte ranges are read at the offsets in the header, unchanged tensors are copied from
+file to file without passing through Python, and a shard is written tensor by tensor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
+from ..core.scratch import Scratch
 from ..errors import OutputError, SourceError
 
 WEIGHTS_NAME = "model.safetensors"
@@ -40,10 +41,13 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _CHUNK = 16 * 1024 * 1024
 
+_COMPARED = 64 * 1024 * 1024
+"""Bytes of two tensors that are compared at a time."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies on disk.
+    """Where one tensor is on disk.
 
     Args:
         file: The safetensors file.
@@ -74,7 +78,7 @@ class OutgoingTensor:
         dtype: The format's dtype name.
         shape: Shape in the new file.
         source: Where the unchanged bytes are, when nothing is cut.
-        make: Returns the tensor; called when its turn comes, so that one tensor at a time is in memory.
+        make: Returns the tensor; called just before it is written, so that one tensor at a time is in memory.
     """
 
     name: str
@@ -90,7 +94,7 @@ class OutgoingTensor:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return every tensor's place in a safetensors file, without reading the tensors.
+    """Return the location of every tensor in a safetensors file, without reading the tensors.
 
     Raises:
         SourceError: The file is truncated, corrupt, or holds a dtype that cannot be pruned.
@@ -99,7 +103,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with safe_open(path, framework="pt"):
             pass  # the library checks the header, the offsets and the file's length
     except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+        raise SourceError(f"{path} is not a complete safetensors file ({error}); download it again") from None
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
@@ -116,11 +120,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def refuse_pickles(place: str, names: Iterable[str]) -> None:
-    """Refuse a place without safetensors when it holds pickles.
+    """Refuse a folder or repository without safetensors if it holds pickles.
 
     Args:
         place: A folder or a Hub id, for the message.
-        names: Names of the files there.
+        names: Names of its files.
 
     Raises:
         SourceError: One of them is a pickle, which is never loaded.
@@ -136,7 +140,7 @@ def refuse_pickles(place: str, names: Iterable[str]) -> None:
 def read_index(folder: Path) -> dict[str, TensorInfo]:
     """Return every tensor of a checkpoint folder, from its single file or from its shards.
 
-    Where both are there the single file counts, as it does when transformers loads the folder.
+    If a folder has both, the single file is used, as in transformers.
 
     Raises:
         SourceError: There are no safetensors, or the index does not fit the files.
@@ -154,9 +158,9 @@ def read_index(folder: Path) -> dict[str, TensorInfo]:
         raise SourceError(f"{index_path} is not a safetensors index; download it again") from None
     tensors: dict[str, TensorInfo] = {}
     for file_name in files:
-        # An index comes from outside: it must not reach beyond its own folder.
+        # An index is untrusted input: it must not point outside its folder.
         if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
-            raise SourceError(f"{index_path} names {file_name!r}, which is not a safetensors file in its own folder")
+            raise SourceError(f"{index_path} names {file_name!r}, which is not a safetensors file in the same folder")
         if not (folder / file_name).is_file():
             raise SourceError(f"{index_path} names {file_name}, which is missing; download it again")
         held = read_header(folder / file_name)
@@ -167,35 +171,15 @@ def read_index(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-class Scratch:
-    """Memory that is used again and again: to a fresh allocation the kernel gives fresh pages, which takes several
-    times as long as the copy into them.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def take(self, use: str, nbytes: int) -> torch.Tensor:
-        """Return memory, uint8, shape (nbytes,). What was taken for the same use before is overwritten.
-
-        Args:
-            use: What it is for.
-            nbytes: Bytes needed.
-        """
-        if use not in self._buffers or self._buffers[use].numel() < nbytes:
-            self._buffers[use] = torch.empty(nbytes, dtype=torch.uint8)
-        return self._buffers[use][:nbytes]
-
-
 def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tensor:
-    """Read one tensor. No map of the file stays open, so that its pages do not count as this process's memory.
+    """Read one tensor. The file is not mapped, so that its pages do not count as this process's memory.
 
     Args:
-        info: Where it lies.
-        scratch: Memory to read into; the tensor is then overwritten by the next one read with it.
+        info: Where it is.
+        scratch: Buffer to read into; the next tensor that is read with it overwrites this one.
 
     Raises:
-        SourceError: The file cannot be read, or became shorter since its header was read.
+        SourceError: The file cannot be read, or it was truncated after its header was read.
     """
     buffer = (scratch or Scratch()).take("read", info.nbytes)
     view = buffer.numpy().data
@@ -212,7 +196,7 @@ def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tenso
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what the system says about a file that is read into a `SourceError`: the output is not at fault."""
+    """Turn errors from reading a file into a `SourceError`, since the output is not the cause."""
     try:
         yield
     except OSError as error:
@@ -233,7 +217,7 @@ def _copy_range(source: TensorInfo, target: int) -> None:
                 except OSError:
                     count = 0
                 # Between some file systems the kernel cannot copy, and from some it copies nothing without an error.
-                # Reading and writing always can; and where they cannot, they say which of the two it was.
+                # Reading and writing work everywhere, and their errors tell which of the two failed.
                 in_kernel = count > 0
             else:
                 with _reading(source.file):
@@ -256,7 +240,7 @@ def _write_all(target: int, data: bytes | memoryview) -> None:
 def write_file(
     path: Path, tensors: Sequence[OutgoingTensor], *, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Write a safetensors file tensor by tensor, in the library's own order (widest dtype first, then by name).
+    """Write a safetensors file tensor by tensor, in the library's order (widest dtype first, then by name).
 
     Args:
         path: The new file.
@@ -265,7 +249,7 @@ def write_file(
 
     Raises:
         OutputError: There is no space or no permission.
-        SourceError: A source file cannot be read, or became shorter while it was read.
+        SourceError: A source file cannot be read, or was truncated in the meantime.
     """
     ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -278,7 +262,7 @@ def write_file(
         }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)  # the data has to start at a multiple of eight bytes
     try:
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -304,10 +288,10 @@ def _write_tensor(tensor: OutgoingTensor, target: int) -> None:
 
 
 def overwrite_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
-    """Replace a stored tensor by another of the same shape and dtype; the rest of the file is not touched.
+    """Overwrite a stored tensor with another of the same shape and dtype; the rest of the file does not change.
 
     Args:
-        info: Where it lies.
+        info: Where it is.
         tensor: The new values.
     """
     assert tuple(tensor.shape) == info.shape and tensor.dtype == DTYPES[info.dtype], info
@@ -321,7 +305,7 @@ def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str
 
     Args:
         tensors: All tensors of the checkpoint, in the order of the model.
-        max_shard_size: Bytes that one file holds at most, unless a single tensor is larger.
+        max_shard_size: Maximum size of a file in bytes, unless a single tensor is larger.
 
     Returns:
         The tensors of each file, by file name.
@@ -334,3 +318,42 @@ def shard(tensors: Sequence[OutgoingTensor], max_shard_size: int) -> Mapping[str
     )
     by_name = {tensor.name: tensor for tensor in tensors}
     return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
+
+
+def stored_names(expected: Collection[str], stored: Collection[str]) -> dict[str, str]:
+    """Return under which name each expected tensor is stored.
+
+    Files saved from a base model, such as the original GPT-2, lack its prefix: `h.0.ln_1.weight` instead of
+    `transformer.h.0.ln_1.weight`. transformers loads them as if they had it.
+
+    Args:
+        expected: Names that the model class gives.
+        stored: Names in the files.
+
+    Returns:
+        Expected name to stored name; a name that is stored neither way maps to itself.
+    """
+    names = {}
+    for name in expected:
+        short = name.partition(".")[2]
+        names[name] = short if name not in stored and short in stored and short not in expected else name
+    return names
+
+
+def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two stored tensors are equal. They are read in pieces, because they may be among a model's largest."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+
+    def piece(info: TensorInfo, offset: int, scratch: Scratch) -> torch.Tensor:
+        start, end = info.start + offset, min(info.start + offset + _COMPARED, info.end)
+        return read_tensor(replace(info, dtype="U8", shape=(end - start,), start=start, end=end), scratch)
+
+    one, other = Scratch(), Scratch()
+    offsets = range(0, first.nbytes, _COMPARED)
+    return all(torch.equal(piece(first, offset, one), piece(second, offset, other)) for offset in offsets)
+
+
+def preview(names: list[str]) -> str:
+    """Return the first eight names, and how many more there are, for a message."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,4 +1,4 @@
-"""From a source checkpoint to a smaller one, streamed from file to file and verified before it is shown."""
+"""Writing a checkpoint folder: weight files and their index, config, copied files, and the check of the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import VerificationError
 from .tensors import INDEX_NAME, OutgoingTensor, read_index, shard, write_file
 
 MAX_SHARD_SIZE = 5 * 1000**3
-"""Bytes in one weight file: 5 GB, so that a compact model is one file and larger ones stay easy to move."""
+"""Bytes in one weight file: 5 GB, so that a compact model is one file and shards of larger ones are easy to move."""
 
 
 CARRIED_PATTERNS = (
@@ -33,7 +33,7 @@ CARRIED_PATTERNS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-"""Files beside the weights that the cut does not touch: carried over byte for byte."""
+"""Files next to the weights that do not change with the cut: they are copied byte for byte."""
 
 
 def write_weights(
@@ -43,17 +43,17 @@ def write_weights(
     max_shard_size: int = MAX_SHARD_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write weight files, and the index when there are several, as `save_pretrained` does.
+    """Write weight files, and an index if there are several, as `save_pretrained` does.
 
     Args:
         outgoing: The tensors.
         folder: An existing folder.
-        max_shard_size: Bytes in one file at most.
+        max_shard_size: Maximum size of a file in bytes.
         progress: Called with the bytes of each tensor once it is written.
 
     Raises:
         OutputError: There is no space or no permission.
-        SourceError: A source file became shorter while it was read.
+        SourceError: A source file was truncated while it was read.
     """
     files = shard(outgoing, max_shard_size)
     for file_name, tensors in files.items():
@@ -96,7 +96,7 @@ def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> 
 
     Args:
         folder: The checkpoint.
-        dtypes: The dtype that every tensor must have, by name; None to leave it open.
+        dtypes: The dtype that every tensor must have, by name; None for any dtype.
 
     Returns:
         The number of parameters in the files.
@@ -117,3 +117,18 @@ def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> 
     if faults:
         raise VerificationError(f"the written checkpoint is not what its config expects: {'; '.join(faults)}")
     return sum(torch.Size(info.shape).numel() for info in written.values())
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Copy a checkpoint with its tokenizer, licence, plan, config, scores and report.
+
+    Args:
+        source: The checkpoint's folder.
+        folder: An existing, empty folder.
+    """
+    carry_files(source, folder)
+    names = {info.file.name for info in read_index(source).values()} | {"config.json"}
+    names |= {path.name for path in source.glob("ishrink_*") if path.is_file()}
+    names |= {path.name for path in source.glob("*.safetensors.index.json")}
+    for name in sorted(names):
+        shutil.copyfile(source / name, folder / name)

@@ -1,206 +1,383 @@
-"""The verbs of the command line with their flags and examples; `cli.py` runs them."""
+"""The verbs: each turns its flags into options, calls the API, and prints what it returns."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import did_you_mean
-from .flags import (
-    analysis_flags,
-    base_flags,
-    common_flags,
-    export_flags,
-    importance_flags,
-    model_flags,
-    protection_flags,
-    quality_flags,
-    recovery_flags,
-    runtime_flags,
-    shape_flags,
-    speed_flags,
-    task_flags,
-    visibility_flags,
-)
+from ..configuration import IShrinkConfig, read_recipe
+from ..core.processes import is_main_process
+from ..edge.options import ExportOptions, RuntimeOptions
+from ..errors import RequestError
+from ..hub.options import PushOptions
+from .flags import given
+from .show import print_table, say
 
-BENCHMARK_LENGTHS = "64,512"
-DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
+if TYPE_CHECKING:
+    from ..api.result import ShrinkResult
+    from ..api.shrinker import IShrinker
+    from ..report.report import Report
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest flag that exists."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Treat unknown flags as errors here, where the verb's own flags are known."""
-        parsed, extras = super().parse_known_args(args, namespace)
-        if extras:
-            self.error(f"unknown argument {extras[0]!r}{did_you_mean(extras[0], self._option_string_actions)}")
-        return parsed, extras
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+Verb = Callable[[argparse.Namespace], Any]
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Add the verbs to a parser.
+def _quiet_transformers() -> None:
+    """Silence transformers and the Hub client, which are imported by now or will be at once."""
+    import transformers
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    Args:
-        parser: The parser of `ishrink`, or the one that `optimum-cli` gives.
-    """
-    parser.description = DESCRIPTION
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
-    def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
 
-    shrink = verb(
-        "shrink",
-        "calibrate, plan, cut, verify, measure, and write the card",
-        "ishrink shrink --model HuggingFaceTB/SmolLM2-135M-Instruct --target params=-15% --output small",
+def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
+    """Return the model's name and the config: the recipe's values, overridden by the flags."""
+    values: dict[str, Any] = read_recipe(args.config) if getattr(args, "config", None) else {}
+    recipe_model = values.pop("model", None)
+    values.update(given(args, IShrinkConfig))
+    model = args.model or recipe_model
+    if not model:
+        raise RequestError("name the model: --model with a Hub id or folder, or --config with a recipe that names it")
+    return str(model), IShrinkConfig(**values)
+
+
+def _register(args: argparse.Namespace) -> None:
+    if args.architecture:
+        from ..architectures.description import register_architecture
+
+        register_architecture(args.architecture)
+
+
+def _shrinker(args: argparse.Namespace, model: str) -> IShrinker:
+    from ..api.shrinker import IShrinker
+    from ..checkpoint.source import open_source
+
+    _quiet_transformers()
+    _register(args)
+    revision, gguf_file = getattr(args, "revision", None), getattr(args, "gguf_file", None)
+    return IShrinker(open_source(model, revision=revision, gguf_file=gguf_file))
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.json:
+        say(text)
+
+
+def _check_output(args: argparse.Namespace) -> Path:
+    from ..core.output import check_output
+
+    check_output(Path(args.output), args.overwrite)
+    return Path(args.output)
+
+
+def _lists_criteria(args: argparse.Namespace) -> bool:
+    return "help" in (args.importance, args.layer_importance)
+
+
+def _shrink(args: argparse.Namespace) -> Any:
+    from .show import show_criteria
+
+    if _lists_criteria(args):
+        return show_criteria(args)
+    model, config = _config(args)
+    if not args.output and not args.dry_run:
+        raise RequestError("name the output folder with --output, or pass --dry-run")
+    if args.output and not args.dry_run:
+        _check_output(args)
+    if args.push_to_hub:
+        _check_destination(args)
+    shrinker = _shrinker(args, model)
+    if args.dry_run:
+        return _show_plan_alone(args, shrinker, config, check_all=True)
+    words = ["--architecture", Path(args.architecture).name] if args.architecture else []
+    return _run_shrink(args, shrinker, config, command_words=words)
+
+
+def _check_destination(args: argparse.Namespace) -> None:
+    """Check that the push at the end can succeed; a dry run checks the name alone, and asks no server."""
+    from ..hub.destination import check_destination, check_repo_id
+
+    if args.dry_run:
+        check_repo_id(args.push_to_hub)
+    elif is_main_process():
+        check_destination(args.push_to_hub)
+
+
+def _show_plan_alone(
+    args: argparse.Namespace, shrinker: IShrinker, config: IShrinkConfig, *, check_all: bool
+) -> dict[str, Any]:
+    from ..core.json_files import write_json
+    from .show import show_plan, show_runtime
+
+    plan = shrinker.plan(config, check_all=check_all)
+    if args.output and not check_all:
+        write_json(Path(args.output), plan.to_json())
+    if not args.json:
+        show_plan(plan, layers=True)
+        show_runtime(shrinker.source.binding, config, plan.new_shape)
+    return plan.to_json()
+
+
+def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkConfig, **how: Any) -> Any:
+    """Shrink, print the result and what can be done with it, and push it if requested."""
+    from .show import show_plan, show_runtime
+
+    output = Path(args.output)
+
+    def show(plan: Any) -> None:
+        if not args.json:
+            show_plan(plan)
+            show_runtime(shrinker.source.binding, config, plan.new_shape)
+
+    result = shrinker.shrink(config, save_directory=output, overwrite=args.overwrite, on_plan=show, **how)
+    _show_report(args, result.report)
+    _say(args, f"Written to {output} (card: {output / 'README.md'})")
+    _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
+    found = _result(output, result)
+    repo_id = getattr(args, "push_to_hub", None)
+    if repo_id and is_main_process():
+        found["commit_url"] = _upload(args, result.folder, repo_id)
+        _say(args, f"Pushed:   {found['commit_url']}")
+    else:
+        _say(args, f"Push it:  ishrink push --model {output} --repo-id YOUR_NAME/{output.name}")
+    return found
+
+
+def _result(output: Path, result: ShrinkResult) -> dict[str, Any]:
+    plan = None if result.plan is None else result.plan.to_json()
+    return {"output": str(output), "plan": plan, "report": result.report.to_json()}
+
+
+def _show_report(args: argparse.Namespace, report: Report) -> None:
+    from .show import show_report
+
+    if not args.json:
+        show_report(report)
+
+
+def _plan(args: argparse.Namespace) -> Any:
+    from .show import show_criteria
+
+    if _lists_criteria(args):
+        return show_criteria(args)
+    model, config = _config(args)
+    if args.output:
+        if args.shape_only:
+            raise RequestError("--shape-only chooses nothing, so there is no plan to save; leave out --output")
+        if Path(args.output).exists():
+            raise RequestError(f"{args.output} already exists; name another file")
+        if not Path(args.output).absolute().parent.is_dir():
+            raise RequestError(f"{Path(args.output).parent} is not a folder; create it first, or name another file")
+    if args.shape_only:
+        return _plan_shape(args, model, config)
+    return _show_plan_alone(args, _shrinker(args, model), config, check_all=False)
+
+
+def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> Any:
+    from ..architectures.headers import bind_folder
+    from ..planning.shape import resolve_shape
+    from .show import show_runtime, show_shape
+
+    _register(args)
+    binding = None if args.gguf_file else bind_folder(Path(model).expanduser())
+    if binding is None:  # the folder alone does not tell
+        binding = _shrinker(args, model).source.binding
+    shape = resolve_shape(binding, config)
+    before, after = binding.num_parameters(), binding.num_parameters(shape)
+    if not args.json:
+        show_shape(model, binding.shape, shape, before, after)
+        show_runtime(binding, config, shape)
+    return {"shape": binding.shape, "new_shape": shape, "num_parameters": before, "new_num_parameters": after}
+
+
+def _analyze(args: argparse.Namespace) -> Any:
+    from ..analysis.advised_command import advised_command
+    from ..analysis.options import AnalysisOptions
+    from .show import show_analysis
+
+    if _lists_criteria(args):
+        from .show import show_criteria
+
+        return show_criteria(args)
+    model, config = _config(args)
+    values = given(args, AnalysisOptions)
+    options = AnalysisOptions(**values)
+    output = _check_output(args)
+    analysis = _shrinker(args, model).analyze(config, save_directory=output, overwrite=args.overwrite, **values)
+    if args.json:
+        return {"output": str(output), **analysis.to_json()}
+    show_analysis(analysis)
+    extra = [
+        word
+        for flag in ("gguf_file", "revision", "architecture")
+        if getattr(args, flag)
+        for word in ("--" + flag.replace("_", "-"), getattr(args, flag))
+    ]
+    _say(args, f"Written to {output} (figures: {output / 'figures'})")
+    _say(args, advised_command(config, options, analysis.changes, analysis.finer_levels, model, *extra))
+    return None
+
+
+def _recover(args: argparse.Namespace) -> Any:
+    if args.recovery == "none":
+        raise RequestError("--recovery none trains nothing; name a loss such as kl")
+    model, config = _config(args)
+    output = _check_output(args)
+    result = _shrinker(args, model).recover(config, save_directory=output, overwrite=args.overwrite)
+    if not is_main_process():
+        return None
+    _show_report(args, result.report)
+    found = result.report.recovery
+    if found is not None and found.helped:  # else a note says that the weights are unchanged
+        before, after = found.held_out_loss_before, found.held_out_loss
+        _say(args, f"Loss on the held-out windows: {before:.4f} before, {after:.4f} after")
+    _say(args, f"Written to {output}")
+    return _result(output, result)
+
+
+def _evaluate(args: argparse.Namespace) -> Any:
+    model, config = _config(args)
+    report = _shrinker(args, model).evaluate(config, base=args.base, update_report=not args.no_update_report)
+    _show_report(args, report)
+    return report.to_json()
+
+
+def _benchmark(args: argparse.Namespace) -> Any:
+    options = RuntimeOptions(**given(args, RuntimeOptions))
+    if options.runtime == "llama.cpp":
+        return _benchmark_llama_cpp(args, options)
+    from ..evaluation.options import BENCHMARK_LENGTHS
+
+    args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
+    model, config = _config(args)
+    report = _shrinker(args, model).benchmark(config, base=args.base, update_report=not args.no_update_report)
+    _show_report(args, report)
+    return report.to_json()
+
+
+def _benchmark_llama_cpp(args: argparse.Namespace, options: RuntimeOptions) -> Any:
+    from ..api.llama_cpp import benchmark_llama_cpp
+    from ..evaluation.options import SpeedOptions
+    from .show_export import show_llama_cpp
+
+    _quiet_transformers()
+    _register(args)
+    found = benchmark_llama_cpp(
+        str(Path(args.model) / args.gguf_file) if args.gguf_file else args.model,
+        args.base,
+        options,
+        revision=args.revision,
+        update=not args.no_update_report,
+        base_model=args.base_model,
+        **{name: value for name, value in given(args, SpeedOptions).items() if name.startswith("benchmark_")},
     )
-    model_flags(shrink, required=False)
-    shrink.add_argument("--output", metavar="DIR", help="output folder; it appears whole or not at all")
-    shrink.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    shrink.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    shape_flags(shrink)
-    importance_flags(shrink)
-    recovery_flags(shrink, "none")
-    quality_flags(shrink)
-    speed_flags(shrink)
-    shrink.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
-    shrink.add_argument("--no-benchmark", action="store_true", help="skip the timing")
-    shrink.add_argument(
-        "--push-to-hub",
-        metavar="REPO_ID",
-        help="upload the result as one commit; login and name are checked before the work begins",
-    )
-    visibility_flags(shrink)
-    common_flags(shrink)
+    if not args.json:
+        show_llama_cpp(found)
+    return found.report.to_json()
 
-    plan = verb(
-        "plan",
-        "print or save what would be removed, and change nothing",
-        "ishrink plan --model small-model --num-hidden-layers 14 --intermediate-size 7168",
-    )
-    model_flags(plan, required=False)
-    plan.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
-    plan.add_argument(
-        "--shape-only", action="store_true", help="only the shape: reads config.json and no weights, in a second"
-    )
-    shape_flags(plan)
-    importance_flags(plan)
-    common_flags(plan)
 
-    analyze = verb(
-        "analyze",
-        "quality against sparsity, and what each layer is worth, before anything is cut",
-        "ishrink analyze --model HuggingFaceTB/SmolLM2-135M-Instruct --levels 0,10,25,50 --output analysis",
-    )
-    model_flags(analyze, required=True)
-    analyze.add_argument(
-        "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
-    )
-    analyze.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    analysis_flags(analyze)
-    importance_flags(analyze, compensation=False)
-    protection_flags(analyze.add_argument_group("which layers may be skipped"))
-    task_flags(analyze.add_argument_group("tasks at every level"))
-    common_flags(analyze)
+def _export(args: argparse.Namespace) -> Any:
+    from .show_export import show_export
 
-    recover = verb(
-        "recover",
-        "train a pruned model with labels, a teacher, or nothing but the model itself",
-        "ishrink recover --model small --teacher HuggingFaceTB/SmolLM2-135M-Instruct --output recovered",
-    )
-    recover.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
-    recover.add_argument(
-        "--output", metavar="DIR", required=True, help="output folder; it appears whole or not at all"
-    )
-    recover.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    recover.add_argument("--architecture", metavar="FILE.json", help="description of an architecture of your own")
-    recovery_flags(recover, "kl")
-    quality_flags(recover)
-    speed_flags(recover)
-    recover.add_argument("--no-evaluate", action="store_true", help="skip perplexity, divergence and tasks")
-    recover.add_argument("--no-benchmark", action="store_true", help="skip the timing")
-    common_flags(recover)
+    values = given(args, ExportOptions)
+    ExportOptions(**values)
+    found = _shrinker(args, args.model).export(Path(args.output), overwrite=args.overwrite, **values)
+    if not args.json:
+        show_export(found)
+    return found.to_json()
 
-    evaluate = verb(
-        "evaluate",
-        "measure perplexity, and divergence from a base model, on texts and tasks",
-        "ishrink evaluate --model small --base HuggingFaceTB/SmolLM2-135M-Instruct --eval-text notes.txt",
-    )
-    model_flags(evaluate, required=True)
-    base_flags(evaluate)
-    quality_flags(evaluate)
-    common_flags(evaluate)
 
-    benchmark = verb(
-        "benchmark",
-        "time a model, in turn with its base, in one session",
-        "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-    model_flags(benchmark, required=True)
-    base_flags(benchmark)
-    runtime_flags(benchmark)
-    speed_flags(benchmark, BENCHMARK_LENGTHS)
-    common_flags(benchmark)
+def _card(args: argparse.Namespace) -> Any:
+    from ..card.build import build_card
 
-    export = verb(
-        "export",
-        "write a checkpoint as GGUF for llama.cpp, or quantised for PyTorch, and check what it says there",
-        "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf\n"
-        "  ishrink export --model small --format safetensors --quantization int8 --output small-int8",
-    )
-    model_flags(export, required=True)
-    export_flags(export)
+    folder = Path(args.model)
+    build_card(folder)
+    say(f"Written to {folder / 'README.md'}")
+    return None
 
-    card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
-    card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
 
-    report = verb(
-        "report",
-        "compare output folders and their bases in one HTML page",
-        "ishrink report small smaller recovered --output report.html",
-    )
-    report.add_argument(
-        "outputs",
-        metavar="OUT",
-        nargs="+",
-        help="output folder of shrink or recover, or a file that `ishrink evaluate --json` was written to",
-    )
-    report.add_argument("--output", metavar="FILE.html", help="the page; it needs nothing from elsewhere")
-    report.add_argument("--overwrite", action="store_true", help="replace the page")
-    report.add_argument(
-        "--metric", metavar="NAME", help="quality in the pictures (default: KL divergence, or else the first measured)"
-    )
-    report.add_argument("--title", metavar="TEXT", help="title of the page")
-    report.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+def _report(args: argparse.Namespace) -> Any:
+    from ..report.page.overview import build_overview, overview_rows
+    from ..report.page.pareto import plots
+    from ..report.page.reading import read_reports
+    from ..report.page.render import check_page, render_page, write_page
 
-    push = verb(
-        "push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small"
-    )
-    push.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink")
-    push.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
-    visibility_flags(push)
-    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
-    push.add_argument("--commit-message", metavar="TEXT", help="message of the commit")
-    push.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    if args.output:
+        check_page(Path(args.output), overwrite=args.overwrite)
+    overview = build_overview(read_reports([Path(each) for each in args.outputs]))
+    drawn = plots(overview, args.metric)
+    if args.output:
+        title = args.title or "Shrunk models compared"
+        write_page(render_page(overview, drawn, title=title), Path(args.output), overwrite=args.overwrite)
+    if not args.json:
+        header, rows = overview_rows(overview)
+        print_table("Compared", header, rows)
+        for line in overview.notes:
+            _say(args, line)
+        for plot in drawn:
+            best = ", ".join(point.label for point in plot.points if point.optimal)
+            _say(args, f"{plot.title}, Pareto-optimal: {best}")
+        _say(args, f"Written to {args.output}" if args.output else "For a page with plots: --output FILE.html")
+    return {"output": args.output, **overview.to_json(), "pictures": [plot.to_json() for plot in drawn]}
 
-    demo = verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo")
-    demo.add_argument("--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)")
-    demo.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
-    demo.add_argument("--target", default="params=-15%", help="how much to remove (default: params=-15%%)")
-    demo.add_argument(
-        "--recovery", metavar="LOSS", default="none", help="recover the cut model, such as by kl (default: none)"
+
+def _push(args: argparse.Namespace) -> Any:
+    url = _upload(args, Path(args.model), args.repo_id)
+    _say(args, f"Pushed: {url}")
+    return {"commit_url": url}
+
+
+def _upload(args: argparse.Namespace, folder: Path, repo_id: str) -> str:
+    """Push a folder, with the bars that other verbs do without: gigabytes take their time."""
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+
+    from ..hub.push import push_folder
+
+    if sys.stderr.isatty():
+        enable_progress_bars()
+    values = given(args, PushOptions)
+    if args.verb != "push":  # of `shrink`, the revision is that of the model which is read
+        values = {name: value for name, value in values.items() if name.startswith("private")}
+    options = PushOptions(**values)
+    return push_folder(
+        folder,
+        repo_id,
+        private=options.private,
+        private_until_complete=options.private_until_complete,
+        revision=options.revision,
+        commit_message=options.commit_message,
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
-    demo.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def _demo(args: argparse.Namespace) -> Any:
+    from ..demo import INSTALL, demo_config, demo_source
+
+    _quiet_transformers()
+    _check_output(args)
+    config = demo_config(args.target, args.seed, args.recovery)
+    from ..api.shrinker import IShrinker
+
+    recovery = "" if args.recovery == "none" else f" --recovery {args.recovery}"
+    output = Path(args.output).name
+    command = f"{INSTALL}\nishrink demo --target {args.target}{recovery} --seed {args.seed} --output {output}"
+    return _run_shrink(args, IShrinker(demo_source()), config, command=command)
+
+
+VERBS: dict[str, Verb] = {
+    "shrink": _shrink,
+    "recover": _recover,
+    "plan": _plan,
+    "analyze": _analyze,
+    "evaluate": _evaluate,
+    "benchmark": _benchmark,
+    "export": _export,
+    "card": _card,
+    "report": _report,
+    "push": _push,
+    "demo": _demo,
+}

@@ -1,1 +1,1 @@
-"""What every room stands on: registry, progress, device, processes, files that appear whole or not at all."""
+"""What every package uses: registry, progress, devices, processes, atomic output, digests, JSON, tables, plots."""

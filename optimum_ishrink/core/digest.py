@@ -1,4 +1,4 @@
-"""What tells one checkpoint, one text or one request from another: contents, not names or places."""
+"""Short SHA-256 digests of JSON values, tensors and files: two things are the same when their contents are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def plain(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a key as JSON gives it back, so that it equals the one that is read from a file."""
+def as_json(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key after a round trip through JSON, so that it compares equal to one that was read from a file."""
     found: dict[str, Any] = json.loads(json.dumps(key))
     return found
 
@@ -33,9 +33,9 @@ def tensor_digest(*tensors: torch.Tensor) -> str:
     return found.hexdigest()[:16]
 
 
-def file_digest(paths: Iterable[Path], first: bytes = b"") -> str:
-    """Return a short hash of some bytes and of files, their names included, a part of a file in memory at a time."""
-    found = hashlib.sha256(first)
+def file_digest(paths: Iterable[Path], prefix: bytes = b"") -> str:
+    """Return a short hash of some bytes, then of files with their names. Files are read in chunks."""
+    found = hashlib.sha256(prefix)
     for path in paths:
         found.update(path.name.encode())
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, brought to the disk, renamed."""
+"""Files that are complete or absent even after a power cut: written to a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, err
 
 
 @contextmanager
-def room_needed(place: Path, kept: str = "") -> Iterator[None]:
-    """Turn what a full or protected disk gives into a message.
+def disk_errors(place: Path, hint: str = "") -> Iterator[None]:
+    """Turn the errors of a full or protected disk into an `OutputError`.
 
     Args:
         place: What is being written.
-        kept: What is still whole, for the message.
+        hint: What can be resumed, appended to the message.
 
     Raises:
         OutputError: There is no space or no permission.
@@ -34,12 +34,13 @@ def room_needed(place: Path, kept: str = "") -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise OutputError(
-            f"cannot write {place}: {os.strerror(error.errno or 0)}; make room and run the same command again{kept}"
+            f"cannot write {place}: {os.strerror(error.errno or 0)}; "
+            f"free some space and run the same command again{hint}"
         ) from None
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -48,13 +49,13 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, even when the power fails.
+    """Write a file that appears complete or not at all, even after a power cut.
 
     Raises:
         OutputError: There is no space or no permission.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with room_needed(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(data)
@@ -67,7 +68,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors; the file appears whole or not at all."""
+    """Write tensors as safetensors; the file appears complete or not at all."""
     write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
@@ -77,7 +78,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def rename_folder(partial: Path, folder: Path) -> None:
-    """Bring all files of a folder to the disk and give it its name; a folder of that name is replaced."""
+    """Flush all files of a folder to the disk and rename it; an existing folder of that name is replaced."""
     for path in partial.rglob("*"):
         sync(path)
     sync(partial)

@@ -1,4 +1,4 @@
-"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+"""Reading and writing JSON files: readable layout, atomic replacement, errors in one line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..errors import SourceError
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write an artifact's JSON, one entry a line for what people read and compact for long lists of numbers.
+    """Write JSON with one entry per line, and long lists of numbers compactly on one line.
 
-    It is written beside its place and renamed: at any time the file is whole.
+    The file is written under a temporary name and renamed, so that it is complete at any time.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

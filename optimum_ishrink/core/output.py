@@ -1,4 +1,4 @@
-"""An output folder, or file, that appears whole or not at all."""
+"""Output folders and files that appear complete or not at all, and the checks before long work."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from ..errors import OutputError
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""What a full, protected or read-only place gives: a reason to choose another one, not a fault of this package."""
+"""Errors of a full, protected or read-only location: the user has to choose another one."""
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Check that a folder can be made, before any long work.
+    """Check that a folder can be created, before any long work.
 
     Raises:
-        OutputError: It holds something already, its place cannot be written to, or it cannot be replaced by a rename:
-            a mount point, and the working directory, from under which its own shell would lose the result.
+        OutputError: It is not empty, its parent cannot be written to, or it cannot be replaced by a rename. That is so
+            for a mount point, and for the working directory: the user's shell would still be in the old folder.
     """
     folder = _resolved(folder)
     try:
@@ -30,7 +30,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
         if folder.is_mount():
             raise OutputError(f"{folder} is a mount point, which cannot be replaced; name a folder in it")
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise OutputError(f"{folder} already holds something; name another folder or pass --overwrite")
+            raise OutputError(f"{folder} is not empty; name another folder or pass --overwrite")
         if _is_in_use(folder):
             raise OutputError(
                 f"{folder} is the working directory or holds it, and would be replaced; name a new folder in it"
@@ -49,10 +49,10 @@ def check_not_inside(output: Path, inputs: Iterable[Path]) -> None:
 
     Args:
         output: The output folder.
-        inputs: What is read: the source's folder, files of text. Symbolic links are followed.
+        inputs: Everything that is read: the source's folder, text files. Symbolic links are followed.
 
     Raises:
-        OutputError: An input is the output folder or lies inside it.
+        OutputError: An input is the output folder or is inside it.
     """
     folder = _resolved(output)
     for path in inputs:
@@ -64,17 +64,16 @@ def check_not_inside(output: Path, inputs: Iterable[Path]) -> None:
 
 @contextmanager
 def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a hidden folder beside `folder` to fill, and rename it when all went well.
+    """Yield a hidden folder next to `folder`, and rename it to `folder` when the block succeeds.
 
-    Whatever goes wrong, Ctrl-C included, the hidden folder is removed and `folder` is as it was.
+    On any error, Ctrl-C included, the hidden folder is removed and `folder` is unchanged.
 
     Args:
-        folder: Where the result shall be. Of a symbolic link, the folder that it points to is replaced.
-        overwrite: Replace what is there. The old folder is moved aside first and removed only when the new one is in
-            place.
+        folder: The result. If it is a symbolic link, the folder that it points to is replaced.
+        overwrite: Replace an existing folder. It is moved aside first and removed only when the new one is in place.
 
     Raises:
-        OutputError: The folder holds something already, or cannot be written: it or the disk is full or protected.
+        OutputError: The folder is not empty, or it cannot be written because it or the disk is full or protected.
     """
     check_output(folder, overwrite)
     folder = _resolved(folder)
@@ -97,34 +96,34 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
-    """Check that a file can be made, before any long work.
+    """Check that a file can be created, before any long work.
 
     Raises:
-        OutputError: There is one already, it is a folder, or its folder is missing or cannot be written to.
+        OutputError: It already exists, it is a folder, or its folder is missing or cannot be written to.
     """
     path = _resolved(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; name another file or pass --overwrite")
+        raise OutputError(f"{path} already exists; name another file or pass --overwrite")
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; make it first, or name another file")
+        raise OutputError(f"{path.parent} is not a folder; create it first, or name another file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in {path.parent}; name another file")
 
 
 @contextmanager
 def staged_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path in a hidden folder beside `path` to write, and move it into place when all went well.
+    """Yield a path in a hidden folder next to `path`, and move the file there to `path` when the block succeeds.
 
-    Whatever goes wrong, Ctrl-C included, the hidden folder is removed and `path` is as it was.
+    On any error, Ctrl-C included, the hidden folder is removed and `path` is unchanged.
 
     Args:
-        path: Where the file shall be.
-        overwrite: Replace what is there, once the new file is whole.
+        path: The result.
+        overwrite: Replace an existing file once the new one is complete.
 
     Raises:
-        OutputError: There is a file already, or it cannot be written: it or the disk is full or protected.
+        OutputError: The file already exists, or it cannot be written because it or the disk is full or protected.
     """
     check_output_file(path, overwrite)
     path = _resolved(path)
@@ -144,11 +143,11 @@ def staged_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _resolved(path: Path) -> Path:
-    """Return a path without links and `..`: what is renamed must have a name, and stand beside its staging folder."""
+    """Return a path without links and `..`: a folder that is renamed needs a name, and a parent on the same disk."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in a circle; a working directory that was removed
-        raise OutputError(f"{path} leads nowhere; name a folder by its full path") from None
+    except (OSError, RuntimeError):  # circular links; a working directory that was removed
+        raise OutputError(f"{path} cannot be resolved; give a full path") from None
 
 
 def _is_in_use(folder: Path) -> bool:
@@ -161,7 +160,7 @@ def _is_in_use(folder: Path) -> bool:
 
 
 def _reason(error: OSError, outside: Path | None = None) -> str:
-    """Return what the system says, and about which file unless that lies in the hidden folder."""
+    """Return the system's message, and the file that it is about unless that is in the hidden folder."""
     reason = os.strerror(error.errno or 0)
     if outside is None or not isinstance(error.filename, str) or outside in Path(error.filename).parents:
         return reason
@@ -169,35 +168,35 @@ def _reason(error: OSError, outside: Path | None = None) -> str:
 
 
 def _remove_empty(made: Iterable[Path]) -> None:
-    for parent in made:  # deepest first; a parent that someone else filled meanwhile stays
+    for parent in made:  # deepest first; a parent that another program filled in the meantime is not removed
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
 
 
 def _replace(staging: Path, folder: Path) -> None:
-    staging.chmod(0o777 & ~_umask())  # mkdtemp made it private to the user
+    staging.chmod(0o777 & ~_umask())  # mkdtemp creates folders that only the user can read
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    there = folder.exists()
+    existed = folder.exists()
     try:
-        if there:
+        if existed:
             folder.rename(aside)
         staging.rename(folder)
     except BaseException as error:
-        if there and aside.exists() and not folder.exists():
+        if existed and aside.exists() and not folder.exists():
             aside.rename(folder)
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {folder}: {_reason(error)}") from None
         raise
-    if there:
+    if existed:
         _remove(aside, folder)
 
 
 def _remove(aside: Path, folder: Path) -> None:
-    """Remove the old folder; an interruption does not leave half of it."""
+    """Remove the old folder, completely even if the removal is interrupted."""
     try:
         shutil.rmtree(aside)
     except BaseException as error:
-        with suppress(OSError):  # folders in it may be protected; this user's own can be opened
+        with suppress(OSError):  # folders in it may be protected; those of this user can be made writable
             for place, folders, _ in os.walk(aside):
                 for path in (Path(place), *(Path(place, name) for name in folders)):
                     if not path.is_symlink():
@@ -207,7 +206,8 @@ def _remove(aside: Path, folder: Path) -> None:
             raise
         if aside.exists():
             raise OutputError(
-                f"{folder} is whole, but what it replaced cannot be removed: {_reason(error)}; remove {aside}"
+                f"{folder} is complete, but the folder that it replaced cannot be removed: {_reason(error)}; "
+                f"remove {aside}"
             ) from None
 
 

@@ -1,6 +1,6 @@
-"""The style that all figures share.
+"""The style that all figures share: sizes, colours and axes of matplotlib, saved to the same bytes each time.
 
-Opaque white backgrounds and dark ink, so that they read the same on a light and on a dark page.
+Opaque white backgrounds and dark ink, so that they look the same on light and dark pages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ matplotlib.use("Agg")  # files only: no window, and no display needed
 INK = "#222222"
 
 SERIES = (("#2a78b5", "o"), ("#d1495b", "s"), ("#3a7d44", "^"), ("#b07d12", "D"))
-"""Colours and markers of lines in one picture: told apart without colour as well."""
+"""Colours and markers of the lines in one figure, which can be told apart without colour too."""
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -34,7 +34,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure so that the same figure gives the same bytes.
+    """Save a figure; the same figure gives the same bytes.
 
     Args:
         figure: The figure.
@@ -44,13 +44,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def name_axis(axis: Any, title: str, x: str, y: str) -> None:
-    """Set what a panel shows, in dark ink and without a box around it.
+    """Set a panel's title and axis labels, in dark ink, and remove the box around it.
 
     Args:
         axis: The panel.
         title: Its title.
-        x: What runs from left to right.
-        y: What runs from bottom to top.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
     """
     axis.set_title(title, loc="left", color=INK, fontsize=11)
     axis.set_xlabel(x)

@@ -1,7 +1,7 @@
-"""More than one process, as `torchrun` starts them: each scores its share of the text, and all learn the sums.
+"""Several processes, as `torchrun` starts them: each works on its share, and sums are shared with all.
 
-With one process nothing here touches `torch.distributed`. The command line asks here who speaks, so torch is imported
-only where it is needed.
+With one process nothing here touches `torch.distributed`. The command line uses this module to find the process that
+prints, so torch is imported only where it is needed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Item = TypeVar("Item")
 
 
 def process_count() -> int:
-    """Return how many processes share the work."""
+    """Return the number of processes that share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_index() -> int:
-    """Return this process' number, from 0."""
+    """Return this process's number, from 0."""
     return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
 
 
@@ -33,23 +33,23 @@ def is_main_process() -> bool:
 
 
 def connect(device: torch.device) -> torch.device:
-    """Join the other processes, and return the device that is this one's.
+    """Join the other processes, and return the device of this one.
 
     Args:
-        device: The device of the run; with CUDA every process of a machine takes another one.
+        device: The device of the run; with CUDA, each process of a machine gets a different one.
     """
     if process_count() == 1:
         return device
     import torch
     from accelerate import PartialState
 
-    # Others wait for as long as one process samples, cuts and measures alone.
+    # The others wait while one process samples, cuts and measures alone.
     state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     return torch.device(state.device)
 
 
-def own_share(items: Sequence[Item]) -> Sequence[Item]:
-    """Return every n-th item, for n processes, beginning with this one's number."""
+def process_share(items: Sequence[Item]) -> Sequence[Item]:
+    """Return this process's share of the items: every n-th for n processes, starting at this one's number."""
     return items[process_index() :: process_count()]
 
 
@@ -72,7 +72,7 @@ def summed_count(count: int, device: torch.device) -> int:
 
 
 def wait_for_all() -> None:
-    """Return once all processes are here."""
+    """Wait until all processes have reached this call."""
     if process_count() > 1:
         import torch
 
@@ -80,7 +80,7 @@ def wait_for_all() -> None:
 
 
 def from_main_process(value: Any) -> Any:
-    """Return what the main process has: what it drew or decided holds for all."""
+    """Return the main process's value in every process."""
     if process_count() == 1:
         return value
     import torch

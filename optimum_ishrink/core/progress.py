@@ -14,10 +14,10 @@ from .processes import is_main_process
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left while the block runs, and give the function that advances it.
+    """Show a bar with the remaining time while the block runs, and yield the function that advances it.
 
-    It writes to standard error, so that standard output holds results alone; where that is not a terminal, it writes
-    one line at the end.
+    It writes to standard error, so that standard output has only results. Where that is not a terminal, it writes one
+    line at the end.
 
     Args:
         description: What is being done.
@@ -37,19 +37,19 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
 
 
 def note(text: str) -> None:
-    """Say in one line on standard error what is being done, where a bar would not."""
+    """Print one line on standard error about work that has no bar."""
     if is_main_process():
         sys.stderr.write(text + "\n")
 
 
 @contextmanager
 def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar for steps of training, and give the function that sets the step and a note beside it.
+    """Show a bar for training steps, and yield the function that sets the step and the note next to it.
 
     Args:
         description: What is being done.
         total: Number of steps.
-        done: Steps that were done before.
+        done: Steps completed before.
     """
     columns = (
         TextColumn("{task.description:<10}"),

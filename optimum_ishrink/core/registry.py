@@ -1,4 +1,4 @@
-"""Names to functions, one file each: a criterion is found because its file exists."""
+"""A registry of named functions, one file each: adding a criterion or a loss means adding its file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The objects that the modules of one package registered, by name.
 
-    The package's modules are imported at the first look-up, not before, so that a new file is enough to add a name.
+    The package's modules are imported at the first look-up, so that a new file is enough to add a name.
 
     Args:
-        kind: What the names stand for; it is used in error messages.
+        kind: What the names refer to, for error messages.
         package: Dotted name of the package whose modules register objects.
     """
 
@@ -29,7 +29,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files an object under `name`.
+        """Return a decorator that registers an object under `name`.
 
         Raises:
             ValueError: The name is taken.
@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         """Return the object of that name.
 
         Raises:
-            RequestError: There is none; the message names the nearest and all that exist.
+            RequestError: The name is unknown; the message suggests the nearest name and lists all.
         """
         self._load()
         if name not in self._objects:

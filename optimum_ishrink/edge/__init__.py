@@ -1,1 +1,1 @@
-"""On the edge: a checkpoint as GGUF, checked and timed in llama.cpp."""
+"""Runtimes other than PyTorch in 16 bits: GGUF files for llama.cpp, and quantised checkpoints for PyTorch."""

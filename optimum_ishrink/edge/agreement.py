@@ -1,4 +1,4 @@
-"""Whether the exported model says what the checkpoint says: both on the same tokens, in llama.cpp or transformers."""
+"""Whether an export predicts what its checkpoint predicts: both on the same tokens, in llama.cpp or transformers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from typing import Any
 import torch
 
 from ..core.progress import progress_bar
-from ..core.table import Row
 from ..errors import VerificationError
 from ..evaluation.text_statistics import mean_over_windows
 from ..report.measurement import Measurement
 from ..text.sources import PYDOC, TextSource
 from ..text.windows import token_windows
-from .process import run_worker
+from .worker_process import run_worker
 
 EXACT_LIMIT = 0.005
-"""Nats per token that an export of 16 bits or more may be from its checkpoint. A right one stays below 0.0001; a wrong
+"""Largest KL divergence in nats per token of an export in 16 bits or more. A correct one stays below 0.0001; a wrong
 rotary base, norm or head is above 0.1."""
 
 
@@ -32,11 +31,11 @@ class AgreementSettings:
     Args:
         windows: Windows of text.
         length: Tokens in each.
-        predicted: Predictions at the end of each that are compared; the tokens before are context only.
-        candidates: Tokens whose probability llama.cpp is asked for: its most likely ones. A whole vocabulary would
-            take a second per prediction, most of it for writing numbers down.
+        predicted: Predictions at the end of each that are compared; earlier tokens are context only.
+        candidates: Number of most likely tokens whose probability llama.cpp returns. The whole vocabulary would take
+            a second per prediction, most of it to write the numbers as text.
         lines: Lines of the text whose tokens are compared.
-        documents: Documents of the text that all of this is taken from.
+        documents: Documents of the text that windows and lines come from.
     """
 
     windows: int = 4
@@ -49,13 +48,13 @@ class AgreementSettings:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came of the comparison.
+    """How well a GGUF file in llama.cpp agrees with its checkpoint.
 
     Args:
-        divergence: KL divergence from the checkpoint's predictions to llama.cpp's, nats per token. Tokens beyond the
+        divergence: KL divergence from the checkpoint's predictions to llama.cpp's, nats per token. Tokens outside the
             candidates count as one, which can only make it smaller.
         top1: Share of predictions whose most likely token is the same.
-        coverage: Mean probability that the checkpoint gives to the candidates together; 1 when they are all tokens.
+        coverage: Mean probability of all candidates together in the checkpoint; 1 when they are the whole vocabulary.
         same_lines: Lines that llama.cpp's tokenizer splits as the checkpoint's does.
         lines: Lines that were compared.
     """
@@ -67,23 +66,36 @@ class Agreement:
     lines: int
 
 
-def binned_divergence(log_p: torch.Tensor, top: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return KL(p || q) with every token that q does not name in one bin, and the share of p that q names.
+@dataclass(frozen=True)
+class CheckpointAgreement:
+    """How well a quantised checkpoint agrees with its original, both in transformers.
 
-    Merging outcomes never makes a KL divergence larger, so this is a lower bound, and exact when q names all tokens.
+    Args:
+        divergence: KL divergence from the original's predictions, nats per token, over the whole vocabulary.
+        top1: Share of predictions whose most likely token is the same.
+    """
+
+    divergence: Measurement
+    top1: Measurement
+
+
+def binned_divergence(log_p: torch.Tensor, top: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Return KL(p || q) with all tokens that q does not list in one bin, and the probability in p of those it lists.
+
+    Merging outcomes never makes a KL divergence larger, so this is a lower bound, and exact when q lists all tokens.
 
     Args:
         log_p: Natural log-probabilities of all tokens, float64, shape (vocabulary,).
-        top: Tokens that q names, each with its natural log-probability.
+        top: Tokens that q lists, each with its natural log-probability.
     """
     ids = torch.tensor([token for token, _ in top])
     log_q = torch.tensor([value for _, value in top], dtype=torch.float64)
-    named = log_p[ids]
-    inside = (named.exp() * (named - log_q)).sum().item()
-    share = min(named.exp().sum().item(), 1.0)
+    listed = log_p[ids]
+    inside = (listed.exp() * (listed - log_q)).sum().item()
+    share = min(listed.exp().sum().item(), 1.0)
     if len(top) >= len(log_p):
         return inside, share
-    # Rounding may leave nothing, or less, for the other tokens.
+    # Rounding may leave zero or a negative rest for the other tokens.
     rest_p, rest_q = max(1 - share, 1e-12), max(1 - log_q.exp().sum().item(), 1e-12)
     return inside + rest_p * math.log(rest_p / rest_q), share
 
@@ -100,12 +112,12 @@ def measure_agreement(
     """Compare a GGUF file in llama.cpp with the checkpoint in transformers.
 
     Args:
-        model: The checkpoint, loaded in float32 on the CPU: what llama.cpp computes with.
+        model: The checkpoint, loaded in float32 on the CPU, which llama.cpp computes in.
         tokenizer: Its tokenizer.
         path: The file.
         threads: Threads for llama.cpp.
         settings: What is compared; the defaults take seconds.
-        run: Runs llama.cpp in a process.
+        run: Runs a task of `worker.py`.
 
     Raises:
         SourceError: llama.cpp cannot load the file.
@@ -116,7 +128,7 @@ def measure_agreement(
     windows = _windows(source, tokenizer, settings)
     lines = _lines(source, settings.lines)
     vocabulary = int(model.config.vocab_size)
-    asked = {
+    conditions = {
         "runtime": "llama.cpp",
         "length": settings.length,
         "predicted": predicted,
@@ -125,22 +137,22 @@ def measure_agreement(
     }
     request = {"task": "predict", "model": str(path), "threads": threads, "predicted": predicted, "lines": lines}
     with progress_bar("comparing with transformers", 1 + len(windows)) as advance, torch.inference_mode():
-        said = run({**request, "candidates": asked["candidates"], "windows": windows.tolist()})
+        found = run({**request, "candidates": conditions["candidates"], "windows": windows.tolist()})
         advance(1)
         divergence = torch.zeros(len(windows), predicted, dtype=torch.float64)
         same, covered = torch.zeros_like(divergence), torch.zeros_like(divergence)
         for i, window in enumerate(windows):
-            # One by one, not as a batch: the logits of a whole batch would be the largest thing in memory.
+            # One window at a time: the logits of a batch would take more memory than anything else.
             log_p = _predict(model, window, predicted)
-            for j, top in enumerate(said["top"][i]):
+            for j, top in enumerate(found["top"][i]):
                 divergence[i, j], covered[i, j] = binned_divergence(log_p[j], top)
                 same[i, j] = float(top[0][0] == int(log_p[j].argmax()))
             advance(1)
     equal = sum(
-        found == tokenizer(line, add_special_tokens=False)["input_ids"]
-        for found, line in zip(said["lines"], lines, strict=True)
+        tokens == tokenizer(line, add_special_tokens=False)["input_ids"]
+        for tokens, line in zip(found["lines"], lines, strict=True)
     )
-    kl, top1 = _measured(source, divergence, same, asked)
+    kl, top1 = _measured(source, divergence, same, conditions)
     return Agreement(kl, top1, covered.mean().item(), equal, len(lines))
 
 
@@ -149,23 +161,19 @@ def measure_checkpoints(
     load_export: Callable[[], Any],
     tokenizer: Any,
     settings: AgreementSettings | None = None,
-) -> tuple[Measurement, Measurement]:
-    """Compare two checkpoints in transformers on the text that GGUF files are compared on, over the whole vocabulary.
+) -> CheckpointAgreement:
+    """Compare two checkpoints in transformers, on the same text as GGUF files but over the whole vocabulary.
 
-    In memory at once: one of the models, and the predictions of the first.
+    Memory holds one model at a time, and the first one's predictions.
 
     Args:
         load_checkpoint: Loads the checkpoint, in float32.
-        load_export: Loads what was made of it, as its readers do.
+        load_export: Loads the export, as its readers do.
         tokenizer: Their tokenizer.
         settings: What is compared; the defaults take seconds.
 
-    Returns:
-        KL divergence from the checkpoint's predictions to the export's in nats per token, and the share of predictions
-        whose most likely token is the same.
-
     Raises:
-        VerificationError: The export's predictions are not numbers.
+        VerificationError: The export's predictions are NaN or inf.
     """
     source = TextSource(PYDOC)
     model = load_checkpoint()
@@ -186,14 +194,14 @@ def measure_checkpoints(
             same[i] = (log_p.argmax(-1) == log_q.argmax(-1)).double()
             advance(1)
     if not divergence.isfinite().all():
-        raise VerificationError("the export's predictions are not numbers; nothing was kept")
-    asked = {
+        raise VerificationError("the export's predictions are NaN or inf; nothing was written")
+    conditions = {
         "runtime": "transformers",
         "length": settings.length,
         "predicted": settings.predicted,
         "fingerprint": source.fingerprint(),
     }
-    return _measured(source, divergence, same, asked)
+    return CheckpointAgreement(*_measured(source, divergence, same, conditions))
 
 
 def _predict(model: Any, window: torch.Tensor, predicted: int) -> torch.Tensor:
@@ -203,46 +211,26 @@ def _predict(model: Any, window: torch.Tensor, predicted: int) -> torch.Tensor:
 
 
 def _fitting(settings: AgreementSettings, config: Any) -> AgreementSettings:
-    """Return the settings with windows that the model can read."""
+    """Return the settings with windows that fit the model's context."""
     limit = getattr(config, "max_position_embeddings", None) or settings.length
     length = min(settings.length, limit)
     return replace(settings, length=length, predicted=min(settings.predicted, length))
 
 
 def _windows(source: TextSource, tokenizer: Any, settings: AgreementSettings) -> torch.Tensor:
-    # The first documents give far more tokens than are wanted, and to split all of the text takes seconds.
+    # The first documents hold far more tokens than needed, and tokenizing the whole text takes seconds.
     documents = islice(source.documents(), settings.documents)
     return token_windows(documents, tokenizer, settings.length, settings.windows, seed=0, label=source.label)
 
 
 def _measured(
-    source: TextSource, divergence: torch.Tensor, same: torch.Tensor, asked: Mapping[str, Any]
+    source: TextSource, divergence: torch.Tensor, same: torch.Tensor, conditions: Mapping[str, Any]
 ) -> tuple[Measurement, Measurement]:
     kl, top1 = mean_over_windows(divergence), mean_over_windows(same)
     return (
-        Measurement("kl_divergence", source.label, kl.value, kl.stderr, kl.windows, asked),
-        Measurement("top1_agreement", source.label, top1.value, top1.stderr, top1.windows, asked),
+        Measurement("kl_divergence", source.label, kl.value, kl.stderr, kl.windows, conditions),
+        Measurement("top1_agreement", source.label, top1.value, top1.stderr, top1.windows, conditions),
     )
-
-
-def agreement_rows(divergence: Measurement, top1: Measurement, *, rest: str = "", dtypes: str) -> list[Row]:
-    """Return what a table says of a comparison.
-
-    Args:
-        divergence: KL divergence from the checkpoint's predictions.
-        top1: Share of predictions whose most likely token is the same.
-        rest: What has to be known of the divergence besides.
-        dtypes: What was compared in.
-    """
-    where = f"{divergence.n} windows x {divergence.settings['predicted']} predictions of {divergence.dataset}"
-    return [
-        (
-            "KL divergence from the checkpoint",
-            f"{divergence.value:.5f} ± {divergence.stderr or 0:.5f} nats/token{rest}",
-        ),
-        ("top-1 agreement with it", f"{top1.value:.3f} ± {top1.stderr or 0:.3f}"),
-        ("measured on", f"{where}, {dtypes}"),
-    ]
 
 
 def _lines(source: TextSource, count: int) -> list[str]:

@@ -1,13 +1,13 @@
-"""Base and shrunk model in llama.cpp: fresh processes in every round, and the two in turn, A B B A, at every prompt.
+"""Base and shrunk model in llama.cpp: fresh processes in every round, and turns in the order A B B A at every prompt.
 
-In a round each model has a process of its own, and both stay until its end: a prompt is read and answered by one, by
-the other twice, and by the first again, so that what slows the machine for seconds slows both alike. Where memory does
-not hold both, each answers alone, and a note says so. The next round begins with the other model, in new processes.
-What the base's two turns differ by is what it differs from itself by. Ratios are judged as PyTorch's are
+In a round each model has its own process until the round ends: one model answers a prompt, then the other twice, then
+the first again, so that a machine that is slow for some seconds slows both alike. Where both do not fit in memory,
+each answers alone, and a note says so. The next round starts with the other model, in new processes. The difference
+between the base's two turns shows how much the base differs from itself. Ratios are tested as in PyTorch
 (`evaluation.timing`).
 
-Loading is timed without any generation, once with the file in the system's cache and once without it. Each timed
-process answers one short prompt first that does not count.
+Loading is timed without any generation, once with the file in the system's cache and once without. Each timed process
+first answers a short prompt that does not count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any, Protocol
 
@@ -26,12 +26,12 @@ from ..errors import RequestError
 from ..evaluation.fresh_process import HEADROOM
 from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings, in_turn
-from ..report.measurement import Measurement, median_measurement
-from .files import GgufFile
-from .process import Worker
+from ..report.measurement import Measurement, SpeedComparison, median_measurement
+from .gguf_file import GgufFile
+from .worker_process import WorkerProcess
 
 _TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
-"""What is compared. Prefill is time to first token in other words, and sizes need no test."""
+"""What is tested. Prefill follows from the time to the first token, and sizes need no test."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class BenchmarkSettings:
     """What is timed.
 
     Args:
-        threads: Threads that llama.cpp computes with.
-        lengths: Prompts to time, in tokens; decoding is timed behind each. Two by default: every one more takes rounds
-            from the others, in time and in what the test can tell.
-        new_tokens: Tokens decoded behind each prompt, after the first.
-        rounds: Pairs of processes; eleven are the fewest that can tell with the default lengths. 16 by default: then
-            one of them may differ from all others.
+        threads: Threads for llama.cpp.
+        lengths: Prompt lengths in tokens; decoding is timed after each. Two by default: each further one takes time
+            and statistical power from the others.
+        new_tokens: Tokens decoded after each prompt and its first new token.
+        rounds: Pairs of processes. With the default lengths the test needs at least eleven to find a difference; with
+            16, the default, one of them may disagree with the others.
     """
 
     threads: int
@@ -59,37 +59,37 @@ class BenchmarkSettings:
 
 
 MARGIN = 8
-"""Tokens that a context has beyond the prompt and its answer."""
+"""Tokens of context in addition to the prompt and its answer."""
 
 
-def fitting_lengths(asked: tuple[int, ...] | None, new_tokens: int, context: int | None) -> tuple[int, ...]:
-    """Return the prompt lengths to time: those asked for, or of the default ones those that a model can read.
+def fitting_lengths(requested: tuple[int, ...] | None, new_tokens: int, context: int | None) -> tuple[int, ...]:
+    """Return the prompt lengths to time: the requested ones, or the default ones that fit the context.
 
     Args:
-        asked: Lengths that were asked for, or None.
-        new_tokens: Tokens decoded behind each.
-        context: Tokens that the model reads at most, or None when that is not known.
+        requested: Requested lengths, or None for the default ones.
+        new_tokens: Tokens decoded after each.
+        context: The model's longest context in tokens; None when that is not known.
 
     Raises:
-        RequestError: One that was asked for does not fit.
+        RequestError: A requested length, or every default one, does not fit.
     """
-    lengths = asked or BenchmarkSettings(1).lengths
+    lengths = requested or BenchmarkSettings(1).lengths
     most = max(lengths) if context is None else context - new_tokens - MARGIN
     fits = tuple(length for length in lengths if length <= most)
-    if (asked and fits != asked) or not fits:
+    if (requested and fits != requested) or not fits:
         raise RequestError(
             f"a prompt of {max(lengths)} tokens with {new_tokens} new ones does not fit the model's {context}; "
-            f"the longest prompt that does has {max(most, 0)}"
+            f"the longest prompt that fits has {max(most, 0)}"
         )
     return fits
 
 
 _COLD = ", cold file cache"
 _PROCESS = 128 * 2**20
-"""Bytes that a process has to have beyond its model: Python, and what llama.cpp computes in."""
+"""Bytes that a process needs in addition to its model: Python, and llama.cpp's buffers."""
 
 Samples = dict[tuple[str, str], list[float]]
-"""What was measured and under which setting, to one value for each round, or for each of its turns."""
+"""Metric and setting to one value for each round, or for each of its turns."""
 
 
 class Process(Protocol):
@@ -98,20 +98,20 @@ class Process(Protocol):
     first: dict[str, Any]
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Take a turn."""
+        """Run one turn."""
 
 
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
 
 
 @dataclass(frozen=True)
-class EdgeResult:
-    """What came of a benchmark.
+class BenchmarkResult:
+    """The measurements of a benchmark.
 
     Args:
-        measurements: By model, `base` and `shrunk`: every figure.
-        build: Which llama.cpp it was.
-        notes: What could not be measured here, and why.
+        measurements: Every figure by model, `base` and `shrunk`.
+        build: Version of llama.cpp and the processor instructions that it used.
+        notes: What could not be measured, and why, a line each.
     """
 
     measurements: Mapping[str, tuple[Measurement, ...]]
@@ -123,8 +123,8 @@ def run_benchmark(
     models: Mapping[str, GgufFile],
     settings: BenchmarkSettings,
     *,
-    start: Start = Worker,
-) -> EdgeResult:
+    start: Start = WorkerProcess,
+) -> BenchmarkResult:
     """Measure one model, or two in turn.
 
     Args:
@@ -160,16 +160,16 @@ def run_benchmark(
                 if cold:
                     with start({**request, "model": str(models[name].path), "lengths": []}) as process:
                         add(name, "model_load_seconds", _COLD, process.first["load_seconds"])
-            for there in [order] if together else [[name] for name in order]:
+            for group in [order] if together else [[name] for name in order]:
                 with ExitStack() as stack:
                     processes = {}
-                    for name in there:
+                    for name in group:
                         warm([models[name].path])
-                        asked = {**request, "model": str(models[name].path), "lengths": list(settings.lengths)}
-                        processes[name] = process = stack.enter_context(start(asked))
+                        job = {**request, "model": str(models[name].path), "lengths": list(settings.lengths)}
+                        processes[name] = process = stack.enter_context(start(job))
                         build = process.first["build"]
                         add(name, "model_load_seconds", ", warm file cache", process.first["load_seconds"])
-                    for measured in _turns(processes, there, settings.lengths):
+                    for measured in _turns(processes, group, settings.lengths):
                         add(*measured)
             advance(len(order))
     notes = []
@@ -179,29 +179,29 @@ def run_benchmark(
             "alone, one after the other: their ratio is less certain"
         )
     if not cold:
-        notes.append("the system keeps the file in its cache here, so loading from a cold cache was not measured")
+        notes.append("the system does not drop the file from its cache, so loading from a cold cache was not measured")
         for found_samples in samples.values():
             for key in [key for key in found_samples if key[1].endswith(_COLD)]:
                 del found_samples[key]
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
-        notes.append("this system does not tell a process's peak memory, so it was not measured")
+        notes.append("this system does not report a process's peak memory, so it was not measured")
     compared = (
         _compare(samples["base"], samples["shrunk"], settings.rounds, together=together) if "base" in models else {}
     )
     measurements = {name: _summary(models[name], found, settings, build, together) for name, found in samples.items()}
     measurements["shrunk"] = tuple(
-        replace(found, settings={**found.settings, "versus_base": compared[found.metric, found.dataset]})
+        found.with_versus_base(compared[found.metric, found.dataset])
         if (found.metric, found.dataset) in compared
         else found
         for found in measurements["shrunk"]
     )
-    return EdgeResult(measurements, build, tuple(notes))
+    return BenchmarkResult(measurements, build, tuple(notes))
 
 
 def _turns(
     processes: Mapping[str, Process], order: Sequence[str], lengths: Sequence[int]
 ) -> Iterator[tuple[str, str, str, float]]:
-    """Let loaded models take their turns; name, metric, setting and value of all that was measured."""
+    """Let loaded models take their turns; yield name, metric, setting and value of every measurement."""
     peaks = {}
     for length in lengths:
         where = f", prompt {length}"
@@ -216,11 +216,11 @@ def _turns(
             yield name, "peak_memory_bytes", "", float(peak)
 
 
-def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return how the shrunk model's timings compare with the base's, each as a report has it.
+def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> dict[tuple[str, str], SpeedComparison]:
+    """Return how the shrunk model's timings compare with the base's.
 
-    What the base differs from itself by is taken over the time that lies between the two models: a turn where both
-    were there together, else a process.
+    How much the base differs from itself is measured over the time between the two models: a turn where both were in
+    memory together, else a process.
     """
     keys = [key for key in base if key[0] in _TIMED]
     timings = []
@@ -228,21 +228,21 @@ def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> 
         sign = 1 if key[0].endswith("_per_second") else -1
         old, new = (_by_round([sign * math.log(value) for value in of[key]], rounds) for of in (base, shrunk))
         if together and len(old[0]) > 1:
-            own = [first - second for first, second in old]
+            itself = [first - second for first, second in old]
         else:
-            # In A B B A the base's two processes are a round apart; a last round without its other half has none.
-            own = [mean(old[i]) - mean(old[i + 1]) for i in range(0, rounds - 1, 2)] or [0.0]
-        timings.append(([mean(b) - mean(a) for a, b in zip(old, new, strict=True)], own))
+            # In A B B A the base's two processes are a round apart; an odd last round has no partner.
+            itself = [mean(old[i]) - mean(old[i + 1]) for i in range(0, rounds - 1, 2)] or [0.0]
+        timings.append(([mean(b) - mean(a) for a, b in zip(old, new, strict=True)], itself))
     result = {}
     for (metric, dataset), found in zip(keys, compare_timings(timings), strict=True):
-        result[metric, dataset] = (found.inverted if metric.endswith("_seconds") else found).to_dict()
+        result[metric, dataset] = found.inverted if metric.endswith("_seconds") else found
         if metric == "time_to_first_token_seconds":
-            result["prefill_tokens_per_second", dataset] = found.to_dict()
+            result["prefill_tokens_per_second", dataset] = found
     return result
 
 
 def _by_round(values: Sequence[float], rounds: int) -> list[Sequence[float]]:
-    """Return what each round had, its turns together."""
+    """Return the values of each round, its turns together."""
     turns = len(values) // rounds
     return [values[i * turns : (i + 1) * turns] for i in range(rounds)]
 
@@ -250,9 +250,9 @@ def _by_round(values: Sequence[float], rounds: int) -> list[Sequence[float]]:
 def _summary(
     file: GgufFile, samples: Samples, settings: BenchmarkSettings, build: str, together: bool
 ) -> tuple[Measurement, ...]:
-    asked = {**asdict(settings), "runtime": "llama.cpp", "build": build, "quantization": file.quantization}
-    asked["together"] = together
-    whole = Measurement("file_bytes", f"llama.cpp {file.quantization}", float(file.nbytes), None, 1, asked)
+    conditions = {**asdict(settings), "runtime": "llama.cpp", "build": build, "quantization": file.quantization}
+    conditions["together"] = together
+    whole = Measurement("file_bytes", f"llama.cpp {file.quantization}", float(file.nbytes), None, 1, conditions)
     measurements = [whole]
     order = (
         "model_load_seconds",
@@ -263,5 +263,5 @@ def _summary(
     for (metric, dataset), values in sorted(
         samples.items(), key=lambda item: order.index(item[0][0]) if item[0][0] in order else len(order)
     ):
-        measurements.append(median_measurement(metric, dataset, values, asked, n=settings.rounds))
+        measurements.append(median_measurement(metric, dataset, values, conditions, n=settings.rounds))
     return tuple(measurements)

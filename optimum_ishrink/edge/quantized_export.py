@@ -1,9 +1,7 @@
-"""The verb `export --format safetensors`: from parsed arguments to a quantised checkpoint and its table."""
+"""Exporting a quantised checkpoint for PyTorch, and comparing it with the original before it is written."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,109 +10,114 @@ import torch
 
 from ..checkpoint.source import Source
 from ..core.output import check_not_inside, check_output, staged_folder
-from ..core.table import Row, print_table
 from ..errors import RequestError
-from ..report.measurement import Measurement
-from .agreement import agreement_rows, measure_checkpoints
-from .gguf_verbs import print_line
-from .linears import LinearLayer, check_columns, chosen_layers, linear_layers
-from .quantize import half_dtype, read_quantized, write_quantized
-from .schemes import Scheme, check_group_size, check_library, parse_scheme
-from .unquantized_layers import kept_layers
-
-DEFAULT_SCHEME = "int8"
+from .agreement import CheckpointAgreement, measure_checkpoints
+from .linear_layers import check_columns, layers_to_quantize, linear_layers
+from .options import ExportOptions
+from .torch_quantizations import TorchQuantization, check_library, parse_torch_quantization, resolve_group_size
+from .unquantized_layers import layers_in_16_bits
+from .write_quantized import half_dtype, read_quantized, write_quantized
 
 
 @dataclass(frozen=True)
-class Export:
-    """What was written.
+class QuantizedExport:
+    """A checkpoint with quantised linear layers that was written.
 
     Args:
-        scheme: How linear layers were quantised.
+        path: The folder.
+        model: Name of the original checkpoint.
+        quantization: How linear layers were quantised.
         group_size: Weights that share a scale; None for whole rows.
         params: Parameters of the model.
         quantized_params: Those that are quantised.
-        kept_layers: Layers that stay in 16 bits by request.
+        layers_in_16_bits: Layers that stay in 16 bits by request.
+        has_experts: Whether the model has experts, whose routers stay in 16 bits.
         nbytes: Bytes of the weight files.
         nbytes_16_bit: Bytes of all parameters in 16 bits.
-        agreement: KL divergence from the checkpoint's predictions and top-1 agreement; None when not compared.
+        agreement: How well it agrees with the original in float32; None when not compared.
     """
 
-    scheme: Scheme
+    path: Path
+    model: str
+    quantization: TorchQuantization
     group_size: int | None
     params: int
     quantized_params: int
-    kept_layers: tuple[int, ...]
+    layers_in_16_bits: tuple[int, ...]
+    has_experts: bool
     nbytes: int
     nbytes_16_bit: int
-    agreement: tuple[Measurement, Measurement] | None
+    agreement: CheckpointAgreement | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the export as a JSON object."""
+        return {
+            "output": str(self.path),
+            "params": self.params,
+            "quantized_params": self.quantized_params,
+            "bytes": self.nbytes,
+            "bytes_16_bit": self.nbytes_16_bit,
+            "quantization": self.quantization.name,
+            "group_size": self.group_size,
+            "library": self.quantization.library.name,
+            "kept_layers": list(self.layers_in_16_bits),
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+        }
 
 
-def export_checkpoint(args: Namespace, source: Source) -> Any:
-    """Write a checkpoint with quantised linear layers, compare it with the original, and print what came of it.
+def export_quantized(
+    source: Source, options: ExportOptions, output: Path, *, overwrite: bool = False
+) -> QuantizedExport:
+    """Write a checkpoint with quantised linear layers, after comparing it with the original.
 
     Args:
-        args: Parsed arguments of `export`.
         source: The checkpoint.
+        options: What to export it as; its `format` is `safetensors`.
+        output: The folder. It appears whole or not at all.
+        overwrite: Replace an existing folder.
 
     Raises:
         RequestError: The quantisation does not fit, its library is missing, or the folder cannot be written.
-        VerificationError: What was written cannot be read again; nothing was kept.
+        VerificationError: The export cannot be read again; nothing was written.
     """
-    scheme = parse_scheme(args.quantization or DEFAULT_SCHEME)
-    output = Path(args.output)
+    quantization = parse_torch_quantization(options.quantization_name)
     if output.suffix in (".gguf", ".safetensors"):
         raise RequestError(f"{output} is named like a file; name a folder, which gets config, tokenizer and weights")
-    if args.threads is not None and args.threads < 1:
-        raise RequestError(f"--threads must be 1 or more, not {args.threads}")
-    group_size = check_group_size(scheme, args.group_size)
-    check_output(output, args.overwrite)
-    check_not_inside(output, [source.folder, *([Path(args.analysis)] if args.analysis else [])])
-    check_library(scheme)
+    group_size = resolve_group_size(quantization, options.group_size)
+    analysis = None if options.analysis is None else Path(options.analysis)
+    check_output(output, overwrite)
+    check_not_inside(output, [source.folder, *([] if analysis is None else [analysis])])
+    check_library(quantization)
     binding = source.binding
-    kept = kept_layers(binding, args.keep_layers, args.analysis, args.keep_share)
+    in_16_bits = layers_in_16_bits(binding, options.keep_layers or (), analysis, options.analysis_share)
     linears = linear_layers(source.config, binding)
-    chosen = chosen_layers(linears, kept)
-    check_columns(chosen, group_size, binding)
-    with staged_folder(output, overwrite=args.overwrite) as folder:
-        write_quantized(source, scheme, group_size, linears, chosen, folder)
-        found = _export(args, source, scheme, group_size, chosen, kept, folder)
-    if not args.json:
-        _print(source, found)
-        print_line(f"Written to {output}")
-        print_line(
-            f"Load it:  AutoModelForCausalLM.from_pretrained({output.name!r}), with {scheme.library.name} installed"
-        )
-    return {"output": str(output), **_facts(found)}
-
-
-def _export(
-    args: Namespace,
-    source: Source,
-    scheme: Scheme,
-    group_size: int | None,
-    chosen: Sequence[LinearLayer],
-    kept: tuple[int, ...],
-    folder: Path,
-) -> Export:
-    """Measure what lies in the folder before it takes its place."""
-    agreement = _verify(source, folder, args.threads) if args.verify else None
-    if agreement is None:
-        read_quantized(folder, half_dtype(source))
-    params = source.binding.num_parameters()
-    return Export(
-        scheme,
-        group_size,
-        params,
-        sum(linear.rows * linear.columns for linear in chosen),
-        kept,
-        sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        2 * params,
-        agreement,
+    quantized = layers_to_quantize(linears, in_16_bits)
+    check_columns(quantized, group_size, binding)
+    params = binding.num_parameters()
+    with staged_folder(output, overwrite=overwrite) as folder:
+        write_quantized(source, quantization, group_size, linears, quantized, folder)
+        if options.verify:
+            agreement = _verify(source, folder, options.threads)
+        else:
+            agreement = None
+            read_quantized(folder, half_dtype(source))
+        nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return QuantizedExport(
+        path=output,
+        model=source.display_name,
+        quantization=quantization,
+        group_size=group_size,
+        params=params,
+        quantized_params=sum(linear.rows * linear.columns for linear in quantized),
+        layers_in_16_bits=in_16_bits,
+        has_experts="experts" in binding.sizes,
+        nbytes=nbytes,
+        nbytes_16_bit=2 * params,
+        agreement=agreement,
     )
 
 
-def _verify(source: Source, folder: Path, threads: int | None) -> tuple[Measurement, Measurement]:
+def _verify(source: Source, folder: Path, threads: int | None) -> CheckpointAgreement:
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -125,43 +128,3 @@ def _verify(source: Source, folder: Path, threads: int | None) -> tuple[Measurem
         )
     finally:
         torch.set_num_threads(before)
-
-
-def _facts(found: Export) -> dict[str, Any]:
-    """Return what was written as plain values."""
-    agreement = None
-    if found.agreement is not None:
-        agreement = dict(zip(("divergence", "top1"), map(asdict, found.agreement), strict=True))
-    return {
-        "params": found.params,
-        "quantized_params": found.quantized_params,
-        "bytes": found.nbytes,
-        "bytes_16_bit": found.nbytes_16_bit,
-        "quantization": found.scheme.name,
-        "group_size": found.group_size,
-        "library": found.scheme.library.name,
-        "kept_layers": list(found.kept_layers),
-        "agreement": agreement,
-    }
-
-
-def _print(source: Source, found: Export) -> None:
-    share, sizes = found.quantized_params / found.params, source.binding.sizes
-    how = found.scheme.meaning + (f" of {found.group_size}" if found.group_size else "")
-    parts = ["embedding", "head", "norms"] + ["routers", "experts that are one matrix"] * ("experts" in sizes)
-    layers = ", ".join(map(str, found.kept_layers))
-    named = f", all of layer{'s' * (len(found.kept_layers) > 1)} {layers}" if layers else ""
-    bits = 8 * found.nbytes / found.params
-    rows: list[Row] = [
-        ("parameters", f"{found.params:,}"),
-        ("quantised", f"{found.quantized_params:,} ({share:.1%}): {how}"),
-        ("kept in 16 bits", f"{', '.join(parts)}{named}: {found.params - found.quantized_params:,}"),
-        ("weight files", f"{found.nbytes:,} bytes, {bits:.2f} bits a parameter"),
-        (
-            "in 16 bits",
-            f"{found.nbytes_16_bit:,} bytes: the export is {found.nbytes / found.nbytes_16_bit:.3f} of that",
-        ),
-    ]
-    if found.agreement is not None:
-        rows += agreement_rows(*found.agreement, dtypes="the checkpoint in float32")
-    print_table(f"{source.display_name} as {found.scheme.name}", ("", ""), rows)

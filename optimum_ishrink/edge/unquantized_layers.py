@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..analysis.record import Analysis
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
 from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import RequestError, SourceError
+from ..report.analysis import Analysis
 from ..report.files import ANALYSIS_FILE
 
-DEFAULT_SHARE = 0.1
-"""Share of the layers that stay when an analysis is given: a few layers carry most of the divergence."""
 
-
-def parse_layers(text: str, count: int) -> tuple[int, ...]:
-    """Return the layers of a list such as `0,3,29`, ascending, each once.
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Check that a model has the named layers.
 
     Args:
-        text: The list.
-        count: Layers of the model.
+        layers: Indices of layers, from 0.
+        count: Number of layers in the model.
 
     Raises:
-        RequestError: It is no such list, or the model has no such layer.
+        RequestError: It lacks one.
     """
-    try:
-        layers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise RequestError(f"layers must be whole numbers such as 0,3,29, not {text!r}") from None
-    if layers[0] < 0 or layers[-1] >= count:
-        wrong = layers[0] if layers[0] < 0 else layers[-1]
-        raise RequestError(f"the model has no layer {wrong}; its layers are 0 to {count - 1}")
-    return tuple(layers)
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise RequestError(f"the model has no layer {layer}; its layers are 0 to {count - 1}")
 
 
 def read_analysis(path: Path, binding: Binding) -> Analysis:
-    """Read an analysis and check that it is about such a model.
+    """Read an analysis and check that it fits the model.
 
-    Widths may differ: an analysis of the base still says which layers of a narrower model matter. Layers may not.
+    Widths may differ: an analysis of the base also shows which layers of a narrower model matter. The number of layers
+    may not.
 
     Args:
         path: Output folder of `analyze`, or its `analysis.json`.
         binding: The model that is quantised.
 
     Raises:
-        SourceError: There is no whole analysis.
+        SourceError: There is no analysis, or it is incomplete.
         RequestError: It is of a model with other layers.
     """
     file = path if path.is_file() else path / ANALYSIS_FILE
@@ -63,44 +57,39 @@ def read_analysis(path: Path, binding: Binding) -> Analysis:
     if analysis.num_parameters != binding.num_parameters():
         note(
             f"{file} is about a model of {analysis.num_parameters:,} parameters, this one has "
-            f"{binding.num_parameters():,}; which layers matter is taken from it all the same"
+            f"{binding.num_parameters():,}; its most sensitive layers are used anyway"
         )
     return analysis
 
 
 def sensitive_layers(analysis: Analysis, share: float) -> tuple[int, ...]:
-    """Return the layers whose absence an analysis found to hurt most, ascending; at least one.
+    """Return the layers whose removal costs the most in an analysis, ascending; at least one.
 
     Args:
         analysis: The analysis.
-        share: Share of the layers, between 0 and 1.
-
-    Raises:
-        RequestError: The share is none.
+        share: Share of the layers, above 0 and below 1.
     """
-    if not 0 < share < 1:
-        raise RequestError(f"--keep-share must be above 0 and below 1, not {share:g}")
     worst = sorted(analysis.sensitivity, key=lambda layer: (-layer.block.value, layer.layer))
     return tuple(sorted(layer.layer for layer in worst[: max(1, round(share * len(worst)))]))
 
 
-def kept_layers(binding: Binding, named: str | None, analysis: str | None, share: float | None) -> tuple[int, ...]:
+def layers_in_16_bits(
+    binding: Binding, named: Sequence[int], analysis: Path | None, analysis_share: float
+) -> tuple[int, ...]:
     """Return the layers that stay in 16 bits, ascending.
 
     Args:
         binding: The model.
-        named: Layers by index, such as `0,29`.
-        analysis: An analysis, whose most sensitive layers stay as well.
-        share: Share of the layers that it is asked for; a tenth by default.
+        named: Indices of layers, from 0.
+        analysis: Output folder of `analyze`, whose most sensitive layers stay as well; None for none.
+        analysis_share: Share of the layers that stay because of the analysis, above 0 and below 1.
 
     Raises:
         RequestError: A layer does not exist, or the analysis does not fit.
         SourceError: The analysis cannot be read.
     """
-    found = set(parse_layers(named, binding.sizes["layers"])) if named is not None else set()
+    check_layers(named, binding.sizes["layers"])
+    found = set(named)
     if analysis is not None:
-        wanted = DEFAULT_SHARE if share is None else share
-        found |= set(sensitive_layers(read_analysis(Path(analysis), binding), wanted))
-    elif share is not None:
-        raise RequestError("--keep-share says how many layers of an analysis stay; name it with --analysis DIR")
+        found |= set(sensitive_layers(read_analysis(analysis, binding), analysis_share))
     return tuple(sorted(found))

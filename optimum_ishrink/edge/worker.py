@@ -1,10 +1,10 @@
-"""llama.cpp in a fresh process: `python -m optimum_ishrink.edge.worker`, JSON lines in and out again.
+"""llama.cpp in a fresh process: `python -m optimum_ishrink.edge.worker`, JSON lines in and out.
 
-The first line on standard input says what to do; what a line more asks for is answered when it comes, and where the
-input ends, so does the process.
+The first line on standard input names the task. Each further line gets one answer, and the process ends with its
+input.
 
-Nothing of torch is imported here, so that the peak of memory is llama.cpp's and Python's own. The process leaves
-without closing the server: xllamacpp waits for ever, now and then, when one is closed before its loop runs.
+torch is not imported here, so that peak memory is that of llama.cpp and Python alone. The process exits without
+closing the server: xllamacpp sometimes hangs when a server is closed before its loop runs.
 """
 
 from __future__ import annotations
@@ -21,65 +21,65 @@ from ..errors import IShrinkError
 
 
 def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Load a GGUF file, and time a prompt in every turn that is asked for.
+    """Load a GGUF file, and time a prompt in every turn.
 
-    A first request of 16 tokens does not count: it touches the weights' pages and allocates what is allocated once.
+    A first request of 16 tokens does not count: it reads the weights' pages and triggers allocations that happen once.
 
     Args:
         request: `model`, `threads`, `lengths`, `new_tokens`, `vocabulary`, `context`; no lengths to load only.
-        turns: For each turn the `length` of its prompt, one of the lengths.
+        turns: For each turn the `length` of its prompt in tokens, one of `lengths`.
 
     Yields:
         First `load_seconds` and `build`. Then for each turn `first` (seconds to the first token), `decode` (tokens per
-        second behind it) and `peak_memory_bytes` so far (None where the system does not tell).
+        second after it) and `peak_memory_bytes` so far (None where the system does not report it).
     """
-    from .runtime import Runtime, build_name
+    from .llama_server import LlamaServer, build_name
 
     lengths, new_tokens = request["lengths"], request["new_tokens"]
     longest = max([*lengths, 16])
-    runtime = Runtime(Path(request["model"]), threads=request["threads"], context=request["context"])
+    server = LlamaServer(Path(request["model"]), threads=request["threads"], context=request["context"])
     draw = random.Random(0)
     prompt = [draw.randrange(request["vocabulary"]) for _ in range(longest)]
     if lengths:
-        runtime.complete(prompt[:16], 4, reuse=False)
-    yield {"load_seconds": runtime.load_seconds, "build": build_name()}
+        server.complete(prompt[:16], 4, reuse=False)
+    yield {"load_seconds": server.load_seconds, "build": build_name()}
     for turn in turns:
-        asked = prompt[: turn["length"]]
-        first = runtime.complete(asked, 1, reuse=False).seconds
-        # The prompt stays in the cache, so that only its last token is read again before decoding.
-        answer = runtime.complete(asked, 1 + new_tokens, reuse=True)
+        tokens = prompt[: turn["length"]]
+        first = server.complete(tokens, 1, reuse=False).seconds
+        # The prompt stays in the KV cache, so only its last token is computed again before decoding.
+        answer = server.complete(tokens, 1 + new_tokens, reuse=True)
         decode = answer.decoded / answer.decode_seconds
         yield {"first": first, "decode": decode, "peak_memory_bytes": peak_memory()}
 
 
 def predict(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Say what comes next at the last positions of token windows, and how lines are split into tokens.
+    """Return next-token probabilities at the last positions of token windows, and how lines are split into tokens.
 
     Args:
         request: `model`, `threads`, `windows` (lists of token ids), `predicted` (positions at the end of each),
-            `candidates` (likeliest tokens to name), `lines` (text).
-        turns: None are answered.
+            `candidates` (number of most likely tokens to return), `lines` (text).
+        turns: Not read.
 
     Yields:
         `top`: for every window and position its (token, log-probability) pairs; `lines`: token ids of each line.
     """
-    from .runtime import Runtime
+    from .llama_server import LlamaServer
 
     windows, predicted = request["windows"], request["predicted"]
     longest = max(len(window) for window in windows)
-    runtime = Runtime(Path(request["model"]), threads=request["threads"], context=longest + 8)
+    server = LlamaServer(Path(request["model"]), threads=request["threads"], context=longest + 8)
     top = [
         [
-            runtime.next_log_probabilities(window[: len(window) - predicted + i + 1], request["candidates"])
+            server.next_log_probabilities(window[: len(window) - predicted + i + 1], request["candidates"])
             for i in range(predicted)
         ]
         for window in windows
     ]
-    yield {"top": top, "lines": [runtime.tokenize(line) for line in request["lines"]]}
+    yield {"top": top, "lines": [server.tokenize(line) for line in request["lines"]]}
 
 
 def peak_memory() -> int | None:
-    """Return the most memory that this process ever had resident, in bytes; None where the system does not tell."""
+    """Return this process's peak resident memory in bytes; None where the system does not report it."""
     status = Path("/proc/self/status")
     if status.is_file():
         lines = status.read_text(encoding="utf-8").splitlines()
@@ -97,9 +97,9 @@ TASKS: dict[str, Task] = {"measure": measure, "predict": predict}
 
 
 def main() -> None:
-    """Answer line by line, and leave."""
+    """Answer line by line, then exit."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not look like an answer
     lines = map(json.loads, sys.stdin)
     request = next(lines)
     status = 0

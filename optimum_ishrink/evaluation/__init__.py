@@ -1,1 +1,1 @@
-"""Evaluation: what was lost and what was gained, as measurements that a report holds."""
+"""Evaluation: measurements of quality and speed, for a report."""

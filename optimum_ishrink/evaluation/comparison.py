@@ -1,13 +1,13 @@
-"""How much of each figure the shrunk model keeps, and what can be said of that.
+"""How much of each figure the shrunk model retains, and the verdict on it.
 
-The verdict, from 95 % intervals that pair the two models' answers:
+The verdict, from 95% intervals over paired answers of the two models:
 
-- `worse`: the shrunk model's figure is worse than the base's, and not by chance. Where answers are right or wrong:
-  p < 0.05 in McNemar's exact test. Else: the whole interval of the ratio lies on the worse side of 1.
-- `no worse`: not that, and the interval ends no more than 5 % on the worse side of 1: had the model lost more than a
-  twentieth of the figure, so many questions would have shown it.
-- `too few questions to tell` (of a text, `too few windows to tell`): neither. Figures other than right or wrong want
-  at least ten questions for any other verdict.
+- `worse`: the shrunk model's figure is worse than the base's, by more than chance. Where answers are right or wrong:
+  p < 0.05 in McNemar's exact test. Otherwise: the whole interval of the ratio lies on the worse side of 1.
+- `no worse`: not `worse`, and the interval ends no more than 5% on the worse side of 1: with this many questions, a
+  larger loss would have shown.
+- `too few questions to tell` (for a text, `too few windows to tell`): neither. Figures other than right or wrong
+  need at least ten questions for any other verdict.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARGIN = 0.05
 
 SIGNIFICANCE = 0.05
 _FEWEST = 10
-"""Observations below which a bootstrap of other than right and wrong answers is not believed."""
+"""Minimum number of observations for a bootstrap of answers other than right and wrong."""
 
 
 def compare(
@@ -48,7 +48,7 @@ def compare(
         higher_is_better: Whether a higher figure is the better one.
         observations: What a value stands for: `questions` or `windows`.
         transform: Turns the mean of the values into the figure; the mean itself when None.
-        seed: Seed of the draw.
+        seed: Seed of the bootstrap.
     """
     found = paired_interval(strata, seed=seed, **({} if transform is None else {"transform": transform}))
     count = sum(len(stratum.base) for stratum in strata)
@@ -87,28 +87,28 @@ def compare(
 def verdict(
     found: PairedInterval, count: int, p_value: float | None, *, higher_is_better: bool, observations: str
 ) -> str:
-    """Return what can be said of a comparison; the module says by which rule.
+    """Return the verdict on a comparison, by the rule in the module's docstring.
 
     Args:
         found: The intervals.
         count: Observations.
-        p_value: Of McNemar's exact test, where answers are right or wrong.
+        p_value: p-value of McNemar's exact test; None where answers are not right or wrong.
         higher_is_better: Whether a higher figure is the better one.
         observations: `questions` or `windows`.
     """
-    unknown = f"too few {observations} to tell"
+    inconclusive = f"too few {observations} to tell"
     if p_value is not None:
-        lost = found.difference < 0 if higher_is_better else found.difference > 0
-        if lost and p_value < SIGNIFICANCE:
+        lower_quality = found.difference < 0 if higher_is_better else found.difference > 0
+        if lower_quality and p_value < SIGNIFICANCE:
             return "worse"
     elif count < _FEWEST:
-        return unknown
+        return inconclusive
     low, high = found.ratio_low, found.ratio_high
-    # What is kept at worst and at best, so that more is better whatever the metric.
+    # The retained share at worst and at best, so that higher is better whatever the metric.
     worst, best = (low, high) if higher_is_better else (_inverse(high), _inverse(low))
     if p_value is None and best is not None and best < 1:
         return "worse"
-    return "no worse" if worst is not None and worst >= 1 - MARGIN else unknown
+    return "no worse" if worst is not None and worst >= 1 - MARGIN else inconclusive
 
 
 def _inverse(value: float | None) -> float | None:
@@ -121,11 +121,11 @@ def compare_text(
     """Compare two models on the windows of one text.
 
     Args:
-        base: What the text says of the base.
-        shrunk: What it says of the shrunk model.
+        base: Figures of the base.
+        shrunk: Figures of the shrunk model.
         label: Name of the text.
-        per_token: Compare the perplexity too, which models of different tokenizers do not share.
-        seed: Seed of the draw.
+        per_token: Compare the perplexity too, which is not comparable between tokenizers.
+        seed: Seed of the bootstrap.
     """
     how: dict[str, Any] = {"higher_is_better": False, "observations": "windows", "seed": seed}
     found = []

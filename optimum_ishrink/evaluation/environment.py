@@ -1,4 +1,4 @@
-"""Where the numbers were measured."""
+"""Reading the environment of a measurement from this machine."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from ..core.device import cpu_capabilities, dtype_name
+from ..report.environment import Environment
 
 _PACKAGES = ("optimum-ishrink", "torch", "transformers", "optimum", "lm-eval", "safetensors")
 
 
-def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def environment(device: torch.device, dtype: torch.dtype) -> Environment:
     """Return hardware, threads and versions: what a reader needs to judge or repeat a measurement.
 
     Args:
-        device: Where the models ran.
-        dtype: In which dtype they computed.
+        device: The device that the models ran on.
+        dtype: The dtype that they computed in.
     """
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "accelerator": accelerator,
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "logical_cores": psutil.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "governor": _governor(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "dtype": dtype_name(dtype),
-        "os": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        # torch says itself which build it is, such as 2.13.0+cu130; its metadata do not always.
-        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)},
-    }
+    return Environment(
+        device=device.type,
+        accelerator=accelerator,
+        cpu=_cpu_name(),
+        cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count(),
+        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        governor=_governor(),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        dtype=dtype_name(dtype),
+        os=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        # torch reports its build, such as 2.13.0+cu130; its package metadata do not always.
+        versions={name: metadata.version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)},
+    )
 
 
 def _governor(folder: Path = Path("/sys/devices/system/cpu")) -> str | None:

@@ -1,6 +1,6 @@
-"""Perplexity, divergence and latency as `evaluate.Measurement` classes, for scripts of one's own. Nothing is fetched.
+"""Perplexity, divergence and latency as `evaluate.Measurement` classes, for your own scripts. Nothing is downloaded.
 
-    from optimum_ishrink.measurements import Perplexity
+    from optimum_ishrink.evaluation.evaluate_library import Perplexity
 
     Perplexity().compute(model=model, tokenizer=tokenizer, data=texts)
 
@@ -9,7 +9,7 @@ They take loaded models, or folders and Hub ids; results are plain dicts that `e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from ..text.windows import token_windows
 from .latency import LatencySettings, measure_latency
 from .text_quality import text_measurements
 
-_CITATION = ""  # the package is its own source
+_CITATION = ""  # none besides the package
 
 
 class _TextMeasurement(evaluate.Measurement):  # type: ignore[misc]
-    """What the measurements of text share: `data` is a list of documents, cut into windows of equal length."""
+    """Base of the measurements on text: `data` is a list of documents, cut into windows of equal length."""
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool | None = None, **kwargs: Any) -> None:
-        # In memory there is no file to clean up; several processes need files to meet in.
-        keep = kwargs.get("num_process", 1) == 1 if keep_in_memory is None else keep_in_memory
-        super().__init__(config_name, keep, **kwargs)
+        # In memory there is no file to clean up, but several processes share data through files.
+        in_memory = kwargs.get("num_process", 1) == 1 if keep_in_memory is None else keep_in_memory
+        super().__init__(config_name, in_memory, **kwargs)
 
     def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
@@ -45,11 +45,11 @@ class _TextMeasurement(evaluate.Measurement):  # type: ignore[misc]
         )
 
     def compute(self, *, data: Sequence[str] | None = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Measure documents, with those that `add_batch` has added before.
+        """Measure documents, and those that `add_batch` has added before.
 
         Args:
             data: Documents.
-            **kwargs: What the measurement takes.
+            **kwargs: Arguments of the measurement.
 
         Returns:
             The figures; None on processes other than the first.
@@ -74,8 +74,8 @@ class Perplexity(_TextMeasurement):
         Args:
             data: Documents.
             model: A loaded causal language model, a folder, or a Hub id.
-            tokenizer: Its tokenizer; may be left out where `model` is a folder or id.
-            length: Tokens in a window. The first of each is context alone.
+            tokenizer: Its tokenizer; optional where `model` is a folder or id.
+            length: Tokens in a window. The first token of each is context only.
 
         Returns:
             `perplexity`, `perplexity_stderr` (from the spread between windows), `n` (windows), `tokens`.
@@ -98,9 +98,9 @@ class Divergence(_TextMeasurement):
         Args:
             data: Documents.
             model: A loaded causal language model, a folder, or a Hub id.
-            base: What it is compared with, the same kinds; it has the same tokenizer.
-            tokenizer: Their tokenizer; may be left out where `model` is a folder or id.
-            length: Tokens in a window. The first of each is context alone.
+            base: The model to compare with, of the same kinds; it has the same tokenizer.
+            tokenizer: Their tokenizer; optional where `model` is a folder or id.
+            length: Tokens in a window. The first token of each is context only.
 
         Returns:
             `kl_divergence`, `top1_agreement`, `perplexity` and `base_perplexity`, each with `..._stderr`; `n`
@@ -135,19 +135,19 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
     def compute(
         self, *, model: Any, base: Any = None, prompt_length: int = 64, new_tokens: int = 6, rounds: int = 13
     ) -> dict[str, Any]:
-        """Time a model, and a base beside it.
+        """Time a model, and its base if given.
 
         Args:
             model: A loaded causal language model, a folder, or a Hub id.
-            base: What it is compared with, or None.
+            base: The model to compare with, or None.
             prompt_length: Tokens in the prompt, which are drawn at random.
-            new_tokens: Tokens decoded behind it.
-            rounds: Rounds that count.
+            new_tokens: Tokens decoded after the prompt.
+            rounds: Measured rounds.
 
         Returns:
             Medians by metric, each with `..._quartiles`; with a base also `base_...`, `..._ratio`, the median over
             rounds of the model's figure over the base's, and `..._verdict`, whether that is a difference
-            (docs/benchmark.md); `n` (rounds).
+            (docs/explanation/statistics.md); `n` (rounds).
         """
         models = {} if base is None else {"base": _load(base, None, need_tokenizer=False)[0]}
         models["model"] = _load(model, None, need_tokenizer=False)[0]
@@ -159,11 +159,12 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
             prefix = "" if name == "model" else f"{name}_"
             for each in measurements:
                 result[f"{prefix}{each.metric}"] = each.value
-                result[f"{prefix}{each.metric}_quartiles"] = list(each.settings["quartiles"])
+                result[f"{prefix}{each.metric}_quartiles"] = list(each.quartiles or ())
                 result["n"] = each.n
         for each in found["model"] if base is not None else ():
-            versus = each.settings["versus_base"]
-            result[f"{each.metric}_ratio"], result[f"{each.metric}_verdict"] = versus["ratio"], versus["verdict"]
+            versus = each.versus_base
+            assert versus is not None, "the models took turns"
+            result[f"{each.metric}_ratio"], result[f"{each.metric}_verdict"] = versus.ratio, versus.verdict
         return result
 
 
@@ -196,7 +197,6 @@ def _figures(found: Sequence[Measurement]) -> dict[str, Any]:
     """Return measurements of one text as a flat dict."""
     result: dict[str, Any] = {}
     for each in found:
-        settings: Mapping[str, Any] = each.settings
         result |= {each.metric: each.value, f"{each.metric}_stderr": each.stderr}
-        result |= {"n": each.n, "tokens": settings["tokens"]}
+        result |= {"n": each.n, "tokens": each.tokens}
     return result

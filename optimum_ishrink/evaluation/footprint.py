@@ -1,4 +1,4 @@
-"""What a model costs whatever the machine: bytes of KV cache, floating-point operations, parameters."""
+"""Costs of a model that do not depend on the machine: bytes of KV cache, floating-point operations, parameters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.device import dtype_name
+from ..core.key_value_cache import cache_name
 from ..report.measurement import Measurement
 
 _SHORT, _LONG = 1, 2
@@ -17,11 +18,11 @@ _SHORT, _LONG = 1, 2
 
 
 def measure_footprint(model: Any, prompt_length: int) -> tuple[Measurement, ...]:
-    """Measure what needs no clock.
+    """Measure the costs that need no timing.
 
     Args:
         model: A loaded model.
-        prompt_length: Tokens that the floating-point operations are counted on; attention's grow with them.
+        prompt_length: Tokens that the floating-point operations are counted on; those of attention grow with it.
     """
     dtype = dtype_name(model.dtype)
     return (
@@ -43,10 +44,10 @@ def measure_footprint(model: Any, prompt_length: int) -> tuple[Measurement, ...]
 
 
 def parameters_without_embeddings(model: Any) -> int:
-    """Return the number of parameters outside of embeddings and of the head that reads tokens out.
+    """Return the number of parameters outside of the embeddings and the output head.
 
     Args:
-        model: A loaded model. Tied weights count once, or here not at all.
+        model: A loaded model. Tied weights count once; tied to an embedding, not at all.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -59,16 +60,16 @@ def parameters_without_embeddings(model: Any) -> int:
 def kv_cache_bytes_per_token(model: Any) -> float:
     """Return by how many bytes the cache of one sequence grows with a token.
 
-    It is measured in the caches that two forward passes leave behind, so that it holds for any attention. A state that
-    does not grow, as of recurrent layers, is not in it.
+    It is measured on the caches of two forward passes, so it holds for any kind of attention. A state that does not
+    grow, such as that of recurrent layers, is not included.
 
     Args:
         model: A loaded model; the cache is in its dtype.
     """
     sizes = []
     for length in (_SHORT, _LONG):
-        cache = model(_tokens(model, length), use_cache=True, logits_to_keep=1).past_key_values
-        sizes.append(_nbytes(cache, set(), set()))
+        output = model(_tokens(model, length), use_cache=True, logits_to_keep=1)
+        sizes.append(_nbytes(output[cache_name(model)], set(), set()))
     return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
 
 
@@ -98,7 +99,7 @@ def flops_per_token(model: Any, length: int) -> float:
     """Return floating-point operations of a forward pass per token, as torch's own counter counts them.
 
     It counts matrix products, two operations for a multiplication with its addition. Attention runs as plain matrix
-    products meanwhile: the counter knows no fused kernel of the CPU.
+    products here, because the counter does not know the fused CPU kernels.
 
     Args:
         model: A loaded model.

@@ -1,7 +1,7 @@
-"""Load time and peak memory of a checkpoint, each in a process of its own.
+"""Load time and peak memory of a checkpoint, each in a fresh process.
 
-In the process that prunes and measures, files are cached, memory is used, and kernels are chosen already; someone who
-opens the model for the first time has none of that.
+In the process that prunes and measures, files are cached, memory is in use, and kernels are already chosen; someone
+who opens the model for the first time has none of that.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def measure_loading(
     Args:
         folders: Checkpoints by name; rounds go A B, B A, A B.
         dtype: Dtype to load into.
-        device: Where the weights go.
-        prompt_length: Tokens of the prompt that peak memory is taken on.
-        new_tokens: Tokens decoded behind it.
-        rounds: Loads of each, cold and warm.
-        run: Runs the jobs.
+        device: Device to load onto.
+        prompt_length: Tokens of the prompt for the peak memory.
+        new_tokens: Tokens decoded after the prompt.
+        rounds: Number of loads of each, cold and warm.
+        run: Function that runs the jobs; `run_jobs` by default.
 
     Returns:
         The measurements of each checkpoint. Cold loads are left out where the system does not drop the files' pages.
@@ -85,26 +85,26 @@ def measure_loading(
             found.setdefault((name, cold), []).append(result)
     for name in folders:
         if (name, True) not in found:
-            note(f"{folders[name].name}: no load from a cold file cache, because the system keeps the files in memory")
+            note(f"{folders[name].name}: no load from a cold file cache, because the system did not drop the files")
     return {name: tuple(_measurements(name, found, common)) for name in folders}
 
 
 def run_jobs(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> list[dict[str, Any]]:
-    """Run the jobs of `load_worker.py`, and return what each came to.
+    """Run the jobs of `load_worker.py`, and return their results.
 
     On Linux all run as forks of one process that has imported the libraries and computed nothing: importing takes
     longer than loading. Elsewhere, where forking is not safe, every job starts its own interpreter.
 
     Args:
         jobs: The jobs.
-        advance: Called with the number of jobs that were done.
+        advance: Called with the number of finished jobs.
     """
     fork = sys.platform == "linux"
     results: list[dict[str, Any]] = []
     for part in [list(jobs)] if fork else [[job] for job in jobs]:
         before = len(results)
-        asked = json.dumps([{**job, "fork": fork} for job in part])
-        command = [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), asked]
+        request = json.dumps([{**job, "fork": fork} for job in part])
+        command = [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), request]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with subprocess.Popen(
             command,
@@ -129,22 +129,22 @@ def run_jobs(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) 
 def _measurements(
     name: str, found: Mapping[tuple[str, bool], list[dict[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[Measurement]:
-    kept = {key: value for key, value in settings.items() if key != "device"}
+    recorded = {key: value for key, value in settings.items() if key != "device"}
     for cold in (False, True):
         if seconds := [result["load_seconds"] for result in found.get((name, cold), ())]:
             where = f"fresh process, {'cold' if cold else 'warm'} file cache"
-            yield median_measurement("load_seconds", where, seconds, kept)
+            yield median_measurement("load_seconds", where, seconds, recorded)
     results = found[name, False]
     where = f"fresh process, prompt {settings['prompt_length']}, decode {settings['new_tokens']}"
     peaks = [float(result["peak_memory_bytes"]) for result in results]
     libraries = median(result["libraries_bytes"] for result in results)
-    yield median_measurement("peak_memory_bytes", where, peaks, {**kept, "libraries_bytes": libraries})
+    yield median_measurement("peak_memory_bytes", where, peaks, {**recorded, "libraries_bytes": libraries})
     if results[0]["device_peak_bytes"] is not None:
         peaks = [float(result["device_peak_bytes"]) for result in results]
-        yield median_measurement("peak_device_memory_bytes", where, peaks, kept)
+        yield median_measurement("peak_device_memory_bytes", where, peaks, recorded)
 
 
 def _nbytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return the bytes of a checkpoint: on disk, or twice that where a wider dtype may be asked for."""
+    """Return the bytes of a checkpoint: on disk, or twice that where float32 may be wider than the stored dtype."""
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return stored * (2 if dtype == torch.float32 else 1)

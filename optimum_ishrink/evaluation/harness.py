@@ -32,9 +32,9 @@ def open_tasks(tasks: Sequence[str], include_path: str | None, num_fewshot: int 
     With an include path only that folder is read: indexing lm-eval's own thousands of tasks takes seconds.
 
     Args:
-        tasks: Names of tasks, of lm-eval's groups, or of `groups.GROUPS`.
+        tasks: Names of tasks, of lm-eval's groups, or of `task_groups.GROUPS`.
         include_path: Folder with task files, or None for lm-eval's own tasks.
-        num_fewshot: Examples in the prompt that are asked for; None when each task's own number is taken.
+        num_fewshot: Requested examples in the prompt; None for each task's own number.
 
     Raises:
         DataError: The folder does not exist, or it has no such task; or a group has another number of examples.
@@ -42,7 +42,7 @@ def open_tasks(tasks: Sequence[str], include_path: str | None, num_fewshot: int 
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"include_path {include_path} is not a folder")
     requests = requested_tasks(tasks, num_fewshot)
-    manager = _own_tasks() if include_path is None else _task_manager(include_path)
+    manager = _builtin_tasks() if include_path is None else _task_manager(include_path)
     for request in requests:
         if request.name not in manager.all_tasks:
             if include_path is None:
@@ -53,7 +53,7 @@ def open_tasks(tasks: Sequence[str], include_path: str | None, num_fewshot: int 
 
 
 @cache
-def _own_tasks() -> Any:
+def _builtin_tasks() -> Any:
     """Return the index of lm-eval's own tasks: it takes seconds, and is the same for a whole process."""
     return _task_manager(None)
 
@@ -66,7 +66,7 @@ def _task_manager(include_path: str | None) -> Any:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one task says of one model.
+    """Result of one task on one model.
 
     Args:
         name: The task.
@@ -74,8 +74,8 @@ class TaskResult:
         num_fewshot: Examples in the prompt.
         version: The task's version.
         higher_is_better: By metric.
-        questions: What tells one question from another, in their order.
-        answers: By `metric,filter`, the value of each question; only metrics that are plain numbers for all of them.
+        questions: Identifier of each question, in order.
+        answers: By `metric,filter`, the value of each question; only metrics with a plain number for every question.
         hub_dataset: The data set on the Hub that the questions of lm-eval's own task are from; None for any other.
     """
 
@@ -104,16 +104,16 @@ class LoadedTasks:
     """A task or a group, with its data.
 
     Args:
-        request: What was asked for.
+        request: The requested task or group.
         tasks: Name to lm-eval's task.
         groups: Name to lm-eval's group of them.
-        own: Whether they are lm-eval's own, not those of a folder of task files.
+        builtin: Whether they are lm-eval's own, not from a folder of task files.
     """
 
     request: TaskRequest
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
-    own: bool = False
+    builtin: bool = False
 
     def fingerprint(self, name: str) -> str:
         """Return a hash of a task's settings and of the text of its questions and examples.
@@ -123,7 +123,7 @@ class LoadedTasks:
         """
         task = self.tasks[name]
         settings = json.dumps(task.dump_config(), sort_keys=True, default=str)
-        found = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", settings).encode())  # where a function lies in memory
+        found = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", settings).encode())  # addresses of functions
         examples = task.fewshot_docs() if task.get_config("num_fewshot") else None
         for documents in (task.eval_docs, examples or ()):
             for document in documents:
@@ -135,30 +135,30 @@ def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTa
     """Load a task with its data, or all tasks of one of lm-eval's groups.
 
     Args:
-        request: What was asked for.
+        request: The requested task or group.
         manager: What `open_tasks` returned.
         seed: Seed for the choice of examples.
 
     Raises:
-        DataError: Its data cannot be had, or the task file is not sound.
+        DataError: Its data are not available, or the task file is invalid.
     """
     _set_seeds(seed)
     try:
         loaded = manager.load([request.name])
-    except OSError as error:  # a connection that cannot be made, a data set or a file that is not there
+    except OSError as error:  # no connection, or a missing data set or file
         raise DataError(
             f"{request.name} cannot get its data ({_reason(error)}); give it local data: a task file of that name "
             "in a folder, named with --include-path"
         ) from None
-    except Exception as error:  # a task file can be wrong in as many ways as code can
+    except Exception as error:  # a task file can fail in as many ways as code can
         raise DataError(f"{request.name} cannot be loaded ({type(error).__name__}: {_reason(error)})") from None
     for task in loaded["tasks"].values():
-        own = task.get_config("num_fewshot")
-        # As lm-eval's own command does it: a task that says 0 means that it cannot have examples.
-        if own != 0:
-            task.set_config("num_fewshot", (own or 0) if request.num_fewshot is None else request.num_fewshot)
+        default = task.get_config("num_fewshot")
+        # As lm-eval's own command does: a task that sets 0 cannot have examples.
+        if default != 0:
+            task.set_config("num_fewshot", (default or 0) if request.num_fewshot is None else request.num_fewshot)
         task.set_fewshot_seed(seed=seed)
-    return LoadedTasks(request, loaded["tasks"], loaded["groups"], own=manager.include_path is None)
+    return LoadedTasks(request, loaded["tasks"], loaded["groups"], builtin=manager.include_path is None)
 
 
 def _set_seeds(seed: int) -> None:
@@ -169,13 +169,13 @@ def _set_seeds(seed: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return another library's error in one line; files by their own names, since reports are published."""
+    """Return another library's error in one line; with file names instead of paths, since reports are published."""
     text = " ".join(str(error).split())
     return re.sub(r"(?<![\w.:/])(?:/[^\s'\"/]+)+/(?=[^\s'\"/])", "", text)[:_REASON]
 
 
 def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """Return a loaded model as lm-eval takes it.
+    """Wrap a loaded model for lm-eval.
 
     Args:
         model: The model.
@@ -188,13 +188,13 @@ def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 
 def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskResult:
-    """Put the questions of one task to a model.
+    """Run one task on a model.
 
     Args:
         loaded: The tasks.
         name: Which of them.
         lm: What `language_model` returned.
-        seed: Seed of whatever the task draws.
+        seed: Seed of the task's random choices.
 
     Raises:
         DataError: The task fails.
@@ -206,7 +206,7 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         results = lm_eval.evaluate(
             lm=lm, task_dict={"tasks": {name: loaded.tasks[name]}}, log_samples=True, bootstrap_iters=BOOTSTRAP_ITERS
         )
-    except Exception as error:  # a template, a filter or a metric of the task's own
+    except Exception as error:  # from the task's own template, filter or metric
         raise DataError(f"{name} failed ({type(error).__name__}: {_reason(error)})") from None
     questions, answers = _answers(results["samples"][name])
     return TaskResult(
@@ -217,7 +217,7 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         {key: bool(value) for key, value in (results["higher_is_better"].get(name) or {}).items()},
         questions,
         answers,
-        _hub_dataset(loaded.tasks[name]) if loaded.own else None,
+        _hub_dataset(loaded.tasks[name]) if loaded.builtin else None,
     )
 
 
@@ -229,7 +229,7 @@ def _hub_dataset(task: Any) -> str | None:
 
 
 def _answers(samples: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
-    """Return what tells the questions apart, and each metric's value for each question, from lm-eval's samples."""
+    """Return the questions' identifiers, and each metric's value for each question, from lm-eval's samples."""
     by_filter: dict[str, list[Mapping[str, Any]]] = {}
     for sample in samples:
         by_filter.setdefault(sample["filter"], []).append(sample)
@@ -245,12 +245,12 @@ def _answers(samples: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dic
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy's or torch's as Python's own."""
+    """Return a scalar of numpy or torch as a Python number."""
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
 
 
 def collect(results: Mapping[str, TaskResult], groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Return results in lm-eval's own form, with those of groups as lm-eval computes them.
+    """Return results in lm-eval's form, with those of groups as lm-eval computes them.
 
     Args:
         results: Each task's result, by its name.
@@ -307,7 +307,7 @@ def evaluate_tasks(
         One measurement for each task and metric.
 
     Raises:
-        DataError: A task's data cannot be had, or it fails.
+        DataError: A task's data are not available, or it fails.
     """
     loaded = [load_tasks(request, manager, seed=seed) for request in requested_tasks(tasks, num_fewshot)]
     lm = language_model(model, tokenizer, batch_size)
@@ -360,7 +360,7 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
 
 
 def metric_name(key: str) -> str:
-    """Return how reports call lm-eval's `metric,filter`: by the metric alone where nothing is filtered."""
+    """Return the name in reports of lm-eval's `metric,filter`: the metric alone where nothing is filtered."""
     return key.removesuffix(",none")
 
 

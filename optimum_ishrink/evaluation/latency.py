@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 
+from ..core.key_value_cache import cache_name
 from ..core.progress import progress_bar
 from ..report.measurement import Measurement, median_measurement
-from .timing import TimingComparison, compare_timings, in_turn, self_spread
+from .timing import compare_timings, in_turn, self_spread
 
 Times = list[list[float]]
-"""Seconds of one round: for each turn in order, of `READINGS` of the prompt, and then of every token."""
+"""Seconds of one round, for each turn in order: `READINGS` readings of the prompt, then every token."""
 
 READINGS = 5
-"""How often the prompt is read in each turn: a median of five is not moved by two that were disturbed."""
+"""How often the prompt is read in each turn: the median of five tolerates two disturbed readings."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class LatencySettings:
     """What is timed.
 
     Args:
-        prompt_length: Tokens in the prompt; decoding goes on from there, so it is the context's length as well.
-        new_tokens: Tokens decoded one after another behind it, in each turn.
-        rounds: Rounds that count; in each, every model has two turns.
-        warmup: Rounds before them that do not count: the first runs allocate memory and choose kernels.
+        prompt_length: Tokens in the prompt; decoding continues from there, so it is also the context length.
+        new_tokens: Tokens decoded one by one after the prompt, in each turn.
+        rounds: Measured rounds; in each, every model has two turns.
+        warmup: Discarded rounds before them: the first runs allocate memory and choose kernels.
         batch_size: Sequences at once, all of the same length.
     """
 
@@ -51,7 +52,7 @@ class LatencySettings:
 
     @property
     def label(self) -> str:
-        """The setting's name in reports; every setting is a data set of its own there."""
+        """The setting's name in reports, where every setting is a separate data set."""
         return f"prompt {self.prompt_length}, decode {self.new_tokens}, batch {self.batch_size}"
 
 
@@ -60,7 +61,7 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
     """Time one round: each model in turn reads the prompt, `READINGS` times, then each in turn decodes token by token.
 
     Args:
-        models: Loaded models in the order of their turns; one that stands there twice keeps a KV cache for each turn.
+        models: Loaded models in the order of their turns; a model that is listed twice has one KV cache per turn.
         prompt: Token ids, shape (batch, length).
         new_tokens: Tokens to decode greedily after the first, each reading the KV cache.
 
@@ -69,19 +70,21 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
     """
     times: Times = [[] for _ in models]
     caches: list[Any] = [None] * len(models)
+    names = [cache_name(model) for model in models]
     prompts = [prompt.to(model.device) for model in models]
     tokens = prompts
     for step in range(READINGS + new_tokens):
         if step < READINGS:
             caches, tokens = [None] * len(models), list(prompts)
         for turn, model in enumerate(models):
+            cache = {names[turn]: caches[turn]}
             _synchronize(model)
             start = time.perf_counter()
-            output = model(input_ids=tokens[turn], past_key_values=caches[turn], use_cache=True, logits_to_keep=1)
+            output = model(input_ids=tokens[turn], use_cache=True, logits_to_keep=1, **cache)
             token = output.logits[:, -1:].argmax(-1)
             _synchronize(model)
             times[turn].append(time.perf_counter() - start)
-            caches[turn], tokens[turn] = output.past_key_values, token
+            caches[turn], tokens[turn] = output[names[turn]], token
     return times
 
 
@@ -94,8 +97,7 @@ def _synchronize(model: Any) -> None:
 def _undisturbed(models: Mapping[str, Any]) -> Iterator[None]:
     """Keep Python's garbage collector out of the timing, and the weights of all models in memory of the same kind.
 
-    On the CPU a loaded checkpoint may still lie in its file, mapped page by page, and another one not: they would not
-    be read equally fast.
+    On the CPU one checkpoint may still be memory-mapped and another not: they would not be read equally fast.
     """
     for model in models.values():
         model.eval()
@@ -122,12 +124,12 @@ def measure_latency(
 
     Args:
         models: Loaded models by name. Each is compared with the first.
-        settings: What is timed; several settings are timed one after another, and judged as one family.
+        settings: What is timed; several settings are timed in sequence, and tested as one family.
         run: Times one round.
 
     Returns:
-        The measurements of each model, by its name. Their settings hold every sample; those of the first model also
-        what it differs from itself by (`self_spread`), those of others the comparison (`versus_base`).
+        The measurements of each model, by its name. Their settings hold every sample; for the first model also how
+        much it differs from itself (`self_spread`), for others the comparison (`versus_base`).
     """
     chosen = [settings] if isinstance(settings, LatencySettings) else list(settings)
     with (
@@ -137,18 +139,24 @@ def measure_latency(
         timed = [_time_rounds(models, each, run, advance) for each in chosen]
     first, *others = models
     own = [rounds.log_self_ratios(first, phase) for rounds in timed for phase in PHASES]
-    facts: dict[str, list[dict[str, Any]]] = {first: [{"self_spread": math.expm1(self_spread(each))} for each in own]}
-    for name in others:
-        ratios = [rounds.log_ratios(name, first, phase) for rounds in timed for phase in PHASES]
-        facts[name] = [{"versus_base": each} for each in compare_timings(list(zip(ratios, own, strict=True)))]
-    return {
-        name: tuple(
-            measurement
-            for number, (rounds, phase) in enumerate(product(timed, PHASES))
-            for measurement in rounds.measurements(name, phase, facts[name][number])
+    parts = list(product(timed, PHASES))
+    spreads = [math.expm1(self_spread(each)) for each in own]
+    found = {
+        first: tuple(
+            measurement.with_self_spread(spread)
+            for (rounds, phase), spread in zip(parts, spreads, strict=True)
+            for measurement in rounds.measurements(first, phase)
         )
-        for name in models
     }
+    for name in others:
+        ratios = [rounds.log_ratios(name, first, phase) for rounds, phase in parts]
+        compared = compare_timings(list(zip(ratios, own, strict=True)))
+        found[name] = tuple(
+            measurement.with_versus_base(each.inverted if measurement.metric.endswith("_seconds") else each)
+            for (rounds, phase), each in zip(parts, compared, strict=True)
+            for measurement in rounds.measurements(name, phase)
+        )
+    return found
 
 
 def _time_rounds(
@@ -163,11 +171,11 @@ def _time_rounds(
     prompt = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
     rounds = []
     for number in range(settings.warmup + settings.rounds):
-        there = in_turn(names, number)
-        order = there + there[::-1]
+        forward = in_turn(names, number)
+        order = forward + forward[::-1]
         times = run([models[name] for name in order], prompt, settings.new_tokens)
         if number >= settings.warmup:
-            turns = {name: [each for each, whose in zip(times, order, strict=True) if whose == name] for name in names}
+            turns = {name: [each for each, owner in zip(times, order, strict=True) if owner == name] for name in names}
             rounds.append({name: (both[0], both[1]) for name, both in turns.items()})
         advance(1)
     return Rounds(settings, tuple(rounds))
@@ -197,18 +205,18 @@ class Rounds:
         ]
 
     def log_ratios(self, name: str, first: str, phase: str) -> list[float]:
-        """Return the logarithm of a model's speed against the first's, in each round: the median over its tokens."""
+        """Return the log of a model's speed ratio to the first, in each round: the median over its tokens."""
         return [
             median((a + b - c - d) / 2 for a, b, c, d in zip(*theirs, *ours, strict=True))
             for theirs, ours in zip(self._logs(first, phase), self._logs(name, phase), strict=True)
         ]
 
     def log_self_ratios(self, name: str, phase: str) -> list[float]:
-        """Return the same of a model's second turn against its first."""
+        """Return the same for a model's second turn relative to its first."""
         return [median(a - b for a, b in zip(*turns, strict=True)) for turns in self._logs(name, phase)]
 
-    def measurements(self, name: str, phase: str, facts: Mapping[str, Any]) -> list[Measurement]:
-        """Return what a phase of a model comes to."""
+    def measurements(self, name: str, phase: str) -> list[Measurement]:
+        """Return the measurements of one phase of a model."""
         batch, length, new_tokens = (
             self.settings.batch_size,
             self.settings.prompt_length,
@@ -218,17 +226,10 @@ class Rounds:
         combine = median if phase == "prefill" else sum
         seconds = [float(combine(turn[part])) for turns in self.rounds for turn in turns[name]]
         tokens = batch * (length if phase == "prefill" else new_tokens)
-        found = [self._measurement(f"{phase}_tokens_per_second", [tokens / each for each in seconds], facts)]
+        found = [self._measurement(f"{phase}_tokens_per_second", [tokens / each for each in seconds])]
         if phase == "prefill":
-            inverted = {
-                key: value.inverted if isinstance(value, TimingComparison) else value for key, value in facts.items()
-            }
-            found.insert(0, self._measurement("time_to_first_token_seconds", seconds, inverted))
+            found.insert(0, self._measurement("time_to_first_token_seconds", seconds))
         return found
 
-    def _measurement(self, metric: str, samples: list[float], facts: Mapping[str, Any]) -> Measurement:
-        plain = {
-            key: value.to_dict() if isinstance(value, TimingComparison) else value for key, value in facts.items()
-        }
-        how = {**asdict(self.settings), **plain}
-        return median_measurement(metric, self.settings.label, samples, how, n=len(self.rounds))
+    def _measurement(self, metric: str, samples: list[float]) -> Measurement:
+        return median_measurement(metric, self.settings.label, samples, asdict(self.settings), n=len(self.rounds))

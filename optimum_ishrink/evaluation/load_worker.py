@@ -1,4 +1,4 @@
-"""The program that loads checkpoints in processes of their own; `fresh_process.py` runs it.
+"""The program that loads checkpoints in fresh processes; `fresh_process.py` runs it.
 
 It takes a list of jobs as JSON, its only argument, and writes one line of JSON for each. It imports nothing of this
 package, so that what it measures is what a user of plain transformers has. Where the system can fork, it imports torch
@@ -7,6 +7,7 @@ and transformers once and computes nothing; each job then runs in a fork of it.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -16,15 +17,15 @@ from typing import Any
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Load a checkpoint, and unless its file was cold read a prompt and decode a few tokens.
+    """Load a checkpoint and, after a warm load, read a prompt and decode a few tokens.
 
-    Memory does not depend on where the file came from, so it is measured behind a warm load alone.
+    Memory does not depend on where the file came from, so it is measured after a warm load only.
 
     Args:
         job: `folder`, `dtype`, `device`, `threads`, `prompt_length`, `new_tokens` and `cold`.
 
     Returns:
-        `load_seconds`, until the first token; behind a warm load also peaks of memory in bytes.
+        `load_seconds`, until the first token; after a warm load also memory peaks in bytes.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -38,7 +39,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"])).to(device).eval()
     with torch.inference_mode():
-        # Weights may be mapped, and read only when they are needed: a token needs them all.
+        # Weights may be mapped and read only on use: one token needs them all.
         model(torch.tensor([[0]], device=device)).logits.argmax().item()
         seconds = time.perf_counter() - start
         if job["cold"]:
@@ -46,10 +47,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         vocabulary = model.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocabulary, (1, job["prompt_length"]), generator=generator).to(device)
+        # transformers 5.40 removes the older of the two names.
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         cache = None
         for _ in range(1 + job["new_tokens"]):
-            output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            output = model(tokens, use_cache=True, logits_to_keep=1, **{name: cache})
+            cache, tokens = output[name], output.logits[:, -1:].argmax(-1)
     return {
         "load_seconds": seconds,
         "peak_memory_bytes": peak_resident_bytes(),
@@ -59,7 +62,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_resident_bytes() -> int:
-    """Return the most resident memory that this process has had."""
+    """Return the peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii").splitlines():
@@ -76,9 +79,9 @@ def peak_resident_bytes() -> int:
 
 
 def evict(files: list[Path]) -> bool:
-    """Drop files from the system's cache of file contents, and return whether they are gone.
+    """Drop files from the system's cache of file contents, and return whether that worked.
 
-    Pages that another process has mapped stay, and some systems keep all of them.
+    Pages mapped by another process are not dropped, and some systems drop none.
 
     Args:
         files: The files.
@@ -96,7 +99,7 @@ def evict(files: list[Path]) -> bool:
 
 
 def cached_share(file: Path) -> float:
-    """Return the share of a file's pages that the system holds in memory; 1 where it does not say.
+    """Return the share of a file's pages that the system holds in memory; 1 where that is unknown.
 
     Args:
         file: The file.
@@ -116,7 +119,7 @@ def cached_share(file: Path) -> float:
         except (AttributeError, OSError, TypeError):
             failed = True
         finally:
-            del view  # the map cannot be closed while something looks into it
+            del view  # the map cannot be closed while a view of it exists
     return 1.0 if failed else sum(page & 1 for page in pages) / len(pages)
 
 
@@ -132,7 +135,7 @@ def warm(files: list[Path]) -> None:
                 pass
 
 
-def in_a_fork(job: dict[str, Any]) -> dict[str, Any]:
+def run_in_fork(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job in a fork of this process.
 
     Args:
@@ -144,7 +147,7 @@ def in_a_fork(job: dict[str, Any]) -> dict[str, Any]:
         try:
             os.close(reader)
             with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-                json.dump(guarded(job), pipe)
+                json.dump(run_guarded(job), pipe)
         finally:
             os._exit(0)
     os.close(writer)
@@ -154,15 +157,15 @@ def in_a_fork(job: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text) if text else {"error": f"the process was killed by signal {os.WTERMSIG(status)}"}
 
 
-def guarded(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job and return what it raised, in one line, as its result.
+def run_guarded(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job; on an exception, return it in one line as the result.
 
     Args:
         job: As of `run_job`.
     """
     try:
         return run_job(job)
-    except Exception as error:  # the parent says what it was
+    except Exception as error:  # the parent process reports it
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
@@ -174,7 +177,7 @@ def main() -> None:
         import transformers.generation
         import transformers.modeling_utils  # noqa: F401
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as output:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no result
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with results
         for job in jobs:
             files = sorted(Path(job["folder"]).glob("*.safetensors"))
             if job["cold"] and not evict(files):
@@ -182,7 +185,7 @@ def main() -> None:
             else:
                 if not job["cold"]:
                     warm(files)
-                result = in_a_fork(job) if job["fork"] else guarded(job)
+                result = run_in_fork(job) if job["fork"] else run_guarded(job)
             output.write(json.dumps(result) + "\n")
             output.flush()
 

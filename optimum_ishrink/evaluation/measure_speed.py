@@ -1,4 +1,4 @@
-"""What a report says of speed and size: timings in turn, loading, and what a model costs on any machine."""
+"""Speed measurements for a report: timings in turn, loading, and costs that do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from ..configuration import IShrinkConfig
 from ..errors import RequestError
 from ..report.report import ModelReport
 from .footprint import measure_footprint
 from .fresh_process import measure_loading
 from .latency import LatencySettings, measure_latency
+from .options import SpeedOptions
 
 
-def check_positions(config: IShrinkConfig, *model_configs: Any) -> None:
-    """Check that what is to be timed fits the models' positions.
+def check_positions(options: SpeedOptions, *model_configs: Any) -> None:
+    """Check that the requested timings fit the models' positions.
 
     Args:
-        config: What was asked for.
+        options: What to time.
         model_configs: The models' configs.
 
     Raises:
-        RequestError: A prompt with the tokens behind it is too long; the message says what fits.
+        RequestError: A prompt with the tokens after it is too long; the message says what fits.
     """
-    longest, new_tokens = max(config.benchmark_prompt_length), config.benchmark_new_tokens
+    longest, new_tokens = max(options.benchmark_prompt_length), options.benchmark_new_tokens
     for model_config in model_configs:
         limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         if isinstance(limit, int) and longest + new_tokens > limit:
@@ -38,7 +38,7 @@ def check_positions(config: IShrinkConfig, *model_configs: Any) -> None:
 
 
 def add_speed(
-    config: IShrinkConfig,
+    options: SpeedOptions,
     reports: Mapping[str, ModelReport],
     models: Mapping[str, Any],
     folders: Mapping[str, Path],
@@ -49,19 +49,19 @@ def add_speed(
     """Time models in turn, and return their reports with the figures added.
 
     Args:
-        config: What to time.
-        reports: What is known of each model, by its name; the first is the one that others are compared with.
+        options: What to time.
+        reports: Report of each model, by its name; the others are compared with the first.
         models: The loaded models, in the same order.
         folders: Their checkpoints.
         dtype: The dtype that they compute in.
-        device: Where.
+        device: The device that they are on.
     """
     settings = [
-        LatencySettings(length, config.benchmark_new_tokens, config.benchmark_rounds, batch_size=batch_size)
-        for batch_size in config.benchmark_batch_size
-        for length in config.benchmark_prompt_length
+        LatencySettings(length, options.benchmark_new_tokens, options.benchmark_rounds, batch_size=batch_size)
+        for batch_size in options.benchmark_batch_size
+        for length in options.benchmark_prompt_length
     ]
-    shortest, new_tokens = min(config.benchmark_prompt_length), config.benchmark_new_tokens
+    shortest, new_tokens = min(options.benchmark_prompt_length), options.benchmark_new_tokens
     timed = measure_latency(models, settings)
     loaded = measure_loading(folders, dtype=dtype, device=device, prompt_length=shortest, new_tokens=new_tokens)
     return {

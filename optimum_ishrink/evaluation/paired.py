@@ -1,7 +1,7 @@
-"""Two models on the same questions: an interval for what is kept, and a test of whether it is all.
+"""Two models on the same questions: an interval for the retained share, and a test of whether they differ.
 
 The same questions are hard for both models, so most of the spread of two scores is shared. Only the questions on which
-the models differ say which one is better.
+the models differ show which one is better.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 _AT_ONCE = 2**22
-"""Draws that are held in memory at once."""
+"""Draws held in memory at once."""
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Questions that are drawn among themselves, such as those of one task of a group.
+    """Questions that are resampled among themselves, such as those of one task of a group.
 
     Args:
         weight: Weight of their mean in the figure.
@@ -48,7 +48,7 @@ class PairedInterval:
         ratio: The shrunk model's figure over the base's; None when the base's is 0.
         ratio_low: Lower end of its interval; None when there is no ratio.
         ratio_high: Upper end; None when it is not bounded, because the base's figure may be 0.
-        difference: The shrunk model's figure less the base's.
+        difference: The shrunk model's figure minus the base's.
         difference_low: Lower end of its interval.
         difference_high: Upper end.
     """
@@ -82,17 +82,17 @@ def paired_interval(
     transform: Callable[[Floats], Floats] = lambda means: means,
     seed: int = 0,
 ) -> PairedInterval:
-    """Return 95 % intervals of ratio and difference of two figures: the percentile bootstrap over questions, in pairs.
+    """Return 95% intervals of ratio and difference of two figures: the percentile bootstrap over questions, in pairs.
 
     Each of 10,000 times, as many questions are drawn as there are, with replacement and each with both models'
-    answers; the interval holds the middle 95 % of what comes of it (Efron and Tibshirani 1993, chapter 13). Where
+    answers; the interval holds the middle 95% of the results (Efron and Tibshirani 1993, chapter 13). Where
     answers are right or wrong, half a question is added to each of the two kinds on which the models differ before
-    drawing: else a few questions that both answer alike would give an interval of no width.
+    drawing: otherwise a few questions that both answer alike would give an interval of zero width.
 
     Args:
         strata: The questions; the figure is the weighted sum of the strata's means.
         transform: Turns that sum into the figure, such as `exp` for a perplexity of log-likelihoods.
-        seed: Seed of the draw.
+        seed: Seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     total = sum(stratum.weight for stratum in strata)
@@ -109,7 +109,7 @@ def paired_interval(
     ratio_low = ratio_high = None
     if base:
         with np.errstate(divide="ignore", invalid="ignore"):
-            # A draw in which the base is never right has no ratio; it counts as one without bound.
+            # A draw in which the base is never right has no ratio; it counts as infinite.
             ratios = np.where(drawn_base != 0, drawn_shrunk / drawn_base, np.inf)
         found = [float(end) for end in np.quantile(ratios, ends, method="nearest")]
         ratio_low, ratio_high = (end if math.isfinite(end) else None for end in found)
@@ -117,7 +117,7 @@ def paired_interval(
 
 
 def _draw_answers(values: Floats, generator: np.random.Generator) -> Floats:
-    """Return means of drawn right and wrong answers, shape (resamples, 2): four counts are all that they need."""
+    """Return means of drawn right and wrong answers, shape (resamples, 2): four counts are sufficient."""
     base, shrunk = values.T
     both, neither = (base * shrunk).sum(), ((1 - base) * (1 - shrunk)).sum()
     base_only, shrunk_only = (base * (1 - shrunk)).sum(), ((1 - base) * shrunk).sum()

@@ -1,4 +1,4 @@
-"""Windows of a text, with the text that stands behind every token: what bits per byte are counted on."""
+"""Windows of a text, with the text of every token: the basis of bits per byte."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Passage:
     """The text of one window.
 
     Args:
-        context: What the window's first token stands for; it is read and not predicted.
-        parts: What the other tokens stand for, split where a document ends.
-        ended: Of each part, whether a document ends behind it.
+        context: Text of the window's first token, which is read and not predicted.
+        parts: Text of the other tokens, split where a document ends.
+        ended: For each part, whether a document ends after it.
     """
 
     context: str
@@ -38,7 +38,7 @@ class TextWindows:
 
     Args:
         ids: Token ids, int64, shape (windows, length).
-        passages: The text of each window; None where the tokenizer does not say which text a token stands for.
+        passages: The text of each window; None where the tokenizer does not map tokens to text.
     """
 
     ids: torch.Tensor
@@ -51,18 +51,18 @@ class TextWindows:
 def text_windows(
     documents: Iterable[str], tokenizer: Any, length: int, count: int, *, seed: int, label: str
 ) -> TextWindows:
-    """Cut text into windows of equal length, the same ones as `token_windows`, and keep the text of each.
+    """Cut text into windows of equal length, the same as `token_windows`, with the text of each.
 
     Args:
         documents: The text.
         tokenizer: The model's tokenizer.
         length: Tokens in a window.
-        count: Windows wanted.
+        count: Number of windows.
         seed: Seed of the documents' order.
         label: Name of the text, for messages.
 
     Raises:
-        DataError: The text is shorter than the windows wanted.
+        DataError: The text is too short for that many windows.
     """
     texts = in_order(documents, seed)
     knows_text = bool(getattr(tokenizer, "is_fast", False))
@@ -108,8 +108,8 @@ def _passage(pieces: list[str | None]) -> Passage:
 def retokenize(passage: Passage, tokenizer: Any) -> tuple[torch.Tensor, int]:
     """Return a passage in another tokenizer's tokens: the same text to read, and the same text to predict.
 
-    The text is split where the context ends, so that both models predict the same bytes. There, once in a window, this
-    tokenizer may have to split a word that it would have kept whole.
+    The text is split where the context ends, so that both models predict the same bytes. There, once per window, this
+    tokenizer may split a word that it would otherwise leave whole.
 
     Args:
         passage: The passage.
@@ -119,7 +119,7 @@ def retokenize(passage: Passage, tokenizer: Any) -> tuple[torch.Tensor, int]:
         Token ids, int64, shape (length,), and how many of them are context.
 
     Raises:
-        DataError: The context has no text, and the tokenizer no token to stand for it.
+        DataError: The context has no text, and the tokenizer has no token to replace it.
     """
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     start = separator or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])

@@ -1,7 +1,7 @@
-"""Results kept on disk, each with everything that it depends on: what was measured once is not measured again.
+"""Results cached on disk, each with everything that it depends on, so that nothing is measured twice.
 
-One cache serves two ends. A run that was interrupted goes on at the first text or task without a result, and a base
-that many models are compared with is measured once.
+The cache has two purposes. An interrupted run resumes at the first text or task without a result, and a base that many
+models are compared with is measured once.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.digest import digest, plain
+from ..core.digest import as_json, digest
 from ..core.json_files import read_json, write_json
 from ..errors import SourceError
 
 
 @dataclass(frozen=True)
 class ResultCache:
-    """Results of one model.
+    """Cached results of one model.
 
     Args:
-        folder: Where they are kept; None keeps and gives none.
+        folder: Folder of the cached results; None disables the cache.
     """
 
     folder: Path | None
 
     def read(self, key: Mapping[str, Any]) -> Any:
-        """Return the result that was kept with this key, or None.
+        """Return the result cached under this key, or None.
 
-        A file that cannot be read, or that holds another key, counts as none.
+        A file that cannot be read, or that holds another key, is ignored.
 
         Args:
             key: Everything that the result depends on, as plain values; `kind` and `name` say what it is.
@@ -41,10 +41,10 @@ class ResultCache:
             found = read_json(self._path(self.folder, key))
         except (SourceError, OSError):
             return None
-        return found.get("result") if isinstance(found, dict) and found.get("key") == plain(key) else None
+        return found.get("result") if isinstance(found, dict) and found.get("key") == as_json(key) else None
 
     def write(self, key: Mapping[str, Any], result: Any) -> None:
-        """Keep a result. A cache that cannot be written to is no error: the result is there all the same.
+        """Cache a result. A cache that cannot be written is not an error: the caller has the result anyway.
 
         Args:
             key: Everything that it depends on, as plain values; `kind` and `name` say what it is.
@@ -53,17 +53,17 @@ class ResultCache:
         if self.folder is not None:
             with suppress(OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self._path(self.folder, key), {"key": plain(key), "result": result})
+                write_json(self._path(self.folder, key), {"key": as_json(key), "result": result})
 
     def _path(self, folder: Path, key: Mapping[str, Any]) -> Path:
-        return folder / f"{key['kind']}-{digest(plain(key))}.json"
+        return folder / f"{key['kind']}-{digest(as_json(key))}.json"
 
 
 def result_folder(cache: Path, fingerprint: str) -> Path:
-    """Return where a model's results are kept.
+    """Return the folder of a model's cached results.
 
     Args:
         cache: The package's cache folder.
-        fingerprint: The model's.
+        fingerprint: Fingerprint of the model.
     """
     return cache / fingerprint / "results"

@@ -1,4 +1,4 @@
-"""What models write behind a few fixed prompts: damage that no choice between given answers shows."""
+"""Texts that models generate after a few fixed prompts: they show damage that multiple choice hides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..core.key_value_cache import cache_name
 from ..core.progress import progress_bar
 
 PROMPTS = (
@@ -14,24 +15,24 @@ PROMPTS = (
     "A shop sells pens at 3 for 2 euros. How much do 12 pens cost? Show the steps.",
     "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
 )
-"""Fixed, so that cards can be laid side by side: an explanation, a calculation, and free text."""
+"""Fixed, so that cards can be compared: an explanation, a calculation, and free text."""
 
 
 def write_samples(model: Any, tokenizer: Any, max_new_tokens: int, prompts: Sequence[str] = PROMPTS) -> list[str]:
-    """Return what a model writes behind each prompt, the most likely token each time.
+    """Return the text that a model generates after each prompt by greedy decoding.
 
-    Decoding is plain greedy whatever the model's generation config asks for, so that two models differ by their
-    weights alone. It ends at an end-of-text token. All prompts are written on at once, padded on the left: a step of
-    decoding reads the weights once, however many texts it extends.
+    Decoding is plain greedy whatever the model's generation config says, so that two models differ by their
+    weights alone. It ends at an end-of-text token. All prompts run in one batch, padded on the left: a step of
+    decoding reads the weights once for all texts.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer; with a chat template the prompt is a user's turn.
-        max_new_tokens: Tokens written at most.
+        max_new_tokens: Maximum number of new tokens.
         prompts: The prompts.
 
     Returns:
-        The text behind each prompt, without special tokens.
+        The text after each prompt, without special tokens.
     """
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     with progress_bar("writing samples", max_new_tokens) as advance:
@@ -69,24 +70,24 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 def _greedy(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], advance: Callable[[int], None]
 ) -> list[list[int]]:
-    """Extend every prompt until all have ended; whatever stands in front of a shorter one is masked."""
+    """Extend every prompt until all have ended; the padding of shorter ones is masked."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     writing = set(range(len(prompts)))
-    cache = None
+    cache, name = None, cache_name(model)
     for step in range(max_new_tokens):
         output = model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{name: cache},
         )
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        cache, ids = output[name], output.logits[:, -1:].argmax(-1)
         for row, token in enumerate(ids.flatten().tolist()):
             if token in ends:
                 writing.discard(row)

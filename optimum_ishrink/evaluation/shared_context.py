@@ -1,6 +1,6 @@
 """lm-eval's log-likelihood requests, with every context run once.
 
-The choices of a question share its words. lm-eval runs these again for every choice, and computes logits over the
+The choices of a question share its context. lm-eval runs it again for every choice, and computes logits over the
 whole vocabulary at every position. Here the KV cache of a context serves all of its continuations, and only the
 positions that predict them have logits.
 """
@@ -15,21 +15,22 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from ..core.key_value_cache import cache_name
 from ..core.progress import progress_bar
 from ..modeling.head import CHUNK, Head
 
 WINDOW = 512
-"""Tokens that a window stands for in a batch: `batch_size` windows bound what runs at once, whatever a request's
+"""Tokens per window: `batch_size` windows of this length bound the tokens in a batch, whatever a request's
 length."""
 
 _CACHED = 8
-"""Tokens of the cache for each token of a batch: continuations are short, and few of them would run at once."""
+"""Cached tokens allowed per token of a batch: continuations are short, and otherwise few of them would run at once."""
 
 _SPREAD = 6
-"""Tokens by which contexts of a batch may differ: what the longer ones have more is read once a continuation."""
+"""Tokens by which contexts of a batch may differ in length: the excess is read once per continuation."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""What lm-eval calls it, tokens of the context, and tokens of the continuation."""
+"""lm-eval's key of the request, tokens of the context, and tokens of the continuation."""
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether greedy decoding would give it."""
@@ -52,7 +53,7 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         self._tokens_at_once = batch_size * WINDOW
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        """Answer requests, without lm-eval's own bars: the one below counts the same requests."""
+        """Answer requests, without lm-eval's progress bar: ours counts the same requests."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     @torch.no_grad()
@@ -73,13 +74,14 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
     def _answer(self, batch: Sequence[Shared]) -> Iterator[tuple[int, Answer]]:
         """Yield the number and the answer of every request of some contexts.
 
-        All contexts are read as far as the shortest of them goes. What a longer one has more stands before each of its
-        continuations: so no position of the cache is padding, and no mask is needed.
+        All contexts are read up to the length of the shortest. The rest of a longer one is prepended to each of its
+        continuations, so no position of the cache is padding, and no mask is needed.
         """
-        head, common = Head(self.model), min(len(context) for context, _ in batch)
+        head, cache_key = Head(self.model), cache_name(self.model.base_model)
+        common = min(len(context) for context, _ in batch)
         contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
         output = self.model.base_model(input_ids=contexts, use_cache=True)
-        cache, last, output_class = output.past_key_values, output.last_hidden_state[:, -1], type(output)
+        cache, last, output_class = output[cache_key], output.last_hidden_state[:, -1], type(output)
         rows = [
             _Row(row, number, context[common:], tokens)
             for row, (context, continuations) in enumerate(batch)
@@ -93,19 +95,21 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
             states = last[chosen, None]
             longest = max(len(row.inputs) for row in part)
             if longest:
-                # What is behind a shorter continuation is never looked back at: its value does not matter.
+                # Padding after a shorter continuation is never attended to, so its value does not matter.
                 padded = [row.inputs + [0] * (longest - len(row.inputs)) for row in part]
-                own = cache if part is parts[-1] else copy.deepcopy(cache)
-                own.batch_select_indices(chosen)
+                part_cache = cache if part is parts[-1] else copy.deepcopy(cache)
+                part_cache.batch_select_indices(chosen)
                 found = self.model.base_model(
-                    input_ids=torch.tensor(padded, device=self.device), past_key_values=own, use_cache=True
+                    input_ids=torch.tensor(padded, device=self.device),
+                    use_cache=True,
+                    **{cache_key: part_cache},
                 )
                 states = torch.cat([states, found.last_hidden_state], dim=1)
-            kept = torch.cat(
+            predicting = torch.cat(
                 [states[i, len(row.rest) : len(row.rest) + len(row.tokens)] for i, row in enumerate(part)]
             )
             labels = torch.tensor([token for row in part for token in row.tokens], device=self.device)
-            likelihoods, greedy = _token_likelihoods(head, kept, labels, output_class)
+            likelihoods, greedy = _token_likelihoods(head, predicting, labels, output_class)
             position = 0
             for row in part:
                 span = slice(position, position + len(row.tokens))
@@ -140,7 +144,7 @@ class _Row:
 
 
 def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) -> Iterator[list[Shared]]:
-    """Yield batches of contexts of nearly one length, the longest first: what does not fit fails at once.
+    """Yield batches of contexts of similar length, the longest first, so that running out of memory happens early.
 
     Args:
         requests: The requests.
@@ -165,12 +169,12 @@ def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) 
 def _token_likelihoods(
     head: Head, states: torch.Tensor, labels: torch.Tensor, output_class: type
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-likelihood of each label, and whether it is the likeliest token.
+    """Return the log-likelihood of each label, and whether it is the most likely token.
 
     Args:
         head: The model's head.
-        states: What enters it, shape (tokens, hidden).
-        labels: The tokens that came, shape (tokens,).
+        states: Its inputs, shape (tokens, hidden).
+        labels: The target tokens, shape (tokens,).
         output_class: Class of the base's output.
 
     Returns:
@@ -179,8 +183,8 @@ def _token_likelihoods(
     rows = max(1, CHUNK // head.model.config.vocab_size)
     likelihoods, greedy = [], []
     for start in range(0, len(labels), rows):
-        wanted = labels[start : start + rows]
+        targets = labels[start : start + rows]
         logits = head(states[start : start + rows], output_class).float()
-        likelihoods.append(-torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double().cpu())
-        greedy.append((logits.argmax(-1) == wanted).cpu())
+        likelihoods.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu())
+        greedy.append((logits.argmax(-1) == targets).cpu())
     return torch.cat(likelihoods), torch.cat(greedy)

@@ -1,134 +1,155 @@
-"""Measuring base and result: what goes into the report."""
+"""The evaluation stage: quality and speed of a result, compared with its base where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from ..checkpoint.session import Session, check_independent, evaluation_sources
+from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import TensorInfo, read_index
+from ..report.measurement import Measurement
 from ..report.report import ModelReport, Report
+from ..text.sources import TextSource
 from .environment import environment
-from .measure_quality import Quality, Subject, checkpoint_subject, measure_quality, measure_texts, source_subject
+from .evaluated_model import EvaluatedModel
+from .inputs import EvaluationInputs, check_evaluation_texts
+from .measure_quality import Quality, measure_quality, measure_texts
 from .measure_speed import add_speed, check_positions
+from .options import EvaluationOptions
 
 
-def measure(session: Session, folder: Path, *, name: str) -> Report:
-    """Measure base and result: parameters and bytes from the files, quality and speed as the config asks.
+class Evaluation:
+    """The evaluation of one run.
 
     Args:
-        session: The run; its source is the base.
-        folder: The shrunk checkpoint.
-        name: What the report calls it.
+        session: The run; evaluation texts are in the tokens of its source.
+        options: What to measure.
     """
-    base = count(session.source.tensors, session.base_name)
-    shrunk = count(read_index(folder), name)
-    return _report(
-        session,
-        checkpoint_subject(session, folder),
-        source_subject(session, "base"),
-        shrunk,
-        base,
-        evaluate=session.config.evaluate,
-        benchmark=session.config.benchmark,
-    )
+
+    def __init__(self, session: Session, options: EvaluationOptions) -> None:
+        self.session = session
+        self.options = options
+        self.inputs = EvaluationInputs(options, session)
+
+    def check(self, *sources: Source, others: Mapping[str, Sequence[TextSource]] = MappingProxyType({})) -> None:
+        """Check everything that can be checked before long work.
+
+        Args:
+            sources: The models that are timed; their configs say how many positions they have.
+            others: What else the run reads text for, such as `calibration`, and those texts.
+
+        Raises:
+            DataError: A text is missing, too short, sampled from the model or read for another purpose as well, or a
+                task does not exist.
+            RequestError: A model has too few positions for what is to be timed.
+        """
+        if self.options.benchmark:
+            check_positions(self.options, *(source.config for source in sources))
+        if self.options.evaluate:
+            check_evaluation_texts(self.options, others)
+            self.inputs.check()
+
+    def measure_divergence(self, folder: Path) -> tuple[Measurement, ...]:
+        """Measure how far a checkpoint is from the run's source on the evaluation texts.
+
+        Args:
+            folder: The checkpoint.
+
+        Returns:
+            KL divergence and top-1 agreement on each text.
+        """
+        found = measure_texts(self.inputs, self._checkpoint(folder), self._evaluated(self.session.source, "base"))
+        return tuple(each for each in found.shrunk if each.metric in ("kl_divergence", "top1_agreement"))
+
+    def compare_checkpoint(self, folder: Path, *, name: str) -> Report:
+        """Measure a checkpoint and compare it with the run's source.
+
+        Args:
+            folder: The checkpoint.
+            name: Its name in the report.
+        """
+        base = size_report(self.session.source.tensors, self.session.base_name)
+        return self._report(
+            self._checkpoint(folder),
+            size_report(read_index(folder), name),
+            self._evaluated(self.session.source, "base"),
+            base,
+        )
+
+    def measure_checkpoint(self, folder: Path, *, name: str) -> Report:
+        """Measure a checkpoint without a base.
+
+        Args:
+            folder: The checkpoint.
+            name: Its name in the report.
+        """
+        return self._report(self._checkpoint(folder), size_report(read_index(folder), name), None, None)
+
+    def measure_source(self, base: Source | None) -> Report:
+        """Measure the run's source, compared with another model or alone.
+
+        Args:
+            base: The model to compare with, or None.
+        """
+        session = self.session
+        return self._report(
+            self._evaluated(session.source, "model"),
+            size_report(session.source.tensors, session.source.display_name),
+            None if base is None else self._evaluated(base, "base"),
+            None if base is None else size_report(base.tensors, self.options.base_model or base.display_name),
+        )
+
+    def _evaluated(self, source: Source, role: str) -> EvaluatedModel:
+        return EvaluatedModel(source, self.session, self.options, role)
+
+    def _checkpoint(self, folder: Path) -> EvaluatedModel:
+        return self._evaluated(Source(folder.name, folder), "model")
+
+    def _report(
+        self,
+        evaluated: EvaluatedModel,
+        shrunk: ModelReport,
+        base: EvaluatedModel | None,
+        base_report: ModelReport | None,
+    ) -> Report:
+        """Measure a model, compared with its base where there is one, and return the report."""
+        found = measure_quality(self.inputs, evaluated, base) if self.options.evaluate else Quality()
+        shrunk = replace(shrunk, quality=found.shrunk)
+        old = None if base_report is None else replace(base_report, quality=found.base)
+        if self.options.benchmark:
+            timed = [("shrunk", evaluated, shrunk)]
+            if base is not None and old is not None:
+                timed.insert(0, ("base", base, old))
+            reports = add_speed(
+                self.options,
+                {role: report for role, _, report in timed},
+                {role: each.model for role, each, _ in timed},
+                {role: each.source.folder for role, each, _ in timed},
+                dtype=self.session.dtype,
+                device=self.session.device,
+            )
+            old, shrunk = reports.get("base", old), reports["shrunk"]
+        return Report(
+            old,
+            shrunk,
+            environment(self.session.device, self.session.dtype),
+            found.comparisons,
+            found.samples,
+            found.failures,
+        )
 
 
-def count(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
-    """Return parameters and bytes of a checkpoint, read from its files' headers."""
+def size_report(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:
+    """Return parameters and bytes of a checkpoint, read from its files' headers.
+
+    Args:
+        tensors: The checkpoint's tensors.
+        name: Its name in the report.
+    """
     parameters = sum(torch.Size(info.shape).numel() for info in tensors.values())
     return ModelReport(name, parameters, sum(info.nbytes for info in tensors.values()))
-
-
-def _report(
-    session: Session,
-    subject: Subject,
-    base: Subject | None,
-    shrunk_report: ModelReport,
-    base_report: ModelReport | None,
-    *,
-    evaluate: bool,
-    benchmark: bool,
-) -> Report:
-    """Measure a model, beside its base where there is one, and return all of it."""
-    found = measure_quality(session, subject, base) if evaluate else Quality()
-    shrunk = replace(shrunk_report, quality=found.shrunk)
-    # The placeholder stands for a base that is not there; nothing is ever added to it.
-    old = replace(base_report or shrunk_report, quality=found.base)
-    if benchmark:
-        subjects = {"shrunk": subject} if base is None else {"base": base, "shrunk": subject}
-        reports = add_speed(
-            session.config,
-            {name: {"base": old, "shrunk": shrunk}[name] for name in subjects},
-            {name: each.model for name, each in subjects.items()},
-            {name: each.source.folder for name, each in subjects.items()},
-            dtype=session.dtype,
-            device=session.device,
-        )
-        old, shrunk = reports.get("base", old), reports["shrunk"]
-    place = environment(session.device, session.dtype)
-    return Report(
-        None if base_report is None else old, shrunk, place, found.comparisons, found.samples, found.failures
-    )
-
-
-def measure_alone(session: Session, base: Source | None, *, evaluate: bool, benchmark: bool) -> Report:
-    """Measure any two models, or one: nothing is cut.
-
-    Args:
-        session: The run; its source is the model in question.
-        base: What it is compared with, or None.
-        evaluate: Measure texts and tasks.
-        benchmark: Measure speed.
-
-    Raises:
-        DataError: A text or task cannot be used.
-        RequestError: The models have too few positions for what is to be timed.
-    """
-    config = session.config
-    if benchmark:
-        check_positions(config, session.source.config, *([base.config] if base is not None else []))
-    if evaluate:
-        check_independent(evaluation_sources(config))
-        session.evaluation_windows  # noqa: B018 - a text that is too short is found before a model is loaded
-        if config.tasks:
-            session.task_manager  # noqa: B018 - and so is a task that does not exist
-    report = count(session.source.tensors, session.source.display_name)
-    base_report = None if base is None else count(base.tensors, config.base_model or base.display_name)
-    return _report(
-        session,
-        source_subject(session, "model"),
-        None if base is None else Subject(base, session, "base"),
-        report,
-        base_report,
-        evaluate=evaluate,
-        benchmark=benchmark,
-    )
-
-
-def measure_checkpoint(session: Session, folder: Path, *, name: str) -> Report:
-    """Measure a checkpoint alone, as the config asks.
-
-    Args:
-        session: The run.
-        folder: The checkpoint.
-        name: What the report calls it.
-    """
-    config = session.config
-    subject, report = checkpoint_subject(session, folder), count(read_index(folder), name)
-    return _report(session, subject, None, report, None, evaluate=config.evaluate, benchmark=config.benchmark)
-
-
-def measure_text(session: Session, folder: Path) -> ModelReport:
-    """Measure a checkpoint on the evaluation texts, against the base.
-
-    Args:
-        session: The run; its source is the base.
-        folder: The checkpoint.
-    """
-    found = measure_texts(session, checkpoint_subject(session, folder), source_subject(session, "base"))
-    return ModelReport("", 0, 0, found.shrunk)

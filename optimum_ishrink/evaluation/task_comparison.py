@@ -1,4 +1,4 @@
-"""How much of each task's figures the shrunk model keeps."""
+"""How much of each task's figures the shrunk model retains."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def compare_tasks(
 ) -> tuple[Comparison, ...]:
     """Compare two models on the same tasks, and on groups of them.
 
-    A figure is compared where it is the mean of what each question gives, or a group's mean of such means: that is
-    checked against the figure itself. Others, such as a BLEU of a whole corpus, have no pairs and are left out.
+    A figure is compared where it is a mean over questions, or a group's mean of such means, which is checked against
+    the figure itself. Others, such as corpus BLEU, have no pairs and are left out.
 
     Args:
         base: The base's results by task.
-        shrunk: The shrunk model's.
-        base_figures: The base's results in lm-eval's own form, as `collect` gives them, with those of groups.
-        shrunk_figures: The shrunk model's.
+        shrunk: The shrunk model's results.
+        base_figures: The base's results in lm-eval's form, as `collect` returns them, with those of groups.
+        shrunk_figures: The same for the shrunk model.
         groups: lm-eval's groups of the tasks, by name.
-        seed: Seed of the draw.
+        seed: Seed of the bootstrap.
     """
     members = {name: [name] for name in shrunk}
     for name, group in groups.items():
@@ -59,14 +59,14 @@ def _same_questions(base: TaskResult, shrunk: TaskResult) -> bool:
 def _strata(
     key: str, pairs: Sequence[tuple[TaskResult, TaskResult]], figures: tuple[Any, Any]
 ) -> list[Stratum] | None:
-    """Return the questions with the weights that give both figures, or None when none do."""
+    """Return the questions with the weights that reproduce both figures, or None."""
     if not all(key in each.answers for pair in pairs for each in pair):
         return None
     if not all(isinstance(figure, (int, float)) for figure in figures):
         return None
     answers = [(base.answers[key], shrunk.answers[key]) for base, shrunk in pairs]
-    by_size, alike = [float(len(first)) for first, _ in answers], [1.0] * len(answers)
-    for weights in (by_size, alike):
+    by_size, equal = [float(len(first)) for first, _ in answers], [1.0] * len(answers)
+    for weights in (by_size, equal):
         strata = [Stratum(weight, *each) for weight, each in zip(weights, answers, strict=True)]
         total = sum(weights)
         means = (

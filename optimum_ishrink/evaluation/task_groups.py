@@ -1,4 +1,4 @@
-"""Sets of tasks under one name, each with the number of examples that it is defined with."""
+"""Sets of tasks under one name, each with the number of examples of its definition."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], int]] = {
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """One task, or one of lm-eval's own groups of tasks, that was asked for.
+    """One requested task, or one of lm-eval's groups of tasks.
 
     Args:
         name: Its name.
-        num_fewshot: Examples in the prompt; None takes the task's own number.
+        num_fewshot: Examples in the prompt; None for the task's own number.
     """
 
     name: str
@@ -32,10 +32,10 @@ def requested_tasks(names: Sequence[str], num_fewshot: int | None) -> tuple[Task
 
     Args:
         names: Tasks, lm-eval's groups, and the groups of this module.
-        num_fewshot: Examples in the prompt of every task; None takes each one's own number.
+        num_fewshot: Examples in the prompt of every task; None for each task's own number.
 
     Raises:
-        DataError: A number of examples is given for a group that has its own, or one task is asked for with two.
+        DataError: A number of examples is given for a group that defines one, or one task is requested with two.
     """
     found: dict[str, TaskRequest] = {}
     for name in names:
@@ -49,7 +49,6 @@ def requested_tasks(names: Sequence[str], num_fewshot: int | None) -> tuple[Task
             request = TaskRequest(task, num_fewshot if examples is None else examples)
             if found.setdefault(task, request) != request:
                 raise DataError(
-                    f"{task} is asked for with two numbers of examples, and a report has room for one; "
-                    "measure it in two runs"
+                    f"{task} is requested with two numbers of examples, and a report holds one; measure it in two runs"
                 )
     return tuple(found.values())

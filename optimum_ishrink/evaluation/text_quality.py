@@ -17,12 +17,12 @@ from .text_statistics import Estimate, TextQuality, mean_estimate, perplexity_es
 
 @dataclass(frozen=True)
 class WindowFigures:
-    """What a text says of a model, window by window: all that its measurements and their comparison are made from.
+    """Figures of a model on a text, window by window: the basis of its measurements and their comparison.
 
     Args:
         nll: Negative log-likelihood of each window's predicted tokens, nats, summed.
         tokens: Predicted tokens in each window.
-        bytes: Bytes of the text that they stand for, UTF-8; None where they are not known.
+        bytes: Bytes of their text in UTF-8; None where unknown.
         divergence: KL divergence from the base, nats per token, the mean over each window; None without a base.
         agreement: Share of tokens whose most likely next token is the base's; None without a base.
     """
@@ -43,7 +43,7 @@ class WindowFigures:
 def window_figures(
     model: Any, base: Any | None, windows: TextWindows, label: str
 ) -> tuple[WindowFigures | None, WindowFigures]:
-    """Run a text through a model, and through a base with the same tokenizer beside it.
+    """Run a text through a model, and through a base with the same tokenizer.
 
     Args:
         model: The model.
@@ -70,7 +70,7 @@ def _sums(values: torch.Tensor) -> tuple[float, ...]:
 
 
 def passage_figures(model: Any, tokenizer: Any, passages: tuple[Passage, ...], label: str) -> WindowFigures:
-    """Run passages through a model with a tokenizer of its own: only its bits per byte can be compared.
+    """Run passages through a model with a different tokenizer: only its bits per byte can be compared.
 
     Args:
         model: The model.
@@ -92,13 +92,13 @@ def passage_figures(model: Any, tokenizer: Any, passages: tuple[Passage, ...], l
 
 
 def bits_per_byte(figures: WindowFigures) -> Estimate | None:
-    """Return the bits that a model needs for a byte of the text: sum of -log2 p(token) over the bytes they stand for.
+    """Return the bits that a model needs for a byte of the text: sum of -log2 p(token) over the bytes of their text.
 
     Unlike perplexity it does not depend on how long the tokens are. The standard error is that of a ratio of means
-    over windows. None where the bytes are not known, or there are none.
+    over windows. None where the bytes are unknown, or there are none.
 
     Args:
-        figures: What the text says of the model.
+        figures: The model's figures on the text.
     """
     if not figures.bytes or not sum(figures.bytes):
         return None
@@ -116,10 +116,10 @@ def figure_measurements(
     """Return a text's figures as measurements.
 
     Args:
-        figures: What the text says of the model.
+        figures: The model's figures on the text.
         label: Name of the text.
-        settings: What the report shall say of the text; the number of tokens, and of bytes, is added.
-        per_token: Give the figures that count tokens, which models of different tokenizers do not share.
+        settings: Settings for the report; the number of tokens, and of bytes, is added.
+        per_token: Include figures per token, which are not comparable between tokenizers.
     """
     tokens = sum(figures.tokens)
     found: tuple[Measurement, ...] = ()
@@ -149,7 +149,7 @@ def text_measurements(
         base: Its base, with the same tokenizer, or None.
         windows: Token ids, shape (windows, length); or windows with their text, which gives bits per byte too.
         label: Name of the text.
-        settings: What the report shall say of the text beyond the number and length of its windows.
+        settings: Settings for the report, beyond the number and length of the windows.
 
     Returns:
         The base's measurements (empty without a base) and the model's.
@@ -163,9 +163,9 @@ def name_measurements(found: TextQuality | None, label: str, settings: dict[str,
     """Return a text's figures as measurements.
 
     Args:
-        found: The figures; None gives none.
+        found: The figures; None for no measurements.
         label: Name of the text.
-        settings: What the report shall say of the text; the number of tokens is added.
+        settings: Settings for the report; the number of tokens is added.
     """
     if found is None:
         return ()

@@ -1,4 +1,4 @@
-"""Perplexity of a model on a text, and how far a smaller model's predictions are from its base's."""
+"""Perplexity of a model on a text, and the divergence of a smaller model's predictions from its base's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TextQuality:
-    """What a text says of one model, or of a model against its base.
+    """Quality of one model on a text, or of a model compared with its base.
 
     Args:
         perplexity: exp of the mean negative log-likelihood of the next token.
@@ -61,7 +61,7 @@ def mean_estimate(means: torch.Tensor, tokens: int) -> Estimate:
     """Return the mean of windows' means with its standard error.
 
     Args:
-        means: One value a window, float64.
+        means: One value per window, float64.
         tokens: Predicted tokens in all windows.
     """
     stderr = means.std(unbiased=True).item() / math.sqrt(len(means)) if len(means) > 1 else None
@@ -89,7 +89,7 @@ def _divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 def token_statistics(
     model: Any, base: Any | None, windows: torch.Tensor, *, advance: Callable[[int], None] = lambda steps: None
 ) -> dict[str, torch.Tensor]:
-    """Run windows through a model, and through its base beside it, and return one value per predicted token.
+    """Run windows through a model, and through its base if given, and return one value per predicted token.
 
     Args:
         model: The model.
@@ -117,14 +117,14 @@ def token_statistics(
 def compare_logits(
     logits: torch.Tensor, base_logits: torch.Tensor | None, labels: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return one value per predicted token, from logits that are there.
+    """Return one value per predicted token, from given logits.
 
-    They are compared chunk by chunk of positions, so that a long window's are not held in float32 at once.
+    Positions are compared in chunks, so that the logits of a long window are never all in float32 at once.
 
     Args:
         logits: The model's, shape (tokens, vocabulary).
         base_logits: The base's, the same shape and device, or None.
-        labels: The tokens that came, int64, shape (tokens,).
+        labels: The actual next tokens, int64, shape (tokens,).
 
     Returns:
         `nll`, and with a base `base_nll`, `kl` and `agree`: float64 on the CPU, shape (tokens,).
@@ -165,7 +165,7 @@ def perplexity_estimate(means: torch.Tensor, tokens: int) -> Estimate:
     """Return the perplexity of windows' mean negative log-likelihoods; its standard error by the delta method.
 
     Args:
-        means: One value a window, nats per token, float64.
+        means: One value per window, nats per token, float64.
         tokens: Predicted tokens in all windows.
     """
     mean = mean_estimate(means, tokens)

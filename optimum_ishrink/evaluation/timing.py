@@ -1,85 +1,42 @@
-"""Whether one model is faster than another: paired ratios, an exact test, and what a model differs from itself by.
+"""Whether one model is faster than another: paired ratios, an exact test, and a model's difference from itself.
 
-The rule, its reasons and its error rates are in docs/benchmark.md. In short, a difference is called one when
+The rule and its reasons are in docs/explanation/statistics.md, its error rates in docs/experiments/speed.md. In short,
+a difference is reported when
 
-- the sign test over rounds finds it, at a level that is shared among all timings of the run (Holm's procedure), and
-- it is larger than what the first model differs from itself by in the same rounds, and than `LEAST`.
+- the sign test over rounds finds it, at a level shared among all timings of the run (Holm's procedure), and
+- it is larger than `LEAST` and than the first model's difference from itself in the same rounds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 import torch
 
+from ..report.measurement import SpeedComparison
+
 LEVEL = 0.01
-"""Chance, per run, of calling a difference that is not there. Small, so that even of many runs hardly any is wrong."""
+"""Probability, per run, of reporting a difference that does not exist. Small, so that few of many runs are wrong."""
 
 LEAST = 0.02
-"""Differences below this share are called none: even two copies of one model lie elsewhere in memory, and what that
-costs does not average out within a process."""
+"""Smaller differences, as a share, are not reported: even two copies of one model differ in their place in memory, and
+the effect of that does not average out within a process."""
 
 CONFIDENCE = 1 - LEVEL
-"""Of intervals: one that holds 1 is one in which the sign test, alone, finds no difference."""
+"""Of intervals: one contains 1 exactly where the sign test, alone, finds no difference."""
 
 _RESAMPLES = 1000
 
 FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW = "faster", "slower", "no difference", "too few rounds to tell"
 
 
-@dataclass(frozen=True)
-class TimingComparison:
-    """One timing of two models, round by round.
-
-    Args:
-        ratio: Median over rounds of speed against the first model's; above 1 is faster.
-        interval: Confidence interval of that median, from the order of the rounds: no distribution is assumed.
-        coverage: Its exact confidence; with few rounds it is below `CONFIDENCE`.
-        p_value: Two-sided exact sign test of the rounds.
-        adjusted_p_value: The same, after Holm's procedure over all timings of the run.
-        spread: What the first model differs from itself by, as a share: 95 % of such medians lie within.
-        verdict: `faster`, `slower`, `no difference`, or `too few rounds to tell`.
-        round_ratios: The ratio in each round.
-        self_ratios: The first model's two turns against each other, in each round.
-    """
-
-    ratio: float
-    interval: tuple[float, float]
-    coverage: float
-    p_value: float
-    adjusted_p_value: float
-    spread: float
-    verdict: str
-    round_ratios: tuple[float, ...]
-    self_ratios: tuple[float, ...]
-
-    @property
-    def inverted(self) -> TimingComparison:
-        """The same of durations instead of speeds: below 1 is faster."""
-        low, high = self.interval
-        return replace(
-            self,
-            ratio=1 / self.ratio,
-            interval=(1 / high, 1 / low),
-            round_ratios=tuple(1 / ratio for ratio in self.round_ratios),
-            self_ratios=tuple(1 / ratio for ratio in self.self_ratios),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, lists in place of tuples, as a report's JSON has them."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
 def in_turn(names: Iterable[str], number: int) -> list[str]:
     """Return the order of a round in which each takes one turn: A B, B A, A B and so on.
 
     Args:
-        names: What takes turns.
+        names: The models.
         number: Number of the round, from 0.
     """
     order = list(names)
@@ -90,7 +47,7 @@ def sign_test(values: Sequence[float]) -> float:
     """Return the two-sided p-value that the values' median is zero: an exact binomial test of their signs.
 
     Args:
-        values: One value a round. Zeros count for neither side, and are left out.
+        values: One value per round. Zeros count for neither side and are left out.
     """
     above, below = sum(value > 0 for value in values), sum(value < 0 for value in values)
     n = above + below
@@ -99,11 +56,11 @@ def sign_test(values: Sequence[float]) -> float:
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Return the narrowest interval between two values, equally far from both ends, that holds the median.
+    """Return the narrowest interval between two values of symmetric rank that contains the median.
 
     Args:
-        values: One value a round.
-        confidence: How sure it has to be. Few values cannot be that sure; all of them are taken then.
+        values: One value per round.
+        confidence: Required confidence. If it cannot be reached with few values, the interval spans all of them.
 
     Returns:
         The ends, and the exact confidence for independent rounds of any distribution.
@@ -121,14 +78,14 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 def self_spread(values: Sequence[float], quantile: float = 0.95) -> float:
-    """Return how far from zero the median over rounds of a model against itself gets by chance.
+    """Return how far the median over rounds of a model's ratio to itself deviates from zero by chance.
 
-    Rounds are drawn again with replacement, each with a random sign: which of a model's two turns is called the first
-    says nothing.
+    Rounds are resampled with replacement, each with a random sign, because the order of a model's two turns is
+    arbitrary.
 
     Args:
-        values: The logarithm of the ratio of the model's two turns, one a round.
-        quantile: Share of the medians that lie within.
+        values: Log of the ratio of the model's two turns, one per round.
+        quantile: Share of the medians within the spread.
     """
     generator = torch.Generator().manual_seed(0)
     n = len(values)
@@ -139,7 +96,7 @@ def self_spread(values: Sequence[float], quantile: float = 0.95) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for being several: Holm's step-down procedure.
+    """Return p-values adjusted for multiple tests by Holm's step-down procedure.
 
     Args:
         p_values: One for each test of the family.
@@ -151,12 +108,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare_timings(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[TimingComparison]:
+def compare_timings(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[SpeedComparison]:
     """Compare two models on every timing of a run.
 
     Args:
-        timings: For each timing, over its rounds: the logarithm of the speed against the first model's, and of the
-            first model's first turn against its second.
+        timings: For each timing, over its rounds: the log of the speed ratio to the first model, and that of the
+            first model's two turns.
 
     Returns:
         A comparison for each timing.
@@ -167,7 +124,7 @@ def compare_timings(timings: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     ]
 
 
-def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, family: int) -> TimingComparison:
+def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, family: int) -> SpeedComparison:
     middle, spread = median(ratios), self_spread(own)
     low, high, coverage = median_interval(ratios)
     if family * 2.0 ** (1 - len(ratios)) > LEVEL:
@@ -176,7 +133,7 @@ def _judge(ratios: Sequence[float], own: Sequence[float], adjusted: float, famil
         verdict = FASTER if middle > 0 else SLOWER
     else:
         verdict = NO_DIFFERENCE
-    return TimingComparison(
+    return SpeedComparison(
         ratio=math.exp(middle),
         interval=(math.exp(low), math.exp(high)),
         coverage=coverage,

@@ -19,15 +19,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
-from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import IShrinkError, PublishError, RequestError, SourceError
-from ..report.files import REPORT_FILE
+from ..report.run import read_run
 from .destination import check_repo_id
-from .failures import advice, is_of_publishing, reason, status_of
-from .retries import Patience
+from .failures import advice, is_publishing_failure, reason, status_of
+from .retries import RetryPolicy
 from .snapshot import LocalFile, changed_files, read_folder
-from .terms import keep_terms
+from .terms import inherit_terms
 
 _CARD = "README.md"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -44,31 +43,31 @@ def push_folder(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Upload a folder to the Hub as one commit; the repository is made when it does not exist.
+    """Upload a folder to the Hub as one commit; the repository is created when it does not exist.
 
-    The folder is only read. Its state at the start is published: a file that changes meanwhile stops the push before
-    the commit. What the Hub has already is not sent again, so a push that failed goes on where it stopped. Failures
-    that pass are retried. After the commit the Hub's list of files is read back and compared. Weight files of an
-    earlier upload go with the same commit: readers would take them for part of this checkpoint.
+    The folder is only read. Its state at the start is published: a file that changes during the upload stops the push
+    before the commit. What the Hub already has is not sent again, so a push that failed resumes where it stopped.
+    Transient failures are retried. After the commit the Hub's list of files is read back and compared. Weight files of
+    an earlier upload are removed in the same commit: they would be taken for a part of this checkpoint.
 
     Args:
         folder: An output folder.
         repo_id: `user/name`, or `name` for the logged-in user.
         private: Keep the repository private; one that is public is made private before anything is sent.
-        private_until_complete: Make a new repository private, and make it public once its commit is complete and read
-            back. A repository that is public already stays so.
-        token: Hub token; the one that is logged in when None. It is used for this call alone.
+        private_until_complete: Create a new repository as private, and make it public once its commit is complete and
+            verified. A repository that is already public remains public.
+        token: Hub token, used for this call alone; None takes the stored login.
         revision: Branch to commit to.
         commit_message: Message of the commit.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        SourceError: The folder is no checkpoint.
-        RequestError: The name cannot be a repository's, `private` and `private_until_complete` are both set, a file
-            holds the token, or the card overrides the licence of a gated base.
-        PublishError: The upload failed; the folder is whole, and the message says how to try again.
+        SourceError: The folder is not a checkpoint.
+        RequestError: The repository's name is not valid, `private` and `private_until_complete` are both set, a file
+            contains the token, or the card overrides the licence of a gated base.
+        PublishError: The upload failed; the folder is complete, and the message says how to try again.
     """
     check_repo_id(repo_id)
     if private and private_until_complete:
@@ -77,7 +76,7 @@ def push_folder(
         raise SourceError(f"{folder} is not a checkpoint folder: it has no config.json")
     secrets = (token, get_token())
     failure: Exception
-    push = _Push(folder, repo_id, HfApi(token=token), revision, Patience(secrets))
+    push = _Push(folder, repo_id, HfApi(token=token), revision, RetryPolicy(secrets))
     try:
         files = _prepare(push, secrets)
         return push.run(
@@ -89,7 +88,7 @@ def push_folder(
     except IShrinkError:
         raise
     except Exception as error:
-        if not is_of_publishing(error):
+        if not is_publishing_failure(error):
             raise
         failure = error
     hint = advice(failure, repo_id, logged_in=any(secrets), revision=revision)
@@ -97,31 +96,32 @@ def push_folder(
     retry += ["--private"] if private else []
     retry += ["--private-until-complete"] if private_until_complete else []
     retry += ["--revision", revision] if revision else []
-    hidden = ", and the repository stays private" if push.hidden else ""
+    hidden = ", and the repository is still private" if push.hidden else ""
     raise PublishError(
-        f"the upload to {repo_id} failed ({reason(failure, secrets)}){hint}. {folder} is whole{hidden}; "
+        f"the upload to {repo_id} failed ({reason(failure, secrets)}){hint}. {folder} is complete{hidden}; "
         f"try again with: {shlex.join(retry)}"
     )
 
 
 def _prepare(push: _Push, secrets: tuple[str | None, ...]) -> dict[str, LocalFile]:
-    """Return the folder's files; the card is the one that the Hub shall show."""
+    """Return the files to publish, with the card as the Hub is to show it."""
     files = read_folder(push.folder)
     for file in files.values():
         if any(secret and file.content and secret.encode() in file.content for secret in secrets):
-            raise RequestError(f"{file.path} holds your Hub token; take it out, and push again")
+            raise RequestError(f"{file.path} contains your Hub token; remove it and push again")
     card = files.get(_CARD)
     if card is not None and card.content is not None:
         text = card.content.decode("utf-8", errors="replace")
         text = name_repository(text, _local_names(push.folder), push.repo_id)
-        text = keep_terms(text, push.repo_id, push.api, push.patience)
+        text = inherit_terms(text, push.repo_id, push.api, push.retry_policy)
         files[_CARD] = replace(card, content=text.encode())
-        # Before gigabytes are sent: the commit would be refused for it after them.
-        push.patience.call("checking the card", lambda: ModelCard(text, ignore_metadata_errors=True).validate("model"))
+        # Checked now, since the Hub would refuse the commit only after gigabytes were sent.
+        new_card = ModelCard(text, ignore_metadata_errors=True)
+        push.retry_policy.call("checking the card", lambda: new_card.validate("model"))
     return files
 
 
-_LOADING = ("vllm serve ", "ishrink export --model ")
+_LOAD_COMMANDS = ("vllm serve ", "ishrink export --model ")
 """Commands of the card that load the model, up to its name."""
 
 
@@ -130,12 +130,12 @@ def name_repository(card: str, names: frozenset[str], repo_id: str) -> str:
 
     Args:
         card: Text of the card.
-        names: What the folder may be called in it.
+        names: Names that the folder can have in it.
         repo_id: `user/name`.
     """
     for name in names:
         card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
-        for command in _LOADING:
+        for command in _LOAD_COMMANDS:
             written = re.escape(command + shlex.quote(name))
             card = re.sub(rf"^{written}(?=\s|$)", command + repo_id, card, flags=re.M)
     return card
@@ -143,55 +143,55 @@ def name_repository(card: str, names: frozenset[str], repo_id: str) -> str:
 
 def _local_names(folder: Path) -> frozenset[str]:
     """Return the folder's name, and the one that it had when its card was written."""
-    report = read_json(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else {}
-    written = report.get("shrunk", {}).get("name") if isinstance(report, dict) else None
+    _, report = read_run(folder)
+    written = report.shrunk.name if report is not None else None
     return frozenset(name for name in (folder.resolve().name, written) if name)
 
 
 @dataclass
 class _Push:
-    """One push: where from, where to, and how long to wait for it."""
+    """One push: from which folder, to which repository, and how often to retry."""
 
     folder: Path
     repo_id: str
     api: HfApi
     revision: str | None
-    patience: Patience
+    retry_policy: RetryPolicy
     hidden: bool = False
     """Whether the repository is private until the push is complete."""
 
     def run(self, files: Mapping[str, LocalFile], *, private: bool, until_complete: bool, message: str) -> str:
-        """Make the repository, send the files, commit, read back; return the commit's address."""
-        wanted = True if private or until_complete else None  # None leaves it to the namespace's own default
-        made = self.patience.call(
-            "making the repository", lambda: self.api.create_repo(self.repo_id, private=wanted, exist_ok=True)
+        """Create the repository, send the files, commit, read back; return the URL of the commit."""
+        visibility = True if private or until_complete else None  # None takes the default of the namespace
+        created = self.retry_policy.call(
+            "creating the repository", lambda: self.api.create_repo(self.repo_id, private=visibility, exist_ok=True)
         )
-        self.repo_id = str(made.repo_id)
+        self.repo_id = str(created.repo_id)
         before = self._info()
         if private and not before.private:
             self._set_private(True)
         self.hidden = until_complete and bool(before.private)
         if until_complete and not self.hidden:
-            note(f"{self.repo_id} is public already and stays so; readers see the old files until the commit is there")
+            note(f"{self.repo_id} is already public and remains public; readers see the old files until the commit")
         additions = {
             name: CommitOperationAdd(name, file.path if file.content is None else file.content)
             for name, file in files.items()
         }
         remote = self._tree(before.sha)
-        gone = sorted(remote.keys() - files.keys())
+        surplus = sorted(remote.keys() - files.keys())
         changed = _differences(files, additions, remote)
-        stale = _matching(gone, _WEIGHTS)
+        stale = _matching(surplus, _WEIGHTS)
         if stale or _matching(changed, _WEIGHTS):
-            # Scores of other weights would stand on the Hub's benchmark pages under this name.
-            stale += _matching(gone, _RESULTS)
-        address = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
+            # The Hub's benchmark pages would show scores of other weights under this name.
+            stale += _matching(surplus, _RESULTS)
+        url = f"{self.api.endpoint}/{self.repo_id}/commit/{before.sha}"
         if stale or changed:
-            address = self._commit(files, additions, stale, str(before.sha), message)
+            url = self._commit(files, additions, stale, str(before.sha), message)
         else:
-            note(f"{self.repo_id} holds these files already; nothing was committed")
+            note(f"{self.repo_id} already holds these files; nothing was committed")
         if self.hidden:
             self._set_private(False)
-        return address
+        return url
 
     def _commit(
         self,
@@ -201,8 +201,8 @@ class _Push:
         parent: str,
         message: str,
     ) -> str:
-        """Send the files, commit them on top of a parent, read back; return the commit's address."""
-        self.patience.call(
+        """Send the files, commit them on top of a parent, read back; return the URL of the commit."""
+        self.retry_policy.call(
             "uploading",
             lambda: self.api.preupload_lfs_files(
                 self.repo_id, additions.values(), revision=self.revision, free_memory=False
@@ -211,7 +211,7 @@ class _Push:
         if changed := changed_files(self.folder, files):
             raise PublishError(
                 f"{', '.join(changed)} in {self.folder} changed during the upload, so nothing was committed to "
-                f"{self.repo_id}; push again when nothing writes there"
+                f"{self.repo_id}; push again when no program writes to it"
             )
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationDelete(name, is_folder=False) for name in stale),
@@ -219,39 +219,39 @@ class _Push:
         ]
 
         def landed() -> str | None:
-            """Return the commit when the branch holds what was sent: the answer to it was lost."""
+            """Return the commit when the branch holds what was sent, so that only the response was lost."""
             head = str(self._info().sha)
             remote = self._tree(head)
-            gone = not any(name in remote for name in stale)
-            return head if head != parent and gone and not _differences(files, additions, remote) else None
+            removed = not any(name in remote for name in stale)
+            return head if head != parent and removed and not _differences(files, additions, remote) else None
 
         def commit() -> str:
             try:
-                made = self.api.create_commit(
+                commit_info = self.api.create_commit(
                     self.repo_id, operations, commit_message=message, revision=self.revision, parent_commit=parent
                 )
             except Exception as error:
-                # The branch has moved on, perhaps by this very commit.
+                # The branch has a new commit, perhaps this one.
                 if status_of(error) != 412 or (found := landed()) is None:
                     raise
                 return found
-            return str(made.oid)
+            return str(commit_info.oid)
 
-        head = self.patience.call("committing", commit, recovered=landed)
+        head = self.retry_policy.call("committing", commit, recovered=landed)
         if wrong := _differences(files, additions, self._tree(head)):
             raise PublishError(
-                f"{', '.join(wrong)} on {self.repo_id} is not what was sent (commit {head}); {self.folder} is whole, "
-                "push it again"
+                f"{', '.join(wrong)} on {self.repo_id} is not what was sent (commit {head}); {self.folder} is "
+                "complete, push it again"
             )
         return f"{self.api.endpoint}/{self.repo_id}/commit/{head}"
 
     def _info(self) -> ModelInfo:
-        return self.patience.call(
+        return self.retry_policy.call(
             "reading the repository", lambda: self.api.model_info(self.repo_id, revision=self.revision)
         )
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
-        entries = self.patience.call(
+        entries = self.retry_policy.call(
             "reading the repository",
             lambda: list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)),
         )
@@ -259,7 +259,7 @@ class _Push:
 
     def _set_private(self, private: bool) -> None:
         what = "making the repository private" if private else "making the repository public"
-        self.patience.call(what, lambda: self.api.update_repo_settings(self.repo_id, private=private))
+        self.retry_policy.call(what, lambda: self.api.update_repo_settings(self.repo_id, private=private))
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -270,7 +270,7 @@ def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 def _differences(
     files: Mapping[str, LocalFile], additions: Mapping[str, CommitOperationAdd], remote: Mapping[str, RepoFile]
 ) -> list[str]:
-    """Return the names of files that the Hub lacks or has otherwise."""
+    """Return the names of files that the Hub lacks or that differ there."""
 
     def equal(name: str, file: LocalFile) -> bool:
         entry = remote.get(name)

@@ -1,4 +1,4 @@
-"""Trying again: what fails for a moment does not end an upload of gigabytes."""
+"""Retries: a transient failure does not end an upload of gigabytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from time import sleep
 from typing import TypeVar
 
 from ..core.progress import note
-from .failures import passes, reason, retry_after
+from .failures import is_transient, reason, retry_after
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 _RETRIES = 6
@@ -16,17 +16,18 @@ _TOTAL_WAIT = 600.0
 Result = TypeVar("Result")
 
 
-class Patience:
-    """Calls again what failed for a moment, with one budget of waiting for all calls of a push.
+class RetryPolicy:
+    """Repeats calls that fail transiently, with one waiting budget for all calls of a push.
 
-    Waits double from a second to half a minute; where the server says how long to wait (`Retry-After`), that is
-    waited instead. The Hub's own library retries single uploads of files; what it gives up on, and what it does not
-    retry (making the repository, the commit, the settings), is retried here.
+    Waiting times double from a second to half a minute; a `Retry-After` of the server takes precedence. The Hub's own
+    library retries single uploads of files; what it gives up on, and what it does not retry (creating the repository,
+    the commit, the settings), is retried here.
 
     Args:
-        secrets: Texts that no note may hold.
-        seconds: What may be waited in all. The default is longer than the Hub's windows of rate limits, 5 minutes.
-        retries: How often one call may be repeated. The default waits a minute in all for a server that says nothing.
+        secrets: Texts that must not appear in notes.
+        seconds: Waiting budget of all calls together. The default exceeds the window of the Hub's rate limits, 5
+            minutes.
+        retries: Maximum number of repetitions of one call. The default adds up to a minute without `Retry-After`.
     """
 
     def __init__(
@@ -39,27 +40,27 @@ class Patience:
     def call(
         self, what: str, function: Callable[[], Result], *, recovered: Callable[[], Result | None] = lambda: None
     ) -> Result:
-        """Return what a function returns, in one of several tries.
+        """Call a function, again after a transient failure, and return its result.
 
         Args:
-            what: What is being done, for the notes on standard error.
-            function: Does it. It must be safe to repeat, or `recovered` must tell when it need not be.
-            recovered: Asked before a repetition: when the last try has succeeded after all and only its answer was
-                lost, it returns the result.
+            what: What the call does, for the notes on standard error.
+            function: The call. It must be safe to repeat, or `recovered` must find its result.
+            recovered: Called before a repetition: it returns the result when the last attempt succeeded and only the
+                response was lost, else None.
 
         Raises:
-            Exception: What the function raised, when it does not pass, or when tries or waiting are used up.
+            Exception: What the function raised, when it is not transient, or when retries or budget are used up.
         """
         wait = _FIRST_WAIT
         for retry in range(self.retries + 1):
             try:
                 return function()
             except Exception as error:
-                asked = retry_after(error)
-                pause = wait if asked is None else max(asked, _FIRST_WAIT)
-                if retry == self.retries or not passes(error) or pause > self.seconds_left:
+                requested = retry_after(error)
+                pause = wait if requested is None else max(requested, _FIRST_WAIT)
+                if retry == self.retries or not is_transient(error) or pause > self.seconds_left:
                     raise
-                note(f"{what}: {reason(error, self.secrets)}; trying again in {pause:g} s")
+                note(f"{what}: {reason(error, self.secrets)}; retrying in {pause:g} s")
             self.seconds_left -= pause
             sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""What is in a folder at one moment, so that one state of it is published and changes are noticed."""
+"""A snapshot of a folder, so that one state of it is published and changes are detected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 _SMALL = 10 * 2**20
-"""Files up to this size are held in memory. The Hub stores larger ones as large files, by their sha256."""
+"""Files up to this size are read into memory. The Hub stores larger ones as large files, by their sha256."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class LocalFile:
 
     Args:
         name: Its path in the repository.
-        path: Where it lies.
-        stamp: Size, time of change in nanoseconds, and inode.
-        content: What is published under its name, for small files.
+        path: Its path on this machine.
+        stamp: Size, modification time in nanoseconds, and inode.
+        content: What is published under its name; None for large files, which are read from disk.
     """
 
     name: str
@@ -34,13 +34,13 @@ class LocalFile:
 
     @property
     def git_oid(self) -> str:
-        """The id that git gives to its content."""
+        """The git object id of its content."""
         content = self.path.read_bytes() if self.content is None else self.content
         return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def read_folder(folder: Path) -> dict[str, LocalFile]:
-    """Return the files of a folder by name; what belongs to git or to the Hub's cache is left out.
+    """Return the files of a folder by name, without those of git and of the Hub's cache.
 
     Args:
         folder: The folder.
@@ -49,7 +49,7 @@ def read_folder(folder: Path) -> dict[str, LocalFile]:
 
 
 def changed_files(folder: Path, files: Mapping[str, LocalFile]) -> list[str]:
-    """Return the names of files that came, went or changed since `read_folder`.
+    """Return the names of files that were added, removed or changed since `read_folder`.
 
     Args:
         folder: The folder.
@@ -62,12 +62,12 @@ def changed_files(folder: Path, files: Mapping[str, LocalFile]) -> list[str]:
 
 def _paths(folder: Path) -> dict[str, Path]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept = filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
-    return {name: paths[name] for name in kept}
+    names = filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    return {name: paths[name] for name in names}
 
 
 def _read_file(name: str, path: Path) -> LocalFile:
-    # The stamp comes first: a change between the two is then seen as one.
+    # The stamp is taken first, so that a change before the file is read is detected.
     stamp = _stamp(path)
     return LocalFile(name, path, stamp, path.read_bytes() if stamp[0] <= _SMALL else None)
 

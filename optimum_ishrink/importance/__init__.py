@@ -1,1 +1,1 @@
-"""Importance: what each KV group, query head, MLP neuron and layer is worth."""
+"""Importance: scores of KV groups, query heads, MLP neurons and layers."""

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from ..core.processes import own_share
+from ..core.processes import process_share
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Batch:
     Args:
         input_ids: Token ids, shape (windows, length).
         mask: 1 for text and 0 for padding, the same shape.
-        number: Its place among the batches of all processes.
+        number: Its index among the batches of all processes.
     """
 
     input_ids: torch.Tensor
@@ -27,11 +27,11 @@ class Batch:
 
     @cached_property
     def tokens(self) -> int:
-        """Number of tokens that are no padding."""
+        """Number of tokens that are not padding."""
         return int(self.mask.sum())
 
     def text(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the rows of values, shape (windows, length, ...), that are text, one after another."""
+        """Return the rows of values, shape (windows, length, ...), that are text: shape (tokens, ...)."""
         rows = values.flatten(0, 1)
         return rows if self.tokens == len(rows) else rows[self.mask.flatten().bool()]
 
@@ -49,7 +49,7 @@ class Batches:
         windows: Token ids, shape (windows, length).
         mask: 1 for text and 0 for padding, the same shape; None when nothing is padding.
         size: Windows in a batch.
-        device: Where the batches go.
+        device: Device of the batches.
     """
 
     windows: torch.Tensor
@@ -64,7 +64,7 @@ class Batches:
     def _own(self) -> Sequence[tuple[int, torch.Tensor]]:
         starts = range(0, len(self.windows), self.size)
         rows = torch.arange(len(self.windows))
-        return own_share([(number, rows[start : start + self.size]) for number, start in enumerate(starts)])
+        return process_share([(number, rows[start : start + self.size]) for number, start in enumerate(starts)])
 
     def __iter__(self) -> Iterator[Batch]:
         mask = torch.ones_like(self.windows) if self.mask is None else self.mask

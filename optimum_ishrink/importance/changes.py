@@ -1,4 +1,4 @@
-"""What the loss would change by, to first order, were a unit or a layer set to zero: watched token by token."""
+"""First-order change of the loss when a unit or a layer is set to zero, observed token by token."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from ..architectures.axes import layer_module
-from ..architectures.spec import BoundTensor
-from .units import LAYERS
+from ..architectures.binding import BoundTensor
+from ..architectures.description import LAYERS
 from .watchers import Watcher
 
 
 def sampled_loss(logits: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of next tokens that are drawn from the model itself.
+    """Return the negative log-likelihood of next tokens that are drawn from the model.
 
     Its gradients are draws from the score function of the model's own distribution, so the mean of their squares is
-    the Fisher information, the curvature of the KL divergence. With the tokens that the text holds it would not be
-    (Kunstner et al. 2019, arXiv:1905.12558).
+    the Fisher information, the curvature of the KL divergence. With the next tokens of
+    the text it would not be (Kunstner et al. 2019, arXiv:1905.12558).
 
     Args:
         logits: Shape (tokens, vocabulary).
@@ -41,11 +41,11 @@ class ChangeWatcher(Watcher):
     samples_labels = True
 
     def install(self) -> None:
-        """Hook the projections that read the units, or the layers; let gradients flow, and none to the weights."""
+        """Hook the projections that read the units, or the layers; gradients flow to activations, not to weights."""
         self._before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self.model.requires_grad_(False)
         embeddings = self.model.get_input_embeddings()
-        # The weights want no gradients, so the graph has to begin where the tokens enter.
+        # The weights take no gradients, so the graph has to begin at the embeddings.
         self.handles.append(embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_()))
         if LAYERS in self.units.keys:
             for layer in range(self.units.binding.sizes["layers"]):
@@ -59,11 +59,11 @@ class ChangeWatcher(Watcher):
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = (args[0] if args else kwargs["hidden_states"]).detach()
             after = output[0] if isinstance(output, tuple) else output
-            left = after.detach()  # a hook that holds its own tensor would keep the whole graph alive
+            leaving = after.detach()  # a hook that refers to its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:
                 assert self.batch is not None
-                change = (left.float() - before.float()) * gradient.float()
+                change = (leaving.float() - before.float()) * gradient.float()
                 values = self.criterion.function(self.batch.text(change.sum(-1)))
                 self.sums[LAYERS][layer] += values.sum()
 
@@ -78,7 +78,7 @@ class ChangeWatcher(Watcher):
         channels = {key: self.units.channels(bound, key).to(self.model.device) for key in keys}
 
         def read(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            entering = inputs[0].detach()  # a hook that holds its own tensor would keep the whole graph alive
+            entering = inputs[0].detach()  # a hook that refers to its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:
                 assert self.batch is not None
@@ -88,7 +88,7 @@ class ChangeWatcher(Watcher):
                     per_unit = change if units.shape[1] == 1 else change[:, units].sum(-1)
                     self.sums[key][layer] += self.criterion.function(per_unit).sum(dim=0)
 
-            if inputs[0].requires_grad:  # not in passes that only look
+            if inputs[0].requires_grad:  # not in forward passes without gradients
                 inputs[0].register_hook(reduce)  # type: ignore[no-untyped-call]
 
         return read

@@ -1,4 +1,4 @@
-"""The criteria that exist: what each needs from the model, and the function that computes it."""
+"""Criteria: what each needs from the model, the function that computes it, and their registries."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _COSTS: dict[Needs, str] = {
     "weights": "weights only",
     "activations": "forward passes",
     "hidden_states": "forward passes",
-    "gram": "forward passes, and one inverse per projection",
+    "gram": "forward passes, and one matrix inverse per projection",
     "gradients": "forward and backward passes",
-    "changes": "forward passes, and backward ones to the activations alone",
-    "logits": "one pass for each unit or block removed, from its layer on",
-    "scores": "what its parts cost, together",
-    "unit_scores": "what the unit criterion costs",
+    "changes": "forward passes, and backward passes to the activations alone",
+    "logits": "one pass for each removed unit or block, from its layer on",
+    "scores": "the cost of its parts together",
+    "unit_scores": "the cost of the unit criterion",
 }
 
 
@@ -45,7 +45,7 @@ class Criterion:
             - `gram`: Gram matrix of that projection's inputs with its ridge, the weight, and each unit's channels; one
               value per unit.
             - `hidden_states`: what enters a block (or a span) and what leaves it; one value per token, averaged.
-            - `logits`: the logits as they were, those with the unit (or the block) removed, and the tokens that
+            - `logits`: the original logits, those with the unit (or the block) removed, and the tokens that
               followed; one value per token, averaged.
             - `scores`: the scores of other criteria, `parts`; one value per unit.
             - `unit_scores`: the scores of every kind of unit; one value per layer.
@@ -54,8 +54,7 @@ class Criterion:
         function: Computes it; a pure function of tensors.
         of_sum: Applied to each unit's sum, of `gradients` before batches are averaged. None leaves the sums.
         parts: Names of the criteria that `scores` mixes.
-        by_groups: Whether neurons are scored in groups unless something else is said, because one by one would take
-            too many passes.
+        by_groups: Whether neurons are scored in groups by default, because one by one would take too many passes.
     """
 
     name: str
@@ -69,22 +68,22 @@ class Criterion:
 
     @property
     def cost(self) -> str:
-        """What it takes, in words."""
+        """Its cost, in words."""
         return _COSTS[self.needs]
 
     @property
     def reads_text(self) -> bool:
-        """Whether calibration text goes into it."""
+        """Whether it depends on calibration text."""
         return self.needs not in ("weights", "unit_scores")
 
     @property
     def measures_removal(self) -> bool:
-        """Whether it can score any span of layers as removed, and again after others are gone."""
+        """Whether it can score the removal of any span of layers, also after others were removed."""
         return self.needs in ("logits", "hidden_states")
 
     @property
     def sees_experts(self) -> bool:
-        """Whether it can score neurons of experts: these have weights and gradients, but no module of their own."""
+        """Whether it can score neurons of experts: these have weights and gradients, but no separate module."""
         if self.parts:
             return all(UNIT_CRITERIA[name].sees_experts for name in self.parts)
         return self.needs in ("weights", "gradients")

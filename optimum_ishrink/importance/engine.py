@@ -1,6 +1,6 @@
 """The engine: it runs calibration batches and gives every criterion what it needs.
 
-Criteria are pure functions. This file sends each to what gathers its material: hooks on the running model
+Criteria are pure functions. This file passes each to the code that gathers what it needs: hooks on the running model
 (`watchers`), Gram matrices (`gram`), or removals (`removal`). No criterion is known by name.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
+from ..architectures.description import LAYERS
 from ..core.progress import progress_bar
 from ..errors import DataError, RequestError
 from ..modeling.head import CHUNK, Head, chunked_sum
@@ -22,7 +23,7 @@ from .changes import ChangeWatcher, sampled_loss
 from .criterion import UNIT_CRITERIA, Criterion
 from .gram import score_gram
 from .removal import LayerRunner, score_removed_units, score_spans
-from .units import LAYERS, Units, check_finite, units_to_score
+from .units import Units, check_finite, units_to_score
 from .watchers import ActivationWatcher, GradientWatcher, HiddenStateWatcher, Watcher
 
 WATCHERS: Mapping[str, type[Watcher]] = {
@@ -31,18 +32,18 @@ WATCHERS: Mapping[str, type[Watcher]] = {
     "activations": ActivationWatcher,
     "hidden_states": HiddenStateWatcher,
 }
-"""What watches what a criterion needs."""
+"""The watcher for each need of a criterion."""
 
 
 def backward(model: Any, batch: Batch, *, seed: int | None) -> float:
-    """Run one batch forward and backward, and return its loss. No more than a chunk of logits is held at once.
+    """Run one batch forward and backward, and return its loss. At most one chunk of logits is in memory at once.
 
     Args:
         model: The model; the weights of its head take no gradient.
         batch: The batch.
-        seed: None for the mean cross-entropy of the text's own next tokens that are not padding; a number for the sum
-            over the tokens of that of next tokens drawn from the model, from the same numbers on any device and with
-            any number of processes.
+        seed: None for the mean cross-entropy of the text's next tokens, without padding; a number for the sum of the
+            cross-entropy of next tokens drawn from the model, from the same random numbers on any device and with any
+            number of processes.
     """
     output = model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
     head = Head(model)
@@ -87,28 +88,29 @@ def score_model(
     group_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Score a loaded model on calibration windows; what only watches the running model shares one pass.
+    """Score a loaded model on calibration windows; criteria that only watch the running model share one pass.
 
     Args:
         model: The model, in the dtype to compute in.
         binding: Its binding.
         windows: Token ids, shape (windows, length).
-        unit_criterion: For KV groups, query heads and MLP neurons, or None.
-        layer_criterion: For layers, or None.
+        unit_criterion: Criterion for KV groups, query heads and MLP neurons, or None.
+        layer_criterion: Criterion for layers, or None.
         keys: Dimensions to score.
         attention_mask: 1 for text and 0 for padding, the shape of `windows`; None when nothing is padding.
         batch_size: Windows in a batch. Criteria of gradients take one gradient per batch, so it is part of their
             definition; four keeps the logits of a vocabulary of 128k within a few GB.
         group_size: Consecutive neurons that are scored as one unit, each with an equal share of its score; None
-            takes one, or for criteria that remove unit after unit what leaves at most 32 groups in a layer.
-        seed: Seed of labels that a criterion draws from the model.
+            takes one, or for criteria that remove units one by one what leaves at most 32 groups in a layer.
+        seed: Seed of the labels that a criterion draws from the model.
 
     Returns:
         Config key to scores, float32 on the CPU, accumulated in float32 whatever the model's dtype.
 
     Raises:
         DataError: There are no windows, or values are not finite; the message names the layer.
-        RequestError: A criterion needs what this engine does not give, or the groups do not divide the neurons.
+        RequestError: A criterion needs something that this engine does not provide, or the groups do not divide the
+            neurons.
     """
     if not len(windows):
         raise DataError("no calibration windows")
@@ -127,7 +129,7 @@ def score_model(
         elif criterion.needs in _GATHERERS:
             scores.update(_GATHERERS[criterion.needs](model, batches, criterion, units))
         else:
-            raise RequestError(f"{criterion.name!r} needs {criterion.needs}, which is not read from a model")
+            raise RequestError(f"{criterion.name!r} needs {criterion.needs}, which is not computed on a model")
     for samples_labels in (False, True):  # two losses are two passes
         if together := [watcher for watcher in watchers if watcher.samples_labels == samples_labels]:
             scores.update(_watch(model, binding, batches, together, seed))
@@ -152,7 +154,7 @@ def _watch(
                 loss = backward(model, batch, seed=seed if watchers[0].samples_labels else None)
                 if not isfinite(loss):
                     with torch.no_grad():
-                        LayerRunner(model, binding).states(batch)  # names the layer where it begins
+                        LayerRunner(model, binding).states(batch)  # raises with the first layer that is not finite
                     raise DataError("the loss of the calibration text is not finite; try dtype='float32'")
             else:
                 model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
@@ -196,4 +198,4 @@ _GATHERERS: Mapping[str, Callable[[Any, Batches, Criterion, Units], dict[str, to
     "logits": _score_removed,
     "scores": _mix,
 }
-"""What gathers the material of criteria that one pass of the model as it is cannot serve."""
+"""The function for each need that one pass of the unchanged model does not cover."""

@@ -1,4 +1,4 @@
-"""Scores from the Gram matrices of what projections read, layer by layer: one layer's are in memory at a time."""
+"""Scores from the Gram matrices of the inputs of projections, with one layer's in memory at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 def with_ridge(gram: torch.Tensor, tokens: int) -> torch.Tensor:
     """Return `X^T X / tokens + lambda I` in float64, with `lambda = RIDGE * mean(diag) * max(1, channels / tokens)`.
 
-    Fewer tokens than channels leave directions without data, so the ridge grows by what is missing.
+    With fewer tokens than channels some directions have no data, so the ridge grows in proportion.
 
     Args:
         gram: `X^T X`, shape (channels, channels).
@@ -44,7 +44,7 @@ def with_ridge(gram: torch.Tensor, tokens: int) -> torch.Tensor:
 def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units) -> dict[str, torch.Tensor]:
     """Score units by the Gram matrices of the inputs of the projections that read them.
 
-    The sums are float32 on the model's device, what is solved is float64.
+    The sums are float32 on the model's device; the solve is float64.
 
     Args:
         model: The model.
@@ -57,12 +57,12 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
 
     Raises:
         RequestError: There is padding.
-        DataError: Activations are no numbers, or too uniform to solve with; the message names the layer.
+        DataError: Activations are NaN or inf, or too uniform to solve; the message names the layer.
     """
     binding = units.binding
     if batches.mask is not None and not batches.mask.all():
         raise RequestError(
-            f"{criterion.name!r} takes windows without padding; cut the text into windows of one length"
+            f"{criterion.name!r} needs windows without padding; cut the text into windows of one length"
         )
     readers = [(key, bound) for key in units.keys for bound in input_readers(binding, key)]
     modules = {bound.name: model.get_submodule(bound.name.removesuffix(".weight")) for _, bound in readers}
@@ -72,7 +72,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
     if tokens < widest:
         _LOG.warning(
             "%s: %s calibration tokens are fewer than the %s channels of a projection, so the ridge was raised; "
-            "more calibration_samples would tell more",
+            "raise calibration_samples for more reliable scores",
             *(criterion.name, f"{tokens:,}", f"{widest:,}"),
         )
     sums = units.zeros(model.device)
@@ -113,7 +113,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
 
 @contextmanager
 def gram_of(projection: Any, width: int) -> Iterator[torch.Tensor]:
-    """Give the Gram matrix of what enters a projection, float32; it fills while the block runs the projection.
+    """Yield the Gram matrix of a projection's inputs, float32; it is filled while the block runs the projection.
 
     Args:
         projection: The projection's module.

@@ -1,4 +1,4 @@
-"""Which layers go, where one after another or all in one span. What a removal costs is asked of the caller."""
+"""Which layers to remove, one after another or all in one span. The caller provides the cost of a removal."""
 
 from __future__ import annotations
 
@@ -6,65 +6,48 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..planning.selection import removable_layers
-
-SELECTIONS = ("one-shot", "greedy", "contiguous")
-"""The lowest scored; the lowest again after each removal; or the span of adjacent layers with the lowest cost."""
-
 
 def choose_greedily(
     first_scores: torch.Tensor,
     score_again: Callable[[Sequence[int], tuple[int, ...]], torch.Tensor],
     count: int,
-    keep_first: int,
-    keep_last: int,
+    removable: range,
 ) -> tuple[int, ...]:
-    """Return the layers that stay when the lowest scored goes, the rest is scored again without it, and so on.
+    """Return the retained layers: remove the lowest scored, score the rest again without it, and repeat.
 
-    Source: Shortened LLaMA, arXiv:2402.02834, whose one-shot choice this repeats. Layers that say the same are each
-    dispensable, but not together: scoring again sees that.
+    Source: Shortened LLaMA, arXiv:2402.02834, whose one-shot choice this repeats. Redundant layers can be removed one
+    by one, but not together: only scores after each removal show that.
 
     Args:
         first_scores: Importance of each layer with nothing removed, shape (layers,).
-        score_again: Takes the layers that may still go and those that are gone, in the order in which they went;
-            gives the importance of the former, shape (layers that may go,).
-        count: Layers that stay.
-        keep_first: Layers at the beginning that always stay.
-        keep_last: Layers at the end that always stay.
-
-    Raises:
-        ShapeError: The protected layers leave too few to remove.
+        score_again: Takes the layers that can still be removed, and the removed ones in the order of their removal;
+            returns the importance of the former, shape (layers that can still be removed,).
+        count: Layers of the result.
+        removable: The layers that can be removed, at least as many as have to be.
     """
     total = len(first_scores)
-    left = list(removable_layers(total, count, keep_first, keep_last))
-    gone: tuple[int, ...] = ()
-    scores = first_scores[left]
-    while total - len(gone) > count:
-        gone = (*gone, left.pop(int(scores.argmin())))
-        if total - len(gone) > count:
-            scores = score_again(left, gone)
-    return tuple(layer for layer in range(total) if layer not in gone)
+    remaining = list(removable)
+    removed: tuple[int, ...] = ()
+    scores = first_scores[remaining]
+    while total - len(removed) > count:
+        removed = (*removed, remaining.pop(int(scores.argmin())))
+        if total - len(removed) > count:
+            scores = score_again(remaining, removed)
+    return tuple(layer for layer in range(total) if layer not in removed)
 
 
-def removable_spans(total: int, count: int, keep_first: int, keep_last: int) -> list[tuple[int, int]]:
-    """Return every span of adjacent layers that could go, as its first layer and the one behind its last.
+def removable_spans(length: int, removable: range) -> list[tuple[int, int]]:
+    """Return every span of adjacent layers that can be removed, as its first layer and the one after its last.
 
     Args:
-        total: Layers of the model.
-        count: Layers that stay.
-        keep_first: Layers at the beginning that always stay.
-        keep_last: Layers at the end that always stay.
-
-    Raises:
-        ShapeError: The protected layers leave too few to remove.
+        length: Layers to remove.
+        removable: The layers that can be removed.
     """
-    free = removable_layers(total, count, keep_first, keep_last)
-    length = total - count
-    return [(start, start + length) for start in range(free.start, free.stop - length + 1)]
+    return [(start, start + length) for start in range(removable.start, removable.stop - length + 1)]
 
 
 def choose_span(costs: torch.Tensor, spans: list[tuple[int, int]], total: int) -> tuple[int, ...]:
-    """Return the layers that stay when the cheapest span goes, the first of equals.
+    """Return the retained layers when the cheapest span is removed; among equals the first.
 
     Source: Gromov et al. 2024, arXiv:2403.17887.
 

@@ -1,7 +1,7 @@
 """Scores by removal: a unit is set to zero, or layers are left out, and the rest of the model runs.
 
-For each batch the model runs once as it is; then a removal costs only the layers behind it. Weights are neither copied
-nor changed: a layer that is left out hands on what enters it.
+For each batch the model runs once unchanged; then a removal costs only the layers after it. Weights are neither copied
+nor changed: a layer that is left out returns its input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..architectures.axes import input_readers, layer_module
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import DataError
@@ -25,7 +25,7 @@ _CHUNK = 2**22
 """Logits compared in float32 at once, 17 MB."""
 
 Span = tuple[int, int]
-"""First layer of a span of layers, and the one behind its last."""
+"""First layer of a span of layers, and the one after its last."""
 
 
 class LayerRunner:
@@ -58,15 +58,15 @@ class LayerRunner:
         return result
 
     def states(self, batch: Batch, without: Collection[int] = (), *, logits: bool = True) -> list[torch.Tensor]:
-        """Return what enters each layer and what leaves the last, and after these the logits where they are wanted.
+        """Return what enters each layer and what leaves the last, and after these the logits if requested.
 
         Args:
             batch: The windows.
             without: Layers to leave out.
-            logits: Whether the logits are wanted.
+            logits: Whether to return the logits as well.
 
         Raises:
-            DataError: A layer gives values that are no numbers; the message names it.
+            DataError: The output of a layer has NaN or inf; the message names it.
         """
         states: list[torch.Tensor] = []
 
@@ -95,21 +95,21 @@ class LayerRunner:
 
     @contextmanager
     def _left_out(self, layers: Collection[int], entering: torch.Tensor | None) -> Iterator[None]:
-        """Let layers hand on what enters them; the first of all hands on `entering` in its place."""
-        own = {layer: self.layers[layer].__dict__.get("forward") for layer in layers}
+        """Let layers return their input; the first layer of the model returns `entering`, where it is given."""
+        replaced = {layer: self.layers[layer].__dict__.get("forward") for layer in layers}
         for layer in layers:
 
-            def hand_on(*args: Any, layer: int = layer, **kwargs: Any) -> Any:
+            def pass_through(*args: Any, layer: int = layer, **kwargs: Any) -> Any:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 if layer == 0 and entering is not None:
                     hidden = entering
                 return (hidden,) if self._in_tuples else hidden
 
-            self.layers[layer].forward = hand_on
+            self.layers[layer].forward = pass_through
         try:
             yield
         finally:
-            for layer, forward in own.items():
+            for layer, forward in replaced.items():
                 del self.layers[layer].forward
                 if forward is not None:
                     self.layers[layer].forward = forward
@@ -120,7 +120,7 @@ def compare_logits(criterion: Criterion, before: torch.Tensor, after: torch.Tens
 
     Args:
         criterion: A criterion with `needs="logits"`.
-        before: Logits of the model as it is, shape (windows, length, vocabulary).
+        before: Logits of the unchanged model, shape (windows, length, vocabulary).
         after: Logits with something removed, the same shape.
         batch: The windows.
     """
@@ -142,7 +142,7 @@ def score_spans(
     spans: Sequence[Span],
     without: Collection[int] = (),
 ) -> torch.Tensor:
-    """Score spans of layers, each as removed on top of layers that are gone already.
+    """Score the removal of spans of layers, each in addition to layers that were removed before.
 
     Args:
         model: The model.
@@ -150,13 +150,13 @@ def score_spans(
         batches: Calibration windows.
         criterion: A layer criterion with `measures_removal`.
         spans: The spans; single layers are spans of one.
-        without: Layers that are gone already.
+        without: Layers that were removed before.
 
     Returns:
         float32 on the CPU, shape (spans,).
 
     Raises:
-        DataError: A layer gives values that are no numbers.
+        DataError: The output of a layer has NaN or inf.
     """
     runner = LayerRunner(model, binding)
     total = torch.zeros(len(spans), dtype=torch.float64, device=model.device)
@@ -179,7 +179,7 @@ def score_spans(
 
 @torch.no_grad()
 def score_removed_units(model: Any, batches: Batches, criterion: Criterion, units: Units) -> dict[str, torch.Tensor]:
-    """Score units by setting each to zero where the projection reads it, one pass from its layer on for each.
+    """Score units by setting each to zero at the projection that reads it, with one pass from its layer on for each.
 
     Args:
         model: The model.
@@ -191,7 +191,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
         Config key to scores, float32 on the CPU.
 
     Raises:
-        DataError: A layer gives values that are no numbers.
+        DataError: The output of a layer has NaN or inf.
     """
     binding = units.binding
     runner = LayerRunner(model, binding)

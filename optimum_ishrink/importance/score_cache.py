@@ -1,4 +1,4 @@
-"""Scores kept on disk, each with everything that it depends on: what was scored once is not scored again."""
+"""Scores cached on disk, each with everything that it depends on: the same request is not scored twice."""
 
 from __future__ import annotations
 
@@ -14,48 +14,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core.digest import digest, plain
+from ..core.digest import as_json, digest
 
 _TENSOR = "scores"
 _KEY = "key"
 
 
-def cache_folder() -> Path:
-    """Return where scores are kept: `ISHRINK_CACHE`, or `ishrink` in the Hugging Face home."""
-    from huggingface_hub.constants import HF_HOME
-
-    own = os.environ.get("ISHRINK_CACHE")
-    return Path(own).expanduser() if own else Path(HF_HOME) / "ishrink"
-
-
 @dataclass(frozen=True)
 class ScoreCache:
-    """Scores of one model.
+    """Cached scores of one model.
 
     Args:
-        folder: Where they are kept.
+        folder: Where they are stored.
     """
 
     folder: Path
 
     def read(self, key: Mapping[str, Any]) -> torch.Tensor | None:
-        """Return the scores that were kept with this key, or None.
+        """Return the cached scores of a key, or None.
 
-        A file that cannot be read, or that holds another key, counts as none.
+        A file that cannot be read, or that holds another key, is ignored.
 
         Args:
             key: Everything that the scores depend on, as plain values.
         """
         path = self._path(key)
         found = _read_key(path)
-        if found is None or found != plain(key):
+        if found is None or found != as_json(key):
             return None
         with safe_open(path, framework="pt") as file:
             scores: torch.Tensor = file.get_tensor(_TENSOR)
         return scores
 
     def write(self, key: Mapping[str, Any], scores: torch.Tensor) -> None:
-        """Keep scores. A cache that cannot be written to is no error: the scores are there all the same.
+        """Cache scores. A cache that cannot be written is not an error: the run has its scores anyway.
 
         Args:
             key: Everything that they depend on, as plain values.
@@ -65,16 +57,16 @@ class ScoreCache:
         staged = path.with_suffix(f".{os.getpid()}.partial")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({_TENSOR: scores.contiguous()}, staged, metadata={_KEY: json.dumps(plain(key))})
+            save_file({_TENSOR: scores.contiguous()}, staged, metadata={_KEY: json.dumps(as_json(key))})
             staged.replace(path)
 
     def differences(self, key: Mapping[str, Any]) -> list[str]:
-        """Return in what the kept scores that are nearest to a key differ from it; empty when none are kept.
+        """Return the entries in which the nearest cached scores differ from a key; empty when none are cached.
 
         Args:
-            key: The key that was looked for. Scores of the same `criterion` and `dimension` count.
+            key: The key that was not found. Only scores of the same `criterion` and `dimension` are compared.
         """
-        wanted = plain(key)
+        wanted = as_json(key)
         nearest: list[str] = []
         for path in sorted(self.folder.glob(f"{_stem(key)}-*.safetensors")):
             found = _read_key(path)
@@ -86,7 +78,7 @@ class ScoreCache:
         return nearest
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        return self.folder / f"{_stem(key)}-{digest(plain(key))}.safetensors"
+        return self.folder / f"{_stem(key)}-{digest(as_json(key))}.safetensors"
 
 
 def _stem(key: Mapping[str, Any]) -> str:

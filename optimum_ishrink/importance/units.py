@@ -1,4 +1,4 @@
-"""What is scored: how many units a layer has, which weights and channels are theirs, and where sums are kept."""
+"""Units: how many a layer has, which weights and channels belong to each, and the sums of their scores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..architectures.axes import input_axis, input_readers
+from ..architectures.binding import Binding, BoundTensor
+from ..architectures.description import DIMENSIONS, LAYERS, NEURONS
 from ..architectures.slicing import sum_per_unit, unit_positions
-from ..architectures.spec import DIMENSIONS, Binding, BoundTensor
 from ..errors import DataError, RequestError
 from .criterion import Criterion
 
-LAYERS, NEURONS = "num_hidden_layers", "intermediate_size"
-
 MOST_GROUPS = 32
-"""Groups of neurons in a layer when a criterion removes them one after another, since each is a pass of its own."""
+"""Groups of neurons in a layer when a criterion removes them one after another, since each takes a separate pass."""
 
 
 def choose_group_size(binding: Binding, criterion: Criterion, requested: int | None) -> int:
@@ -25,11 +24,11 @@ def choose_group_size(binding: Binding, criterion: Criterion, requested: int | N
     Args:
         binding: The model.
         criterion: The unit criterion.
-        requested: What was asked for; None takes 1, or for a criterion that removes unit after unit the smallest
+        requested: The requested size; None takes 1, or for a criterion that removes units one by one the smallest
             divisor of the width that leaves at most `MOST_GROUPS` groups in a layer (or in one of its experts).
 
     Raises:
-        RequestError: It does not divide the number of neurons; the message names the nearest that do.
+        RequestError: It does not divide the number of neurons; the message names the nearest sizes that do.
     """
     width = binding.sizes["ffn"]
     divisors = [size for size in range(1, width + 1) if width % size == 0]
@@ -54,7 +53,7 @@ class Units:
     Args:
         binding: The model.
         keys: Config keys of the dimensions.
-        group: Consecutive neurons that are one unit.
+        group: Consecutive neurons that form one unit.
     """
 
     binding: Binding
@@ -70,7 +69,7 @@ class Units:
         }
 
     def _count(self, key: str) -> int:
-        """Return the number of units in a layer; the neurons of experts are counted through."""
+        """Return the number of units in a layer, over all of its experts."""
         if key != NEURONS:
             return self.binding.shape[key]
         return self.binding.shape[key] * self.binding.sizes.get("experts", 1) // self.group
@@ -92,7 +91,7 @@ class Units:
             total[bound.layer] += per_unit.view(total.shape[1], -1).sum(dim=1)
 
     def add_channels(self, sums: Mapping[str, torch.Tensor], bound: BoundTensor, values: torch.Tensor) -> None:
-        """Do the same with one value per input channel of a projection, shape (channels,)."""
+        """Like `add`, with one value per input channel of a projection, shape (channels,)."""
         self.add(sums, replace(bound, axes=(input_axis(bound),)), values)
 
     def readers(self, keys: Sequence[str] | None = None) -> dict[str, BoundTensor]:
@@ -117,7 +116,7 @@ class Units:
     def scores(self, sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return sums on the CPU, with a group's score shared out evenly among its neurons.
 
-        Equal shares keep a layer's sum what it is, whatever the size of the groups.
+        With equal shares a layer's sum does not depend on the size of the groups.
         """
         found = {key: total.float().cpu() for key, total in sums.items()}
         if NEURONS in found and self.group > 1:
@@ -132,10 +131,10 @@ def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...]
         binding: The model.
         criterion: A unit or layer criterion.
         keys: Config keys of the dimensions to score.
-        group_size: Neurons that were asked to be scored together, or None.
+        group_size: Number of neurons to score together, or None.
 
     Raises:
-        RequestError: The neurons are those of experts, which transformers fuses in memory, and the criterion cannot
+        RequestError: The neurons belong to experts, which transformers fuses in memory, and the criterion cannot
             see them there; or the groups do not divide them.
     """
     if NEURONS not in keys:
@@ -146,14 +145,14 @@ def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...]
 
 
 def check_finite(scores: Mapping[str, torch.Tensor], advice: str) -> None:
-    """Check that all scores are numbers.
+    """Check that no score is NaN or inf.
 
     Args:
         scores: Config key to scores, the layers first.
         advice: What the message says to do next.
 
     Raises:
-        DataError: They are not; the message names the first layer.
+        DataError: One is; the message names the first layer.
     """
     for key, values in scores.items():
         bad = (~values.isfinite()).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()

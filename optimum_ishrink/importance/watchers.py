@@ -1,4 +1,4 @@
-"""What is watched while the model runs as it is: gradients, activations and hidden states, reduced on the spot."""
+"""Watchers of the running model: gradients, activations and hidden states, reduced to sums at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from ..architectures.axes import layer_module
-from ..architectures.spec import BoundTensor
+from ..architectures.binding import BoundTensor
+from ..architectures.description import LAYERS
 from ..core.processes import summed, summed_count
 from .batches import Batch
 from .criterion import Criterion
-from .units import LAYERS, Units
+from .units import Units
 
 
 class Watcher(ABC):
-    """One criterion at work: its hooks are in the model inside the `with` block alone.
+    """The hooks of one criterion; they are in the model inside the `with` block alone.
 
     Args:
         model: The model.
@@ -26,7 +27,7 @@ class Watcher(ABC):
     """
 
     samples_labels = False
-    """Whether the loss that it watches is that of tokens drawn from the model, not of the text's own."""
+    """Whether the loss that it watches is that of tokens drawn from the model, not of the text's tokens."""
 
     def __init__(self, model: Any, criterion: Criterion, units: Units) -> None:
         self.model = model
@@ -49,14 +50,14 @@ class Watcher(ABC):
 
     @abstractmethod
     def install(self) -> None:
-        """Put the hooks into the model and keep their handles."""
+        """Register the hooks in the model and store their handles."""
 
     def begin(self, batch: Batch) -> None:
-        """Take note of the batch that runs next."""
+        """Store the batch that runs next."""
         self.batch = batch
 
     def end(self) -> None:  # noqa: B027 - most have nothing to do
-        """Take in what the batch gave."""
+        """Finish the batch."""
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
@@ -65,10 +66,10 @@ class Watcher(ABC):
 
 
 class GradientWatcher(Watcher):
-    """Reduces every gradient to its units as soon as it is there, and frees it: no second copy of the weights."""
+    """Reduces every gradient to its units as soon as it is computed, and frees it: no second copy of the weights."""
 
     def install(self) -> None:
-        """Ask for gradients of the layers' parameters and of no others."""
+        """Enable gradients of the layers' parameters and of no others."""
         self._before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self._of_batch = self.units.zeros(self.model.device)
         for name, parameter in self.model.named_parameters():
@@ -84,7 +85,7 @@ class GradientWatcher(Watcher):
                 self.handles.append(parameter.register_post_accumulate_grad_hook(reduce))
 
     def end(self) -> None:
-        """Finish the batch's sums, which a norm or an absolute value is taken of, and add them."""
+        """Apply the criterion's norm or absolute value to the batch's sums, and add them."""
         for key, total in self._of_batch.items():
             self.sums[key] += self.criterion.finish(total)
             total.zero_()
@@ -110,7 +111,7 @@ class ActivationWatcher(Watcher):
 
             def add(_: Any, inputs: tuple[torch.Tensor, ...], sums: torch.Tensor = sums) -> None:
                 assert self.batch is not None
-                # The one copy that is made is squared in place: a second one costs more than all the arithmetic.
+                # The only copy is squared in place: a second one would cost more than all the arithmetic.
                 sums.add_(self.batch.text(inputs[0]).to(torch.float32, copy=True).square_().sum(dim=0))
 
             self.handles.append(module.register_forward_pre_hook(add))
@@ -140,7 +141,7 @@ class HiddenStateWatcher(Watcher):
         """Hook the layers."""
         for layer in range(self.units.binding.sizes["layers"]):
 
-            @torch.no_grad()  # beside a criterion that needs gradients, these values must not hold on to their graph
+            @torch.no_grad()  # in a pass with gradients these values must not keep their graph alive
             def compare(
                 _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, layer: int = layer
             ) -> None:

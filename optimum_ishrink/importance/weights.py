@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from ..architectures.axes import holds_units
+from ..architectures.binding import Binding
 from ..architectures.slicing import slice_tensor
-from ..architectures.spec import Binding
 from ..checkpoint.tensors import TensorInfo, read_tensor
 from ..core.progress import progress_bar
 from .criterion import Criterion
@@ -23,7 +23,7 @@ def score_weights(
     *,
     group_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Score by a criterion that needs only weights, reading one tensor at a time.
+    """Score with a criterion that needs only weights, reading one tensor at a time.
 
     Args:
         tensors: The checkpoint's tensors.
@@ -49,12 +49,12 @@ def score_weights(
                 units.add(sums, bound, criterion.function(read_tensor(tensors[bound.name])))
             advance(1)
     scores = units.scores({key: criterion.finish(total) for key, total in sums.items()})
-    check_finite(scores, "; the weights hold values that are no numbers")
+    check_finite(scores, "; the weights contain NaN or inf")
     return scores
 
 
 def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) -> torch.Tensor:
-    """Return how alike the KV heads of each layer are: the cosine of their key and value projections.
+    """Return the similarity of the KV heads of each layer: the cosine of their key and value projections.
 
     Args:
         tensors: The checkpoint's tensors.
@@ -71,7 +71,7 @@ def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) ->
                 if bound.counts("kv"):
                     tensor = read_tensor(tensors[bound.name]).float()
                     for head in range(heads):
-                        keep = {"kv": [head], "heads": []}  # of a packed projection, the keys and values alone
+                        keep = {"kv": [head], "heads": []}  # of a packed projection only keys and values
                         features[head].append(slice_tensor(tensor, bound, binding.sizes, keep).flatten())
             advance(1)
     stacked = torch.stack([torch.stack([torch.cat(parts) for parts in features]) for features in rows])

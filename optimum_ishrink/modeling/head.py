@@ -1,4 +1,4 @@
-"""Logits for a part of the positions, exactly as the model's own class computes them, and sums of losses over parts.
+"""Logits for chunks of positions, exactly as the model's class computes them, and sums of losses over the chunks.
 
 A vocabulary of 128,000 and a window of 4,096 tokens make 2 GB of float32 logits, once for the student, once for the
 teacher, and again for each gradient. Here only a chunk of positions has logits at any time.
@@ -14,32 +14,32 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**23
-"""Logits held at once: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
+"""Logits in memory at once: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
 
 SumOfChunk = Callable[[torch.Tensor, slice], torch.Tensor]
-"""Takes the logits of some rows and which rows they are, and returns a float32 vector: the total, then its parts."""
+"""Takes the logits of some rows and the slice of these rows; returns a float32 vector: the total, then its parts."""
 
 
 @contextmanager
 def _base_returns(model: Any, output: Any) -> Iterator[None]:
-    """Let a causal language model's base return what is given instead of running."""
+    """Make a causal language model's base return a given output instead of running."""
     base = model.base_model
-    own = base.__dict__.get("forward")
+    original = base.__dict__.get("forward")
     base.forward = lambda *_, **__: output
     try:
         yield
     finally:
-        if own is None:
+        if original is None:
             del base.forward
         else:
-            base.forward = own
+            base.forward = original
 
 
 class Head:
-    """What a causal language model does after its base: the head, and whatever its class does to the logits.
+    """What a causal language model computes after its base: the head, and what its class does to the logits.
 
-    Some classes divide the logits or bound them. So the class's own forward pass runs, on hidden states that are
-    already there.
+    Some classes scale or cap the logits. So the forward pass of the class runs, on hidden states that are already
+    computed.
 
     Args:
         model: The causal language model.
@@ -52,7 +52,7 @@ class Head:
         """Return logits of shape (tokens, vocabulary).
 
         Args:
-            hidden: What the base gave last, shape (tokens, hidden).
+            hidden: Last hidden states of the base, shape (tokens, hidden).
             output_class: Class of the base's output.
         """
         states = hidden.unsqueeze(0)
@@ -68,10 +68,10 @@ class Head:
 
 
 class _GradientAhead(torch.autograd.Function):
-    """Sums over chunks whose gradient is taken chunk by chunk on the way forward.
+    """Sums over chunks whose gradient is computed chunk by chunk in the forward pass.
 
-    The sum is linear in what the backward pass multiplies it with, so the gradient is known as soon as the chunk is:
-    no chunk is computed twice, and no logits are kept. Only for a head that is not trained itself.
+    The backward pass only multiplies the gradient by a factor, so it can be computed together with the chunk: no chunk
+    is computed twice, and no logits are stored. Only for a head that is not trained.
     """
 
     @staticmethod
@@ -108,15 +108,15 @@ def chunked_sum(
     rows: int,
     head_trains: bool,
 ) -> torch.Tensor:
-    """Return a sum over positions, computed chunk by chunk so that the logits of all positions are never held.
+    """Return a sum over positions, computed chunk by chunk, so that only one chunk has logits in memory.
 
     Args:
-        hidden: What enters the head, shape (tokens, hidden).
+        hidden: Input of the head, shape (tokens, hidden).
         head: Turns rows of it into logits.
         of_chunk: Sums of some rows.
         rows: Rows in a chunk.
-        head_trains: Whether the head's own parameters need a gradient: then every chunk is computed a second time in
-            the backward pass (activation checkpointing).
+        head_trains: Whether the head's parameters need a gradient. If so, every chunk is computed a second time in the
+            backward pass (activation checkpointing).
 
     Returns:
         The vector that `of_chunk` gives, summed over chunks. Only its first entry has a gradient.

@@ -1,4 +1,4 @@
-"""Running a model layer by layer, so that one layer's statistics are in memory at a time."""
+"""Running a model layer by layer, so that the statistics of only one layer are in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..architectures.axes import layer_module
-from ..architectures.spec import Binding
+from ..architectures.binding import Binding
 
 
 class _Stop(Exception):
@@ -18,13 +18,13 @@ class _Stop(Exception):
 
 @contextmanager
 def capture(module: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Keep the input and the output of a module's next call."""
+    """Record the input and the output of a module's next call."""
     seen: dict[str, torch.Tensor] = {}
 
-    def keep(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def record(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen["input"], seen["output"] = inputs[0], output
 
-    handle = module.register_forward_hook(keep)
+    handle = module.register_forward_hook(record)
     try:
         yield seen
     finally:
@@ -32,12 +32,12 @@ def capture(module: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the hidden states that a decoder layer gives.
+    """Return the output of a decoder layer.
 
     Args:
         layer: The layer.
-        hidden: What enters it, shape (batch, length, hidden).
-        kwargs: How the model calls it: masks and position embeddings, from `enter_layers`.
+        hidden: Its input, shape (batch, length, hidden).
+        kwargs: Its other arguments, masks and position embeddings, from `enter_layers`.
     """
     output = layer(hidden, **kwargs)
     result: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -45,16 +45,16 @@ def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> to
 
 
 def run_span(
-    layers: Sequence[Any], how: Sequence[Mapping[int, Mapping[str, Any]]], hidden: torch.Tensor
+    layers: Sequence[Any], calls: Sequence[Mapping[int, Mapping[str, Any]]], hidden: torch.Tensor
 ) -> torch.Tensor:
-    """Return the hidden states that layers give, run one after another.
+    """Return the output of several layers, run one after another.
 
     Args:
         layers: The layers.
-        how: How each is called, by batch size.
-        hidden: What enters the first, shape (batch, length, hidden).
+        calls: The keyword arguments of each layer, by batch size.
+        hidden: Input of the first, shape (batch, length, hidden).
     """
-    for layer, kwargs in zip(layers, how, strict=True):
+    for layer, kwargs in zip(layers, calls, strict=True):
         hidden = run_layer(layer, hidden, kwargs[len(hidden)])
     return hidden
 
@@ -62,33 +62,33 @@ def run_span(
 def enter_layers(
     model: Any, binding: Binding, batches: Sequence[torch.Tensor], layers: int | None = None
 ) -> tuple[list[torch.Tensor], list[dict[int, dict[str, Any]]]]:
-    """Return what enters the first layer for each batch, and how each layer is called, by batch size.
+    """Return the input of the first layer for each batch, and the keyword arguments of each layer, by batch size.
 
-    Masks and position embeddings depend on the length alone, which all windows share: one call of the model shows
-    them.
+    Masks and position embeddings depend only on the length, which is the same for all windows, so they are recorded
+    once per batch size.
 
     Args:
         model: The model.
         binding: Its binding, or its base's.
         batches: Token ids, each of shape (windows, length), all of one length.
-        layers: Layers of the model; those of the binding when None.
+        layers: Number of layers of the model; that of the binding if None.
 
     Returns:
-        Hidden states, one tensor a batch, shape (windows, length, hidden); and for each layer the keyword arguments of
-        its calls, by the number of windows in a batch.
+        Hidden states, one tensor per batch, shape (windows, length, hidden); and for each layer its keyword arguments,
+        by the number of windows in a batch.
     """
     count = binding.sizes["layers"] if layers is None else layers
-    how: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
+    calls: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
     states: list[torch.Tensor] = []
     first = model.get_submodule(layer_module(binding, 0))
 
     for batch in batches:
-        known = len(batch) in how[0]
+        known = len(batch) in calls[0]
         handles = []
 
         def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states.append((args[0] if args else kwargs["hidden_states"]).detach())
-            if len(states[-1]) in how[0]:
+            if len(states[-1]) in calls[0]:
                 raise _Stop
 
         handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
@@ -97,7 +97,7 @@ def enter_layers(
 
                 def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
                     size = len(args[0] if args else kwargs["hidden_states"])
-                    how[layer][size] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                    calls[layer][size] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
                 module = model.get_submodule(layer_module(binding, layer, layer))
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
@@ -107,11 +107,11 @@ def enter_layers(
         finally:
             for handle in handles:
                 handle.remove()
-    return states, how
+    return states, calls
 
 
 def first_row(value: Any, rows: int) -> Any:
-    """Cut what depends on the batch to its first window."""
+    """Reduce batched tensors to their first window."""
     if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows:
         return value[:1]
     return tuple(first_row(item, rows) for item in value) if isinstance(value, tuple) else value

@@ -1,1 +1,1 @@
-"""Planning: which shape, and what goes. Arithmetic over scores and configs; it never touches a weight."""
+"""Planning: the new shape, and what is removed for it. Arithmetic over scores and configs; it reads no weights."""

@@ -1,4 +1,4 @@
-"""Sizes as people ask for them, and the shape that meets them."""
+"""Target sizes as the user writes them, and the shape that meets one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..architectures.spec import Binding, check_shape
+from ..architectures.binding import Binding
+from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
 
 _SENSITIVITY = {
@@ -15,18 +16,18 @@ _SENSITIVITY = {
     "num_key_value_heads": (4.0, 2),
     "num_attention_heads": (0.0, 1),
 }
-"""How much a removed share of each dimension hurts against the same share of the MLP neurons, and its power.
+"""Damage of removing a share of each dimension, relative to the same share of the MLP neurons, and its exponent.
 
-Neurons go from the least needed on, and compensation makes up for the first of them, so that twice as many hurt four
-times as much. A layer goes as a whole: the second hurts as much as the first. On SmolLM2-135M-Instruct, compensated,
-30 layers of 1,152 neurons, 29 of 1,216 and 27 of 1,344 (14.8, 14.9 and 14.6 % of the parameters) stand as 1 : 1.07 :
-1.19 in KL divergence, which 0.6 for the whole depth explains. One of its three KV groups, with its query heads, cost
-three to four times as much per share squared as a quarter of the neurons did. Query heads go with their group and
-count there.
+The least important neurons are removed first, and compensation makes up for the first of them, so removing twice as
+many does four times the damage. A layer is removed as a whole: the second does as much damage as the first. On
+SmolLM2-135M-Instruct with compensation, the KL divergences of 30 layers of 1,152 neurons, 29 of 1,216 and 27 of 1,344
+(14.8, 14.9 and 14.6 % of the parameters removed) are as 1 : 1.07 : 1.19, which a weight of 0.6 for the depth explains.
+One of its three KV groups, with its query heads, cost three to four times as much per share squared as a quarter of
+the neurons did. Query heads are removed with their group and count there.
 """
 
 TOLERANCE = 0.005
-"""How far the share of parameters removed may be from the one asked for."""
+"""Accepted difference between the share of parameters removed and the requested share."""
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
@@ -37,7 +38,7 @@ class Target:
 
     Args:
         num_parameters: The number.
-        text: What was asked for, as it was typed.
+        text: The target as the user typed it.
     """
 
     num_parameters: int
@@ -49,30 +50,30 @@ def parse_target(text: str, num_parameters: int) -> Target:
 
     Args:
         text: What was typed.
-        num_parameters: Parameters of the model as it is.
+        num_parameters: Parameters of the unpruned model.
 
     Raises:
-        ShapeError: It has another form, or it is not smaller than the model.
+        ShapeError: The text has another form, or the target is not smaller than the model.
     """
     relative = re.fullmatch(r"params\s*=\s*-\s*(\d+(?:\.\d+)?)\s*%", text.strip())
     absolute = re.fullmatch(r"params\s*=\s*(\d+(?:\.\d+)?)\s*([KMGB]?)", text.strip(), re.IGNORECASE)
     if relative:
-        wanted = round(num_parameters * (1 - float(relative[1]) / 100))
+        count = round(num_parameters * (1 - float(relative[1]) / 100))
     elif absolute:
-        wanted = round(float(absolute[1]) * _SUFFIXES[absolute[2].upper()])
+        count = round(float(absolute[1]) * _SUFFIXES[absolute[2].upper()])
     else:
         raise ShapeError(f"target {text!r} is not of the form 'params=-15%' or 'params=115M'")
-    if not 0 < wanted < num_parameters:
-        raise ShapeError(f"target {text!r} asks for {wanted:,} parameters; the model has {num_parameters:,}")
-    return Target(wanted, text)
+    if not 0 < count < num_parameters:
+        raise ShapeError(f"target {text!r} requests {count:,} parameters; the model has {num_parameters:,}")
+    return Target(count, text)
 
 
 def default_multiple(intermediate_size: int) -> int:
-    """Return the multiple that MLP widths are kept to: the largest power of two up to 1/32 of the width, at most 256.
+    """Return the default multiple of MLP widths: the largest power of two up to 1/32 of the width, at most 256.
 
-    256 is what llama.cpp's K-quants want of a row, 128 and 64 are what GPU kernels tile by, and 32 is the block of the
-    plain quantisers (q8_0, q4_0). The share of the width keeps a step below about 3 % of the neurons: at 1,536 neurons
-    a step of 128 would be 5 % of all parameters, too coarse to meet a target, and a step of 32 is 1.2 %.
+    llama.cpp's K-quants need rows of multiples of 256, GPU kernels tile by 128 or 64, and the plain quantisations
+    (q8_0, q4_0) have blocks of 32. The limit of 1/32 makes a step at most about 3 % of the neurons: at 1,536 neurons a
+    step of 128 would be 5 % of all parameters, too coarse to meet a target, and a step of 32 is 1.2 %.
 
     Args:
         intermediate_size: Neurons of the model's MLP.
@@ -84,19 +85,19 @@ def default_multiple(intermediate_size: int) -> int:
 
 
 RUNTIMES = {"llama.cpp": (256, 32)}
-"""Runtimes that a shape can be made for, each with the multiples that it wants of a row of weights, the best first.
+"""Runtimes that a shape can be made for, each with the multiples that it needs in a row of weights, the best first.
 
 llama.cpp's K-quants (q4_k_m and their like) share scales among 256 weights, its plain quantisations (q8_0, q4_0) among
-32. Only the projection down has rows of MLP neurons; hidden size and heads set those of the other matrices.
+32. Only the down projection has rows of MLP neurons; hidden size and heads set those of the other matrices.
 """
 
 
 def multiples_to_try(intermediate_size: int, intermediate_multiple: int | None, for_runtime: str | None) -> list[int]:
-    """Return what MLP widths may be kept to, the best first.
+    """Return the multiples that MLP widths can have, the best first.
 
     Args:
         intermediate_size: Neurons of the model's MLP.
-        intermediate_multiple: What was asked for; it goes before everything.
+        intermediate_multiple: The requested multiple, or None; it overrides everything else.
         for_runtime: One of `RUNTIMES`, or None.
     """
     if intermediate_multiple:
@@ -107,15 +108,15 @@ def multiples_to_try(intermediate_size: int, intermediate_multiple: int | None, 
 
 
 def check_multiple(shape: Mapping[str, int], current: int, multiple: int) -> None:
-    """Check that a new MLP width is the multiple that kernels and quantisers like.
+    """Check that a new MLP width is a multiple that kernels and quantisers can use.
 
     Args:
         shape: The new shape.
-        current: The model's own width, which is always allowed.
-        multiple: What the width has to be a multiple of.
+        current: The width of the unpruned model, which is always allowed.
+        multiple: The required multiple.
 
     Raises:
-        ShapeError: It is not; the message names the nearest widths.
+        ShapeError: It is not such a multiple; the message names the nearest widths.
     """
     width = shape.get("intermediate_size", current)
     if width == current or width % multiple == 0:
@@ -123,26 +124,26 @@ def check_multiple(shape: Mapping[str, int], current: int, multiple: int) -> Non
     below, above = width // multiple * multiple, (width // multiple + 1) * multiple
     near = " or ".join(str(value) for value in (below, above) if 0 < value <= current)
     raise ShapeError(
-        f"intermediate_size={width} is not a multiple of {multiple}, which kernels and quantisers want; use {near}, "
+        f"intermediate_size={width} is not a multiple of {multiple}, which kernels and quantisers need; use {near}, "
         "or set intermediate_multiple"
     )
 
 
 def candidates(
-    binding: Binding, fixed: Mapping[str, int], multiple: int, least_layers: int
+    binding: Binding, fixed: Mapping[str, int], multiple: int, protected: int
 ) -> Iterator[tuple[dict[str, int], int]]:
     """Yield every shape that the architecture can express, with its number of parameters.
 
     Args:
         binding: The model.
-        fixed: Dimensions that were asked for and do not move.
-        multiple: What MLP widths are kept to.
-        least_layers: Layers that are protected and cannot go.
+        fixed: Dimensions whose size is given.
+        multiple: What MLP widths are multiples of.
+        protected: Number of protected layers, which cannot be removed.
     """
     choices: dict[str, list[int]] = {}
     for key, size in binding.shape.items():
         if key == "num_attention_heads":
-            continue  # the query heads follow their KV groups unless they were asked for
+            continue  # query heads follow their KV groups unless their number is given
         if key in fixed:
             choices[key] = [fixed[key]]
         elif binding.description.dimensions[key].fixed:
@@ -150,7 +151,7 @@ def candidates(
         elif key == "intermediate_size":
             choices[key] = sorted({*range(multiple, size + 1, multiple), size})
         elif key == "num_hidden_layers":
-            choices[key] = list(range(max(1, least_layers), size + 1))
+            choices[key] = list(range(max(1, protected), size + 1))
         else:
             choices[key] = [value for value in range(1, size + 1) if binding.refusal({key: value}) is None]
     for kv in choices["num_key_value_heads"]:
@@ -168,7 +169,7 @@ def candidates(
 
 
 def damage(shape: Mapping[str, int], original: Mapping[str, int]) -> float:
-    """Return how much a shape is expected to hurt: the removed shares to their powers, weighted by sensitivity."""
+    """Return the expected damage of a shape: the removed shares to their exponents, weighted by sensitivity."""
     shares = {key: 1 - value / original[key] for key, value in shape.items()}
     return sum(weight * shares[key] ** power for key, (weight, power) in _SENSITIVITY.items() if key in shares)
 
@@ -178,46 +179,46 @@ def solve(
     target: Target,
     fixed: Mapping[str, int],
     multiple: int,
-    least_layers: int,
-    moved: Collection[str] = (),
+    protected: int,
+    pruned: Collection[str] = (),
 ) -> dict[str, int]:
     """Return the shape that meets a target with the least expected damage.
 
     Args:
         binding: The model.
         target: The number of parameters to reach.
-        fixed: Dimensions that were asked for and do not move.
-        multiple: What MLP widths are kept to.
-        least_layers: Layers that are protected and cannot go.
-        moved: Dimensions that have to become smaller.
+        fixed: Dimensions whose size is given.
+        multiple: What MLP widths are multiples of.
+        protected: Number of protected layers, which cannot be removed.
+        pruned: Dimensions that have to become smaller.
 
     Raises:
-        ShapeError: No shape lies within half a percentage point; the message names the nearest on both sides.
+        ShapeError: No shape is within half a percentage point; the message names the nearest above and below.
     """
     check_shape(binding, fixed)
     total = binding.num_parameters()
-    wanted = 1 - target.num_parameters / total
+    share = 1 - target.num_parameters / total
     best: tuple[float, dict[str, int]] | None = None
     nearest: dict[bool, tuple[float, dict[str, int], int]] = {}
-    for shape, count in candidates(binding, fixed, multiple, least_layers):
-        if any(shape[key] == binding.shape[key] for key in moved):
+    for shape, count in candidates(binding, fixed, multiple, protected):
+        if any(shape[key] == binding.shape[key] for key in pruned):
             continue
         removed = 1 - count / total
-        if abs(removed - wanted) <= TOLERANCE and removed > 0:
+        if abs(removed - share) <= TOLERANCE and removed > 0:
             # Damage grows with the square of what is removed: without the ratio, the smallest cut would always win.
-            cost = damage(shape, binding.shape) * (wanted / removed) ** 2
+            cost = damage(shape, binding.shape) * (share / removed) ** 2
             if best is None or cost < best[0]:
                 best = (cost, shape)
         side = count < target.num_parameters
-        if side not in nearest or abs(removed - wanted) < nearest[side][0]:
-            nearest[side] = (abs(removed - wanted), shape, count)
+        if side not in nearest or abs(removed - share) < nearest[side][0]:
+            nearest[side] = (abs(removed - share), shape, count)
     if best is not None:
         return best[1]
-    words = []
+    options = []
     for _, shape, count in nearest.values():
         named = " ".join(f"{key}={value}" for key, value in shape.items())
-        words.append(f"{named} ({count:,} parameters, -{1 - count / total:.2%})")
+        options.append(f"{named} ({count:,} parameters, -{1 - count / total:.2%})")
     raise ShapeError(
         f"no shape lies within {TOLERANCE:.1%} of {target.text!r} ({target.num_parameters:,} parameters); "
-        f"nearest: {'; '.join(words)}"
+        f"nearest: {'; '.join(options)}"
     )

@@ -1,4 +1,4 @@
-"""What watches the training: the progress bar, the last step, losses that are no numbers, and signals to stop."""
+"""What watches the training: the progress bar, the last step, losses that are NaN or inf, and signals to stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         self._loss = self._held_out = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar where the run begins or goes on."""
+        """Open the bar where the run begins or resumes."""
         self._bar = training_bar("recovery", state.max_steps, state.global_step)
         self._update = self._bar.__enter__()
 
@@ -59,16 +59,16 @@ class FinishWhole(TrainerCallback):  # type: ignore[misc]
     """Evaluates and saves at the last step, whatever the interval."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for both at the last step."""
+        """Request both at the last step."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
         return control
 
 
 class StopOnNaN(TrainerCallback):  # type: ignore[misc]
-    """Stops before a step with a loss or a gradient that is no number: the weights are then still the last good ones.
+    """Stops before a step with a NaN or inf loss or gradient: the weights are then still the last good ones.
 
-    A loss that is no number has such gradients, and so has a step that only its gradients spoil.
+    A NaN or inf loss has such gradients, and so has a step whose gradients alone overflow.
     """
 
     def __init__(self, folder: Any) -> None:
@@ -78,7 +78,7 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         """Look at all gradients.
 
         Raises:
-            TrainingError: One is no number, in this process or, where gradients are spread over several, in another.
+            TrainingError: One is NaN or inf, in this process or, where gradients are spread over several, in another.
         """
         gradients = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
         local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
@@ -86,9 +86,9 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         norm = torch.nn.utils.get_total_norm(local)
         if found_in_any(not bool(norm.isfinite()), args.device):
             saved = last_step(self._folder)
-            kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is kept"
+            checkpoint = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is"
             raise TrainingError(
-                f"the loss became NaN or infinite at step {state.global_step + 1}; {kept} in {self._folder}; "
+                f"the loss became NaN or infinite at step {state.global_step + 1}; {checkpoint} in {self._folder}; "
                 "try a lower --recovery-learning-rate or --dtype float32"
             )
 
@@ -104,7 +104,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self.stopped = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Listen, where Python lets a thread listen."""
+        """Handle the signal, where Python lets a thread do so."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
 
@@ -116,7 +116,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         return control
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Restore the handler from before."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
         self._before = None

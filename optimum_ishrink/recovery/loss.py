@@ -21,10 +21,10 @@ def parse_loss(text: str) -> tuple[Term, ...]:
     """Parse a sum of losses.
 
     Args:
-        text: Names joined by `+`, each with an optional weight behind a colon: `ce`, `kl+hidden:0.1`.
+        text: Names joined by `+`, each with an optional weight after a colon: `ce`, `kl+hidden:0.1`.
 
     Raises:
-        RequestError: A name is unknown or stands twice, or a weight is no positive number.
+        RequestError: A name is unknown or appears twice, or a weight is not a positive number.
     """
     terms: list[Term] = []
     for part in str(text).split("+"):
@@ -37,6 +37,6 @@ def parse_loss(text: str) -> tuple[Term, ...]:
         if not (math.isfinite(weight) and weight > 0):
             raise RequestError(f"the weight of loss {name!r} must be a positive number, not {weight_text!r}: kl:0.5")
         if any(term.loss is loss for term in terms):
-            raise RequestError(f"loss {name!r} stands twice in {text!r}; name it once, with a weight")
+            raise RequestError(f"loss {name!r} appears twice in {text!r}; name it once, with a weight")
         terms.append(Term(loss, weight))
     return tuple(terms)

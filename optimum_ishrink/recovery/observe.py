@@ -21,9 +21,9 @@ class Observed:
     Args:
         last: What enters the head, shape (batch, length, hidden).
         output_class: Class of the base's output.
-        layers: Each layer's output, shape (batch, length, hidden); the last one behind the final norm. Empty unless
-            asked for.
-        values: Each attention layer's values, shape (batch, KV heads, length, head size). Empty unless asked for.
+        layers: Each layer's output, shape (batch, length, hidden); the last one after the final norm. Empty unless
+            requested.
+        values: Each attention layer's values, shape (batch, KV heads, length, head size). Empty unless requested.
     """
 
     last: torch.Tensor
@@ -40,7 +40,7 @@ models, so it cannot hold the list itself."""
 
 
 def _recorder(kind: str) -> str:
-    """Return the name of an attention that records its values and computes as another one does."""
+    """Return the name of an attention that records its values and computes like another."""
     name = _RECORDING + kind
     if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
         return name

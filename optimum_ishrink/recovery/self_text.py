@@ -1,4 +1,4 @@
-"""The teacher's own words as recovery text: sampled, filtered and kept on disk."""
+"""Training text that the teacher samples itself: sampled, filtered and stored on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.durable import load_tensors, save_tensors
 from ..text.sampling import sample_text
 
 
-def own_words(
+def self_text(
     model: Any,
     tokenizer: Any,
     length: int,
@@ -22,9 +22,9 @@ def own_words(
     dropped: float = 0.1,
     cache: Path | None = None,
 ) -> torch.Tensor:
-    """Return windows that a model sampled, without those that it finds least likely itself.
+    """Return windows that a model sampled, without those that it finds least likely.
 
-    At temperature 1 a small model now and then leaves the language for good; such a window teaches little. The share
+    At temperature 1 a small model now and then drifts into nonsense; such a window teaches little. The share
     with the highest perplexity is dropped, and so many more are sampled.
 
     Args:
@@ -35,7 +35,7 @@ def own_words(
         seed: Seed of the sampling.
         temperature: What logits are divided by before a token is drawn.
         dropped: Share that is dropped, at least 0 and below 1.
-        cache: Where they are kept; what is there already is read.
+        cache: File that stores them; when it exists it is read.
 
     Returns:
         Token ids, int64, shape (count, length).
@@ -46,7 +46,7 @@ def own_words(
     found = sample_text(model, tokenizer, length, int(drawn), seed=seed, temperature=temperature)
     windows = found.input_ids
     if len(windows) > count:
-        windows = windows[found.surprise.argsort(stable=True)[:count].sort().values]
+        windows = windows[found.mean_nll.argsort(stable=True)[:count].sort().values]
     if cache is not None:
         save_tensors(cache, {"input_ids": windows.int()})
     return windows

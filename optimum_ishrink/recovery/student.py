@@ -38,8 +38,8 @@ class Student(torch.nn.Module):
     Args:
         model: The causal language model, prepared for training.
         terms: The losses.
-        teacher: Whom to learn from; None when no loss asks for one.
-        layer_map: Which teacher's layer each layer stands for; needed by losses that compare layers.
+        teacher: The teacher; None when no loss needs one.
+        layer_map: Which of the teacher's layers each layer corresponds to; needed by losses that compare layers.
         temperature: Temperature of the distributions.
         autocast: Dtype to compute in when the trained parameters are float32 and the rest is not; None for the
             parameters' own.

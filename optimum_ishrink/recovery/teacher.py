@@ -1,4 +1,4 @@
-"""The teacher: a model that runs beside the student, or what it once said, read from disk."""
+"""The teacher: a model that runs beside the student, or its stored predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .targets import TopK, top_k
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher says of one batch.
+    """What a teacher computes for one batch.
 
     Args:
         distribution: Gives the logits, or their top k, of some rows; rows count the predicted tokens of the batch.
@@ -30,10 +30,10 @@ class Lesson:
 
 
 class Teacher(Protocol):
-    """Anything that can be learnt from."""
+    """Anything that a student can learn from."""
 
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
-        """Return what there is to learn from a batch.
+        """Return what the teacher computes for a batch.
 
         Args:
             input_ids: Token ids, shape (batch, length).
@@ -44,11 +44,11 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Which of the teacher's layers each of the student's layers stands for.
+    """Which of the teacher's layers each of the student's layers corresponds to.
 
     Args:
         outputs: For each student layer, the teacher's layer whose output its own output is compared with: where layers
-            were dropped behind it, the last of those.
+            were dropped after it, the last of those.
         attentions: For each student layer, the teacher's layer whose attention its own is compared with.
     """
 
@@ -56,19 +56,19 @@ class LayerMap:
     attentions: tuple[int, ...]
 
     @classmethod
-    def of_kept(cls, kept: Sequence[int], layers: int) -> LayerMap:
+    def of_retained(cls, retained: Sequence[int], layers: int) -> LayerMap:
         """Return the map of a model that was cut from its teacher.
 
         Args:
-            kept: The teacher's layers that stayed, in order.
+            retained: The teacher's layers that were retained, in order.
             layers: How many the teacher has.
         """
-        behind = [*kept[1:], layers]
-        return cls(tuple(layer - 1 for layer in behind), tuple(kept))
+        following = [*retained[1:], layers]
+        return cls(tuple(layer - 1 for layer in following), tuple(retained))
 
     @classmethod
     def even(cls, student: int, teacher: int) -> LayerMap:
-        """Return the map of two models that have nothing to do with one another: evenly, and last on last.
+        """Return the map of two unrelated models: spread evenly, the last on the last.
 
         Args:
             student: How many layers the student has.
@@ -102,13 +102,13 @@ class LiveTeacher:
     ) -> None:
         self.model = model.eval()
         self.head = Head(model)
-        self.wants = {"layers": layers, "values": values}
+        self.reads = {"layers": layers, "values": values}
         self.logits, self.k, self.temperature = logits, k, temperature
 
     @torch.no_grad()
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
-        """Run the model on a batch; its logits are computed when rows of them are asked for."""
-        seen = observe(self.model, input_ids.to(self.model.device), **self.wants)
+        """Run the model on a batch; its logits are computed when rows of them are requested."""
+        seen = observe(self.model, input_ids.to(self.model.device), **self.reads)
         rows = seen.last[:, :-1].flatten(0, 1)
 
         @torch.no_grad()
@@ -120,7 +120,7 @@ class LiveTeacher:
 
 
 def check_vocabularies(student: Any, teacher: Any) -> None:
-    """Check that a teacher speaks of the same tokens as the student.
+    """Check that a teacher has the same vocabulary as the student.
 
     Args:
         student: The student's config.
@@ -144,8 +144,8 @@ def check_tokenizers(student: Any, teacher: Any) -> None:
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
-        odd = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        different = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
         raise RequestError(
-            f"the teacher's tokenizer is another one: token {odd!r} has number {theirs.get(odd)} there and "
-            f"{ours.get(odd)} here; name a teacher with the same tokenizer"
+            f"the teacher's tokenizer is different: token {different!r} has id {theirs.get(different)} there and "
+            f"{ours.get(different)} here; name a teacher with the same tokenizer"
         )

@@ -1,4 +1,4 @@
-"""What a teacher says of every window, computed once: its k most likely tokens, memory-mapped from disk."""
+"""A teacher's k most likely tokens for every window, computed once and memory-mapped from disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.durable import rename_folder, room_needed
+from ..core.durable import disk_errors, rename_folder
 from ..core.progress import progress_bar
 from .targets import TopK
 from .teacher import Lesson, LiveTeacher
@@ -19,7 +19,7 @@ _FILES = {"log_probs": np.float16, "indices": np.int32, "log_tail": np.float32}
 
 
 class CachedTeacher:
-    """Reads what a teacher said.
+    """Reads a teacher's stored predictions.
 
     A token takes 6 k + 4 bytes on disk, and the pages that a step reads in memory: log-probabilities as float16, whose
     error of 2^-11 is far below what a step of training changes, token numbers as int32, and the mass of all other
@@ -46,10 +46,10 @@ class CachedTeacher:
 def write_teacher_cache(
     folder: Path, teacher: LiveTeacher, input_ids: torch.Tensor, *, batch_size: int, rows: int
 ) -> None:
-    """Ask a teacher about every window and keep its top k; the folder appears whole or not at all.
+    """Run a teacher on every window and store its top k; the folder appears whole or not at all.
 
     Args:
-        folder: Where they go.
+        folder: Where they are written.
         teacher: The teacher; its `k` and temperature are those of the cache.
         input_ids: All windows, shape (windows, length).
         batch_size: Windows run at once.
@@ -67,14 +67,14 @@ def write_teacher_cache(
         "log_tail": (count, length - 1),
     }
     partial = folder.with_name(f"{folder.name}.partial")
-    with room_needed(folder):
+    with disk_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         arrays = {
             name: np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shapes[name])
             for name, dtype in _FILES.items()
         }
-        with progress_bar("asking the teacher once", count) as advance:
+        with progress_bar("running the teacher once", count) as advance:
             for start in range(0, count, batch_size):
                 ids = input_ids[start : start + batch_size]
                 lesson = teacher.teach(ids, torch.arange(start, start + len(ids)))

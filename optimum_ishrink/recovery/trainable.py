@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,56 +12,14 @@ from peft.tuners.lora.layer import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import RequestError, unknown_name
-
-LORA, FULL = "lora", "full"
-PARTS = ("norms", "head", "last:N")
-STARTS = ("zero", "closed-form")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Shape of the adapter.
-
-    Args:
-        rank: Rank of each map.
-        alpha: The maps are scaled by `alpha / rank`.
-        dropout: Share of the adapter's inputs that are left out in training.
-        targets: Names of linear modules, such as `q_proj`; all linear modules of the layers when empty.
-    """
-
-    rank: int
-    alpha: int
-    dropout: float
-    targets: tuple[str, ...]
-
-
-def parse_trained(text: str) -> tuple[str, ...]:
-    """Parse what is trained.
-
-    Args:
-        text: `lora`, `full`, or parts joined by `+`: `norms`, `head`, `last:N`.
-
-    Raises:
-        RequestError: A part is unknown, or `lora` or `full` stands beside another.
-    """
-    parts = tuple(part.strip() for part in str(text).split("+"))
-    for part in parts:
-        kind, colon, number = part.partition(":")
-        if part in (LORA, FULL) and len(parts) > 1:
-            raise RequestError(f"{part!r} is trained alone, not in {text!r}; join only {', '.join(PARTS)}")
-        if part in (LORA, FULL, "norms", "head"):
-            continue
-        if kind != "last":
-            raise RequestError(unknown_name("set of parameters", part, (LORA, FULL, *PARTS)))
-        if not colon or not number.isdigit() or int(number) < 1:
-            raise RequestError(f"the last layers are named with their number, such as last:2, not {part!r}")
-    return parts
+from .options import RecoveryOptions
+from .trained_parts import FULL
 
 
 def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) -> None:
     """Let parameters of a model be trained, in float32, and freeze all others.
 
-    Steps of a small learning rate are lost in bfloat16, which has eight bits: so what is trained is kept in float32,
+    Steps of a small learning rate are lost in bfloat16, which has eight bits: so what is trained is held in float32,
     at four bytes a parameter, with two moments of four bytes each beside it.
 
     Args:
@@ -71,7 +28,7 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
         layers: Names of the modules of its layers, in order.
 
     Raises:
-        RequestError: There are fewer layers than were asked for.
+        RequestError: There are fewer layers than were requested.
     """
     model.requires_grad_(False)
     for part in parts:
@@ -86,7 +43,7 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
         else:
             count = int(part.partition(":")[2])
             if count > len(layers):
-                raise RequestError(f"{part} layers were asked to be trained; the model has {len(layers)}")
+                raise RequestError(f"{part} layers were requested for training; the model has {len(layers)}")
             for name in layers[-count:]:
                 model.get_submodule(name).requires_grad_(True)
     for parameter in model.parameters():
@@ -94,14 +51,13 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
             parameter.data = parameter.data.float()
 
 
-def add_lora(model: Any, settings: LoraSettings, *, seed: int, start: Mapping[str, torch.Tensor] | None = None) -> Any:
+def add_lora(model: Any, options: RecoveryOptions, *, start: Mapping[str, torch.Tensor] | None = None) -> Any:
     """Put a float32 LoRA adapter into a model whose own parameters are frozen.
 
     Args:
         model: The causal language model; it is changed.
-        settings: The adapter's shape.
-        seed: Seed of its initial values.
-        start: What the adapter shall add to a weight at the start, by the weight's name and in its layout, of at most
+        options: The adapter's shape, and the seed of its initial values.
+        start: What the adapter adds to a weight at the start, by the weight's name and in its layout, of at most
             the adapter's rank; nothing where it is not named.
 
     Returns:
@@ -111,34 +67,34 @@ def add_lora(model: Any, settings: LoraSettings, *, seed: int, start: Mapping[st
         RequestError: The model has no module of a target's name.
     """
     linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-    for target in settings.targets:
+    for target in options.recovery_lora_targets:
         if target not in linear:
             raise RequestError(unknown_name("LoRA target", target, linear))
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets) or "all-linear",
+        r=options.recovery_lora_rank,
+        lora_alpha=options.recovery_lora_alpha,
+        lora_dropout=options.recovery_lora_dropout,
+        target_modules=list(options.recovery_lora_targets) or "all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on which of the two layouts of a linear layer each module has
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         adapted = get_peft_model(model, config)
     for name, delta in (start or {}).items():
         layer = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(layer, LoraLayer):
-            _set_start(layer, delta.T if layer.fan_in_fan_out else delta, settings)
+            _set_start(layer, delta.T if layer.fan_in_fan_out else delta, options)
     return adapted
 
 
 @torch.no_grad()
-def _set_start(layer: Any, delta: torch.Tensor, settings: LoraSettings) -> None:
+def _set_start(layer: Any, delta: torch.Tensor, options: RecoveryOptions) -> None:
     """Split a map of low rank between the adapter's two factors, evenly, so that both learn at one rate."""
     left, size, right = torch.linalg.svd(delta.double(), full_matrices=False)
-    rank = min(settings.rank, len(size))
-    root = (size[:rank] * settings.rank / settings.alpha).sqrt()
+    rank = min(options.recovery_lora_rank, len(size))
+    root = (size[:rank] * options.recovery_lora_rank / options.recovery_lora_alpha).sqrt()
     # Beyond the map's own rank the second factor is zero: those directions start as in any adapter.
     second = torch.zeros_like(layer.lora_B["default"].weight)
     second[:, :rank] = (left[:, :rank] * root).to(second)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ..core.durable import load_tensors, rename_folder, room_needed, save_tensors, write_whole
+from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -62,7 +62,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Take the windows as they come: they were put into order already."""
+        """Take the windows in order: they were shuffled before."""
         return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -118,14 +118,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         Only what is trained is saved: the rest is in the checkpoint that the run started from.
 
         Raises:
-            OutputError: There is no room; the last whole checkpoint stays.
+            OutputError: There is no room; the last whole checkpoint remains.
         """
         folder = Path(self.args.output_dir)
         name = f"{PREFIX}{self.state.global_step}"
         partial = folder / f"{name}.partial"
         saved = last_step(folder)
-        kept = "" if saved is None else f": it goes on from step {saved}"
-        with room_needed(folder / name, kept):
+        resume = "" if saved is None else f": it resumes from step {saved}"
+        with disk_errors(folder / name, resume):
             try:
                 self._fill_checkpoint(partial)
             except BaseException as error:
@@ -138,7 +138,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"{PREFIX}{self.state.best_global_step}")
         if self.args.should_save:
-            with room_needed(folder / name, kept):
+            with disk_errors(folder / name, resume):
                 write_whole(partial / STATE, self._state_json().encode())
                 rename_folder(partial, folder / name)
             best = self.state.best_model_checkpoint

@@ -13,12 +13,13 @@ import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from ..checkpoint.source import stored_names
+from ..checkpoint.tensors import stored_names
 from ..core.durable import write_whole
 from ..errors import RequestError, TrainingError
 from ..modeling.head import CHUNK
+from ..report.recovery import RecoveryRecord
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
-from .settings import WARM_UP_SHARE, RecoverySettings
+from .options import RecoveryOptions
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
 from .teacher_cache import CachedTeacher, write_teacher_cache
@@ -27,25 +28,28 @@ from .trainer import RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
 from .work_folder import last_step
 
+WARM_UP_SHARE = 0.05
+"""Share of the steps in which the learning rate rises from zero; it falls by a cosine after them."""
+
 BEFORE, SOLVED = "before.json", "solved.json"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a recovery gave.
+    """The result of a training.
 
     Args:
         parameters: The trained parameters of the best checkpoint, by name, float32 on the CPU.
         adapter: PEFT's model around the model, or None when no adapter was trained.
-        facts: What was measured on the way, as plain values for reports.
+        record: What was measured on the way, for the report.
         losses: The loss of every step.
         learning_rates: The learning rate of every step.
-        solved: Weights that were solved anew before the training, by their names in the checkpoint, in its dtype.
+        solved: Weights that were re-fit before the training, by their names in the checkpoint, in its dtype.
     """
 
     parameters: Mapping[str, torch.Tensor]
     adapter: Any
-    facts: Mapping[str, Any]
+    record: RecoveryRecord
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...] = field(default=())
     solved: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -53,18 +57,21 @@ class Trained:
     @property
     def adds(self) -> bool:
         """Whether the training lowered the held-out loss below all that it was before."""
-        facts = self.facts
-        before = [facts["held_out_loss_before"], *([facts["held_out_loss_solved"]] if self.solved else [])]
-        return bool(facts["held_out_loss"] < min(before))
+        return self.record.held_out_loss < min(each for each in self._losses_before if each is not None)
 
     @property
     def repairs(self) -> bool:
         """Whether the closed form alone lowered it."""
-        return bool(self.solved) and self.facts["held_out_loss_solved"] < self.facts["held_out_loss_before"]
+        before, solved = self._losses_before
+        return solved is not None and solved < before
+
+    @property
+    def _losses_before(self) -> tuple[float, float | None]:
+        return self.record.held_out_loss_before, self.record.held_out_loss_solved
 
 
 def process_state(device: torch.device) -> PartialState:
-    """Return what accelerate knows of this process and the others; it is made for a device when it is first asked."""
+    """Return what accelerate knows of this process and the others; it is made for a device on the first call."""
     return PartialState(cpu=device.type == "cpu")
 
 
@@ -89,29 +96,29 @@ def micro_batch(batch_size: int, most: int, processes: int) -> int:
 
 
 def choose_teacher(
-    model: Any, settings: RecoverySettings, text: RecoveryText, cache: Path | None, batch_size: int
+    model: Any, options: RecoveryOptions, text: RecoveryText, cache: Path | None, batch_size: int
 ) -> Teacher | None:
-    """Return whom to learn from: the model itself, or what it said of the text once.
+    """Return the teacher: the model itself, or its stored predictions.
 
     Args:
         model: The teacher's model, or None.
-        settings: The recovery's settings.
+        options: The recovery's options.
         text: The recovery text.
-        cache: Folder of what the teacher said; it is filled by the first process when it is not there. None to run
+        cache: Folder of the stored predictions; the first process fills it when it does not exist. None to run
             the model on every batch.
         batch_size: Windows run at once.
     """
-    if model is None or not settings.needs_teacher:
+    if model is None or not options.needs_teacher:
         return None
     live = LiveTeacher(
         model,
-        logits=settings.reads("logits"),
-        layers=settings.reads("hidden_states"),
-        values=settings.reads("values"),
-        k=settings.top_k,
-        temperature=settings.temperature,
+        logits=options.reads("logits"),
+        layers=options.reads("hidden_states"),
+        values=options.reads("values"),
+        k=options.recovery_top_k,
+        temperature=options.recovery_temperature,
     )
-    if cache is None or live.k is None or any(live.wants.values()):
+    if cache is None or live.k is None or any(live.reads.values()):
         return live
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
@@ -122,12 +129,12 @@ def choose_teacher(
 
 
 def training_arguments(
-    settings: RecoverySettings, folder: Path, device: torch.device, micro: int, steps: int, processes: int
+    options: RecoveryOptions, folder: Path, device: torch.device, micro: int, steps: int, processes: int
 ) -> TrainingArguments:
     """Return transformers' arguments for a recovery.
 
     Args:
-        settings: The recovery's settings.
+        options: The recovery's options.
         folder: The working folder.
         device: Where to compute.
         micro: Windows run at once in one process.
@@ -138,9 +145,9 @@ def training_arguments(
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // (micro * processes),
+        gradient_accumulation_steps=options.recovery_batch_size // (micro * processes),
         max_steps=steps,
-        learning_rate=settings.peak_learning_rate,
+        learning_rate=options.peak_learning_rate,
         optim="adamw_torch",
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -153,15 +160,15 @@ def training_arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=settings.save_steps,
+        eval_steps=options.recovery_save_steps,
         save_strategy="steps",
-        save_steps=settings.save_steps,
+        save_steps=options.recovery_save_steps,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
-        ddp_find_unused_parameters=not any(term.loss.reads == "logits" for term in settings.terms),
-        seed=settings.seed,
+        ddp_find_unused_parameters=not any(term.loss.reads == "logits" for term in options.terms),
+        seed=options.seed,
         report_to="none",
         disable_tqdm=True,
     )
@@ -174,7 +181,7 @@ def train(
     model: Any,
     teacher: Teacher | None,
     text: RecoveryText,
-    settings: RecoverySettings,
+    options: RecoveryOptions,
     folder: Path,
     *,
     layers: Sequence[str],
@@ -183,23 +190,23 @@ def train(
     solved: Mapping[str, torch.Tensor] | None = None,
     micro: int | None = None,
 ) -> Trained:
-    """Train a model, or go on from the last checkpoint in the working folder.
+    """Train a model, or resume from the last checkpoint in the working folder.
 
     Args:
         model: The causal language model in its compute dtype; it is changed.
-        teacher: Whom to learn from.
+        teacher: The teacher, or None.
         text: The recovery text.
-        settings: The recovery's settings.
+        options: The recovery's options.
         folder: The working folder, as `open_work` left it.
         layers: Names of the modules of the model's layers, in order.
-        layer_map: Which teacher's layer each layer stands for.
+        layer_map: Which of the teacher's layers each layer corresponds to.
         start: What an adapter adds to weights at the start, by their names.
         solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
-        micro: Windows run at once in one process; by default what the settings allow.
+        micro: Windows run at once in one process; by default what the options allow.
 
     Raises:
-        TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint is kept.
-        OutputError: There is no room for a checkpoint; the last whole one is kept.
+        TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint remains.
+        OutputError: There is no room for a checkpoint; the last whole one remains.
         RequestError: The parameters to train are not there.
     """
     device = model.device
@@ -207,36 +214,41 @@ def train(
     dtype = model.dtype
     adapter = None
     own = dict(model.named_parameters())  # by the names that they have before an adapter wraps them
-    if settings.uses_lora:
-        adapter = add_lora(model, settings.lora, seed=settings.seed, start=start)
+    if options.uses_lora:
+        adapter = add_lora(model, options, start=start)
     else:
-        train_parameters(model, settings.parts, layers)
+        train_parameters(model, options.parts, layers)
     mixed = dtype != torch.float32
     if mixed:
         keep_autocast_inputs(model)
-    if settings.checkpointing:
+    if options.recovery_checkpointing:
         _recompute_layers(model)
     student = Student(
-        model, settings.terms, teacher, layer_map, temperature=settings.temperature, autocast=dtype if mixed else None
+        model,
+        options.terms,
+        teacher,
+        layer_map,
+        temperature=options.recovery_temperature,
+        autocast=dtype if mixed else None,
     )
-    micro = micro or micro_batch(settings.batch_size, settings.micro_batch_size, processes)
-    steps = text.trained * settings.epochs // settings.batch_size
-    arguments = training_arguments(settings, folder, device, micro, steps, processes)
+    micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
+    steps = text.trained * options.recovery_epochs // options.recovery_batch_size
+    arguments = training_arguments(options, folder, device, micro, steps, processes)
     bar, stop = ShowProgress(), StopOnSignal()
     trainer = RecoveryTrainer(
         student,
         arguments,
         text,
-        TrainingWindows(text, settings.epochs, settings.seed),
-        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(settings.patience), bar],
+        TrainingWindows(text, options.recovery_epochs, options.seed),
+        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar],
     )
-    losses = {"held_out_loss_before": _known_loss(trainer, folder / BEFORE)}
+    loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
         with torch.no_grad():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
-        losses["held_out_loss_solved"] = _known_loss(trainer, folder / SOLVED)
+        loss_solved = _known_loss(trainer, folder / SOLVED)
     resumed = last_step(folder)
     began = time.perf_counter()
     try:
@@ -248,32 +260,33 @@ def train(
     if stop.stopped and trainer.state.global_step < steps:
         raise TrainingError(
             f"stopped by SIGTERM after step {trainer.state.global_step} of {steps}; "
-            f"the same command goes on from there (its work is in {folder})"
+            f"the same command resumes from there (its work is in {folder})"
         )
     history = trainer.state.log_history
-    trained_now = (trainer.state.global_step - (resumed or 0)) * settings.batch_size * text.input_ids.shape[1]
+    trained_now = (trainer.state.global_step - (resumed or 0)) * options.recovery_batch_size * text.input_ids.shape[1]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     return Trained(
         {name: value.detach().float().cpu() for name, value in _best_parameters(trainer).items()},
         adapter,
-        {
-            "loss": settings.loss,
-            "trained": settings.trained,
-            "trained_parameters": sum(p.numel() for p in trained_parameters(student).values()),
-            "learning_rate": settings.peak_learning_rate,
-            "steps": trainer.state.global_step,
-            "planned_steps": steps,
-            "best_step": trainer.state.best_global_step,
-            "tokens": trainer.state.global_step * settings.batch_size * text.input_ids.shape[1],
-            "held_out_windows": text.held_out,
-            **losses,
-            "held_out_loss": trainer.state.best_metric,
-            "held_out_losses": evaluations,
-            "seconds": round(seconds, 1),
-            "tokens_per_second": round(trained_now / seconds, 1),
-            "resumed_from_step": resumed,
-            "processes": processes,
-        },
+        RecoveryRecord(
+            loss=options.recovery,
+            trained=options.recovery_train,
+            trained_parameters=sum(p.numel() for p in trained_parameters(student).values()),
+            learning_rate=options.peak_learning_rate,
+            steps=trainer.state.global_step,
+            planned_steps=steps,
+            best_step=trainer.state.best_global_step,
+            tokens=trainer.state.global_step * options.recovery_batch_size * text.input_ids.shape[1],
+            held_out_windows=text.held_out,
+            held_out_loss_before=loss_before,
+            held_out_loss_solved=loss_solved,
+            held_out_loss=trainer.state.best_metric,
+            held_out_losses=tuple(evaluations),
+            seconds=round(seconds, 1),
+            tokens_per_second=round(trained_now / seconds, 1),
+            resumed_from_step=resumed,
+            processes=processes,
+        ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
         dict(solved or {}),
@@ -300,7 +313,7 @@ def _recompute_layers(model: Any) -> None:
 
 
 def _known_loss(trainer: RecoveryTrainer, path: Path) -> float:
-    """Return the held-out loss before the first step; a run that goes on reads what it measured then."""
+    """Return the held-out loss before the first step; a resumed run reads what was measured then."""
     if path.is_file():
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         trainer.accelerator.wait_for_everyone()

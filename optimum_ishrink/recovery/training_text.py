@@ -10,16 +10,14 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..errors import DataError
-from ..text.sources import TextSource, portions
+from ..text.sources import TextSource, parse_sources, windows_per_source
+from .options import RecoveryOptions
 from .targets import IGNORED
-
-Labels = Literal["text", "answers"]
-LABELS: tuple[Labels, ...] = ("text", "answers")
 
 Segment = tuple[str, bool]
 """A piece of a document, and whether it is an answer."""
@@ -84,8 +82,8 @@ def _chat_segments(messages: Sequence[Any], tokenizer: Any) -> list[Segment]:
     written = ""
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            asked = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            written = _grow(segments, written, asked, False)
+            prompt = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+            written = _grow(segments, written, prompt, False)
             answered = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
             written = _grow(segments, written, answered, True)
     _grow(segments, written, tokenizer.apply_chat_template(messages, tokenize=False), False)
@@ -93,7 +91,7 @@ def _chat_segments(messages: Sequence[Any], tokenizer: Any) -> list[Segment]:
 
 
 def _grow(segments: list[Segment], written: str, longer: str, answer: bool) -> str:
-    """Add what a longer text has more than the one that was written, and return it."""
+    """Add what a longer text has beyond the one written so far, and return it."""
     if not longer.startswith(written):
         raise DataError(
             "the chat template rewrites earlier turns, so answers cannot be told from the rest; "
@@ -104,7 +102,7 @@ def _grow(segments: list[Segment], written: str, longer: str, answer: bool) -> s
     return longer
 
 
-def source_documents(source: TextSource, tokenizer: Any, labels: Labels) -> Iterator[list[Segment]]:
+def source_documents(source: TextSource, tokenizer: Any, labels: str) -> Iterator[list[Segment]]:
     """Return a source's documents as pieces.
 
     Args:
@@ -113,7 +111,7 @@ def source_documents(source: TextSource, tokenizer: Any, labels: Labels) -> Iter
         labels: With `answers`, every document has to have one.
 
     Raises:
-        DataError: Labels are asked of text that has none.
+        DataError: Labels are requested of text that has none.
     """
     plain = source.path is not None and source.path.suffix == ".txt"
     if plain or source.text == "pydoc":
@@ -141,7 +139,7 @@ def pack(
     length: int,
     count: int,
     *,
-    labels: Labels,
+    labels: str,
     seed: int,
     label: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +150,7 @@ def pack(
         tokenizer: The model's tokenizer. Pieces are tokenised one by one, so that no token is half an answer.
         length: Tokens in a window.
         count: Windows wanted.
-        labels: Whether every token has a label, or those of answers alone (with the end-of-text token behind them).
+        labels: Whether every token has a label, or those of answers alone (with the end-of-text token after them).
         seed: Seed of the documents' order.
         label: Name of the text, for messages.
 
@@ -178,7 +176,7 @@ def pack(
             answers.append(document[-1][1])
     if len(ids) < count * length:
         raise DataError(
-            f"{label} gives {len(ids)} tokens, {len(ids) // length} windows of {length}; {count} were asked for: "
+            f"{label} gives {len(ids)} tokens, {len(ids) // length} windows of {length}; {count} were requested: "
             "give more text, or fewer tokens (--recovery-tokens) or shorter windows (--recovery-length)"
         )
     input_ids = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
@@ -188,56 +186,46 @@ def pack(
     return input_ids, input_ids.masked_fill(~answered, IGNORED)
 
 
-def recovery_text(
-    sources: Sequence[TextSource],
-    tokenizer: Any,
-    *,
-    tokens: int,
-    length: int,
-    step: int,
-    labels: Labels,
-    seed: int,
-    sample: Callable[[int], torch.Tensor],
-) -> RecoveryText:
+def recovery_text(options: RecoveryOptions, tokenizer: Any, *, sample: Callable[[int], torch.Tensor]) -> RecoveryText:
     """Mix sources in equal shares into windows, some of them held out.
 
     Args:
-        sources: Where the text comes from. One that is named twice gives twice as much of its text, none of it twice.
+        options: Sources, tokens, length, labels and seed. A source named twice gives twice as much of its text,
+            none of it twice. The trained windows are a whole number of steps.
         tokenizer: The model's tokenizer.
-        tokens: Tokens in all, at most: those that are held out are among them.
-        length: Tokens in a window.
-        step: Windows in a training step; what is trained on is a whole number of steps.
-        labels: Which tokens have a label.
-        seed: Seed of every order.
-        sample: Gives so many windows of the teacher's own words.
+        sample: Returns this many windows that the teacher samples.
 
     Raises:
-        DataError: There are too few tokens for one step, a source has too few, or labels are asked of text that has
-            none.
+        DataError: There are too few tokens for one step, a source has too few, or labels are requested of text
+            that has none.
     """
-    available = tokens // length
+    sources, labels = parse_sources(options.recovery_data), options.recovery_labels
+    length, step = options.recovery_length, options.recovery_batch_size
+    available = options.recovery_tokens // length
     held_out = min(max(available // HELD_OUT_SHARE, 2), HELD_OUT_MOST)
     trained = (available - held_out) // step * step
     if trained < 1:
         raise DataError(
-            f"{tokens} tokens are {available} windows of {length}, too few for one step of {step} windows and "
-            f"{held_out} held out; give more tokens (--recovery-tokens), or smaller steps or windows"
+            f"{options.recovery_tokens} tokens are {available} windows of {length}, too few for one step of {step} "
+            f"windows and {held_out} held out; give more tokens (--recovery-tokens), or smaller steps or windows"
         )
     count = trained + held_out
     if count < len(sources):
         raise DataError(f"{len(sources)} text sources share {count} windows; give more tokens (--recovery-tokens)")
     found = []
-    shares = portions(sources, count)
+    shares = windows_per_source(sources, count)
     for source, share in shares:
         if source.is_self:
             if labels == "answers":
-                raise DataError(f"the model's own words have no answers to take labels from; {_NO_LABELS}")
+                raise DataError(f"text that the model samples itself has no answers to take labels from; {_NO_LABELS}")
             windows = sample(share)
             found.append((windows, windows.clone()))
         else:
             documents = islice(source_documents(source, tokenizer, labels), 1_000_000)
-            found.append(pack(documents, tokenizer, length, share, labels=labels, seed=seed, label=source.label))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            found.append(
+                pack(documents, tokenizer, length, share, labels=labels, seed=options.seed, label=source.label)
+            )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))
     kinds = torch.arange(len(shares)).repeat_interleave(torch.tensor([share for _, share in shares]))
     return RecoveryText(
         torch.cat([ids for ids, _ in found])[order],
@@ -248,13 +236,13 @@ def recovery_text(
 
 
 class TrainingWindows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The windows of all epochs in the order they are trained on, each epoch in another one.
+    """The windows of all epochs in the order they are trained on, each epoch in a different order.
 
     The order is fixed from the start: where a run stopped is then a number of steps and nothing else.
 
     Args:
         text: The recovery text.
-        epochs: How often it is gone through.
+        epochs: Passes over it.
         seed: Seed of the orders.
     """
 

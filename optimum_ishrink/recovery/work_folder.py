@@ -22,9 +22,9 @@ def work_folder(output: Path) -> Path:
 
 
 def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, write: bool = True) -> None:
-    """Make a working folder, or go on in one that was made for the same request.
+    """Make a working folder, or resume in one that was made for the same request.
 
-    A request that left no checkpoint left nothing to lose: another one takes its folder over.
+    A request that left no checkpoint left nothing to lose: another request takes over its folder.
 
     Args:
         folder: The folder.
@@ -37,26 +37,28 @@ def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, 
         OutputError: It cannot be written.
     """
     path = folder / name
-    wanted = json.loads(json.dumps(request))
+    requested = json.loads(json.dumps(request))
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
-        odd = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        if not odd:
+        different = sorted(key for key in requested.keys() | found.keys() if requested.get(key) != found.get(key))
+        if not different:
             pass
         elif checkpoints(folder):
-            names = ", ".join(f"{key} ({_brief(found.get(key))} there, {_brief(wanted.get(key))} now)" for key in odd)
+            names = ", ".join(
+                f"{key} ({_brief(found.get(key))} there, {_brief(requested.get(key))} now)" for key in different
+            )
             raise RequestError(
                 f"{folder} holds an unfinished recovery of another request: {names}; "
-                "repeat that request to finish it, or delete the folder to begin anew"
+                "repeat that request to finish it, or delete the folder to start over"
             )
         elif write:
             for stale in folder.glob("*.json"):
                 stale.unlink()
     if write and not path.is_file():
-        write_whole(path, json.dumps(wanted, indent=2).encode())
+        write_whole(path, json.dumps(requested, indent=2).encode())
     if write:
         for partial in folder.glob(f"{PREFIX}*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -68,7 +70,7 @@ def _brief(value: Any) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in a working folder, oldest first. One that has its name is whole."""
+    """Return the complete checkpoints in a working folder, oldest first. One that has its final name is complete."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 

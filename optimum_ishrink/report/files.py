@@ -1,48 +1,42 @@
-"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+"""Names and schema numbers of the files in an output folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from typing import Any
 
-from ..errors import SourceError, unknown_name
+from ..errors import SourceError
 
-SCHEMA = 1
-"""Version of the files below; it grows when a reader of the old form would misread the new one."""
+SCHEMA = 2
+"""Schema of `ishrink_plan.json` and `ishrink_report.json`; it increases when a reader of the old form would misread
+the new one. `migration` reads older files."""
 
-
-REPORT_SCHEMA = 2
-"""Version of `ishrink_report.json`, which has grown since: 2 added comparisons, samples and failures."""
-
+ANALYSIS_SCHEMA = 1
+"""Schema of `analysis.json`."""
 
 CONFIG_FILE = "ishrink_config.json"
-
-
 PLAN_FILE = "ishrink_plan.json"
-
-
 REPORT_FILE = "ishrink_report.json"
-
-
 SCORES_FILE = "ishrink_importance.safetensors"
-
-
 ANALYSIS_FILE = "analysis.json"
 
 
-def checked_entries(cls: type, data: Mapping[str, Any], kind: str, schema: int = SCHEMA) -> dict[str, Any]:
-    """Return the entries of an artifact's JSON object, checked against the fields of its class."""
-    if not isinstance(data, Mapping) or not isinstance(data.get("schema"), int):
+def read_schema(data: Any, kind: str, newest: int = SCHEMA) -> tuple[int, dict[str, Any]]:
+    """Return the schema number of a record's JSON object, and its other entries.
+
+    Args:
+        data: Contents of the file.
+        kind: Its name in messages, such as `"plan"`.
+        newest: The newest schema that this version reads.
+
+    Raises:
+        SourceError: It is not an object with a schema number, or a later version wrote it.
+    """
+    schema = data.get("schema") if isinstance(data, Mapping) else None
+    if not isinstance(schema, int):
         raise SourceError(f"not an iShrink {kind}: it has no schema number")
-    if data["schema"] > schema:
-        raise SourceError(f"this {kind} has schema {data['schema']}, this version reads up to {schema}; upgrade it")
-    values = {key: value for key, value in data.items() if key != "schema"}
-    names = {entry.name for entry in fields(cls)}
-    needed = {entry.name for entry in fields(cls) if entry.default is MISSING and entry.default_factory is MISSING}
-    for key in values:
-        if key not in names:
-            raise SourceError(unknown_name(f"entry of the {kind}", key, names))
-    if missing := needed - set(values):
-        raise SourceError(f"this {kind} lacks {', '.join(sorted(missing))}")
-    return values
+    if schema > newest:
+        raise SourceError(
+            f"this {kind} has schema {schema}, this version reads up to {newest}; upgrade optimum-ishrink"
+        )
+    return schema, {key: value for key, value in data.items() if key != "schema"}

@@ -1,17 +1,59 @@
-"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+"""The plan: which layers and units are retained, and how they were chosen. It does not change after planning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from .files import SCHEMA, checked_entries
+from ..core.json_codec import from_plain, to_plain
+from .files import SCHEMA, read_schema
+from .migration import migrate_plan
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The text that importance and compensation read.
+
+    Args:
+        sources: Names of the texts.
+        fingerprints: Fingerprints of the texts; None for a text that is not a file.
+        samples: Number of windows.
+        length: Tokens in a window.
+        importance_samples: How many of these windows importance read.
+        batch_size: Windows per forward pass.
+    """
+
+    sources: tuple[str, ...]
+    fingerprints: tuple[str | None, ...]
+    samples: int
+    length: int
+    importance_samples: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the retained layers and units were chosen.
+
+    Args:
+        importance: Criterion for KV groups, query heads and neurons; None when none of them was scored.
+        layer_importance: Criterion for layers; None when none was dropped.
+        layer_selection: How layers were chosen by their scores; None when none was dropped.
+        seed: Seed of everything random.
+        calibration: The text that was read; None when no text was needed.
+    """
+
+    importance: str | None = None
+    layer_importance: str | None = None
+    layer_selection: str | None = None
+    seed: int = 0
+    calibration: CalibrationRecord | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers and units stay. Arithmetic only: it knows no weights.
+    """Which layers and units are retained. Pure arithmetic: it does not depend on the weights.
 
     Args:
         model: Name or path of the source.
@@ -19,13 +61,13 @@ class Plan:
         model_type: The architecture.
         shape: Config key to size, before.
         new_shape: Config key to size, after.
-        layers: Indices of the layers that stay, in order.
-        units: For KV groups, query heads and neurons, by config key: the indices that stay in each layer of `layers`.
-            Neurons of experts are counted through: expert `e`'s neuron `i` is `e * width + i`.
+        layers: Indices of the retained layers, in order.
+        units: For KV groups, query heads and neurons, by config key: the retained indices in each layer of `layers`.
+            Neurons of experts are numbered consecutively: expert `e`'s neuron `i` is `e * width + i`.
         config_changes: Config key to its values before and after; None before means that the key was absent.
         num_parameters: Parameters before.
         new_num_parameters: Parameters after.
-        settings: How the choice was made: criteria, calibration, seed.
+        choice: How they were chosen: criteria, calibration, seed.
         merges: In each layer of `layers`, the KV heads that each new KV head is the mean of; None when none are
             merged.
         inexact: Why the result is not the original with the removed units at zero; empty when it is.
@@ -41,31 +83,27 @@ class Plan:
     config_changes: Mapping[str, tuple[Any, Any]]
     num_parameters: int
     new_num_parameters: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice
     merges: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     inexact: tuple[str, ...] = ()
 
     @property
     def removed_share(self) -> float:
-        """Share of the parameters that goes, between 0 and 1."""
+        """Share of the parameters that is removed, between 0 and 1."""
         return 1 - self.new_num_parameters / self.num_parameters
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as a JSON object."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Build a plan from its JSON object.
+        """Build a plan from its JSON object, of this schema or an older one.
 
         Raises:
-            SourceError: It is not a plan, or it was written by a later version.
+            SourceError: It is not a plan, it is damaged, or a later version wrote it.
         """
-        values = checked_entries(cls, data, "plan")
-        values["layers"] = tuple(values["layers"])
-        values["units"] = {key: tuple(map(tuple, rows)) for key, rows in values["units"].items()}
-        if values.get("merges") is not None:
-            values["merges"] = tuple(tuple(map(tuple, layer)) for layer in values["merges"])
-        values["inexact"] = tuple(values.get("inexact", ()))
-        values["config_changes"] = {key: (old, new) for key, (old, new) in values["config_changes"].items()}
-        return cls(**values)
+        schema, values = read_schema(data, "plan")
+        if schema == 1:
+            values, _ = migrate_plan(values)
+        return from_plain(cls, values, kind="plan")

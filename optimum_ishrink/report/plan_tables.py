@@ -1,4 +1,4 @@
-"""The tables that people read: in the terminal and, from the same rows, in the card."""
+"""The tables of a plan: in the terminal and, from the same rows, in the card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .plan import Plan
 
 
 def spans(indices: Iterable[int]) -> str:
-    """Write sorted indices briefly: `1-3, 7`."""
+    """Return indices as ranges: `1-3, 7`."""
     parts: list[list[int]] = []
     for index in sorted(indices):
         if parts and index == parts[-1][1] + 1:
@@ -20,18 +20,18 @@ def spans(indices: Iterable[int]) -> str:
 
 
 def shape_rows(plan: Plan) -> list[Row]:
-    """Return (dimension, before, after, what goes) for every dimension, and the parameters."""
+    """Return (dimension, before, after, removed) for every dimension, and for the parameters."""
     rows: list[Row] = []
     for key, before in plan.shape.items():
         after = plan.new_shape[key]
         if before == after:
             what = "nothing"
         elif key == "num_hidden_layers":
-            what = f"layers {spans(set(range(before)) - set(plan.layers))}"
+            what = f"layer{'s' if before - after > 1 else ''} {spans(set(range(before)) - set(plan.layers))}"
         elif key == "num_key_value_heads":
             what = f"{before - after} KV groups of each layer, with their query heads"
             if plan.merges is not None:
-                what = f"merged {before // after} to 1 in each layer; all query heads stay"
+                what = f"merged {before // after} to 1 in each layer; all query heads are retained"
         elif key == "num_attention_heads":
             what = f"{before - after} query heads of each layer"
         else:
@@ -43,31 +43,31 @@ def shape_rows(plan: Plan) -> list[Row]:
     return rows
 
 
-SHAPE_HEADER: Row = ("dimension", "before", "after", "what goes")
+SHAPE_HEADER: Row = ("dimension", "before", "after", "removed")
 
 
 def layer_rows(plan: Plan) -> list[Row]:
-    """Return (layer, KV groups cut, neurons cut) for every layer of the base model."""
+    """Return (layer, KV groups, query heads and neurons removed) for every layer of the base model."""
     rows: list[Row] = []
     position = {layer: i for i, layer in enumerate(plan.layers)}
     for layer in range(plan.shape["num_hidden_layers"]):
         if layer not in position:
-            rows.append((str(layer), "removed", "", ""))
+            rows.append((str(layer), "whole layer", "", ""))
             continue
         neurons = plan.shape["intermediate_size"] - plan.new_shape["intermediate_size"]
-        groups = spans(_gone(plan, "num_key_value_heads", position[layer]))
+        groups = spans(_removed(plan, "num_key_value_heads", position[layer]))
         if plan.merges is not None:
             groups = "merged " + ", ".join("+".join(map(str, heads)) for heads in plan.merges[position[layer]])
-        heads = spans(_gone(plan, "num_attention_heads", position[layer]))
+        heads = spans(_removed(plan, "num_attention_heads", position[layer]))
         rows.append((str(layer), groups or "none", heads or "none", f"{neurons:,}" if neurons else "none"))
     return rows
 
 
-def _gone(plan: Plan, key: str, position: int) -> set[int]:
+def _removed(plan: Plan, key: str, position: int) -> set[int]:
     return set(range(plan.shape[key])) - set(plan.units[key][position]) if key in plan.units else set()
 
 
-LAYER_HEADER: Row = ("layer", "KV groups cut", "query heads cut", "neurons cut")
+LAYER_HEADER: Row = ("layer", "KV groups removed", "query heads removed", "neurons removed")
 
 
 def config_rows(plan: Plan) -> list[Row]:

@@ -1,13 +1,18 @@
-"""What the stages hand to one another: frozen, and each with a file that it can be read back from."""
+"""The report of a run: what was measured, and what compensation and recovery did."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from .files import REPORT_SCHEMA, checked_entries
+from ..core.json_codec import from_plain, to_plain
+from .compensation import CompensationRecord
+from .environment import Environment
+from .files import SCHEMA, read_schema
 from .measurement import Comparison, Failure, Measurement, Sample
+from .origin import Origin
+from .recovery import RecoveryRecord
 
 
 @dataclass(frozen=True)
@@ -35,44 +40,42 @@ class Report:
 
     Args:
         base: The base's figures, or None when there was no base.
-        shrunk: The shrunk model's.
+        shrunk: The shrunk model's figures.
         environment: Hardware, threads and versions.
-        comparisons: How much of each figure is kept, where both models answered the same questions.
-        samples: What both write behind a few fixed prompts.
-        failures: What was asked for and could not be measured; a report with any is incomplete.
+        comparisons: How much of each figure is retained, where both models were measured on the same data.
+        samples: What both models generate after a few fixed prompts.
+        failures: Requested measurements that could not be made; a report with any is incomplete.
+        origin: Where the shrunk model comes from; None where nothing was cut.
+        compensation: What compensation did; None where nothing was cut.
+        recovery: What recovery did; None where there was none.
     """
 
     base: ModelReport | None
     shrunk: ModelReport
-    environment: Mapping[str, Any]
+    environment: Environment
     comparisons: tuple[Comparison, ...] = ()
     samples: tuple[Sample, ...] = ()
     failures: tuple[Failure, ...] = ()
+    origin: Origin | None = None
+    compensation: CompensationRecord | None = None
+    recovery: RecoveryRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
-        return {"schema": REPORT_SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """Build a report from its JSON object.
+        """Build a report from its JSON object, of this schema or an older one.
 
         Raises:
-            SourceError: It is not a report, or it was written by a later version.
+            SourceError: It is not a report, it is damaged, or a later version wrote it.
         """
-        values = checked_entries(cls, data, "report", REPORT_SCHEMA)
-        for name in ("base", "shrunk"):
-            if values[name] is not None:
-                model = dict(values[name])
-                for part in ("quality", "speed"):
-                    model[part] = tuple(Measurement(**entry) for entry in model[part])
-                values[name] = ModelReport(**model)
-        for name, kind in (("comparisons", Comparison), ("samples", Sample), ("failures", Failure)):
-            values[name] = tuple(kind(**entry) for entry in values.get(name, ()))
-        return cls(**values)
+        _, values = read_schema(data, "report")
+        return from_plain(cls, values, kind="report")
 
     def comparison(self, measurement: Measurement) -> Comparison | None:
-        """Return how much of a figure is kept, or None where that is not known."""
+        """Return how much of a figure is retained, or None where unknown."""
         key = (measurement.metric, measurement.dataset)
         return next((found for found in self.comparisons if (found.metric, found.dataset) == key), None)
 

@@ -1,4 +1,4 @@
-"""The model card: words and pictures around a report. No number is in it that is not in the report or the plan."""
+"""Importance scores as a file."""
 
 from __future__ import annotations
 

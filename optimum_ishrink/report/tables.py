@@ -1,4 +1,4 @@
-"""The tables that people read: in the terminal and, from the same rows, in the card."""
+"""The tables of a report: in the terminal and, from the same rows, in the card."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ METRICS = {
     "time_to_first_token_seconds": "time to first token, ms",
     "prefill_tokens_per_second": "prefill, tokens/s",
     "decode_tokens_per_second": "decode, tokens/s",
-    "load_seconds": "load until the first token, ms",
+    "load_seconds": "load time to first token, ms",
     "peak_memory_bytes": "peak resident memory, MiB",
     "peak_device_memory_bytes": "peak device memory, MiB",
     "kv_cache_bytes_per_token": "KV cache, bytes/token",
     "flops_per_token": "operations, MFLOP/token",
     "parameters_without_embeddings": "parameters without embeddings",
-    "model_load_seconds": "load without generation, ms",
+    "model_load_seconds": "load time without generation, ms",
     "file_bytes": "file, MiB",
 }
 
 
-_UNITS_OF = {
+_SCALE = {
     "peak_memory_bytes": 2**20,
     "peak_device_memory_bytes": 2**20,
     "flops_per_token": 1e6,
@@ -35,25 +35,24 @@ _UNITS_OF = {
 }
 
 
-_WHOLE = ("kv_cache_bytes_per_token", "parameters_without_embeddings")
+_INTEGERS = ("kv_cache_bytes_per_token", "parameters_without_embeddings")
 
 
 _BY_DEFINITION = {"kl_divergence": 0.0, "top1_agreement": 1.0}
-"""What the base scores against itself; it is no measurement, so it is not in the report."""
+"""What the base scores against itself; it is not a measurement, so it is not in the report."""
 
 
 def format_measurement(measurement: Measurement) -> str:
-    """Return a measurement as people read it: with its standard error, or its quartiles."""
+    """Return a measurement as text, with its standard error or its quartiles."""
     value = measurement.value
-    if measurement.metric in _WHOLE:
+    if measurement.metric in _INTEGERS:
         return f"{value:,.0f}"
-    if measurement.metric in _UNITS_OF:
-        return f"{value / _UNITS_OF[measurement.metric]:,.1f}"
-    if measurement.metric.endswith("_seconds"):
-        low, high = measurement.settings["quartiles"]
-        return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
-    if "quartiles" in measurement.settings:
-        low, high = measurement.settings["quartiles"]
+    if measurement.metric in _SCALE:
+        return f"{value / _SCALE[measurement.metric]:,.1f}"
+    if measurement.quartiles is not None:
+        low, high = measurement.quartiles
+        if measurement.metric.endswith("_seconds"):
+            return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
         return f"{value:.1f} [{low:.1f}, {high:.1f}]"
     digits = 2 if measurement.metric == "perplexity" else 3
     spread = "" if measurement.stderr is None else f" ± {measurement.stderr:.{digits}f}"
@@ -65,7 +64,7 @@ def report_rows(report: Report, parts: Sequence[str] = ("quality", "speed")) -> 
 
     Args:
         report: The report.
-        parts: Which of its parts.
+        parts: The parts to include.
     """
     rows: list[Row] = []
     base, shrunk = report.base, report.shrunk
@@ -82,17 +81,17 @@ def report_rows(report: Report, parts: Sequence[str] = ("quality", "speed")) -> 
             elif base is not None and after.metric in _BY_DEFINITION:
                 old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
             what = METRICS.get(after.metric, after.metric)
-            if after.settings.get("num_fewshot") is not None:
-                what += f", {after.settings['num_fewshot']}-shot"
+            if after.num_fewshot is not None:
+                what += f", {after.num_fewshot}-shot"
             rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))
     return rows
 
 
 def _ratio(before: Measurement, after: Measurement) -> str:
-    """Return shrunk over base: where they were timed in turn, the median over rounds, with the verdict."""
-    found = after.settings.get("versus_base")
+    """Return shrunk over base; for models timed in turn, the median over rounds and the verdict."""
+    found = after.versus_base
     if found is not None:
-        return f"{found['ratio']:.3f}, {found['verdict']}"
+        return f"{found.ratio:.3f}, {found.verdict}"
     return f"{after.value / before.value:.3f}" if before.value else ""
 
 
@@ -108,17 +107,17 @@ def speed_rows(report: Report) -> list[Row]:
     for before, after in report.pairs("speed"):
         what, value = METRICS.get(after.metric, after.metric), format_measurement(after)
         if report.base is None:
-            spread = after.settings.get("self_spread")
+            spread = after.self_spread
             rows.append((what, after.dataset, str(after.n), value, "" if spread is None else f"± {spread:.1%}"))
             continue
         cells = ("", "", "", "")
         if before is not None:
-            found = after.settings.get("versus_base")
+            found = after.versus_base
             cells = (f"{after.value / before.value:.3f}" if before.value else "", "", "", "")
             if found is not None:
-                low, high = found["interval"]
-                own, verdict = f"± {found['spread']:.1%}", str(found["verdict"])
-                cells = (f"{found['ratio']:.3f}", f"[{low:.3f}, {high:.3f}]", own, verdict)
+                low, high = found.interval
+                self_spread = f"± {found.spread:.1%}"
+                cells = (f"{found.ratio:.3f}", f"[{low:.3f}, {high:.3f}]", self_spread, found.verdict)
         old = "" if before is None else format_measurement(before)
         rows.append((what, after.dataset, str(after.n), old, value, *cells))
     return rows
@@ -132,11 +131,11 @@ def speed_header(report: Report) -> Row:
     """
     if report.base is None:
         return ("", "on", "n", "model", "against itself")
-    return ("", "on", "n", "base", "shrunk", "ratio", "99 % interval", "base against itself", "verdict")
+    return ("", "on", "n", "base", "shrunk", "ratio", "99% interval", "base against itself", "verdict")
 
 
-def kept_rows(report: Report) -> list[Row]:
-    """Return (what, on what, n, kept, 95 % interval, McNemar's p, verdict) for every figure that both models share."""
+def retained_rows(report: Report) -> list[Row]:
+    """Return (what, on what, n, retained, 95% interval, McNemar's p, verdict) for every figure of both models."""
     rows: list[Row] = []
     for found in report.comparisons:
         low, high = ("?" if end is None else f"{end:.1%}" for end in (found.ratio_low, found.ratio_high))
@@ -154,11 +153,11 @@ def kept_rows(report: Report) -> list[Row]:
     return rows
 
 
-KEPT_HEADER: Row = ("", "on", "n", "shrunk / base", "95 % interval", "McNemar's p", "verdict")
+RETAINED_HEADER: Row = ("", "on", "n", "shrunk / base", "95% interval", "McNemar's p", "verdict")
 
 
 def sample_text(sample: Sample) -> str:
-    """Return a prompt and what the models wrote behind it, as the terminal shows it."""
+    """Return a prompt and what the models wrote after it, for the terminal."""
     lines = [f"Prompt: {sample.prompt}"]
     if sample.base is not None:
         lines.append(f"  base:   {' '.join(sample.base.split())}")

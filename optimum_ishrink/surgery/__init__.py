@@ -1,1 +1,1 @@
-"""Surgery: tensors in, smaller tensors out, and the checkpoint that holds them."""
+"""Surgery: cutting tensors, writing the smaller checkpoint, and repairing it in closed form."""

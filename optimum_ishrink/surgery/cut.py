@@ -1,4 +1,4 @@
-"""From a source checkpoint to a smaller one, streamed from file to file and verified before it is shown."""
+"""From a source checkpoint to a smaller one, streamed from file to file and verified."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
+from ..architectures.binding import Binding, BoundTensor
+from ..architectures.expressions import axis_length
 from ..architectures.slicing import Keep, slice_tensor
-from ..architectures.spec import Binding, BoundTensor, axis_length
-from ..checkpoint.tensors import (
-    OutgoingTensor,
-    Scratch,
-    TensorInfo,
-    read_tensor,
-)
+from ..checkpoint.tensors import OutgoingTensor, TensorInfo, read_tensor
 from ..checkpoint.writing import MAX_SHARD_SIZE, carry_files, verify_checkpoint, write_config, write_weights
+from ..core.scratch import Scratch
 from ..errors import VerificationError
 from ..report.plan import Plan
-from .units import Merges, kept_units, merge_tensor
+from .units import Merges, merge_tensor, retained_units
 
 
 def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: Plan) -> list[OutgoingTensor]:
@@ -39,15 +36,15 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         source = tensors[bound.name]
         if bound.layer is not None and bound.layer not in position:
             continue
-        keep = kept_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
+        retained = retained_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
         merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
-        whole = bound.layer is None or not any(bound.counts(size) for size in keep)
+        whole = bound.layer is None or not any(bound.counts(size) for size in retained)
         shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
         name = bound.in_layer(position[bound.layer]) if bound.layer is not None else bound.name
         if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:
-            make = partial(_cut, scratch, source, bound, binding.sizes, keep, merges)
+            make = partial(_cut, scratch, source, bound, binding.sizes, retained, merges)
             outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
     return outgoing
 
@@ -57,12 +54,12 @@ def _cut(
     source: TensorInfo,
     bound: BoundTensor,
     sizes: Mapping[str, int],
-    keep: Keep,
+    retained: Keep,
     merges: Merges | None,
 ) -> torch.Tensor:
     if merges is not None:
-        return merge_tensor(read_tensor(source, scratch), bound, sizes, keep, merges)
-    return slice_tensor(read_tensor(source, scratch), bound, sizes, keep, scratch)
+        return merge_tensor(read_tensor(source, scratch), bound, sizes, retained, merges)
+    return slice_tensor(read_tensor(source, scratch), bound, sizes, retained, scratch)
 
 
 def write_checkpoint(
@@ -85,11 +82,11 @@ def write_checkpoint(
         plan: The plan.
         edited_config: Contents of the new config.json.
         folder: Where to write.
-        max_shard_size: Bytes in one weight file at most.
-        progress: Called with the bytes of each tensor once it is written.
+        max_shard_size: Maximum bytes of one weight file.
+        progress: Called with the number of bytes of each tensor once it is written.
 
     Raises:
-        OutputError: There is no space or no permission.
+        OutputError: There is no space left, or no permission to write.
         VerificationError: The result is not what its config's model class expects, or not what was planned.
     """
     outgoing = outgoing_tensors(tensors, binding, plan)

@@ -1,4 +1,4 @@
-"""Ridge regression from sums over tokens, with the ridge chosen on text that is held out."""
+"""Ridge regression from sums over tokens, with the ridge chosen on held-out text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _START = 0.1
 _BLOCKS = 2
 _EVERY = 4
-"""Ridges are compared on every fourth output: each is a regression of its own on the same inputs."""
+"""Ridges are compared on every fourth output: each output is a separate regression on the same inputs."""
 _ROUNDING = 1e-6
 """Share of the target's energy below which two float32 errors are the same."""
 
@@ -31,19 +31,19 @@ def solve_ridge(
 ) -> torch.Tensor:
     """Return the weight that minimises `||X W'^T - Y||^2 + ridge * sum_c G_cc ||W'_c - W_c||^2`, with `G = X^T X`.
 
-    `W' = W + (Y^T X - W G) (G + ridge diag(G))^-1`. The ridge pulls towards the weight that was kept, not towards
-    zero: where the calibration text says nothing of a direction, the trained weight stands. It weighs each input
-    channel by its own energy, so that the few channels with massive activations do not set it for all the others.
+    `W' = W + (Y^T X - W G) (G + ridge diag(G))^-1`. The ridge pulls towards the weight as it was cut, not
+    towards zero: where the calibration text has no data in a direction, the trained weight is retained. It weighs each
+    input channel by its own energy, so that a few channels with massive activations do not set it for all others.
 
-    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre and another
-    measure of the ridge.
+    Source: FASP, arXiv:2501.09412, eq. 8, and SlimGPT, arXiv:2412.18110, with another centre and another scale of the
+    ridge.
 
     Args:
         gram: `X^T X`, shape (in, in).
         cross: `Y^T X`, shape (out, in).
         weight: The weight as it was cut, shape (out, in).
         ridge: Strength, relative to the Gram matrix's diagonal.
-        dtype: What to solve in. float64 for a weight that is kept; float32 is enough to compare ridges.
+        dtype: Dtype to solve in: float64 for a weight that is stored; float32 is enough to compare ridges.
 
     Returns:
         In `dtype`, shape (out, in).
@@ -53,21 +53,21 @@ def solve_ridge(
     """
     if not gram.isfinite().all() or not cross.isfinite().all():
         raise DataError("the activations are not finite; try dtype='float32'")
-    left = gram.to(dtype, copy=True)  # the one matrix of this size that is made; its diagonal grows below
-    gap = cross.to(dtype) - weight.to(dtype) @ left
-    energy = left.diagonal().clone()
-    # A channel without energy has nothing to be solved; the floor keeps its row from being all zero.
+    system = gram.to(dtype, copy=True)  # the only matrix of this size that is allocated; its diagonal grows below
+    gap = cross.to(dtype) - weight.to(dtype) @ system
+    energy = system.diagonal().clone()
+    # A channel without energy has nothing to fit; the floor prevents a row of zeros.
     strength = ridge * energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny)
-    left.diagonal().add_(strength)
-    factor, info = torch.linalg.cholesky_ex(left)
-    del left
+    system.diagonal().add_(strength)
+    factor, info = torch.linalg.cholesky_ex(system)
+    del system
     if info.item():
         raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
     return weight.to(dtype) + torch.cholesky_solve(gap.T, factor).T
 
 
 def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the map of a given rank that is nearest to an update, in what both make of the calibration inputs.
+    """Return the map of a given rank that is nearest to an update on the calibration inputs.
 
     With `D` the update and `G = X^T X`, `U U^T D` minimises `||X (D' - D)^T||` over maps of rank r, where `U` holds
     the top r eigenvectors of `D G D^T`.
@@ -89,7 +89,7 @@ class Moments:
     """Sums over tokens that least squares needs, float32 on the model's device.
 
     Args:
-        gram: `X^T X`; its upper triangle while tokens are added, see `mirrored`.
+        gram: `X^T X`; only its upper triangle while tokens are added, see `mirrored`.
         cross: `Y^T X`.
         energy: `sum y^2` of each output, float64, shape (out,).
         tokens: Number of tokens.
@@ -112,7 +112,7 @@ class Moments:
         """Add tokens: inputs of shape (tokens, in) and targets of shape (tokens, out)."""
         inputs, targets = inputs.float(), targets.float()
         width = inputs.shape[1]
-        # The matrix is symmetric: by blocks of rows, from the diagonal on, it takes 3/4 of the multiplications.
+        # The matrix is symmetric: in blocks of rows from the diagonal on, it takes 3/4 of the multiplications.
         for block in range(_BLOCKS):
             start, stop = width * block // _BLOCKS, width * (block + 1) // _BLOCKS
             self.gram[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
@@ -121,7 +121,7 @@ class Moments:
         self.tokens += len(inputs)
 
     def mirrored(self) -> Moments:
-        """Return the sums with the whole Gram matrix; it takes over the memory."""
+        """Return the sums with the whole Gram matrix; it reuses the memory."""
         upper = self.gram.triu_()
         lower = upper.triu(1).T
         return Moments(upper.add_(lower), self.cross, self.energy, self.tokens)
@@ -159,16 +159,16 @@ def choose_repair(
 ) -> tuple[torch.Tensor, float | None, float, float]:
     """Return the weight with the ridge that is best on held-out text; the cut weight itself is a candidate.
 
-    Every fold is held out in turn and the others are solved on; the ridge with the lowest mean error is then solved
-    with on all of them. With fewer tokens than inputs least squares has no single answer, so the smallest ridges are
-    not tried: see `least_ridge`.
+    Every fold is held out in turn and the weight is fitted on the others; then it is fitted on all of them with the
+    ridge of the lowest mean error. With fewer tokens than inputs least squares has no unique solution, so the
+    smallest ridges are not tried: see `least_ridge`.
 
     Args:
         folds: Sums over parts of the calibration text, at least two. The list is emptied once the ridge is chosen:
-            the solve itself needs their sum alone, and in float64 as much memory as they take.
+            the final solve needs only their sum, and in float64 as much memory as they take.
         weight: The weight as it was cut, shape (out, in).
-        start: Ridge to look at first, such as the one that was best in the layer below.
-        rank: Rank that the change of the weight may have; any when None.
+        start: Ridge to try first, such as the best of the layer below.
+        rank: Maximum rank of the weight's change; None sets no limit.
 
     Returns:
         The weight, float64, shape (out, in); the ridge, None when the cut weight was better than all; the mean
@@ -190,8 +190,8 @@ def choose_repair(
         solved = solve_ridge(sums.gram, sums.cross, cut, ridge, dtype=dtype)
         if rank is None:
             return solved
-        kept = cut.to(dtype)
-        return kept + restrict_rank(solved - kept, sums.gram, rank)
+        start_weight = cut.to(dtype)
+        return start_weight + restrict_rank(solved - start_weight, sums.gram, rank)
 
     def held_out_error(ridge: float) -> float:
         errors = []
@@ -216,7 +216,7 @@ def least_ridge(width: int, tokens: int) -> float:
 
     Args:
         width: Inputs of the projection.
-        tokens: Tokens to solve on.
+        tokens: Tokens to fit on.
     """
     return RIDGES[0] if tokens >= width else 0.1 * width / max(tokens, 1)
 
@@ -226,8 +226,8 @@ def descend(values: Sequence[float], cost: Callable[[float], float], start: floa
 
     Args:
         values: Ascending.
-        cost: Evaluated once a value, and only where the walk comes by.
-        start: Where to begin; the nearest of `values` is taken.
+        cost: Evaluated at most once per value, and only for values on the way.
+        start: Where to begin; the search starts at the nearest of `values`.
     """
     known: dict[int, float] = {}
 

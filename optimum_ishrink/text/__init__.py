@@ -1,1 +1,1 @@
-"""Text sources, windows of tokens, and text that a model samples itself."""
+"""Text sources, windows of tokens, calibration text, and text sampled from a model."""

@@ -1,20 +1,65 @@
-"""Text for calibration and evaluation: local files, Hub data sets, or the model's own words.
-
-A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`.
-Text is tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
-"""
+"""Calibration windows of a run, mixed from its text sources in equal shares, and held-out windows of these sources."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 
+from ..core.processes import from_main_process, is_main_process
 from ..errors import DataError
+from .options import CalibrationOptions
 from .sampling import sample_text
-from .sources import TextSource, equal_shares, identity, portions
+from .sources import TextSource, equal_shares, parse_sources, source_identity, windows_per_source
 from .windows import token_windows
+
+
+class ModelAndTokenizer(Protocol):
+    """A run's model and tokenizer, each loaded when it is first needed."""
+
+    @property
+    def model(self) -> Any:
+        """The model, for text that is sampled from it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+
+class Calibration:
+    """The calibration text of one run. Its windows are drawn when they are first needed, by the main process.
+
+    Args:
+        options: Which text, and how much of it.
+        loaded: The run's model and tokenizer.
+    """
+
+    def __init__(self, options: CalibrationOptions, loaded: ModelAndTokenizer) -> None:
+        self.options = options
+        self.sources = parse_sources(options.calibration)
+        self._loaded = loaded
+
+    @cached_property
+    def windows(self) -> torch.Tensor:
+        """Token ids, int64, shape (`calibration_samples`, `calibration_length`), in random order."""
+        if not is_main_process():
+            return from_main_process(None)  # type: ignore[no-any-return]
+        drawn = calibration_windows(
+            self.sources,
+            self._loaded.model,
+            self._loaded.tokenizer,
+            samples=self.options.calibration_samples,
+            length=self.options.calibration_length,
+            seed=self.options.seed,
+        )
+        return from_main_process(drawn)  # type: ignore[no-any-return]
+
+    @property
+    def kinds(self) -> torch.Tensor:
+        """The number of each window's source, int64, shape (`calibration_samples`,)."""
+        return window_kinds(self.sources, len(self.windows), seed=self.options.seed)
 
 
 def calibration_windows(
@@ -39,7 +84,7 @@ def calibration_windows(
     if samples < len(sources):
         raise DataError(f"{len(sources)} text sources need at least as many calibration samples, not {samples}")
     parts = []
-    for source, share in portions(sources, samples):
+    for source, share in windows_per_source(sources, samples):
         if source.is_self:
             parts.append(sample_text(model, tokenizer, length, share, seed=seed).input_ids)
         else:
@@ -48,7 +93,7 @@ def calibration_windows(
 
 
 def window_kinds(sources: Sequence[TextSource], samples: int, *, seed: int) -> torch.Tensor:
-    """Return which source each of the windows of `calibration_windows` is from.
+    """Return the source of each window of `calibration_windows`.
 
     Args:
         sources: Where the text comes from.
@@ -56,9 +101,9 @@ def window_kinds(sources: Sequence[TextSource], samples: int, *, seed: int) -> t
         seed: Seed of the draw.
 
     Returns:
-        Number of the source, one that is named twice counted once: int64, shape (samples,).
+        Numbers of the sources, int64, shape (samples,). A source that is named twice counts once.
     """
-    counts = torch.tensor([share for _, share in portions(sources, samples)])
+    counts = torch.tensor([share for _, share in windows_per_source(sources, samples)])
     return torch.arange(len(counts)).repeat_interleave(counts)[_order(samples, seed)]
 
 
@@ -66,11 +111,11 @@ def _order(samples: int, seed: int) -> torch.Tensor:
     return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
 
 
-_FURTHER = 1_000_003
-"""Added to the seed for windows of the model's own that calibration has not seen; far from any seed a person types."""
+_HELD_OUT_SEED = 1_000_003
+"""Added to the seed for held-out text sampled from the model; far from any seed that a user would choose."""
 
 
-def further_windows(
+def held_out_windows(
     sources: Sequence[TextSource],
     model: Any,
     tokenizer: Any,
@@ -82,11 +127,11 @@ def further_windows(
     calibration_samples: int,
     calibration_length: int,
 ) -> torch.Tensor:
-    """Return windows that calibration does not read, mixed from the sources in equal shares.
+    """Return windows that are held out from calibration, mixed from the sources in equal shares.
 
-    A text that calibration reads as well is drawn in the same order, and windows are taken from behind the tokens
-    that calibration takes: no token is in both. Files are the same when their contents are, whatever their names.
-    From the model itself they are sampled with another seed.
+    Text that calibration also reads is drawn in the same order, and windows are taken after the tokens that
+    calibration uses, so that no token is in both. Files are the same if their contents are, whatever their names.
+    Text of `self` is sampled with another seed.
 
     Args:
         sources: Where the text comes from; one that is named twice counts once.
@@ -95,9 +140,9 @@ def further_windows(
         samples: Windows in all.
         length: Tokens in a window.
         seed: Seed of the calibration's draw.
-        calibrated: The calibration's sources.
-        calibration_samples: Its windows in all.
-        calibration_length: Tokens in each.
+        calibrated: The sources of the calibration.
+        calibration_samples: Calibration windows in all.
+        calibration_length: Tokens in a calibration window.
 
     Returns:
         Token ids, int64, shape (samples, length).
@@ -105,15 +150,15 @@ def further_windows(
     Raises:
         DataError: A source cannot be read or is too short, or there are more sources than windows.
     """
-    calibrating = portions(calibrated, calibration_samples)
-    taken = {identity(source): share * calibration_length for source, share in calibrating}
-    unique = {identity(source): source for source in sources}
+    calibrating = windows_per_source(calibrated, calibration_samples)
+    taken = {source_identity(source): share * calibration_length for source, share in calibrating}
+    unique = {source_identity(source): source for source in sources}
     if samples < len(unique):
         raise DataError(f"{len(unique)} text sources need at least as many samples to measure on, not {samples}")
     parts = []
     for (name, source), share in zip(unique.items(), equal_shares(samples, len(unique)), strict=True):
         if source.is_self:
-            parts.append(sample_text(model, tokenizer, length, share, seed=seed + _FURTHER).input_ids)
+            parts.append(sample_text(model, tokenizer, length, share, seed=seed + _HELD_OUT_SEED).input_ids)
         else:
             skip = taken.get(name, 0)
             documents = source.documents()

@@ -1,4 +1,4 @@
-"""Text that a model samples itself, and how likely it finds its own words."""
+"""Sampling text from a model, with the likelihood of each window."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
+from ..core.key_value_cache import cache_name
 from ..core.progress import progress_bar
 from ..errors import DataError
 
@@ -18,12 +19,12 @@ class SampledText:
 
     Args:
         input_ids: Token ids, int64, shape (windows, length), on the CPU.
-        surprise: Mean negative log-likelihood of each window's tokens but the first, at temperature 1, in nats: the
+        mean_nll: Mean negative log-likelihood of each window's tokens except the first, at temperature 1, in nats: the
             log of its perplexity. float64, shape (windows,).
     """
 
     input_ids: torch.Tensor
-    surprise: torch.Tensor
+    mean_nll: torch.Tensor
 
 
 @torch.no_grad()
@@ -37,11 +38,11 @@ def sample_text(
     batch_size: int = 64,
     temperature: float = 1.0,
 ) -> SampledText:
-    """Sample text from the model itself, by default at temperature 1, which is its own distribution.
+    """Sample text from the model itself, by default at temperature 1, which is the model's distribution.
 
-    Half of the windows start at the beginning of a document. Where the tokenizer has a chat template, the other half
-    start where a user would speak, so that an instruction-tuned model shows what it was tuned for; a window whose text
-    ends early goes on with a new one.
+    Windows start at the beginning of a document. If the tokenizer has a chat template, every other window starts at a
+    user's turn instead, so that an instruction-tuned model samples what it was tuned for. When a text ends before its
+    window, a new text follows.
 
     Args:
         model: The model.
@@ -50,27 +51,27 @@ def sample_text(
         count: Windows.
         seed: Seed of the sampling.
         batch_size: Windows sampled at once; it changes the draw, so it is fixed by default.
-        temperature: What logits are divided by before a token is drawn: below 1 likely tokens are drawn more often.
+        temperature: What logits are divided by before a token is drawn: below 1, likely tokens are drawn more often.
 
     Returns:
         The windows.
 
     Raises:
-        DataError: The tokenizer has no token that a text begins with.
+        DataError: The tokenizer has no token to start a text with.
     """
     starts = _starts(tokenizer)
-    # Sampling has a generator of its own on the CPU: the same seed gives the same draws of a given distribution
-    # whatever else has used torch's global one, and that one is left as it was.
+    # Sampling uses a separate generator on the CPU: the same seed gives the same draws of a given distribution,
+    # independent of torch's global generator, which does not change.
     generator = torch.Generator().manual_seed(seed)
-    windows, surprise = [], []
+    windows, mean_nll = [], []
     with progress_bar("sampling from the model itself", count * length) as advance:
         for first in range(0, count, batch_size):
             size = min(batch_size, count - first)
             rows = [starts[(first + i) % len(starts)] for i in range(size)]
             found = _sample(model, rows, length, generator, starts[0], tokenizer.eos_token_id, advance, temperature)
             windows.append(found.input_ids)
-            surprise.append(found.surprise)
-    return SampledText(torch.cat(windows), torch.cat(surprise))
+            mean_nll.append(found.mean_nll)
+    return SampledText(torch.cat(windows), torch.cat(mean_nll))
 
 
 def _sample(
@@ -86,15 +87,17 @@ def _sample(
     """Extend every prompt to `length` tokens; after an end-of-text token a new document begins."""
     pending = [list(prompt) for prompt in prompts]
     rows: list[list[int]] = [[] for _ in prompts]
-    # A cache of fixed size: one that grows is copied at every step, which costs more here than the layers themselves.
+    # A cache of fixed size: a growing one is copied at every step, which costs more here than the layers themselves.
     cache = StaticCache(config=model.config, max_cache_len=length)
-    surprise = torch.zeros(len(prompts), dtype=torch.float64)
+    name = cache_name(model)
+    mean_nll = torch.zeros(len(prompts), dtype=torch.float64)
     for position in range(length):
         step = torch.tensor([[queue.pop(0)] for queue in pending])
         for row, token in zip(rows, step.flatten().tolist(), strict=True):
             row.append(token)
-        logits = model(input_ids=step.to(model.device), past_key_values=cache, use_cache=True).logits[:, -1].float()
-        # Inverse of the cumulative distribution: one uniform number a row, where torch.multinomial draws one a token.
+        output = model(input_ids=step.to(model.device), use_cache=True, **{name: cache})
+        logits = output.logits[:, -1].float()
+        # Inverse transform sampling: one uniform number per row, where torch.multinomial draws one per token.
         cumulative = (logits / temperature).softmax(-1).cumsum(-1).cpu()
         level = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1).flatten().tolist()
@@ -102,11 +105,11 @@ def _sample(
             if not queue:
                 queue += [token, *restart] if token == eos else [token]
         if position + 1 < length:
-            # Of the token that comes next, be it drawn or the template's.
+            # For the next token, whether it was drawn or is from the template.
             following = torch.tensor([queue[0] for queue in pending], device=logits.device)
-            surprise += torch.nn.functional.cross_entropy(logits, following, reduction="none").double().cpu()
+            mean_nll += torch.nn.functional.cross_entropy(logits, following, reduction="none").double().cpu()
         advance(len(rows))
-    return SampledText(torch.tensor(rows), surprise / max(1, length - 1))
+    return SampledText(torch.tensor(rows), mean_nll / max(1, length - 1))
 
 
 def _starts(tokenizer: Any) -> list[list[int]]:
@@ -116,10 +119,10 @@ def _starts(tokenizer: Any) -> list[list[int]]:
         raise DataError("the tokenizer has neither a beginning- nor an end-of-text token to sample from; name a text")
     starts = [[begin]]
     if tokenizer.chat_template:
-        mark = "\u2402"  # a sign that no template writes: what stands before it is how a user's turn begins
+        mark = "\u2402"  # a character that is in no template: the text before it starts a user's turn
         try:
             chat = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-        except Exception:  # a template may refuse a lone user turn; then documents alone are sampled
+        except Exception:  # a template may refuse a single user turn; then only documents are sampled
             chat = ""
         if mark in chat:
             starts.append(tokenizer(chat.split(mark)[0], add_special_tokens=False)["input_ids"])

@@ -1,7 +1,7 @@
-"""Text for calibration and evaluation: local files, Hub data sets, or the model's own words.
+"""Text sources: what was typed, and the documents and rows that it names.
 
-A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`.
-Text is tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
+A text source is `self` (sampled from the model), `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional
+`:config`, `:split` and `:column`. One reader, `row_text`, handles every kind of row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import IO, Any
 from ..errors import DataError
 
 SELF = "self"
+"""Text sampled from the model itself."""
 
 
 PYDOC = "pydoc"
+"""Python's reference topics, which every installation of Python has: a source for tests and benchmarks."""
 
 
 _BLOCK = 32_768
-"""Characters of a plain text that count as one document when documents are drawn in random order."""
+"""Characters of a plain text file that form one document when documents are drawn in random order."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class TextSource:
 
     @property
     def is_self(self) -> bool:
-        """Whether the model's own words are meant."""
+        """Whether the text is sampled from the model."""
         return self.text == SELF
 
     @property
     def is_folder(self) -> bool:
-        """Whether it names a folder of this machine, which is no text."""
+        """Whether it names a local folder, which is not a text source."""
         return self.path is None and not self.is_self and Path(self.text).expanduser().is_dir()
 
     @property
@@ -54,19 +56,19 @@ class TextSource:
 
     @property
     def label(self) -> str:
-        """A name for reports: the file's own name, not its place on this machine."""
+        """A name for reports: the name of the file without its folder."""
         if self.text == PYDOC:
             return "Python reference topics"
         return self.path.name if self.path is not None else self.text
 
     def documents(self) -> Iterator[str]:
-        """Return the source's documents in their own order; those that are blank are left out.
+        """Return the source's documents in their order, without blank ones.
 
-        The first one is read at once, so that a source without text is found before any long work.
+        The first one is read immediately, so that a source without text is found before any long work.
 
         Raises:
-            DataError: The file is missing, unreadable, empty or malformed, or the data set cannot be had. What stands
-                after the first document is found malformed when it is reached.
+            DataError: The file is missing, unreadable, empty or malformed, or the data set cannot be loaded. Errors
+                after the first document are raised when they are reached.
         """
         if self.text == PYDOC:
             return _pydoc()
@@ -80,11 +82,20 @@ class TextSource:
             raise DataError(f"{kind} {self.text} is empty; name one that holds text")
         return chain([first], written)
 
-    def rows(self) -> Iterator[Any]:
-        """Return the rows of a .jsonl file or a Hub data set as they are; a column that was named becomes its `text`.
+    def check(self) -> None:
+        """Read the first document of a local source, so that an unreadable one is found before any long work.
 
         Raises:
-            DataError: The source has no rows, they are malformed, or they cannot be had.
+            DataError: The file is missing, unreadable, empty or malformed, or the source is a folder.
+        """
+        if self.path is not None or self.is_folder:
+            next(iter(self.documents()))
+
+    def rows(self) -> Iterator[Any]:
+        """Return the rows of a .jsonl file or a Hub data set. A column in the source's name becomes their `text`.
+
+        Raises:
+            DataError: The source has no rows, they are malformed, or they cannot be loaded.
         """
         if self.path is None and not self.is_self and self.text != PYDOC:
             return _hub_documents(self.text, _checked_row)
@@ -93,7 +104,7 @@ class TextSource:
         return _file_documents(self.path, _checked_row)
 
     def fingerprint(self) -> str | None:
-        """Return a hash of a local file's contents, so that a report says which text it was measured on.
+        """Return a hash of a local file's contents, so that a report identifies the text.
 
         Raises:
             DataError: The file is missing or unreadable.
@@ -110,7 +121,7 @@ def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
     """Parse `a.txt,self` or a list of such names.
 
     Raises:
-        DataError: There is none.
+        DataError: The list is empty.
     """
     names = texts.split(",") if isinstance(texts, str) else list(texts)
     sources = tuple(TextSource(name.strip()) for name in names if name.strip())
@@ -120,11 +131,11 @@ def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
 
 
 def label_sources(sources: Sequence[TextSource]) -> list[str]:
-    """Return a name of its own for each source, in their order.
+    """Return a unique name for each source, in their order.
 
     Args:
-        sources: The sources. Files of one name get as much of their folders' names in front as tells them apart; a
-            source that is given twice gets a number.
+        sources: The sources. Files of the same name are prefixed with as many of their folders as makes them unique.
+            A source that is given twice gets a number.
     """
     places = [
         (*source.path.parent.resolve().parts, source.path.name) if source.path is not None else (source.label,)
@@ -142,7 +153,7 @@ def label_sources(sources: Sequence[TextSource]) -> list[str]:
 
 
 def _pydoc() -> Iterator[str]:
-    """Yield Python's own reference topics: real English that every machine with Python has."""
+    """Yield Python's reference topics: real English that every installation of Python has."""
     from pydoc_data.topics import topics
 
     return iter(topics[name] for name in sorted(topics))
@@ -196,7 +207,7 @@ def row_text(row: Any, column: str | None = None) -> str:
         column: Read this column instead.
 
     Raises:
-        KeyError: It has none of these.
+        KeyError: The row has none of these.
     """
     if column is not None:
         return str(row[column])
@@ -219,19 +230,19 @@ def _hub_documents(text: str, read: Callable[[Any, str | None], Any] = row_text)
         yield from (read(row, column) for row in islice(rows, 20_000))
     except (KeyError, TypeError):
         raise DataError(f"data set {text!r} has no column to read; name it as {name}:CONFIG:SPLIT:COLUMN") from None
-    except Exception as error:  # the library raises many types for a data set that cannot be had
+    except Exception as error:  # the library raises many types for a data set that cannot be loaded
         reason = " ".join(str(error).split())[:160]
         raise DataError(
-            f"cannot read {text!r}: neither a .txt or .jsonl file nor a Hub data set that can be had ({reason})"
+            f"cannot read {text!r}: neither a .txt or .jsonl file nor a Hub data set that can be loaded ({reason})"
         ) from None
 
 
 def equal_shares(samples: int, sources: int) -> list[int]:
-    """Return how many of the samples each source gives; the first ones give what is left over."""
+    """Return how many of the samples each source gives; the first sources give the remainder."""
     return [samples // sources + (i < samples % sources) for i in range(sources)]
 
 
-def portions(sources: Sequence[TextSource], samples: int) -> list[tuple[TextSource, int]]:
+def windows_per_source(sources: Sequence[TextSource], samples: int) -> list[tuple[TextSource, int]]:
     """Return each source with its number of windows; one that is named twice gets two shares of different windows.
 
     Args:
@@ -240,11 +251,11 @@ def portions(sources: Sequence[TextSource], samples: int) -> list[tuple[TextSour
     """
     found: dict[str, tuple[TextSource, int]] = {}
     for source, share in zip(sources, equal_shares(samples, len(sources)), strict=True):
-        first, so_far = found.get(identity(source), (source, 0))
-        found[identity(source)] = (first, so_far + share)
+        first, so_far = found.get(source_identity(source), (source, 0))
+        found[source_identity(source)] = (first, so_far + share)
     return list(found.values())
 
 
-def identity(source: TextSource) -> str:
-    """Return what tells one source from another: a file's contents, or what was typed."""
+def source_identity(source: TextSource) -> str:
+    """Return what identifies a source: a hash of a file's contents, or what was typed."""
     return source.fingerprint() or source.text

@@ -1,7 +1,6 @@
-"""Text for calibration and evaluation: local files, Hub data sets, or the model's own words.
+"""Windows of tokens: text is tokenised, joined with the end-of-text token and cut into windows of equal length.
 
-A text source is `self`, `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional `:config`, `:split` and `:column`.
-Text is tokenised, joined with the end-of-text token and cut into windows of equal length, so that no token is padding.
+No token is padding, so every position counts the same.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ def token_windows(
         documents: The text.
         tokenizer: The model's tokenizer.
         length: Tokens in a window.
-        count: Windows wanted; None for all that the text gives.
-        seed: Draw documents and windows in an order of this seed; None keeps the text's own order.
+        count: Number of windows; None for all that the text gives.
+        seed: Seed that shuffles the documents; None for the order of the text.
         label: Name of the text, for messages.
-        skip: Tokens to pass over first, in the same order: windows behind them share no token with those before.
+        skip: Tokens to skip first, in the same order, so that windows share no token with those of an earlier call.
 
     Returns:
         Token ids, int64, shape (windows, length).
 
     Raises:
-        DataError: The text is shorter than one window, or than the windows wanted.
+        DataError: The text is shorter than one window, or than `count` windows.
     """
-    wanted = None if count is None else skip + count * length
-    tokens = [token for token, _, _ in token_stream(in_order(documents, seed), tokenizer, wanted)]
+    limit = None if count is None else skip + count * length
+    tokens = [token for token, _, _ in token_stream(in_order(documents, seed), tokenizer, limit)]
     count = enough_windows(len(tokens), length, count, label=label, skip=skip)
     return torch.tensor(tokens[skip : skip + count * length], dtype=torch.int64).view(count, length)
 
 
 def in_order(documents: Iterable[str], seed: int | None) -> list[str]:
-    """Return documents in an order of this seed, or in their own when it is None."""
+    """Return documents shuffled with a seed, or in their order if it is None."""
     texts = list(documents)
     if seed is not None:
         random.Random(seed).shuffle(texts)
@@ -58,25 +57,25 @@ def in_order(documents: Iterable[str], seed: int | None) -> list[str]:
 
 
 def token_stream(
-    texts: Sequence[str], tokenizer: Any, wanted: int | None, *, positions: bool = False
+    texts: Sequence[str], tokenizer: Any, limit: int | None, *, positions: bool = False
 ) -> Iterator[tuple[int, int, int | None]]:
     """Yield the tokens of texts, each text followed by the end-of-text token where the tokenizer has one.
 
     Args:
         texts: The texts.
         tokenizer: The model's tokenizer.
-        wanted: Tokens after which no further batch of texts is read; None for all.
-        positions: Say where each token ends, which only tokenizers of the tokenizers library know.
+        limit: Tokens after which no further batch of texts is read; None for all.
+        positions: Whether to return where each token ends, which only tokenizers of the tokenizers library know.
 
     Yields:
-        The token's id, the number of its text, and the character of that text at which it ends: 0 when positions are
-        not asked for, None for the end-of-text token. What no token covers belongs to the token behind it, or to the
-        text's last one.
+        The token's id, the number of its text, and the character of that text at which it ends: 0 without `positions`,
+        None for the end-of-text token. Characters that no token covers belong to the next token, or to the last one of
+        the text.
     """
     separator = tokenizer.eos_token_id
     count = 0
     for start in range(0, len(texts), 64):
-        if wanted is not None and count >= wanted:
+        if limit is not None and count >= limit:
             return
         batch = texts[start : start + 64]
         also = {"return_offsets_mapping": True} if positions else {}
@@ -94,14 +93,14 @@ def token_stream(
 
 
 def enough_windows(tokens: int, length: int, count: int | None, *, label: str, skip: int = 0) -> int:
-    """Return how many windows some tokens give: those that were asked for, or all when None were.
+    """Return the number of windows that some tokens give: `count` if there are enough tokens, or all if it is None.
 
     Args:
         tokens: Tokens that the text has.
         length: Tokens in a window.
-        count: Windows wanted.
+        count: Number of windows; None for all.
         label: Name of the text, for messages.
-        skip: Tokens to pass over first.
+        skip: Tokens to skip first.
 
     Raises:
         DataError: There are too few tokens.
@@ -110,8 +109,8 @@ def enough_windows(tokens: int, length: int, count: int | None, *, label: str, s
     if available < (1 if count is None else count):
         raise DataError(
             f"{label} gives {tokens} tokens, {available} windows of {length}"
-            + (f" behind the {skip} that are calibrated on" if skip else "")
-            + ("" if count is None else f"; {count} were asked for")
+            + (f" after the {skip} used for calibration" if skip else "")
+            + ("" if count is None else f"; {count} were requested")
             + ": give more text, or fewer or shorter windows"
         )
     return available if count is None else count

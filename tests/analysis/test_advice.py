@@ -9,11 +9,11 @@ import pytest
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.analysis.advice import Advice, advise, furthest_below, protection_needed
 from optimum_ishrink.analysis.advised_command import advised_command
-from optimum_ishrink.analysis.record import LayerSensitivity, SparsityLevel
-from optimum_ishrink.analysis.request import AnalysisRequest
-from optimum_ishrink.cli.run import _config
-from optimum_ishrink.cli.verbs import Parser, add_verbs
+from optimum_ishrink.analysis.options import AnalysisOptions
+from optimum_ishrink.cli.parser import Parser, add_verbs
+from optimum_ishrink.cli.verbs import _config
 from optimum_ishrink.errors import ShapeError
+from optimum_ishrink.report.analysis import LayerSensitivity, SparsityLevel
 from optimum_ishrink.report.measurement import Measurement
 
 SHAPE = {"num_hidden_layers": 4, "num_key_value_heads": 4, "num_attention_heads": 8, "intermediate_size": 24}
@@ -127,11 +127,11 @@ def test_the_command_line_of_either() -> None:
     parser = Parser(prog="ishrink")
     add_verbs(parser)
     found = advice()
-    words = shlex.split(advised_command(config, AnalysisRequest(), found.changes, (), "org/model"))
+    words = shlex.split(advised_command(config, AnalysisOptions(), found.changes, (), "org/model"))
     assert words[1:6] == ["shrink", "--model", "org/model", "--output", "model-shrunk"]
     assert _config(parser.parse_args(words[1:]))[1] == config.replace(**found.changes)
-    request = AnalysisRequest(samples=3, text=("a.txt", "self"), max_divergence=0.2)
-    words = shlex.split(advised_command(config, request, {}, (0, 2.5), "org/model", "--gguf-file", "f"))
+    options = AnalysisOptions(analysis_samples=3, analysis_text=("a.txt", "self"), max_divergence=0.2)
+    words = shlex.split(advised_command(config, options, {}, (0, 2.5), "org/model", "--gguf-file", "f"))
     args = parser.parse_args(words[1:])
     assert (args.verb, args.output, args.gguf_file, args.levels) == ("analyze", "model-analysis", "f", "0,2.5")
     assert (args.analysis_samples, args.analysis_text, args.max_divergence) == (3, "a.txt,self", 0.2)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_masking import bound_model, random_scores
 
 from optimum_ishrink.analysis.divergence import Reference, measure_masked
 from optimum_ishrink.analysis.masking import mask_attention, mask_mlp, mask_removal, together
@@ -12,6 +11,7 @@ from optimum_ishrink.analysis.sensitivity import measure_layers
 from optimum_ishrink.analysis.zeroing import KINDS, Removal, choose_removal
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence, token_statistics
+from tests.helpers.scored_models import bound_model, random_scores
 from tests.helpers.tiny import CASES, VOCAB
 
 WINDOWS = torch.randint(3, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0))

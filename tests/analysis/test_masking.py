@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from optimum_ishrink import IShrinker
 from optimum_ishrink.analysis.masking import (
     continue_from,
     mask_attention,
@@ -19,26 +18,16 @@ from optimum_ishrink.analysis.masking import (
     together,
     zero_columns,
 )
-from optimum_ishrink.analysis.zeroing import GROUPS, LAYERS, NEURONS, Removal, choose_removal
+from optimum_ishrink.analysis.zeroing import Removal, choose_removal
 from optimum_ishrink.architectures.axes import input_readers, layer_module
-from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.architectures.description import GROUPS, LAYERS, NEURONS
 from optimum_ishrink.architectures.slicing import zero_removed
-from tests.helpers.tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
+from optimum_ishrink.core.json_files import read_json
+from tests.helpers.cutting import cut_to, load, random_plan
+from tests.helpers.scored_models import bound_model, random_scores
+from tests.helpers.tiny import CASES, VOCAB, save_tiny
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
-
-
-def bound_model(model_type: str, variant: int = 0) -> tuple[Any, Any]:
-    model = tiny_model(tiny_config(model_type, variant))
-    return model, bind_config({**model.config.to_dict(), "model_type": model_type})[1]
-
-
-def random_scores(binding: Any, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    layers = binding.sizes["layers"]
-    neurons = binding.sizes["ffn"] * binding.sizes.get("experts", 1)
-    sizes = {LAYERS: (layers,), GROUPS: (layers, binding.sizes["kv"]), NEURONS: (layers, neurons)}
-    return {key: torch.rand(size, generator=generator) for key, size in sizes.items()}
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -56,7 +45,7 @@ def with_weights(model: Any, changed: dict[str, torch.Tensor]) -> torch.Tensor:
         return functional_call(model, changed, (IDS,), {"use_cache": False}).logits
 
 
-def kept(gone: tuple[int, ...], count: int) -> list[int]:
+def retained(gone: tuple[int, ...], count: int) -> list[int]:
     return sorted(set(range(count)) - set(gone))
 
 
@@ -104,9 +93,9 @@ def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, v
             keep: dict[str, list[int]] = {}
             if removal.neurons[bound.layer]:
                 experts = binding.sizes.get("experts", 1)
-                keep["ffn"] = kept(removal.neurons[bound.layer], binding.sizes["ffn"] * experts)
+                keep["ffn"] = retained(removal.neurons[bound.layer], binding.sizes["ffn"] * experts)
             if removal.groups[bound.layer]:
-                keep["kv"] = kept(removal.groups[bound.layer], binding.sizes["kv"])
+                keep["kv"] = retained(removal.groups[bound.layer], binding.sizes["kv"])
                 group = binding.sizes["heads"] // binding.sizes["kv"]
                 keep["heads"] = [one * group + i for one in keep["kv"] for i in range(group)]
             changed[name] = zero_removed(parameter.detach(), bound, binding.sizes, keep)
@@ -122,13 +111,12 @@ def test_a_skipped_layer_is_a_layer_that_is_not_in_the_checkpoint(
     model_type: str, variant: int, tmp_path: Path
 ) -> None:
     model, binding = bound_model(model_type, variant)
-    how = {"layer_importance": "l2-norm", "evaluate": False, "benchmark": False}
-    how |= {"keep_first_layers": 0, "compensation": "none"}
-    shrinker = IShrinker.from_pretrained(save_tiny(tmp_path / "base", model.config), dtype="float32", device="cpu")
-    cut = shrinker.shrink(num_hidden_layers=2, save_directory=tmp_path / "cut", **how)
-    gone = tuple(sorted(set(range(4)) - set(cut.plan.layers)))
+    folder = save_tiny(tmp_path / "base", model.config)
+    plan, _, _ = random_plan(read_json(folder / "config.json"), {"num_hidden_layers": 2}, seed=variant)
+    cut = load(cut_to(folder, tmp_path / "cut", plan))
+    gone = tuple(sorted(set(range(4)) - set(plan.layers)))
     found = masked_logits(model, mask_removal(model, binding, Removal(gone, ((),) * 4, ((),) * 4)))
-    torch.testing.assert_close(found, logits(cut.model), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, logits(cut), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
@@ -154,7 +142,7 @@ def test_running_from_a_layer_on_gives_what_the_whole_run_gives(model_type: str,
             with pytest.raises(RuntimeError), continue_from(modules, 4, entering[0], outputs[0]):
                 raise RuntimeError
             assert torch.equal(logits(model), before)
-        # The layer's input goes on behind it: the layer is skipped.
+        # The layer returns its input: the layer is skipped.
         with continue_from(modules, start + 1, entering[start], outputs[0]):
             found = logits(model)
         with skip_layer(modules[start]):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimum_ishrink.analysis.record import LayerSensitivity, SparsityLevel
 from optimum_ishrink.analysis.saved_state import State
 from optimum_ishrink.checkpoint.fingerprint import model_fingerprint
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import OutputError
+from optimum_ishrink.report.analysis import LayerSensitivity, SparsityLevel
 from optimum_ishrink.report.measurement import Measurement
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
@@ -22,7 +22,7 @@ REQUEST = {"model": "abc", "levels": (0.0, 0.1)}
 
 def filled(folder: Path) -> State:
     state = State(folder, REQUEST)
-    state.keep_inputs({"windows": torch.arange(6).view(2, 3), "num_hidden_layers": torch.rand(4)})
+    state.store_inputs({"windows": torch.arange(6).view(2, 3), "num_hidden_layers": torch.rand(4)})
     state.add_level(LEVEL)
     state.add_layer(LAYER)
     return state
@@ -33,20 +33,20 @@ def test_what_was_measured_is_there_for_the_same_request(tmp_path: Path, capsys:
     again = State(tmp_path / "x.partial", REQUEST)
     assert (again.levels, again.layers, again.count) == ({("mlp", 0.1): LEVEL}, {2: LAYER}, 2)
     assert all(torch.equal(again.inputs[name], values) for name, values in first.inputs.items())
-    assert again.is_kept
+    assert again.is_stored
     assert capsys.readouterr().err == ""
     assert {path.name for path in (tmp_path / "x.partial").iterdir()} == {"analysis.json", "inputs.safetensors"}
     again.remove()
     assert not any(tmp_path.iterdir())
 
 
-def test_another_request_starts_anew_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_request_starts_over_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path / "x.partial")
     other = State(tmp_path / "x.partial", {**REQUEST, "model": "abd"})
-    assert (other.count, other.inputs, other.is_kept) == (0, {}, False)
+    assert (other.count, other.inputs, other.is_stored) == (0, {}, False)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("starting anew: ")
-    assert "asked for otherwise (model)" in line
+    assert line.startswith("starting over: ")
+    assert "the request differs (model)" in line
     assert not any(tmp_path.iterdir())
 
 
@@ -60,13 +60,13 @@ def test_another_request_starts_anew_and_says_so(tmp_path: Path, capsys: pytest.
         ("inputs.safetensors", "not tensors"),
     ],
 )
-def test_what_cannot_be_read_starts_anew(
+def test_what_cannot_be_read_starts_over(
     name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled(tmp_path / "x.partial")
     (tmp_path / "x.partial" / name).write_text(text)
     assert State(tmp_path / "x.partial", REQUEST).count == 0
-    assert "starting anew" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = State(None, REQUEST)
-    state.keep_inputs({"windows": torch.zeros(1)})
+    state.store_inputs({"windows": torch.zeros(1)})
     state.add_level(LEVEL)
     state.remove()
     assert state.count == 1
-    assert not state.is_kept
+    assert not state.is_stored
     assert not any(tmp_path.iterdir())
 
 

@@ -12,9 +12,11 @@ import torch
 from optimum_ishrink import Analysis, IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.analysis.saved_state import State
 from optimum_ishrink.analysis.zero_out import write_analysis
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
-from tests.helpers.tiny import CASES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.command_words import flags
+from tests.helpers.local_tasks import add_task
+from tests.helpers.tiny import VARIANTS, in_full, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 KINDS = ("attention", "mlp", "layers", "all")
 COUNT = 4 * 3 + 4  # three levels of four kinds, and four layers
@@ -33,13 +35,6 @@ def quick(text_file: Path) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
     }
-
-
-def flags(settings: dict[str, Any]) -> list[str]:
-    words = []
-    for name, value in settings.items():
-        words += ["--" + name.replace("_", "-"), ",".join(value) if isinstance(value, list) else str(value)]
-    return words
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def test_every_level_and_layer_is_measured_and_written(whole: tuple[Analysis, Pa
     assert analysis.settings["text"]["sources"] == ["words.txt"]
     assert len(analysis.settings["text"]["fingerprints"][0]) == 16
     assert analysis.settings["protected_layers"] == [1, 0]
-    assert analysis.environment["versions"]["torch"]
+    assert analysis.environment.versions["torch"]
     assert Analysis.from_json(read_json(output / "analysis.json")) == analysis
     assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == {
         "analysis.json",
@@ -101,7 +96,10 @@ def test_the_model_is_as_it_was_and_the_advice_can_be_followed(llama_folder: Pat
     assert plan.removed_share == pytest.approx(best, abs=0.01)
 
 
-@pytest.mark.parametrize("after", [0, 1, 11, 12, 13, COUNT - 1])
+# Before the first measurement, between levels and layers, and before the last.
+@pytest.mark.parametrize(
+    "after", [0, 12, COUNT - 1, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 11, 13))]
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
     after: int,
     whole: tuple[Analysis, Path],
@@ -122,8 +120,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
         patch.setattr(State, "_write_json", interrupt)
         shrinker.analyze(save_directory=tmp_path / "out", **quick)
-    kept = tmp_path / "out.partial"
-    assert str(stopped.value) == (f"{after} measurements are kept in {kept}; run the same command again to go on")
+    stored = tmp_path / "out.partial"
+    assert str(stopped.value) == (f"{after} measurements are stored in {stored}; run the same command again to resume")
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     if after:
         # The scores are not computed again.
@@ -131,7 +129,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     capsys.readouterr()
     resumed = IShrinker.from_pretrained(llama_folder).analyze(save_directory=tmp_path / "out", **quick)
     assert resumed == whole[0]
-    assert (f"going on in {kept}: {after} of {COUNT}" in capsys.readouterr().err) == bool(after)
+    assert (f"resuming in {stored}: {after} of {COUNT}" in capsys.readouterr().err) == bool(after)
     assert (tmp_path / "out" / "analysis.json").read_bytes() == (whole[1] / "analysis.json").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -183,7 +181,7 @@ def test_another_request_does_not_mix(
     other = {**quick, **changes}
     capsys.readouterr()
     found = IShrinker.from_pretrained(llama_folder).analyze(save_directory=tmp_path / "out", **other)
-    assert f"asked for otherwise ({named})" in capsys.readouterr().err
+    assert f"the request differs ({named})" in capsys.readouterr().err
     assert found == IShrinker.from_pretrained(llama_folder).analyze(**other)
 
 
@@ -201,9 +199,10 @@ def test_levels_that_come_to_the_same_are_measured_once(
     assert len(analysis.levels) == 16
 
 
-@pytest.mark.parametrize(("model_type", "variant"), [case for case in CASES if case[1] == 0])
-def test_every_architecture_is_analysed(model_type: str, variant: int, quick: dict[str, Any]) -> None:
-    model = tiny_model(tiny_config(model_type, variant))
+# Fixed heads, experts, packed and transposed weights; tests/analysis/test_masking.py masks in every architecture.
+@pytest.mark.parametrize("model_type", in_full(VARIANTS, "llama", "gpt2", "phi3", "gpt_oss", "gpt_neox"))
+def test_every_architecture_is_analysed(model_type: str, quick: dict[str, Any]) -> None:
+    model = tiny_model(tiny_config(model_type))
     shrinker = IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer())
     settings = {**quick, "levels": "50"}
     experts = "experts" in shrinker.source.binding.sizes
@@ -237,13 +236,7 @@ def test_another_text(llama_folder: Path, other_text: Path, quick: dict[str, Any
 
 
 def test_tasks_at_every_level(llama_folder: Path, quick: dict[str, Any], tmp_path: Path) -> None:
-    rows = "\n".join(json.dumps({"question": f"{i}?", "choices": ["a", "b"], "answer": i % 2}) for i in range(4))
-    (tmp_path / "rows.jsonl").write_text(rows)
-    (tmp_path / "easy.yaml").write_text(
-        f"task: easy\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/rows.jsonl\n"
-        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
-        "doc_to_target: '{{answer}}'\nmetric_list:\n  - metric: acc\n"
-    )
+    add_task(tmp_path, "easy", rows=4)
     settings = {**quick, "levels": "50", "tasks": "easy", "include_path": str(tmp_path)}
     analysis = IShrinker.from_pretrained(llama_folder).analyze(**settings)
     for level in analysis.levels:
@@ -267,7 +260,7 @@ def test_the_command_line_prints_tables_figures_and_a_command(
     arguments = ["analyze", "--model", str(llama_folder), *flags(quick)]
     assert main([*arguments, "--output", str(tmp_path / "a")]) == 0
     captured = capsys.readouterr()
-    for text in ("nothing repaired", "KL divergence, nats/token", "8 KV groups", "Layer by layer", "to protect"):
+    for text in ("without compensation", "KL divergence, nats/token", "8 KV groups", "Layer by layer", "to protect"):
         assert text in captured.out
     assert captured.out.splitlines()[-1].startswith(f"ishrink shrink --model {llama_folder} --output ")
     assert "zero-out" in captured.err
@@ -276,13 +269,13 @@ def test_the_command_line_prints_tables_figures_and_a_command(
     assert found.pop("output") == str(tmp_path / "b")
     assert Analysis.from_json(found) == Analysis.from_json(read_json(tmp_path / "a" / "analysis.json"))
     assert main([*arguments, "--output", str(tmp_path / "b")]) == 2
-    assert "already holds something" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     assert main([*arguments, "--output", str(tmp_path / "b"), "--overwrite", "--max-divergence", "1e-9"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("ishrink analyze --model ")
     assert read_json(tmp_path / "b" / "analysis.json")["max_divergence"] == 1e-9
 
 
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_resume(
     llama_folder: Path,
     quick: dict[str, Any],
     tmp_path: Path,
@@ -298,8 +291,8 @@ def test_ctrl_c_says_how_to_go_on(
         assert main(arguments) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"ishrink analyze: interrupted; 12 measurements are kept in {tmp_path / 'out.partial'}; "
-        "run the same command again to go on"
+        f"ishrink analyze: interrupted; 12 measurements are stored in {tmp_path / 'out.partial'}; "
+        "run the same command again to resume"
     )
     assert main(arguments) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -313,13 +306,13 @@ def test_ctrl_c_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--levels", "60%"], "level '60%' is not a percentage from 0 to 50"),
-        (["--levels=-5,10"], "level '-5' is not a percentage"),
-        (["--levels", "ten"], "level 'ten' is not a percentage"),
+        (["--levels", "60%"], "levels must be numbers such as 0,10,25, each at least 0 and at most 50, not '60%'"),
+        (["--levels=-5,10"], "levels must be numbers"),
+        (["--levels", "ten"], "levels must be numbers"),
         (["--analysis-samples", "0"], "analysis_samples must be a whole number of at least 1"),
-        (["--analysis-samples", "9999"], "behind the 64 that are calibrated on; 9999 were asked for"),
+        (["--analysis-samples", "9999"], "after the 64 used for calibration; 9999 were requested"),
         (["--analysis-text", "no.txt"], "no.txt does not exist"),
-        (["--max-divergence", "-1"], "max_divergence must be a number of nats per token above 0"),
+        (["--max-divergence", "-1"], "max_divergence must be a number above 0"),
         (["--keep-first-layers", "3"], "a level of 50 would skip 2 of 4 layers"),
         (["--importance", "tailor"], "did you mean 'taylor'"),
         (["--compensation", "ridge"], "unknown argument '--compensation'"),

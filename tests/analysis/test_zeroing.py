@@ -2,13 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_masking import bound_model, random_scores
 
 from optimum_ishrink.analysis.zeroing import (
-    GROUPS,
     KINDS,
-    LAYERS,
-    NEURONS,
     Removal,
     check_levels,
     choose_removal,
@@ -16,7 +12,9 @@ from optimum_ishrink.analysis.zeroing import (
     removed_parameters,
     share_of,
 )
+from optimum_ishrink.architectures.description import GROUPS, LAYERS, NEURONS
 from optimum_ishrink.errors import ShapeError
+from tests.helpers.scored_models import bound_model, random_scores
 
 
 def test_halves_are_rounded_up() -> None:

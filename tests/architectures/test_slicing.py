@@ -4,15 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_ishrink.architectures.binding import BoundTensor
 from optimum_ishrink.architectures.expressions import parse_axes
 from optimum_ishrink.architectures.slicing import axis_index, slice_tensor, sum_per_unit, zero_removed
-from optimum_ishrink.architectures.spec import BoundTensor
 from optimum_ishrink.surgery.units import merge_tensor
 
 SIZES = {"heads": 4, "kv": 2, "head_dim": 3, "hidden": 5, "ffn": 6}
 
 
-def test_packed_sections_are_cut_each_by_its_own_size() -> None:
+def test_each_packed_section_is_cut_by_its_size() -> None:
     (axis, _) = parse_axes("[heads*head_dim; kv*head_dim; kv*head_dim], hidden")
     index = axis_index(axis, SIZES, {"kv": [1], "heads": [2, 3]})
     assert index is not None
@@ -26,13 +26,13 @@ def test_interleaved_sections_are_a_product_with_a_number() -> None:
     assert index.tolist() == [0, 1, 6, 7]
 
 
-def test_an_axis_that_counts_nothing_pruned_stays_whole() -> None:
+def test_an_axis_without_pruned_sizes_does_not_change() -> None:
     (axis,) = parse_axes("hidden")
     assert axis_index(axis, SIZES, {"ffn": [0]}) is None
 
 
 @given(keep=st.sets(st.integers(0, 5), min_size=1).map(sorted))
-def test_zeroing_keeps_exactly_what_slicing_keeps(keep: list[int]) -> None:
+def test_zeroing_and_slicing_retain_the_same_values(keep: list[int]) -> None:
     bound = BoundTensor("w", parse_axes("hidden, ffn"), 0)
     tensor = torch.arange(1, 31, dtype=torch.float32).view(5, 6)
     zeroed = zero_removed(tensor, bound, SIZES, {"ffn": keep})
@@ -54,7 +54,7 @@ def test_sums_per_unit_add_up_packed_sections() -> None:
     assert sum_per_unit(torch.ones(12 + 6 + 6), bound, SIZES, "kv").tolist() == [12, 12]
 
 
-def test_experts_have_neurons_of_their_own() -> None:
+def test_each_expert_has_separate_neurons() -> None:
     sizes = {**SIZES, "experts": 3}
     stacked = BoundTensor("w", parse_axes("experts, hidden, ffn*2"), 0)
     values = torch.arange(3 * 5 * 12, dtype=torch.float32).view(3, 5, 12)

@@ -1,4 +1,4 @@
-"""The card: its metadata read back, its words, its pictures."""
+"""The card: its metadata read back, its text, its figures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from markdown_it import MarkdownIt
 from matplotlib.image import imread
 
 from optimum_ishrink.card.build import build_card
-from optimum_ishrink.card.figures import draw_quality, kept_shares
+from optimum_ishrink.card.figures import draw_quality, retained_shares
 from optimum_ishrink.card.metadata import card_data, eval_results
 from optimum_ishrink.card.summary import samples_markdown, summary_rows
 from optimum_ishrink.core.table import escape_cell, markdown_table
+from optimum_ishrink.errors import SourceError
 from optimum_ishrink.hub.push import name_repository
 from optimum_ishrink.report.measurement import Measurement, Sample
+from optimum_ishrink.report.origin import Origin
 from optimum_ishrink.report.report import ModelReport, Report
-from tests.helpers.card_folder import DROPPED, KEPT, LAYERS, SETTING, compare, make_folder, make_plan, make_report
+from tests.helpers.card_folder import DROPPED, LAYERS, RETAINED, SETTING, compare, make_folder, make_plan, make_report
+from tests.helpers.drawing import with_pictures
+from tests.helpers.records import make_environment
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a card that tests read and never change."""
     made = make_folder(tmp_path_factory.mktemp("card") / "small")
-    build_card(made)
+    with with_pictures():
+        build_card(made)
     return made
 
 
@@ -53,7 +58,7 @@ def test_the_model_index_reads_back_equal_to_the_report(folder: Path) -> None:
     timed = next(r for r in found if r.dataset_config == SETTING)
     assert timed.metric_args["cpu"] == "A processor"
     assert timed.metric_args["threads"] == 2
-    # Every setting keeps its own name: a second name in a group would be lost.
+    # Every setting has its own name: a second name in a group would be lost.
     again = ModelCard(f"---\n{card.data.to_yaml()}\n---\n").data.eval_results
     assert again == found
 
@@ -72,28 +77,28 @@ def test_the_model_index_reads_back_equal_to_the_report(folder: Path) -> None:
 )
 def test_any_number_and_name_round_trips(entries: list[tuple[str, float, float | None]]) -> None:
     shrunk = ModelReport("small", 1, 2, tuple(Measurement("acc", *entry, 3) for entry in entries))
-    report = Report(None, shrunk, {})
-    data = card_data(report, make_plan(), base_id=None, license_name=None, name="small")
+    report = Report(None, shrunk, make_environment())
+    data = card_data(report, make_plan(), origin=Origin(), name="small")
     written = yaml_dump(data.to_dict())
     back = ModelCard(f"---\n{written}---\n").data.eval_results or []
     assert [(r.dataset_config, r.metric_value, r.metric_args.get("stderr")) for r in back] == entries
 
 
-def test_what_json_cannot_say_stays_out_of_the_metadata() -> None:
+def test_nan_and_inf_are_not_in_the_metadata() -> None:
     values = (math.nan, math.inf, -math.inf, 1.5)
     quality = tuple(Measurement("perplexity", f"text {i}", value, math.nan, 3) for i, value in enumerate(values))
-    (only,) = eval_results(Report(None, ModelReport("small", 1, 2, quality), {}))
+    (only,) = eval_results(Report(None, ModelReport("small", 1, 2, quality), make_environment()))
     assert (only.metric_value, only.metric_args) == (1.5, {"n": 3})
 
 
-def test_a_speed_that_was_measured_elsewhere_names_that_machine() -> None:
-    elsewhere = {"environment": {"cpu": "Another", "threads": 8, "dtype": "float32", "accelerator": None}}
-    speed = (Measurement("decode_tokens_per_second", SETTING, 9.0, None, 3, elsewhere),)
+def test_a_speed_measured_elsewhere_names_that_machine() -> None:
+    elsewhere = make_environment(cpu="Another", threads=8, dtype="float32")
+    speed = (Measurement("decode_tokens_per_second", SETTING, 9.0, None, 3).with_environment(elsewhere),)
     (only,) = eval_results(Report(None, ModelReport("small", 1, 2, (), speed), make_report().environment))
     assert only.metric_args == {"n": 3, "cpu": "Another", "threads": 8, "dtype": "float32"}
 
 
-def test_the_metadata_is_what_the_hub_knows(folder: Path) -> None:
+def test_the_metadata_has_only_keys_of_the_hub(folder: Path) -> None:
     data = metadata_load(folder / "README.md")
     assert data["language"] == ["en", "no"]  # YAML 1.1 takes an unquoted `no` for false
     assert data["license"] == "apache-2.0"
@@ -123,8 +128,8 @@ def test_the_first_table_has_size_quality_and_speed() -> None:
         "Speed",
     ]
     assert "acc_norm on quiz (worst of 2 task figures)" in rows[3][0]
-    assert rows[3][3] == "**90.9% kept** (95 % interval 82.9% to 98.9%): worse"
-    assert rows[4][3] == "**1.20 times** (99 % interval 1.18 to 1.22): faster"
+    assert rows[3][3] == "**90.9% retained** (95% interval 82.9% to 98.9%): worse"
+    assert rows[4][3] == "**1.20 times** (99% interval 1.18 to 1.22): faster"
 
 
 def test_the_worst_of_several_settings_is_shown() -> None:
@@ -137,14 +142,14 @@ def test_the_worst_of_several_settings_is_shown() -> None:
 
     base = ModelReport("base", 10, 20, speed=timed((1.0, 1.0, 1.0)))
     report = Report(base, ModelReport("small", 8, 16, speed=timed((0.8, 1.3, 0.9))), {})
-    what, *_, said = summary_rows(report, make_plan())[-1]
+    what, *_, compared = summary_rows(report, make_plan())[-1]
     assert "prompt 1 (worst of 3 settings)" in what  # less is better here
-    assert said == "**1.30 times**"
+    assert compared == "**1.30 times**"
 
 
 def test_without_a_base_there_is_no_comparison() -> None:
     shrunk = make_report().shrunk
-    rows = summary_rows(Report(None, shrunk, {}), make_plan())
+    rows = summary_rows(Report(None, shrunk, make_environment()), make_plan())
     assert [row[0] for row in rows] == [
         "**Size**, parameters",
         "**Quality**, perplexity (lower is better) on Python_topics &#60;b>&#38;.txt",
@@ -152,16 +157,16 @@ def test_without_a_base_there_is_no_comparison() -> None:
     assert rows[1][1] == rows[1][3] == ""
 
 
-def test_an_interval_that_is_not_known_is_not_shown() -> None:
+def test_an_unknown_interval_is_not_shown() -> None:
     unknown = dataclasses.replace(compare("acc", "quiz", 0.9, 0.1, "worse"), ratio_low=None, ratio_high=None)
     rows = summary_rows(make_report(comparisons=(unknown,)), make_plan())
-    assert [row[3] for row in rows if "quiz" in row[0]] == ["**90.0% kept**: worse"]
+    assert [row[3] for row in rows if "quiz" in row[0]] == ["**90.0% retained**: worse"]
     none = dataclasses.replace(unknown, ratio=None)
     assert not [row for row in summary_rows(make_report(comparisons=(none,)), make_plan()) if "quiz" in row[0]]
 
 
 @given(st.text(max_size=60))
-def test_samples_are_shown_letter_by_letter(text: str) -> None:
+def test_samples_are_shown_verbatim(text: str) -> None:
     page = html(samples_markdown([Sample("prompt", text, "shrunk")]))
     cells = page.split("<td>")
     assert len(cells) == 4  # one row: nothing in the text ended the cell, the row or the table
@@ -176,7 +181,7 @@ def test_samples_without_a_base_have_no_column_for_it() -> None:
 @pytest.mark.parametrize(
     "name", ["<b>&.txt", "_a_ *b*", "a_b", "[x](http://y)", "`x`", "a | b", "$$x$$", "a\nb", "\\|"]
 )
-def test_a_name_is_shown_as_it_is(name: str) -> None:
+def test_a_name_is_shown_verbatim(name: str) -> None:
     (cell,) = html(markdown_table(("name",), [(escape_cell(name),)])).split("<td>")[1:]
     shown = cell.split("</td>")[0]
     assert "<" not in shown
@@ -184,7 +189,7 @@ def test_a_name_is_shown_as_it_is(name: str) -> None:
     assert plain == " ".join(name.split())
 
 
-def test_the_card_says_it_all(folder: Path) -> None:
+def test_the_card_has_every_part(folder: Path) -> None:
     text = ModelCard.load(folder / "README.md").text
     for words in (
         "**Not measured:** gsm8k: its data set is not here",
@@ -209,7 +214,7 @@ def _visible(text: str) -> str:
     return parts[0] + "".join(part.split("</details>")[1] for part in parts[1:])
 
 
-def test_a_test_that_no_figure_had_has_no_column(folder: Path, tmp_path: Path) -> None:
+def test_an_unused_column_is_left_out(folder: Path, tmp_path: Path) -> None:
     assert "McNemar" not in (folder / "README.md").read_text()
     paired = dataclasses.replace(compare("acc", "quiz", 0.9, 0.1, "worse"), base_only=9, shrunk_only=1, p_value=0.02)
     build_card(make_folder(tmp_path / "small", make_report(comparisons=(paired,))))
@@ -233,26 +238,31 @@ def test_a_card_of_a_bare_report_has_no_empty_parts(tmp_path: Path) -> None:
         "KL divergence",
     ):
         assert words not in text, words
-    assert "What was lost was not measured" in text
+    assert "The loss of quality was not measured" in text
     assert 'tokenizer("Gravity is"' in text
     assert "model-index" not in metadata_load(made / "README.md")
 
 
-def test_an_older_plan_has_no_languages(tmp_path: Path) -> None:
-    plan = make_plan()
-    del plan.settings["origin"]["languages"]  # type: ignore[attr-defined]
-    build_card(make_folder(tmp_path / "small", plan=plan))
-    assert "language" not in metadata_load(tmp_path / "small" / "README.md")
+def test_a_run_without_an_origin(tmp_path: Path) -> None:
+    build_card(make_folder(tmp_path / "small", make_report(origin=None)))
+    assert metadata_load(tmp_path / "small" / "README.md").keys().isdisjoint({"language", "license", "base_model"})
 
 
-def test_figures_that_only_count_are_not_drawn_as_speed(tmp_path: Path) -> None:
+def test_a_card_needs_a_plan(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "small")
+    (folder / "ishrink_plan.json").unlink()
+    with pytest.raises(SourceError, match="ishrink_plan.json does not exist"):
+        build_card(folder)
+
+
+def test_counts_are_not_drawn_as_speed(tmp_path: Path) -> None:
     counted = (Measurement("kv_cache_bytes_per_token", "bfloat16 cache", 8.0, None, 1),)
     base, shrunk = ModelReport("base", 10, 20, speed=counted), ModelReport("small", 8, 16, speed=counted)
     build_card(make_folder(tmp_path / "small", make_report(base=base, shrunk=shrunk, comparisons=())))
     assert not (tmp_path / "small" / "figures" / "speed.png").exists()
 
 
-def test_a_template_within_the_tokenizers_settings_counts(tmp_path: Path) -> None:
+def test_a_chat_template_in_the_tokenizers_settings_is_found(tmp_path: Path) -> None:
     made = make_folder(tmp_path / "small")
     (made / "chat_template.jinja").unlink()
     (made / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
@@ -283,30 +293,30 @@ def test_only_a_whole_name_is_replaced() -> None:
     assert name_repository(card, frozenset({"small"}), "me/x") == "vllm serve small-2\nvllm serve me/x\n"
 
 
-def test_kept_shares_know_every_kind_of_cut() -> None:
-    shares = kept_shares(make_plan())
+def test_retained_shares_of_every_kind_of_cut() -> None:
+    shares = retained_shares(make_plan())
     assert set(shares) == {"MLP neurons"}
     assert [i for i, share in enumerate(shares["MLP neurons"]) if share == 0] == list(DROPPED)
     assert {share for share in shares["MLP neurons"] if share} == {14 / 16}
     shape: dict[str, Any] = dict(make_plan().shape)
-    depth = make_plan(new_shape={**shape, "num_hidden_layers": len(KEPT)}, units={})
-    assert kept_shares(depth) == {"whole layers": [float(layer in KEPT) for layer in range(LAYERS)]}
+    depth = make_plan(new_shape={**shape, "num_hidden_layers": len(RETAINED)}, units={})
+    assert retained_shares(depth) == {"whole layers": [float(layer in RETAINED) for layer in range(LAYERS)]}
     groups = make_plan(
         new_shape={**shape, "num_key_value_heads": 2, "num_attention_heads": 6},
         layers=tuple(range(LAYERS)),
         units={"num_key_value_heads": ((0, 2),) * LAYERS},
     )
-    assert kept_shares(groups) == {"KV groups": [2 / 3] * LAYERS}
+    assert retained_shares(groups) == {"KV groups": [2 / 3] * LAYERS}
     merged = dataclasses.replace(
         groups,
         new_shape={**shape, "num_key_value_heads": 1},
         units={},
         merges=(((0, 1, 2),),) * LAYERS,
     )
-    assert kept_shares(merged) == {"KV heads after the merge": [1 / 3] * LAYERS}
+    assert retained_shares(merged) == {"KV heads after the merge": [1 / 3] * LAYERS}
 
 
-def test_every_picture_is_opaque_and_has_ink(folder: Path) -> None:
+def test_every_figure_is_opaque_and_has_ink(folder: Path) -> None:
     pictures = sorted((folder / "figures").iterdir())
     assert [path.stem for path in pictures] == ["importance", "quality", "removed", "speed"]
     for path in pictures:
@@ -319,7 +329,7 @@ def test_every_picture_is_opaque_and_has_ink(folder: Path) -> None:
         assert f"](figures/{path.name})" in (folder / "README.md").read_text()
 
 
-def test_the_picture_of_quality_grows_with_its_rows(tmp_path: Path) -> None:
+def test_the_quality_figure_grows_with_its_rows(tmp_path: Path) -> None:
     rows = tuple(compare("acc", f"task $x$ {i}", 0.9, 0.1, "no worse") for i in range(12))
     draw_quality(make_report(comparisons=rows[:3]), tmp_path / "few.png")
     draw_quality(make_report(comparisons=rows), tmp_path / "many.png")
@@ -333,7 +343,7 @@ def test_the_front_matter_is_plain_yaml(folder: Path) -> None:
     assert yaml.safe_load(head) == metadata_load(folder / "README.md")
 
 
-def test_another_runtimes_speed_does_not_stand_for_pytorchs(tmp_path: Path) -> None:
+def test_the_summary_prefers_pytorchs_speed_over_another_runtimes(tmp_path: Path) -> None:
     report = make_report()
     assert report.base is not None
 
@@ -347,7 +357,7 @@ def test_another_runtimes_speed_does_not_stand_for_pytorchs(tmp_path: Path) -> N
     assert SETTING in summary_rows(both, make_plan())[-1][0]
     build_card(make_folder(tmp_path / "small", both))
     text = (tmp_path / "small" / "README.md").read_text()
-    assert "not measured with either" not in text
+    assert "No figure in this card was measured with either" not in text
     alone = dataclasses.replace(
         report,
         base=dataclasses.replace(base, speed=(other(9.0),)),

@@ -29,7 +29,7 @@ def with_task(*measurements: Measurement) -> Any:
     return replace(report, shrunk=replace(report.shrunk, quality=(*report.shrunk.quality, *measurements)))
 
 
-def test_a_benchmark_of_the_hub_has_a_file_that_is_read_back(tmp_path: Path) -> None:
+def test_a_result_on_a_hub_benchmark_is_read_back(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", with_task(GSM8K))
     build_card(folder)
     (file,) = (folder / FOLDER).iterdir()
@@ -51,7 +51,7 @@ def test_a_benchmark_of_the_hub_has_a_file_that_is_read_back(tmp_path: Path) -> 
         {"dataset": "gsm8k_cot"},
     ],
 )
-def test_what_is_no_benchmark_has_no_file(changes: dict[str, Any]) -> None:
+def test_other_results_have_no_file(changes: dict[str, Any]) -> None:
     assert benchmark_entries(with_task(replace(GSM8K, **changes))) == {}
 
 
@@ -76,7 +76,7 @@ TASK_FILES = {
 
 
 @pytest.mark.parametrize("name", TASK_FILES)
-def test_every_benchmark_is_what_lm_evals_own_task_reads(name: str) -> None:
+def test_every_benchmark_matches_lm_evals_task(name: str) -> None:
     folder = Path(lm_eval.tasks.__file__).parent
     task, data = ((folder / path).read_text() for path in TASK_FILES[name])
     assert re.search(rf"^(task|group): *{name}$", task, re.M)
@@ -88,7 +88,7 @@ def test_every_benchmark_is_what_lm_evals_own_task_reads(name: str) -> None:
         assert filter_name in data
 
 
-def test_of_several_for_one_benchmark_the_first_counts() -> None:
+def test_the_first_of_several_results_for_one_benchmark_counts() -> None:
     gpqa = {"num_fewshot": 0, "filter": "none", "hub_dataset": "Idavidrein/gpqa"}
     plain = Measurement("acc", "gpqa_diamond_zeroshot", 0.25, 0.03, 198, gpqa)
     thought = Measurement("exact_match,flexible-extract", "gpqa_diamond_cot_zeroshot", 0.5, 0.03, 198, gpqa)
@@ -97,7 +97,7 @@ def test_of_several_for_one_benchmark_the_first_counts() -> None:
 
 
 @pytest.mark.parametrize("text", ["- dataset: {id: openai/gsm8k, task_id: gsm8k}\n  value: 7\n", "[", "- 3\n", ""])
-def test_a_file_of_somebody_else_stays(text: str, tmp_path: Path) -> None:
+def test_a_file_of_somebody_else_is_not_changed(text: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", with_task(GSM8K))
     file = folder / FOLDER / "gsm8k.yaml"
     file.parent.mkdir()
@@ -113,11 +113,11 @@ def test_a_file_of_somebody_else_stays(text: str, tmp_path: Path) -> None:
         ({"dataset_path": "openai/gsm8k", "dataset_kwargs": {"data_files": {"test": "a.json"}}}, None),
         ({"dataset_path": "json", "dataset_kwargs": {"data_files": "a.json"}}, None),
         ({"dataset_path": "/data/gsm8k"}, None),
-        ({"dataset_path": "tests/tiny.py"}, None),
+        ({"dataset_path": "tests/helpers/tiny.py"}, None),
         ({}, None),
     ],
 )
-def test_which_data_set_of_the_hub_a_task_reads(
+def test_the_hub_dataset_of_a_task(
     config: dict[str, Any], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Task:

@@ -1,8 +1,7 @@
-"""Measurements that are added to the report of an output folder later."""
+"""Later measurements added to the report of an output folder."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,14 @@ import pytest
 from optimum_ishrink import IShrinker
 from optimum_ishrink.card.update import can_update, update_report
 from optimum_ishrink.checkpoint.source import open_source
-from optimum_ishrink.cli.run import main
-from optimum_ishrink.configuration import IShrinkConfig
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import OutputError, SourceError
 from optimum_ishrink.report.measurement import Comparison, Failure, Measurement, Sample
 from optimum_ishrink.report.merge import merge_reports
 from optimum_ishrink.report.report import ModelReport, Report
 from tests.helpers.local_tasks import add_task
+from tests.helpers.records import make_environment
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
 
@@ -68,7 +67,7 @@ def test_evaluate_and_benchmark_add_to_the_report_and_the_card(
     add_task(tmp_path, "quiz", rows=6)
     tasks = ["--tasks", "quiz", "--include-path", str(tmp_path), "--base-model", "org/tiny"]
     assert measure(output, llama_folder, other_text, *tasks) == 0
-    assert f"Added to {output / 'ishrink_report.json'} and its card" in capsys.readouterr().out
+    assert f"added to {output / 'ishrink_report.json'} and its card" in capsys.readouterr().err
     after = report_of(output)
     assert before.base is not None and after.base is not None
     for old, new in ((before.base, after.base), (before.shrunk, after.shrunk)):
@@ -83,7 +82,7 @@ def test_evaluate_and_benchmark_add_to_the_report_and_the_card(
         ("acc", "quiz", 6),
         ("acc_norm", "quiz", 6),
     }
-    assert after.samples[0].settings["max_new_tokens"] == 3
+    assert after.samples[0].max_new_tokens == 3
     assert after.environment == before.environment
     assert "quiz" in (output / "README.md").read_text()
     speed = ["--benchmark-prompt-length", "4", "--benchmark-new-tokens", "2", "--benchmark-rounds", "1"]
@@ -95,7 +94,7 @@ def test_evaluate_and_benchmark_add_to_the_report_and_the_card(
     assert not list(output.glob(".*"))
 
 
-def test_the_report_can_be_left_alone(output: Path, llama_folder: Path, other_text: Path) -> None:
+def test_updating_the_report_can_be_turned_off(output: Path, llama_folder: Path, other_text: Path) -> None:
     files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert measure(output, llama_folder, other_text, "--base-model", "org/tiny", "--no-update-report") == 0
     assert (
@@ -104,41 +103,39 @@ def test_the_report_can_be_left_alone(output: Path, llama_folder: Path, other_te
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == files
 
 
-def test_another_base_does_not_belong_into_the_report(
+def test_measurements_against_another_base_are_not_added(
     output: Path, llama_folder: Path, other_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = (output / "ishrink_report.json").read_bytes()
     assert measure(output, llama_folder, other_text) == 0
-    said = capsys.readouterr().err
-    assert "stays as it is: the plan was made for org/tiny, and the base is called" in said
-    assert "--base-model org/tiny" in said
+    errors = capsys.readouterr().err
+    assert "is not updated: the plan was made for org/tiny, and the base is named" in errors
+    assert "--base-model org/tiny" in errors
     wider = save_tiny(tmp_path / "wider", tiny_config("llama", intermediate_size=32))
     assert measure(output, wider, other_text, "--base-model", "org/tiny") == 0
-    assert "stays as it is: the base has another shape" in capsys.readouterr().err
+    assert "is not updated: the base has a different shape" in capsys.readouterr().err
     assert (output / "ishrink_report.json").read_bytes() == report
     edit_json(output / "ishrink_plan.json", revision="a" * 40)
     base = replace(open_source(llama_folder), revision="b" * 40)
-    assert not can_update(output, base, IShrinkConfig(base_model="org/tiny"))
+    assert not can_update(output, base, "org/tiny")
     assert f"the base is at revision {'b' * 12}, and the plan was made for {'a' * 12}" in capsys.readouterr().err
 
 
-def test_what_is_no_output_folder_has_no_report(llama_folder: Path, tmp_path: Path) -> None:
-    assert not can_update(
-        save_tiny(tmp_path / "plain", tiny_config("llama")), open_source(llama_folder), IShrinkConfig()
-    )
+def test_a_plain_checkpoint_has_no_report_to_update(llama_folder: Path, tmp_path: Path) -> None:
+    assert not can_update(save_tiny(tmp_path / "plain", tiny_config("llama")), open_source(llama_folder), None)
 
 
-def test_a_report_that_cannot_be_read_or_written_is_said_before_measuring(
+def test_an_unreadable_or_unwritable_report_is_an_error_before_measuring(
     output: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, config = open_source(llama_folder), IShrinkConfig(base_model="org/tiny")
+    base = open_source(llama_folder)
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda *_: False)
         with pytest.raises(OutputError, match="no permission to write in .*--no-update-report"):
-            can_update(output, base, config)
+            can_update(output, base, "org/tiny")
     edit_json(output / "ishrink_report.json", schema=99)
     with pytest.raises(SourceError, match="this report has schema 99, this version reads up to 2"):
-        can_update(output, base, config)
+        can_update(output, base, "org/tiny")
 
 
 def test_a_full_disk_leaves_the_report_as_it_was(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +165,7 @@ def test_reports_are_merged_entry_by_entry() -> None:
     old = Report(
         ModelReport("base", 10, 20, (entry("acc", "a", 0.1), entry("acc", "b", 0.2)), (entry("speed", "s", 1),)),
         ModelReport("small", 5, 10, (entry("acc", "a", 0.3), entry("acc", "b", 0.4)), (entry("speed", "s", 2),)),
-        {"threads": 2},
+        make_environment(),
         (comparison("acc", "a", 3), comparison("acc", "b", 2)),
         (Sample("p", "x", "y"),),
         (Failure("c", "no data"), Failure("d", "no data")),
@@ -176,7 +173,7 @@ def test_reports_are_merged_entry_by_entry() -> None:
     new = Report(
         ModelReport("base", 10, 20, (entry("acc", "b", 0.5), entry("acc", "c", 0.6))),
         ModelReport("small", 5, 10, (entry("acc", "b", 0.7), entry("acc", "c", 0.8))),
-        {"threads": 2},
+        make_environment(),
         (comparison("acc", "b", 1.4), comparison("acc", "c", 1.3)),
         (),
         (Failure("e", "no data"),),
@@ -189,20 +186,9 @@ def test_reports_are_merged_entry_by_entry() -> None:
     assert [(c.dataset, c.ratio) for c in merged.comparisons] == [("a", 3), ("b", 1.4), ("c", 1.3)]
     assert merged.samples == old.samples
     assert [failure.dataset for failure in merged.failures] == ["d", "e"]
-    elsewhere = merge_reports(old, replace(new, environment={"threads": 9}))
-    assert [m.settings.get("environment") for m in elsewhere.shrunk.quality] == [None, {"threads": 9}, {"threads": 9}]
-    assert elsewhere.environment == {"threads": 2}
+    there = make_environment(threads=9)
+    elsewhere = merge_reports(old, replace(new, environment=there))
+    assert [m.environment for m in elsewhere.shrunk.quality] == [None, there, there]
+    assert elsewhere.environment == make_environment()
     assert merge_reports(replace(old, base=None), new).base == new.base
     assert merge_reports(old, replace(new, base=None)).base == old.base
-
-
-def test_a_report_of_the_first_schema_still_loads_and_grows() -> None:
-    model = {"name": "m", "params": 1, "bytes": 2, "quality": [], "speed": []}
-    number = {"metric": "acc", "dataset": "a", "value": 0.5, "stderr": None, "n": 4, "settings": {}}
-    first = {"schema": 1, "base": model, "shrunk": {**model, "quality": [number]}, "environment": {"threads": 2}}
-    report = Report.from_json(json.loads(json.dumps(first)))
-    assert (report.comparisons, report.samples, report.failures) == ((), (), ())
-    assert report.shrunk.quality[0].value == 0.5
-    written = report.to_json()
-    assert written["schema"] == 2
-    assert Report.from_json(json.loads(json.dumps(written))) == report

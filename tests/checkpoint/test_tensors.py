@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from optimum_ishrink.checkpoint import tensors as tensor_files
-from optimum_ishrink.checkpoint.tensors import DTYPES, OutgoingTensor, read_header, read_index, read_tensor, write_file
+from optimum_ishrink.checkpoint.tensors import (
+    DTYPES,
+    OutgoingTensor,
+    read_header,
+    read_index,
+    read_tensor,
+    stored_names,
+    write_file,
+)
 from optimum_ishrink.errors import OutputError, SourceError
 
 
@@ -64,12 +72,12 @@ def test_unchanged_tensors_are_copied(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(load_file(tmp_path / "b.safetensors")["v"], tensor)
 
 
-@pytest.mark.parametrize("keep", [0.999, 0.5, 0.001])
-def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.001])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     save_file({"w": torch.randn(100, 100)}, tmp_path / "model.safetensors")
     data = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(SourceError, match="not a whole safetensors file"):
+    (tmp_path / "model.safetensors").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SourceError, match="not a complete safetensors file"):
         read_index(tmp_path)
 
 
@@ -85,7 +93,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("makes", [False, True])
-def test_a_source_that_cannot_be_read_is_not_the_outputs_fault(
+def test_an_unreadable_source_is_not_an_output_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, makes: bool
 ) -> None:
     save_file({"w": torch.randn(4)}, tmp_path / "a.safetensors")
@@ -100,7 +108,7 @@ def test_a_source_that_cannot_be_read_is_not_the_outputs_fault(
         write_file(tmp_path / "b.safetensors", [tensor])
 
 
-def test_a_full_disk_under_a_copy_is_the_outputs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_during_a_copy_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"w": torch.randn(4)}, tmp_path / "a.safetensors")
     info = read_header(tmp_path / "a.safetensors")["w"]
     write = os.write
@@ -119,7 +127,7 @@ def test_a_full_disk_under_a_copy_is_the_outputs_fault(tmp_path: Path, monkeypat
         write_file(tmp_path / "b.safetensors", [OutgoingTensor("w", "F32", (4,), source=info)])
 
 
-def test_the_single_file_counts_where_there_are_shards_too(tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_shards(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     save_file({"w": torch.zeros(3)}, tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
@@ -146,16 +154,16 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"weight_map": {"w": "../model.safetensors"}}, "not a safetensors file in its own folder"),
-        ({"weight_map": {"w": "/etc/passwd"}}, "not a safetensors file in its own folder"),
-        ({"weight_map": {"w": "model.bin"}}, "not a safetensors file in its own folder"),
-        ({"weight_map": {"w": "gone.safetensors"}}, "which is missing"),
+        ({"weight_map": {"w": "../model.safetensors"}}, "not a safetensors file in the same folder"),
+        ({"weight_map": {"w": "/etc/passwd"}}, "not a safetensors file in the same folder"),
+        ({"weight_map": {"w": "model.bin"}}, "not a safetensors file in the same folder"),
+        ({"weight_map": {"w": "missing.safetensors"}}, "which is missing"),
         ({"weight_map": {"v": "a.safetensors"}}, "which does not hold it"),
         ({"weights": {}}, "not a safetensors index"),
         ([], "not a safetensors index"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Path, index: object, message: str) -> None:
+def test_an_inconsistent_index_is_refused(tmp_path: Path, index: object, message: str) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SourceError, match=message):
@@ -169,3 +177,13 @@ def test_no_space_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tensor_files.os, "write", full)
     with pytest.raises(OutputError, match="No space left on device"):
         write_file(tmp_path / "b.safetensors", [outgoing("w", torch.ones(3))])
+
+
+def test_names_without_the_base_models_prefix() -> None:
+    expected = ["model.a.weight", "model.b.weight", "lm_head.weight", "model.lm_head.weight"]
+    assert stored_names(expected, ["a.weight", "model.b.weight", "b.weight", "lm_head.weight"]) == {
+        "model.a.weight": "a.weight",
+        "model.b.weight": "model.b.weight",
+        "lm_head.weight": "lm_head.weight",
+        "model.lm_head.weight": "model.lm_head.weight",
+    }

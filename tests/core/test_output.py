@@ -11,7 +11,7 @@ from optimum_ishrink.core.output import check_not_inside, check_output, check_ou
 from optimum_ishrink.errors import OutputError
 
 
-def test_the_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "a" / "b") as staging:
         (staging / "x").write_text("1")
         assert not (tmp_path / "a" / "b").exists()
@@ -34,7 +34,7 @@ def test_nothing_is_left_when_it_fails(tmp_path: Path, error: type[BaseException
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
     with pytest.raises(OutputError, match="--overwrite"), staged_folder(tmp_path / "a"):
@@ -48,7 +48,7 @@ def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         check_output(tmp_path / "a", overwrite=True)
@@ -60,7 +60,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_output(tmp_path / "a" / "b", overwrite=False)
 
 
-def test_a_place_where_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_location_where_no_folder_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -87,13 +87,13 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_a_link_is_followed(tmp_path: Path, held: bool) -> None:
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_link_is_followed(tmp_path: Path, filled: bool) -> None:
     (tmp_path / "disk" / "real").mkdir(parents=True)
-    if held:
+    if filled:
         (tmp_path / "disk" / "real" / "old").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
-    with staged_folder(tmp_path / "link", overwrite=held) as staging:
+    with staged_folder(tmp_path / "link", overwrite=filled) as staging:
         (staging / "new").write_text("new")
         assert staging.parent == tmp_path / "disk"
     assert (tmp_path / "link").is_symlink()
@@ -122,12 +122,12 @@ def test_the_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pyte
         check_output(Path(name), overwrite=True)
 
 
-def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "work").rmdir()
     check_output(tmp_path / "a", overwrite=False)
-    with pytest.raises(OutputError, match="leads nowhere"):
+    with pytest.raises(OutputError, match="cannot be resolved"):
         check_output(Path("a"), overwrite=False)
 
 
@@ -141,10 +141,10 @@ def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
-def test_links_in_a_circle(tmp_path: Path) -> None:
+def test_circular_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    with pytest.raises(OutputError, match="leads nowhere|cannot read"):
+    with pytest.raises(OutputError, match="cannot be resolved|cannot read"):
         check_output(tmp_path / "a", overwrite=False)
 
 
@@ -182,7 +182,7 @@ def test_an_old_folder_that_cannot_be_moved(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
-def test_the_old_folder_goes_even_if_its_removal_is_interrupted(
+def test_the_old_folder_is_removed_even_if_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     (tmp_path / "a" / "protected").mkdir(parents=True)
@@ -215,14 +215,14 @@ def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path: Path, monkeypat
             raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(shutil, "rmtree", fail)
-    message = r"a is whole, .*not permitted; remove .*\.old$"
+    message = r"a is complete, .*not permitted; remove .*\.old$"
     with pytest.raises(OutputError, match=message), staged_folder(tmp_path / "a", overwrite=True) as staging:
         (staging / "new").write_text("new")
     assert (tmp_path / "a" / "new").exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS])
-def test_what_a_full_or_protected_place_says_is_one_line(tmp_path: Path, number: int) -> None:
+def test_the_error_of_a_full_or_protected_disk_is_one_line(tmp_path: Path, number: int) -> None:
     with pytest.raises(OutputError) as caught, staged_folder(tmp_path / "deep" / "a") as staging:
         raise OSError(number, "...", str(staging / "config.json"))
     assert str(caught.value) == f"cannot write {tmp_path / 'deep' / 'a'}: {os.strerror(number)}"
@@ -231,7 +231,7 @@ def test_what_a_full_or_protected_place_says_is_one_line(tmp_path: Path, number:
     assert not any(tmp_path.iterdir())
 
 
-def test_other_errors_are_not_the_folders(tmp_path: Path) -> None:
+def test_other_errors_are_passed_on(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "a"):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
 
@@ -251,7 +251,7 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), staged_file(tmp_path / "a") as staging:
         staging.write_text("1")
         raise error

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.core.processes import (
     connect,
     from_main_process,
     is_main_process,
-    own_share,
     process_count,
+    process_share,
     summed,
     summed_count,
     wait_for_all,
@@ -26,32 +27,37 @@ from optimum_ishrink.report.plan import Plan
 def test_one_process_is_alone() -> None:
     device = torch.device("cpu")
     assert (process_count(), is_main_process(), connect(device)) == (1, True, device)
-    assert list(own_share([1, 2, 3])) == [1, 2, 3]
+    assert list(process_share([1, 2, 3])) == [1, 2, 3]
     assert from_main_process("x") == "x"
     assert summed_count(3, device) == 3
     assert torch.equal(summed(torch.ones(2)), torch.ones(2))
     wait_for_all()
 
 
-@pytest.mark.parametrize(("importance", "layer_importance"), [("taylor", "block-influence"), ("fisher", "perplexity")])
+@pytest.mark.parametrize(
+    ("importance", "layer_importance"),
+    [("taylor", "block-influence"), pytest.param("fisher", "perplexity", marks=pytest.mark.slow)],
+)
 def test_two_processes_make_the_same_plan_as_one(
     importance: str, layer_importance: str, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    def shrink(output: Path, *launcher: str) -> Plan:
-        command = [sys.executable, *launcher, "-m", "optimum_ishrink", "shrink", "--model", str(llama_folder)]
-        command += ["--output", str(output), "--num-hidden-layers", "3", "--intermediate-size", "16"]
-        command += ["--num-key-value-heads", "2", "--importance", importance, "--layer-importance", layer_importance]
-        command += ["--calibration", str(text_file), "--calibration-samples", "10", "--calibration-length", "16"]
-        command += ["--no-evaluate", "--no-benchmark", "--no-score-cache", "--dtype", "float32", "--device", "cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Written to") == 1  # one of them speaks
-        return Plan.from_json(read_json(output / "ishrink_plan.json"))
+    def shrink(output: Path) -> list[str]:
+        arguments = ["shrink", "--model", str(llama_folder), "--output", str(output), "--num-hidden-layers", "3"]
+        arguments += ["--intermediate-size", "16", "--num-key-value-heads", "2", "--importance", importance]
+        arguments += ["--layer-importance", layer_importance, "--calibration", str(text_file)]
+        arguments += ["--calibration-samples", "10", "--calibration-length", "16", "--no-evaluate", "--no-benchmark"]
+        arguments += ["--no-score-cache", "--dtype", "float32", "--device", "cpu"]
+        return arguments
 
+    assert main(shrink(tmp_path / "one")) == 0
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    one = shrink(tmp_path / "one")
-    two = shrink(tmp_path / "two", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    command = [sys.executable, *launcher, "-m", "optimum_ishrink", *shrink(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to") == 1  # one of them speaks
+    one, two = (Plan.from_json(read_json(tmp_path / name / "ishrink_plan.json")) for name in ("one", "two"))
     assert (one.layers, one.units) == (two.layers, two.units)

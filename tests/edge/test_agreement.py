@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from optimum_ishrink.checkpoint.source import load_model, load_tokenizer
-from optimum_ishrink.edge.agreement import AgreementSettings, binned_divergence, measure_agreement
+from optimum_ishrink.checkpoint.loading import load_model, load_tokenizer
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.edge.agreement import (
+    AgreementSettings,
+    binned_divergence,
+    measure_agreement,
+    measure_checkpoints,
+)
+from optimum_ishrink.errors import VerificationError
 
 
 def test_the_binned_divergence_is_exact_with_all_tokens_and_below_it_with_few() -> None:
@@ -35,7 +42,7 @@ def test_equal_predictions_diverge_by_nothing() -> None:
 
 
 def _echo(model: Any, tokenizer: Any) -> Any:
-    """A runtime that says what transformers says, but for its tokenizer on every second line."""
+    """A runtime that predicts what transformers predicts; its tokenizer differs on every second line."""
 
     def run(request: Any) -> dict[str, Any]:
         top = []
@@ -50,7 +57,7 @@ def _echo(model: Any, tokenizer: Any) -> Any:
     return run
 
 
-def test_a_runtime_that_says_the_same_agrees(edge_folder: Path) -> None:
+def test_a_runtime_with_equal_predictions_agrees(edge_folder: Path) -> None:
     model = load_model(edge_folder, torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer(edge_folder)
     settings = AgreementSettings(windows=2, length=16, predicted=5, candidates=50, lines=10)
@@ -59,6 +66,26 @@ def test_a_runtime_that_says_the_same_agrees(edge_folder: Path) -> None:
     )
     assert abs(found.divergence.value) < 1e-9
     assert found.top1.value == 1
-    assert (found.divergence.n, found.divergence.settings["candidates"]) == (2, 50)
+    assert (found.divergence.n, found.divergence.candidates) == (2, 50)
     assert 0 < found.coverage < 1
     assert (found.same_lines, found.lines) == (5, 10)
+
+
+def test_a_checkpoint_agrees_with_itself(edge_folder: Path) -> None:
+    source = open_source(edge_folder)
+
+    def load() -> Any:
+        return source.load_model(torch.float32, torch.device("cpu"))
+
+    settings = AgreementSettings(windows=2, length=16, predicted=8)
+    found = measure_checkpoints(load, load, source.load_tokenizer(), settings)
+    assert abs(found.divergence.value) < 1e-6
+    assert (found.top1.value, found.divergence.n, found.divergence.predicted) == (1, 2, 8)
+
+    def broken() -> Any:
+        model = load()
+        model.get_input_embeddings().weight.data.fill_(float("nan"))
+        return model
+
+    with pytest.raises(VerificationError, match="are NaN or inf; nothing was written"):
+        measure_checkpoints(load, broken, source.load_tokenizer(), settings)

@@ -12,10 +12,11 @@ import pytest
 
 from optimum_ishrink.edge import benchmark as benchmark_module
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
-from optimum_ishrink.edge.files import GgufFile
+from optimum_ishrink.edge.gguf_file import GgufFile
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.report.report import ModelReport, Report
 from optimum_ishrink.report.tables import speed_header, speed_rows
+from tests.helpers.records import make_environment
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.Monke
     assert figures["time_to_first_token_seconds", "llama.cpp q8_0, prompt 20"].value == 0.02
     assert figures["prefill_tokens_per_second", "llama.cpp q8_0, prompt 10"].value == 1000
     decode = figures["decode_tokens_per_second", "llama.cpp q8_0, prompt 10"]
-    assert decode.settings["samples"] == [100] * 24  # two turns a round
+    assert decode.samples == (100,) * 24  # two turns a round
     assert (decode.value, decode.n, decode.settings["threads"], decode.settings["build"]) == (100, 12, 2, "some build")
     assert figures["file_bytes", "llama.cpp q8_0"].value == 1500
     assert (("model_load_seconds", "llama.cpp q8_0, cold file cache") in figures) == cold
@@ -85,7 +86,7 @@ def test_models_take_turns(files: dict[str, GgufFile], monkeypatch: pytest.Monke
     report = Report(
         ModelReport("base", 2000, 2000, speed=result.measurements["base"]),
         ModelReport("shrunk", 1500, 1500, speed=result.measurements["shrunk"]),
-        {},
+        make_environment(),
     )
     assert Report.from_json(report.to_json()).pairs("speed")
     header, rows = speed_header(report), speed_rows(report)
@@ -109,10 +110,10 @@ def test_the_base_against_itself(files: dict[str, GgufFile], monkeypatch: pytest
     same["base"].path.write_bytes(bytes(2000))
     start = fake([], [], noise=lambda: draw.lognormvariate(0, 0.05))
     result = run_benchmark(same, BenchmarkSettings(1, (10, 20), 4, 12), start=start)
-    found = [e.settings["versus_base"] for e in result.measurements["shrunk"] if "versus_base" in e.settings]
+    found = [found for e in result.measurements["shrunk"] if (found := e.versus_base) is not None]
     assert len(found) == 8
-    assert {each["verdict"] for each in found} == {"no difference"}
-    assert all(each["interval"][0] < 1 < each["interval"][1] for each in found)
+    assert {each.verdict for each in found} == {"no difference"}
+    assert all(each.interval[0] < 1 < each.interval[1] for each in found)
 
 
 def test_models_that_memory_does_not_hold_together_answer_alone(
@@ -129,8 +130,8 @@ def test_models_that_memory_does_not_hold_together_answer_alone(
         result = run_benchmark(files, BenchmarkSettings(1, (10,), 4, 12), start=fake([], turns, drift=drift))
         decode = next(m for m in result.measurements["shrunk"] if m.metric == "decode_tokens_per_second")
         assert decode.settings["together"] is not alone
-        spread = decode.settings["versus_base"]["spread"]
-        assert (spread > 0) == alone  # turns of one process are alike, processes are not
+        assert decode.versus_base is not None
+        assert (decode.versus_base.spread > 0) == alone  # turns of one process are alike, processes are not
         assert any("each answered alone" in note for note in result.notes) == alone
         order = ["base", "base", "shrunk", "shrunk"] if alone else ["base", "shrunk", "shrunk", "base"]
         assert [name for name, _ in turns[:4]] == order
@@ -158,7 +159,7 @@ def test_default_prompts_are_those_that_fit() -> None:
     assert fitting_lengths(None, 32, None) == fitting_lengths(None, 32, 8192) == (64, 256)
     assert fitting_lengths(None, 32, 256) == (64,)
     assert fitting_lengths((7, 472), 32, 512) == (7, 472)
-    with pytest.raises(RequestError, match="the longest prompt that does has 472"):
+    with pytest.raises(RequestError, match="the longest prompt that fits has 472"):
         fitting_lengths((7, 473), 32, 512)
     with pytest.raises(RequestError, match="a prompt of 256 tokens"):
         fitting_lengths(None, 32, 50)

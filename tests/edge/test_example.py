@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.demo import demo_source
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,7 @@ def test_there_are_three_commands() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_from_a_hub_id_to_a_gguf_that_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

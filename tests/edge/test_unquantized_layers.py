@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from optimum_ishrink.analysis.record import Analysis, LayerSensitivity
-from optimum_ishrink.architectures.spec import Binding
+from optimum_ishrink.architectures.binding import Binding
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core.json_files import write_json
-from optimum_ishrink.edge.unquantized_layers import kept_layers, parse_layers, read_analysis, sensitive_layers
+from optimum_ishrink.edge.unquantized_layers import check_layers, layers_in_16_bits, read_analysis, sensitive_layers
 from optimum_ishrink.errors import RequestError, SourceError
+from optimum_ishrink.report.analysis import Analysis, LayerSensitivity
 from optimum_ishrink.report.measurement import Measurement
+from tests.helpers.records import make_environment
 
 
 @pytest.fixture
@@ -32,34 +33,27 @@ def _analysis(binding: Binding, divergences: tuple[float, ...]) -> Analysis:
     )
     kind = binding.description.model_type
     count = binding.num_parameters()
-    return Analysis("base", None, kind, count, {}, (), layers, (), 0.1, "advice", {}, (), "command", {})
+    return Analysis(
+        "base", None, kind, count, {}, (), layers, (), 0.1, "advice", {}, (), "command", make_environment()
+    )
 
 
-def test_a_list_of_layers() -> None:
-    assert parse_layers("3,0,3", 4) == (0, 3)
-    for text, words in (
-        ("a", "must be whole numbers such as 0,3,29, not 'a'"),
-        ("", "not ''"),
-        ("0,4", "no layer 4; its layers are 0 to 3"),
-        ("-1,2", "no layer -1; its layers are 0 to 3"),
-    ):
-        with pytest.raises(RequestError, match=words):
-            parse_layers(text, 4)
+def test_layers_that_do_not_exist() -> None:
+    check_layers((3, 0), 4)
+    for layers, wrong in (((0, 4), 4), ((-1, 2), -1)):
+        with pytest.raises(RequestError, match=f"no layer {wrong}; its layers are 0 to 3"):
+            check_layers(layers, 4)
 
 
-def test_the_layers_that_hurt_most_stay(binding: Binding, tmp_path: Path) -> None:
+def test_the_most_sensitive_layers_stay(binding: Binding, tmp_path: Path) -> None:
     analysis = _analysis(binding, (0.2, 3.0, 0.1, 1.0))
     assert sensitive_layers(analysis, 0.1) == (1,)
     assert sensitive_layers(analysis, 0.5) == (1, 3)
-    for share in (0, 1, -0.5, 2):
-        with pytest.raises(RequestError, match="--keep-share must be above 0 and below 1"):
-            sensitive_layers(analysis, share)
     write_json(tmp_path / "analysis.json", analysis.to_json())
-    assert kept_layers(binding, None, None, None) == ()
-    assert kept_layers(binding, "0", str(tmp_path), None) == (0, 1)
-    assert kept_layers(binding, None, str(tmp_path / "analysis.json"), 0.5) == (1, 3)
-    with pytest.raises(RequestError, match="name it with --analysis DIR"):
-        kept_layers(binding, "0", None, 0.5)
+    assert layers_in_16_bits(binding, (), None, 0.1) == ()
+    assert layers_in_16_bits(binding, (3, 0), None, 0.1) == (0, 3)
+    assert layers_in_16_bits(binding, (0,), tmp_path, 0.1) == (0, 1)
+    assert layers_in_16_bits(binding, (), tmp_path / "analysis.json", 0.5) == (1, 3)
 
 
 def test_analyses_that_do_not_fit(binding: Binding, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

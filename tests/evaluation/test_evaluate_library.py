@@ -70,7 +70,7 @@ def test_divergence_is_the_direct_one_and_zero_from_itself(model: Any, other: An
     assert same is not None and (same["kl_divergence"], same["top1_agreement"]) == (0.0, 1.0)
 
 
-def test_what_is_added_before_counts(model: Any, tokenizer: Any) -> None:
+def test_added_texts_are_measured_too(model: Any, tokenizer: Any) -> None:
     measurement = Perplexity()
     measurement.add_batch(data=TEXTS[:2])
     measurement.add_batch(data=TEXTS[2:])
@@ -78,14 +78,14 @@ def test_what_is_added_before_counts(model: Any, tokenizer: Any) -> None:
     assert added == Perplexity().compute(model=model, tokenizer=tokenizer, data=TEXTS, length=16)
 
 
-def test_folders_do_as_well_as_models(llama_folder: Path, other_folder: Path) -> None:
+def test_folders_are_accepted_like_models(llama_folder: Path, other_folder: Path) -> None:
     found = Divergence().compute(model=str(other_folder), base=llama_folder, data=TEXTS, length=16)
     assert found is not None and found["kl_divergence"] > 0
     with pytest.raises(SourceError):
         Perplexity().compute(model="./nowhere", data=TEXTS)
 
 
-def test_a_training_model_is_measured_without_dropout_and_goes_on_training(model: Any, tokenizer: Any) -> None:
+def test_a_model_in_training_is_measured_without_dropout_and_stays_in_training(model: Any, tokenizer: Any) -> None:
     still = Perplexity().compute(model=model, tokenizer=tokenizer, data=TEXTS, length=16)
     model.model.layers[0].self_attn.attention_dropout = 0.9
     model.train()
@@ -105,7 +105,7 @@ def test_latency(model: Any, other: Any, llama_folder: Path) -> None:
     assert not any("base" in name or "ratio" in name for name in alone)
 
 
-def test_what_cannot_be_measured(model: Any, tokenizer: Any) -> None:
+def test_invalid_requests(model: Any, tokenizer: Any) -> None:
     for data in ([], None):
         with pytest.raises(DataError, match="there is no text"):
             Perplexity().compute(model=model, tokenizer=tokenizer, data=data)
@@ -125,7 +125,7 @@ def test_what_cannot_be_measured(model: Any, tokenizer: Any) -> None:
 def test_the_documented_example_runs(
     llama_folder: Path, other_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = Path(__file__).parents[2] / "docs" / "measurements.md"
+    document = Path(__file__).parents[2] / "docs" / "how-to" / "measure-in-scripts.md"
     (code,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "notes.txt").write_text("\n\n".join(TEXTS * 12))
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_the_documented_example_runs(
     assert saved["decode_tokens_per_second_ratio"] > 0 and names["perplexity"]["perplexity"] > 1
 
 
-def test_they_tell_what_they_are() -> None:
+def test_descriptions_of_the_classes() -> None:
     assert "negative log-likelihood" in Perplexity().description
-    assert "base: What it is compared with" in Divergence().inputs_description
+    assert "base: The model to compare with" in Divergence().inputs_description
     assert Perplexity().module_type == "measurement" == Latency().module_type

@@ -1,4 +1,4 @@
-"""`ishrink evaluate` as its user runs it: what goes on, what is taken from before, what fails."""
+"""`ishrink evaluate` from the command line: resuming, cached results, and failures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import open_source
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.evaluation import measure_quality as evaluating
+from optimum_ishrink.evaluation import measure_quality
+from optimum_ishrink.evaluation.evaluated_model import EvaluatedModel
+from optimum_ishrink.evaluation.inputs import EvaluationInputs
 from optimum_ishrink.report.report import Report
 from tests.helpers.local_tasks import add_group, add_task
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config, tiny_tokenizer
@@ -23,7 +25,7 @@ from tests.helpers.tiny import edit_json, save_tiny, tiny_config, tiny_tokenizer
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two models and three tasks, and a cache of their own."""
+    """Two models, three tasks, and a separate cache."""
     monkeypatch.setenv("ISHRINK_CACHE", str(tmp_path / "cache"))
     for name, seed in (("base", 0), ("small", 1)):
         save_tiny(tmp_path / name, tiny_config("llama"), seed=seed)
@@ -41,16 +43,16 @@ def asked(folder: Path, other_text: Path) -> list[str]:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what is put to a model: tasks, texts, samples."""
+    """Names of the tasks and texts that run on a model."""
     found: list[str] = []
     for function, name in (("run_task", lambda *a, **k: a[1]), ("window_figures", lambda *a, **k: a[3])):
-        original = getattr(evaluating, function)
+        original = getattr(measure_quality, function)
 
         def spy(*args: Any, _original: Any = original, _name: Any = name, **kwargs: Any) -> Any:
             found.append(_name(*args, **kwargs))
             return _original(*args, **kwargs)
 
-        monkeypatch.setattr(evaluating, function, spy)
+        monkeypatch.setattr(measure_quality, function, spy)
     return found
 
 
@@ -82,7 +84,7 @@ def test_everything_is_measured_on_both(folder: Path, asked: list[str], capsys: 
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
 
 
-def test_an_interrupted_run_goes_on_at_the_first_that_is_missing(
+def test_an_interrupted_run_resumes_at_the_first_missing_result(
     folder: Path,
     asked: list[str],
     ran: list[str],
@@ -91,29 +93,29 @@ def test_an_interrupted_run_goes_on_at_the_first_that_is_missing(
 ) -> None:
     asked += ["--base", str(folder / "base"), "--tasks", "one,two,three"]
     with monkeypatch.context() as patch:
-        original = evaluating.run_task
+        original = measure_quality.run_task
 
         def interrupted(loaded: Any, name: str, *args: Any, **kwargs: Any) -> Any:
             if name == "two":
                 raise KeyboardInterrupt
             return original(loaded, name, *args, **kwargs)
 
-        patch.setattr(evaluating, "run_task", interrupted)
+        patch.setattr(measure_quality, "run_task", interrupted)
         assert main(asked) == 130
-    assert "the same command goes on at the first text or task that is not measured yet" in capsys.readouterr().err
+    assert "the same command resumes at the first text or task that is not measured yet" in capsys.readouterr().err
     assert ran == ["other.txt", "one", "one"]
     ran.clear()
     assert main(asked) == 0
     assert ran == ["two", "two", "three", "three"]
-    said = capsys.readouterr()
-    assert "one (base): taken from the cache" in said.err
-    assert "other.txt (model): taken from the cache" in said.err
+    captured = capsys.readouterr()
+    assert "one (base): read from the cache" in captured.err
+    assert "other.txt (model): read from the cache" in captured.err
     ran.clear()
     assert main([*asked, "--no-result-cache"]) == 0
     assert ran == ["other.txt", "one", "one", "two", "two", "three", "three"]
-    anew = capsys.readouterr()
-    assert "cache" not in anew.err
-    assert json.loads(anew.out) == json.loads(said.out)
+    uncached = capsys.readouterr()
+    assert "cache" not in uncached.err
+    assert json.loads(uncached.out) == json.loads(captured.out)
 
 
 def test_a_base_is_measured_once_for_many_models(folder: Path, asked: list[str], ran: list[str]) -> None:
@@ -137,28 +139,28 @@ def test_a_base_is_measured_once_for_many_models(folder: Path, asked: list[str],
         assert ran == expected
 
 
-def test_no_result_cache_leaves_nothing(folder: Path, asked: list[str]) -> None:
+def test_no_result_cache_writes_nothing(folder: Path, asked: list[str]) -> None:
     assert main([*asked, "--tasks", "one", "--no-result-cache"]) == 0
     assert not (folder / "cache").exists()
 
 
-def test_a_task_without_its_data_leaves_the_others(
+def test_a_task_without_its_data_does_not_stop_the_others(
     folder: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_group(folder, "both", ["two", "three"])
     (folder / "two.jsonl").unlink()
     assert main([*asked, "--base", str(folder / "base"), "--tasks", "both,one"]) == 1
-    said = capsys.readouterr()
-    report = Report.from_json(json.loads(said.out))
+    captured = capsys.readouterr()
+    report = Report.from_json(json.loads(captured.out))
     assert {m.dataset for m in report.shrunk.quality} == {"other.txt", "one"}
     assert [failure.dataset for failure in report.failures] == ["both"]
-    last = said.err.splitlines()[-1]
+    last = captured.err.splitlines()[-1]
     assert last.startswith("ishrink evaluate: incomplete: both cannot get its data")
     assert "--include-path" in last
-    assert str(folder) not in said.out
+    assert str(folder) not in captured.out
 
 
-def test_a_task_that_breaks_in_a_group_leaves_the_others(
+def test_a_failing_task_of_a_group_does_not_stop_the_others(
     folder: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_group(folder, "both", ["two", "three"])
@@ -171,7 +173,7 @@ def test_a_task_that_breaks_in_a_group_leaves_the_others(
     assert "two failed (ZeroDivisionError" in report.failures[0].reason
 
 
-def test_a_base_with_another_tokenizer_has_bits_per_byte_alone(
+def test_a_base_with_another_tokenizer_has_bits_per_byte_only(
     folder: Path, asked: list[str], ran: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = folder / "base" / "tokenizer.json"
@@ -180,11 +182,11 @@ def test_a_base_with_another_tokenizer_has_bits_per_byte_alone(
     edit_json(path, model={**json.loads(path.read_text())["model"], "vocab": vocab})
     asked += ["--base", str(folder / "base"), "--tasks", "one"]
     assert main(asked) == 0
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if "tokenizer" in line]
-    assert line.startswith("the base has another tokenizer (token 'a' has number")
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if "tokenizer" in line]
+    assert line.startswith("the base has another tokenizer (token 'a' has id")
     assert line.endswith("are left out; bits per byte is measured for both")
-    report = Report.from_json(json.loads(said.out))
+    report = Report.from_json(json.loads(captured.out))
     assert report.base is not None
     for each in (report.base, report.shrunk):
         assert [m.metric for m in each.quality if m.dataset == "other.txt"] == ["bits_per_byte"]
@@ -196,7 +198,7 @@ def test_a_base_with_another_tokenizer_has_bits_per_byte_alone(
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
-def test_a_tokenizer_that_knows_no_text_cannot_be_compared_with_another(folder: Path, other_text: Path) -> None:
+def test_a_tokenizer_without_text_offsets_cannot_be_compared_with_another(folder: Path, other_text: Path) -> None:
     class Slow:
         is_fast = False
         eos_token_id = 2
@@ -212,19 +214,21 @@ def test_a_tokenizer_that_knows_no_text_cannot_be_compared_with_another(folder: 
 
     config = IShrinkConfig(eval_text=[str(other_text)], eval_samples=2, eval_length=8, dtype="float32", device="cpu")
     session = Session(open_source(folder / "small"), config)
-    session._tokenizer = Slow(tiny_tokenizer())
-    subject = evaluating.source_subject(session, "model")
-    alone = evaluating.measure_texts(session, subject, None)
+    session.__dict__["tokenizer"] = Slow(tiny_tokenizer())
+    inputs = EvaluationInputs(config, session)
+    evaluated = EvaluatedModel(session.source, session, config, "model")
+    evaluated.__dict__["tokenizer"] = session.tokenizer
+    alone = measure_quality.measure_texts(inputs, evaluated, None)
     assert [m.metric for m in alone.shrunk] == ["perplexity"]
-    base = evaluating.Subject(open_source(folder / "base"), session, "base")
+    base = EvaluatedModel(open_source(folder / "base"), session, config, "base")
     base.__dict__["tokenizer"] = Slow(tiny_tokenizer(), "more")
-    with pytest.raises(DataError, match="does not say which text a token stands for"):
-        evaluating.measure_texts(session, subject, base)
+    with pytest.raises(DataError, match="does not map tokens to text"):
+        measure_quality.measure_texts(inputs, evaluated, base)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty; name one that holds text"), ("a", "gives 2 tokens, 0 windows of 16; 3 were asked for")],
+    [("", "is empty; name one that holds text"), ("a", "gives 2 tokens, 0 windows of 16; 3 were requested")],
 )
 def test_a_text_that_is_too_short_is_one_line(
     folder: Path, asked: list[str], text: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -242,13 +246,15 @@ def test_samples_can_be_left_out(folder: Path, asked: list[str], capsys: pytest.
     assert [sample["base"] for sample in json.loads(capsys.readouterr().out)["samples"]] == [None] * 3
 
 
-def test_the_tables_show_what_is_kept(folder: Path, asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_show_the_retained_share(
+    folder: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     asked.remove("--json")
     assert main([*asked, "--base", str(folder / "base"), "--tasks", "one"]) == 0
     out = capsys.readouterr().out
-    assert "Kept of the base" in out
+    assert "Retained of the base" in out
     assert "acc, 0-shot" in out
     (row,) = [line for line in out.splitlines() if line.split()[:2] == ["acc", "one"]]
     assert "too few questions to tell" in row
     assert out.count("Prompt: ") == 3
-    assert "Added to" not in out
+    assert "added to" not in out

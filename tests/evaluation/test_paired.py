@@ -39,7 +39,7 @@ def test_mcnemar_agrees_with_scipy_where_counts_are_large() -> None:
         assert mcnemar(base_only, shrunk_only) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_interval_of_means_is_the_normal_one_where_there_is_much_data() -> None:
+def test_the_interval_of_means_is_the_normal_one_for_large_samples() -> None:
     generator = np.random.default_rng(1)
     base = generator.normal(3, 1, 2000)
     shrunk = base + generator.normal(-0.2, 0.5, 2000)
@@ -56,7 +56,7 @@ def test_the_interval_of_means_is_the_normal_one_where_there_is_much_data() -> N
     assert found.ratio_high == pytest.approx(found.ratio + 1.96 * error, abs=error / 5)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_has_its_stated_coverage() -> None:
     generator = np.random.default_rng(0)
     shares, hits = [0.4, 0.12, 0.06, 0.42], 0  # true ratio 0.46 / 0.52
     for trial in range(300):

@@ -34,7 +34,7 @@ def merging_tokenizer(size: int = 330) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), merging_tokenizer()], ids=["bytes", "merges"])
-def test_windows_are_those_of_calibration_and_keep_their_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_windows_are_those_of_calibration_and_have_their_text(tokenizer: PreTrainedTokenizerFast) -> None:
     windows = text_windows(TEXTS, tokenizer, 24, 20, seed=3, label="words")
     assert torch.equal(windows.ids, token_windows(TEXTS, tokenizer, 24, 20, seed=3, label="words"))
     assert windows.passages is not None
@@ -61,7 +61,7 @@ def test_bits_per_byte_agree_with_a_direct_computation() -> None:
     assert [m.metric for m in found] == ["perplexity", "bits_per_byte"]
 
 
-def test_bytes_are_of_the_text_whatever_the_tokens() -> None:
+def test_bytes_do_not_depend_on_the_tokens() -> None:
     for tokenizer in (tiny_tokenizer(), merging_tokenizer()):
         length = len(tokenizer(TEXTS[0])["input_ids"])
         (passage,) = text_windows([TEXTS[0]], tokenizer, length, 1, seed=0, label="words").passages or ()
@@ -115,7 +115,7 @@ def test_documents_without_text_still_end() -> None:
     assert retokenize(passage, tiny_tokenizer())[0].tolist() == windows.ids[0].tolist()
 
 
-def test_text_that_is_not_known_has_no_bits_per_byte() -> None:
+def test_unknown_text_has_no_bits_per_byte() -> None:
     assert bits_per_byte(WindowFigures((1.0, 2.0), (5, 5))) is None
     assert bits_per_byte(WindowFigures((1.0, 2.0), (5, 5), (0, 0))) is None
     one = bits_per_byte(WindowFigures((math.log(2) * 8,), (5,), (4,)))

@@ -9,7 +9,7 @@ from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, 
 from tests.helpers.tiny import CASES, tiny_config, tiny_model, tiny_tokenizer
 
 
-def test_samples_are_what_greedy_generation_gives() -> None:
+def test_samples_equal_greedy_generation() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     model.generation_config.update(repetition_penalty=3.0, do_sample=True)  # what a model asks for is not asked here
     found = write_samples(model, tokenizer, 8, PROMPTS[:2])
@@ -27,14 +27,14 @@ def test_samples_are_what_greedy_generation_gives() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_texts_that_are_written_at_once_are_those_that_are_written_alone(model_type: str, variant: int) -> None:
+def test_batched_samples_equal_single_ones(model_type: str, variant: int) -> None:
     model, tokenizer = tiny_model(tiny_config(model_type, variant)), tiny_tokenizer()
     prompts = ["A", "A longer one.", "The longest of all three."]
     alone = [text for prompt in prompts for text in write_samples(model, tokenizer, 6, [prompt])]
     assert write_samples(model, tokenizer, 6, prompts) == alone
 
 
-def test_writing_ends_where_the_model_says_so() -> None:
+def test_generation_ends_at_an_end_token() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     ids = torch.tensor([prompt_ids(tokenizer, "Hello")])
     with torch.no_grad():

@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from tests.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
+from tests.helpers.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 
 def requests(seed=0, questions=7, longest=20):
@@ -39,7 +39,7 @@ def test_answers_are_those_of_lm_eval(kind):
     assert [a[1] for a in ours] == [a[1] for a in theirs]
 
 
-def test_greedy_continuations_are_found():
+def test_greedy_continuations_are_recognized():
     model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
     with torch.no_grad():
         context = [5, 6, 7, 8]

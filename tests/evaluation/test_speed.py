@@ -24,7 +24,7 @@ from optimum_ishrink.evaluation.footprint import (
 )
 from optimum_ishrink.evaluation.fresh_process import measure_loading, run_jobs
 from optimum_ishrink.evaluation.latency import READINGS, LatencySettings, measure_latency, time_in_turn
-from optimum_ishrink.evaluation.load_worker import cached_share, evict, guarded, peak_resident_bytes, run_job, warm
+from optimum_ishrink.evaluation.load_worker import cached_share, evict, peak_resident_bytes, run_guarded, run_job, warm
 from optimum_ishrink.evaluation.measure_speed import check_positions
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -46,7 +46,7 @@ def test_models_take_turns_at_every_token() -> None:
     assert all(seconds > 0 for each in times for seconds in each)
 
 
-def test_every_turn_decodes_what_the_model_says() -> None:
+def test_every_turn_decodes_greedily() -> None:
     model = tiny_model(tiny_config("llama"))
     seen: list[torch.Tensor] = []
     model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
@@ -72,7 +72,7 @@ def fake(seconds: Any) -> Any:
     return run
 
 
-def test_rounds_before_the_first_that_counts_are_thrown_away() -> None:
+def test_warmup_rounds_are_discarded() -> None:
     a, b = tiny_model(tiny_config("llama")), tiny_model(tiny_config("llama"))
     run = fake(lambda model, number: (100.0 if number == 1 else 1.0) * (2 if model is a else 1))
     found = measure_latency({"a": a, "b": b}, LatencySettings(16, 8, rounds=13, batch_size=2), run=run)
@@ -83,17 +83,19 @@ def test_rounds_before_the_first_that_counts_are_thrown_away() -> None:
     assert values["b", "decode_tokens_per_second"].value == 2.0
     one = values["b", "time_to_first_token_seconds"]
     assert (one.n, one.dataset) == (13, "prompt 16, decode 8, batch 2")
-    assert one.settings["samples"] == [1.0] * 26
-    assert one.settings["quartiles"] == [1.0, 1.0]
-    assert values["a", "decode_tokens_per_second"].settings["self_spread"] == 0
+    assert one.samples == (1.0,) * 26
+    assert one.quartiles == (1.0, 1.0)
+    assert values["a", "decode_tokens_per_second"].self_spread == 0
     for metric, ratio in (("time_to_first_token_seconds", 0.5), ("prefill_tokens_per_second", 2.0)):
-        versus = values["b", metric].settings["versus_base"]
-        assert (versus["ratio"], versus["verdict"]) == (pytest.approx(ratio), "faster")
-    assert "versus_base" not in values["a", "decode_tokens_per_second"].settings
+        versus = values["b", metric].versus_base
+        assert versus is not None
+        assert (versus.ratio, versus.verdict) == (pytest.approx(ratio), "faster")
+    assert values["a", "decode_tokens_per_second"].versus_base is None
+    assert values["b", "decode_tokens_per_second"].self_spread is None
     assert json.dumps([m.settings for m in found["b"]])
 
 
-def test_the_order_is_turned_round_after_round() -> None:
+def test_the_order_is_reversed_every_round() -> None:
     a, b = tiny_model(tiny_config("llama")), tiny_model(tiny_config("llama"))
     orders: list[str] = []
 
@@ -108,11 +110,11 @@ def test_the_order_is_turned_round_after_round() -> None:
 def test_a_model_alone_is_timed_against_itself() -> None:
     model = tiny_model(tiny_config("qwen2"))
     found = measure_latency({"shrunk": model}, LatencySettings(8, 3, rounds=2, warmup=0))["shrunk"]
-    assert all(m.value > 0 and m.settings["self_spread"] >= 0 for m in found)
+    assert all(m.value > 0 and (m.self_spread or 0) >= 0 for m in found)
     assert found[0].dataset == "prompt 8, decode 3, batch 1"
 
 
-def test_timing_leaves_the_weights_as_they_are() -> None:
+def test_timing_does_not_change_the_weights() -> None:
     model = tiny_model(tiny_config("llama", tie_word_embeddings=True))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     measure_latency({"shrunk": model}, LatencySettings(4, 1, rounds=1, warmup=0))
@@ -137,7 +139,7 @@ def test_operations_are_those_of_the_matrices_and_of_attention() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_embeddings_are_left_out_at_both_ends(tied: bool) -> None:
+def test_embeddings_and_head_are_not_counted(tied: bool) -> None:
     model = tiny_model(tiny_config("llama", tie_word_embeddings=tied))
     inner = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
     assert parameters_without_embeddings(model) == inner
@@ -155,7 +157,7 @@ def job(folder: Path, **changes: Any) -> dict[str, Any]:
     return {**common, "folder": str(folder), **changes}
 
 
-def test_a_checkpoint_is_loaded_in_processes_of_their_own(llama_folder: Path) -> None:
+def test_checkpoints_are_loaded_in_fresh_processes(llama_folder: Path) -> None:
     found = measure_loading(
         {"base": llama_folder, "shrunk": llama_folder},
         dtype=torch.float32,
@@ -169,7 +171,7 @@ def test_a_checkpoint_is_loaded_in_processes_of_their_own(llama_folder: Path) ->
         values = {(m.metric, m.dataset): m for m in measurements}
         loading = values["load_seconds", "fresh process, warm file cache"]
         assert loading.value > 0
-        assert loading.n == len(loading.settings["samples"]) == 2
+        assert loading.n == len(loading.samples) == 2
         peak = values["peak_memory_bytes", "fresh process, prompt 4, decode 2"]
         assert peak.value >= peak.settings["libraries_bytes"] > 10 * 2**20
 
@@ -201,9 +203,8 @@ def test_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
         measure_loading({"a": tmp_path}, dtype=torch.float32, device=CPU, prompt_length=1, new_tokens=1, rounds=1)
 
 
-def test_where_forking_is_not_safe_every_job_has_its_interpreter(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_without_fork_every_job_has_its_interpreter(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     (found,) = run_jobs([job(llama_folder)], lambda _: None)
     assert found["load_seconds"] > 0
@@ -215,7 +216,7 @@ def test_a_worker_that_ends_early_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     assert run_jobs([job(Path())], lambda _: None) == [{"error": "the process ended early"}]
 
 
-def test_what_the_worker_measures(llama_folder: Path, tmp_path: Path) -> None:
+def test_measurements_of_the_worker(llama_folder: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     found = run_job(job(llama_folder, threads=threads))
     assert 0 < found["libraries_bytes"] <= found["peak_memory_bytes"]
@@ -223,22 +224,22 @@ def test_what_the_worker_measures(llama_folder: Path, tmp_path: Path) -> None:
     assert found["peak_memory_bytes"] == pytest.approx(peak_resident_bytes(), rel=0.01)
     assert found["device_peak_bytes"] is None
     assert set(run_job(job(llama_folder, threads=threads, cold=True))) == {"load_seconds"}
-    assert guarded(job(tmp_path, threads=threads))["error"].startswith(("OSError", "ValueError"))
+    assert run_guarded(job(tmp_path, threads=threads))["error"].startswith(("OSError", "ValueError"))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system cannot drop a file's pages")
-def test_a_cold_file_is_not_in_memory(tmp_path: Path) -> None:
+def test_an_evicted_file_is_not_in_memory(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(os.urandom(1 << 20))
-    gone = evict([file])
-    assert gone == (cached_share(file) < 0.01)
+    evicted = evict([file])
+    assert evicted == (cached_share(file) < 0.01)
     warm([file])
     assert cached_share(file) > 0.99
     (tmp_path / "empty").touch()
     assert cached_share(tmp_path / "empty") == 0
 
 
-def test_what_is_timed_has_to_fit_the_models_positions() -> None:
+def test_timings_must_fit_the_models_positions() -> None:
     model_config = tiny_config("llama")
     check_positions(IShrinkConfig(benchmark_prompt_length=(8, 122)), model_config)
     with pytest.raises(RequestError, match="more than the model's 128 positions.*a prompt may have 122"):

@@ -1,4 +1,4 @@
-"""Tasks question by question: groups, generation, failures, and what is kept of each figure."""
+"""Tasks question by question: groups, generation, failures, and the retained share of each figure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(folder: Path, name: str, seed: int = 0, num_fewshot: int | None = None) 
     return {task: run_task(loaded, task, lm) for task in loaded.tasks}, loaded.groups
 
 
-def test_the_thesis_groups_stand_for_their_tasks() -> None:
+def test_the_thesis_groups_are_their_tasks() -> None:
     assert requested_tasks(["thesis-zero-shot", "x"], None) == (
         TaskRequest("openbookqa", 0),
         TaskRequest("winogrande", 0),
@@ -51,7 +51,7 @@ def test_the_thesis_groups_stand_for_their_tasks() -> None:
 def test_a_group_has_its_own_number_of_examples() -> None:
     with pytest.raises(DataError, match="thesis-few-shot is 5-shot by definition.*name its tasks: mmlu"):
         requested_tasks(["thesis-few-shot"], 0)
-    with pytest.raises(DataError, match="mmlu is asked for with two numbers of examples"):
+    with pytest.raises(DataError, match="mmlu is requested with two numbers of examples"):
         requested_tasks(["thesis-few-shot", "mmlu"], None)
 
 
@@ -68,10 +68,10 @@ def test_groups_are_known_with_a_folder_of_tasks(tmp_path: Path) -> None:
     assert all(m.settings == {"num_fewshot": 0, "task_version": 1.0, "filter": "none"} for m in found)
 
 
-def test_a_task_that_lm_eval_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_unknown_to_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_task(tmp_path, "quiz")
-    # The folder stands for lm-eval's own tasks, whose index takes seconds.
-    monkeypatch.setattr(harness, "_own_tasks", lambda: harness._task_manager(str(tmp_path)))
+    # The folder replaces lm-eval's own tasks, whose index takes seconds.
+    monkeypatch.setattr(harness, "_builtin_tasks", lambda: harness._task_manager(str(tmp_path)))
     assert "quiz" in open_tasks(["quiz"], None).all_tasks
     with pytest.raises(
         DataError, match="unknown task 'quizz'; `lm-eval ls tasks` lists.*, and thesis-few-shot, thesis-z"
@@ -175,7 +175,7 @@ def test_a_group_that_lacks_a_task_has_no_figure(tmp_path: Path) -> None:
     assert {m.dataset for m in harness_measurements(collect(results, groups))} == {"one"}
 
 
-def test_figures_that_are_no_means_of_answers_are_not_compared() -> None:
+def test_figures_other_than_means_of_answers_are_not_compared() -> None:
     def result(value: float, questions: tuple[str, ...] = ("0", "1"), better: dict[str, bool] | None = None) -> Any:
         figures = {"f1,none": value, "f1_stderr,none": "N/A", "sample_len": 2}
         known = {"f1": True} if better is None else better
@@ -190,7 +190,7 @@ def test_figures_that_are_no_means_of_answers_are_not_compared() -> None:
     assert compared(result(0.5), result(0.5, better={})) == 0  # nobody knows whether more is better
 
 
-def test_the_fingerprint_is_of_settings_questions_and_examples(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_settings_questions_and_examples(tmp_path: Path) -> None:
     def fingerprint(num_fewshot: int | None = None) -> str:
         loaded = load_tasks(TaskRequest("quiz", num_fewshot), open_tasks(["quiz"], str(tmp_path)))
         return loaded.fingerprint("quiz")
@@ -208,13 +208,13 @@ def test_the_fingerprint_is_of_settings_questions_and_examples(tmp_path: Path) -
     assert fingerprint() != first
 
 
-def test_what_a_task_can_suffer_from_is_one_line(tmp_path: Path) -> None:
+def test_errors_of_a_task_are_one_line(tmp_path: Path) -> None:
     add_task(tmp_path, "quiz")
     manager = open_tasks(["quiz"], str(tmp_path))
     (tmp_path / "quiz.jsonl").unlink()
     with pytest.raises(DataError, match="quiz cannot get its data.*give it local data.*--include-path") as caught:
         load_tasks(TaskRequest("quiz", None), manager)
-    assert str(tmp_path) not in str(caught.value)  # it stands in reports
+    assert str(tmp_path) not in str(caught.value)  # it appears in reports
     assert "quiz.jsonl" in str(caught.value)
     add_task(tmp_path, "odd")
     (tmp_path / "odd.yaml").write_text((tmp_path / "odd.yaml").read_text().replace("multiple_choice", "no_such_type"))

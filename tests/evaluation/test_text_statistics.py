@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimum_ishrink.core.json_codec import to_plain
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation.environment import environment
 from optimum_ishrink.evaluation.harness import evaluate_tasks, harness_measurements, open_tasks
@@ -70,13 +71,13 @@ def test_standard_errors_are_over_windows() -> None:
     assert perplexity(values).stderr == pytest.approx(math.exp(4) * estimate.stderr)
 
 
-def test_the_environment_has_what_a_reader_needs() -> None:
+def test_the_environment_is_complete() -> None:
     found = environment(torch.device("cpu"), torch.bfloat16)
-    assert found["dtype"] == "bfloat16"
-    assert found["threads"] == torch.get_num_threads()
-    assert found["logical_cores"] >= 1
-    assert found["versions"]["torch"] == torch.__version__
-    assert json.dumps(found)
+    assert found.dtype == "bfloat16"
+    assert found.threads == torch.get_num_threads()
+    assert (found.logical_cores or 0) >= 1
+    assert found.versions["torch"] == torch.__version__
+    assert json.dumps(to_plain(found))
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_real_group(task_folder: Path) -> None:
     assert counts["parity_two", "acc_norm"] == 8
 
 
-def test_two_filters_of_one_metric_stay_apart() -> None:
+def test_two_filters_of_one_metric_are_separate() -> None:
     results = {
         "results": {
             "gsm8k": {

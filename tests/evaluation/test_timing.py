@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated_timings import NOISE, simulate
 
+from benchmarks.simulated_timings import NOISE, simulate
 from optimum_ishrink.evaluation.timing import (
     FASTER,
     LEVEL,
@@ -34,7 +34,7 @@ def test_the_sign_test_is_the_binomial_one() -> None:
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
-def test_the_sign_test_does_not_know_the_sides(values: list[float]) -> None:
+def test_the_sign_test_is_symmetric(values: list[float]) -> None:
     assert sign_test(values) == sign_test([-value for value in values]) <= 1
 
 
@@ -48,7 +48,7 @@ def test_one_round_has_no_interval() -> None:
     assert median_interval([3.0]) == (3.0, 3.0, 0.0)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
+def test_the_interval_has_its_stated_coverage() -> None:
     generator = torch.Generator().manual_seed(0)
     runs = torch.randn(2000, 13, generator=generator).exp() - 1  # skewed, with the median at zero
     found = [median_interval(run.tolist()) for run in runs]
@@ -68,7 +68,7 @@ def test_a_spread_grows_with_the_noise_and_shrinks_with_the_rounds() -> None:
     small, large = self_spread((values * 0.01).tolist()), self_spread((values * 0.02).tolist())
     assert large == pytest.approx(2 * small)
     assert self_spread((many * 0.01).tolist()) < small / 2
-    # Which turn was the first says nothing: a lasting difference of the two turns is spread, not shift.
+    # The order of turns is arbitrary: a lasting difference of the two turns is spread, not shift.
     assert self_spread([0.05] * 13) == pytest.approx(0.05)
     assert self_spread([0.0] * 13) == 0
 
@@ -92,7 +92,7 @@ def test_a_difference_has_to_be_found_and_to_be_large_enough() -> None:
     assert verdict([0.1] * 8) == FASTER
 
 
-def test_more_timings_ask_for_more_rounds() -> None:
+def test_more_timings_need_more_rounds() -> None:
     assert {each.verdict for each in compare_timings([([0.1] * 8, EVEN)] * 2)} == {TOO_FEW}
     one_wrong = [0.1] * 12 + [-0.1]
     assert compare_timings([(one_wrong, EVEN)])[0].verdict == FASTER
@@ -100,7 +100,7 @@ def test_more_timings_ask_for_more_rounds() -> None:
     assert {each.verdict for each in compare_timings([(one_wrong, EVEN)] * 4)} == {NO_DIFFERENCE}
 
 
-def test_what_a_comparison_says() -> None:
+def test_entries_of_a_comparison() -> None:
     ratios = [math.log(1 + i / 100) for i in range(4, 17)]
     found = compare_timings([(ratios, EVEN)])[0]
     assert found.ratio == pytest.approx(1.10)
@@ -111,7 +111,7 @@ def test_what_a_comparison_says() -> None:
     assert turned.ratio == pytest.approx(1 / 1.10)
     assert turned.interval == pytest.approx((1 / 1.15, 1 / 1.05))
     assert (turned.verdict, turned.p_value) == (found.verdict, found.p_value)
-    assert found.to_dict()["interval"] == list(found.interval)
+    assert found.inverted.inverted.interval == pytest.approx(found.interval)
 
 
 @pytest.mark.parametrize("name", NOISE)

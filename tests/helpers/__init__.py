@@ -1,1 +1,1 @@
-"""What tests share: tiny models, a Hub of their own, tasks and cards."""
+"""Helpers that tests share: tiny models, a local Hub, tasks, cards and records."""

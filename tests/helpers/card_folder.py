@@ -1,4 +1,4 @@
-"""A folder with the artifacts of a shrunk model and no weights: all that a card is made of."""
+"""A folder with the artifacts of a shrunk model but no weights: all that a card needs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 import torch
 
 from optimum_ishrink.core.json_files import write_json
-from optimum_ishrink.report.files import CONFIG_FILE, PLAN_FILE, REPORT_FILE, SCORES_FILE
+from optimum_ishrink.report.compensation import CompensationRecord
+from optimum_ishrink.report.files import CONFIG_FILE, SCORES_FILE
 from optimum_ishrink.report.measurement import Comparison, Failure, Measurement, Sample
-from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.report.origin import Origin
+from optimum_ishrink.report.plan import CalibrationRecord, Choice, Plan
 from optimum_ishrink.report.report import ModelReport, Report
+from optimum_ishrink.report.run import Run
 from optimum_ishrink.report.scores import write_scores
+from tests.helpers.records import compare_speed, make_environment
 
 LAYERS, DROPPED = 30, (13, 14, 17)
-KEPT = tuple(layer for layer in range(LAYERS) if layer not in DROPPED)
+RETAINED = tuple(layer for layer in range(LAYERS) if layer not in DROPPED)
 SETTING = "prompt 128, decode 32, batch 1"
 
 
@@ -26,28 +30,13 @@ def make_plan(**changes: Any) -> Plan:
         "revision": None,
         "model_type": "llama",
         "shape": shape,
-        "new_shape": {**shape, "num_hidden_layers": len(KEPT), "intermediate_size": 14},
-        "layers": KEPT,
-        "units": {"intermediate_size": (tuple(range(14)),) * len(KEPT)},
-        "config_changes": {"num_hidden_layers": (LAYERS, len(KEPT))},
+        "new_shape": {**shape, "num_hidden_layers": len(RETAINED), "intermediate_size": 14},
+        "layers": RETAINED,
+        "units": {"intermediate_size": (tuple(range(14)),) * len(RETAINED)},
+        "config_changes": {"num_hidden_layers": (LAYERS, len(RETAINED))},
         "num_parameters": 134_515_008,
         "new_num_parameters": 114_936_768,
-        "settings": {
-            "importance": "fisher",
-            "layer_importance": "block-influence",
-            "seed": 0,
-            "compensation": {"method": "none"},
-            "calibration": {"samples": 64, "length": 128, "sources": ["self"]},
-            "origin": {
-                "base_model": "org/base",
-                "license": "apache-2.0",
-                "license_details": {},
-                "languages": ["en", "no"],
-                "notes": [],
-                "command": "ishrink shrink --model org/base --target params=-15% --output small --calibration "
-                + "x" * 90,
-            },
-        },
+        "choice": Choice("fisher", "block-influence", None, 0, CalibrationRecord(("self",), (None,), 64, 128, 64, 4)),
     }
     return Plan(**{**values, **changes})
 
@@ -82,15 +71,9 @@ def _speed(scale: float, versus: bool) -> tuple[Measurement, ...]:
             "quartiles": [value * 0.95, value * 1.05],
             "samples": [value * 0.9, value, value * 1.1],
         }
-        if versus:
-            ratio = 1 / scale if metric.endswith("_seconds") else scale
-            facts["versus_base"] = {
-                "ratio": ratio,
-                "interval": [ratio - 0.02, ratio + 0.02],
-                "spread": 0.01,
-                "verdict": "faster",
-            }
-        found.append(Measurement(metric, SETTING, value, None, 11, facts))
+        measurement = Measurement(metric, SETTING, value, None, 11, facts)
+        ratio = 1 / scale if metric.endswith("_seconds") else scale
+        found.append(measurement.with_versus_base(compare_speed(ratio)) if versus else measurement)
     return (*found, Measurement("kv_cache_bytes_per_token", "bfloat16 cache", 23040.0, None, 1))
 
 
@@ -111,14 +94,7 @@ def make_report(**changes: Any) -> Report:
         "shrunk": ModelReport(
             "small", 114_936_768, 229_873_536, quality(25.066703903971444, 0.41, 0.4, divergence), _speed(1.2, True)
         ),
-        "environment": {
-            "accelerator": None,
-            "cpu": "A processor",
-            "threads": 2,
-            "dtype": "bfloat16",
-            "os": "Linux",
-            "versions": {"torch": "2.13", "transformers": "5.23", "optimum-ishrink": "0.1"},
-        },
+        "environment": make_environment(),
         "comparisons": (
             compare("perplexity", "Python_topics <b>&.txt", 1.7715, 0.05, "worse", better=False),
             compare("acc", "quiz", 0.976, 0.06, "too few questions to tell"),
@@ -138,6 +114,13 @@ def make_report(**changes: Any) -> Report:
             Sample("Say a long word.", "word " * 40, "w" * 300, {"max_new_tokens": 32}),
         ),
         "failures": (Failure("gsm8k", "its data set is not here; give a folder of it with --include-path"),),
+        "origin": Origin(
+            base_model="org/base",
+            license="apache-2.0",
+            languages=("en", "no"),
+            command="ishrink shrink --model org/base --target params=-15% --output small --calibration " + "x" * 90,
+        ),
+        "compensation": CompensationRecord("none"),
     }
     return Report(**{**values, **changes})
 
@@ -147,12 +130,11 @@ def make_folder(folder: Path, report: Report | None = None, plan: Plan | None = 
 
     Args:
         folder: A new folder.
-        report: The report; by default one with everything in it.
+        report: The report; by default one with every part.
         plan: The plan; by default one that drops layers and neurons.
     """
     folder.mkdir()
-    write_json(folder / PLAN_FILE, (plan or make_plan()).to_json())
-    write_json(folder / REPORT_FILE, (report or make_report()).to_json())
+    Run(plan or make_plan(), report or make_report()).write(folder)
     write_json(folder / CONFIG_FILE, {})
     generator = torch.Generator().manual_seed(0)
     scores = {

@@ -41,7 +41,7 @@ metric_list:
 def add_task(
     folder: Path, name: str, *, body: str = _CHOICE, rows: int = 16, version: float = 1.0, period: int = 2
 ) -> None:
-    """Write a task with rows of its own."""
+    """Write a task with its data, by default multiple choice."""
     data = [
         {"question": f"{name} {i}?", "choices": ["yes", "no"], "answer": i % period, "word": "ab"[i % 2]}
         for i in range(rows)

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from optimum_ishrink.recovery.settings import RecoverySettings
-from optimum_ishrink.recovery.trainable import LoraSettings
+from optimum_ishrink.recovery.options import RecoveryOptions
 from optimum_ishrink.recovery.training_text import RecoveryText
-from optimum_ishrink.text.sources import TextSource
 
-SETTINGS = RecoverySettings(
-    data=(TextSource("self"),),
-    tokens=600,
-    length=16,
-    sampling_temperature=1.0,
-    sampling_filter=0.1,
-    cache=None,
-    loss="kl",
-    trained="lora",
-    lora=LoraSettings(rank=4, alpha=8, dropout=0.0, targets=()),
-    lora_start="zero",
-    compensation="none",
-    compensation_samples=8,
-    learning_rate=5e-3,
-    batch_size=4,
-    micro_batch_size=2,
-    epochs=1,
-    temperature=1.0,
-    top_k=None,
-    labels="text",
-    save_steps=4,
-    patience=100,
-    checkpointing=False,
-    seed=0,
+SMALL = RecoveryOptions(
+    recovery="kl",
+    recovery_tokens=600,
+    recovery_length=16,
+    recovery_lora_rank=4,
+    recovery_lora_alpha=8,
+    recovery_compensation_samples=8,
+    recovery_learning_rate=5e-3,
+    recovery_batch_size=4,
+    recovery_save_steps=4,
+    recovery_patience=100,
+    batch_size=2,
 )
 
+_NAMES = {"loss": "recovery", "trained": "recovery_train", "micro_batch_size": "batch_size", "seed": "seed"}
+_NAMES |= {name: f"recovery_lora_{name}" for name in ("rank", "alpha", "dropout", "targets")}
 
-def settings(**changes: Any) -> RecoverySettings:
-    lora = {name: changes.pop(name) for name in ("rank", "alpha", "dropout", "targets") if name in changes}
-    return replace(SETTINGS, lora=replace(SETTINGS.lora, **lora), **changes)
+
+def settings(**changes: Any) -> RecoveryOptions:
+    """Small options; names are those of recovery's without their prefix."""
+    return SMALL.replace(**{_NAMES.get(name, f"recovery_{name}"): value for name, value in changes.items()})
 
 
 def random_text(windows: int = 36, length: int = 16, held_out: int = 4) -> RecoveryText:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from optimum_ishrink.architectures.spec import descriptions
+from optimum_ishrink.architectures.description import descriptions
 
 VOCAB = 300
 SMALL: dict[str, Any] = {
@@ -79,6 +81,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 CASES = [(model_type, i) for model_type, variants in VARIANTS.items() for i in range(len(variants))]
 
+FIRST_VARIANTS = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
+"""All of `CASES`, of which the variants after each architecture's first are slow."""
+
+
+def in_full(names: Iterable[str], *fast: str) -> list[Any]:
+    """All of the names as parameters of a test, slow but for those that `make test` runs."""
+    assert {*fast} <= {*names}
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
 
 def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     values = {**SMALL, **VARIANTS[model_type][variant], **changes}
@@ -87,15 +98,21 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **values)
 
 
+def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any) -> dict[str, Any]:
+    """The config.json of a tiny model."""
+    values = {**tiny_config(model_type, variant).to_dict(), "model_type": model_type, **changes}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
     """The part of a shape that a model can change, neurons as wide as its experts allow."""
     description = descriptions()[config.model_type]
-    wanted = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
+    possible = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
     if getattr(config, "qk_layernorm", False):
-        wanted = {key: value for key, value in wanted.items() if "heads" not in key}
-    if "experts" in description.sizes and "intermediate_size" in wanted:
-        wanted["intermediate_size"] = 16
-    return wanted
+        possible = {key: value for key, value in possible.items() if "heads" not in key}
+    if "experts" in description.sizes and "intermediate_size" in possible:
+        possible["intermediate_size"] = 16
+    return possible
 
 
 def tiny_model(config: Any, seed: int = 0) -> Any:

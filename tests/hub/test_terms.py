@@ -1,5 +1,4 @@
-# ruff: noqa: F811 - pytest takes fixtures by the names of arguments
-"""The base's licence and gate go with what was made of it."""
+"""A derived model inherits the licence and gating terms of its base."""
 
 from __future__ import annotations
 
@@ -7,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_hub_push import folder, server, waits  # noqa: F401 - fixtures
 
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.hub.push import push_folder
-from tests.helpers.hub_server import Commit, HubServer, Repo
+from tests.helpers.hub_endpoints import Commit, Repo
+from tests.helpers.hub_server import HubServer
 
 GATED = """---
 license: other
@@ -46,17 +45,17 @@ def metadata(card: str) -> dict[str, object]:
     return found
 
 
-def test_a_gated_bases_licence_and_terms_are_carried_over_and_said_aloud(
+def test_licence_and_terms_of_a_gated_base_are_added_and_noted(
     server: HubServer,
     folder: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     publish_base(server, GATED, "manual")
-    before = write_card(folder, "base_model: org/base\ntags: [pruned]  # kept\nlicense: null\n")
+    before = write_card(folder, "base_model: org/base\ntags: [pruned]  # comment\nlicense: null\n")
     push_folder(folder, "me/small")
     card = pushed_card(server)
     assert metadata(card) == {"base_model": "org/base", "tags": ["pruned"], **metadata(GATED)}
-    assert "tags: [pruned]  # kept\n" in card and card.endswith("---\n# A model\n")
+    assert "tags: [pruned]  # comment\n" in card and card.endswith("---\n# A model\n")
     assert (folder / "README.md").read_text() == before
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("org/base is gated: its licence (llama3.2) and its terms hold for this model as well")
@@ -67,8 +66,8 @@ def test_a_gated_bases_licence_and_terms_are_carried_over_and_said_aloud(
 def test_the_licence_of_a_gated_base_is_not_overridden(server: HubServer, folder: Path) -> None:
     publish_base(server, GATED, "auto")
     write_card(folder, "base_model: [org/base]\nlicense: mit\n")
-    said = "README.md says license: mit, but org/base says license: other, and is gated: a derived model keeps its"
-    with pytest.raises(RequestError, match=said):
+    message = "README.md says license: mit, but org/base says license: other, and is gated: a derived model inherits"
+    with pytest.raises(RequestError, match=message):
         push_folder(folder, "me/small")
     assert "me/small" not in server.repos
     write_card(folder, "base_model: org/base\nlicense: other\nlicense_name: mine\n")
@@ -76,7 +75,7 @@ def test_the_licence_of_a_gated_base_is_not_overridden(server: HubServer, folder
         push_folder(folder, "me/small")
 
 
-def test_a_free_bases_licence_differs(
+def test_a_licence_that_differs_from_an_open_bases_is_noted(
     server: HubServer,
     folder: Path,
     capsys: pytest.CaptureFixture,
@@ -85,12 +84,12 @@ def test_a_free_bases_licence_differs(
     text = write_card(folder, "base_model: org/base\nlicense: mit\n")
     push_folder(folder, "me/small")
     err = capsys.readouterr().err
-    assert err == "README.md says license: mit, but org/base says license: other; the card's goes\n"
-    # The name of one licence is not put beside another.
+    assert err == "README.md says license: mit, but org/base says license: other; the card's is published\n"
+    # The name of one licence is not added to another.
     assert "license_name" not in metadata(pushed_card(server)) and metadata(text)["license"] == "mit"
 
 
-def test_a_card_that_says_all_is_left_as_it_is(
+def test_a_complete_card_is_left_as_it_is(
     server: HubServer,
     folder: Path,
     capsys: pytest.CaptureFixture,
@@ -112,16 +111,16 @@ def test_a_base_that_is_not_on_the_hub(
     text = write_card(folder, f"license: mit\nbase_model: {base}\n")
     push_folder(folder, "me/small")
     assert pushed_card(server) == text
-    said = capsys.readouterr().err
-    assert said.startswith("org/hidden cannot be seen on the Hub, so") if base == "org/hidden" else said == ""
+    note = capsys.readouterr().err
+    assert note.startswith("org/hidden cannot be read on the Hub, so") if base == "org/hidden" else note == ""
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("base_model: {", "is not YAML"), ("- a list", "is not a list of `key: v")]
+    ("text", "message"), [("base_model: {", "is not YAML"), ("- a list", "is not a list of `key: v")]
 )
-def test_metadata_that_cannot_be_read(server: HubServer, folder: Path, text: str, said: str) -> None:
+def test_metadata_that_cannot_be_read(server: HubServer, folder: Path, text: str, message: str) -> None:
     write_card(folder, f"{text}\n")
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         push_folder(folder, "me/small")
     assert server.repos == {}
 

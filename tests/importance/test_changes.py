@@ -1,3 +1,5 @@
+"""First-order changes of the loss, and the Fisher information that they give."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,7 +18,7 @@ from tests.helpers.tiny import CASES, VOCAB, tiny_config
 WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))
 
 
-def test_drawn_tokens_follow_the_models_own_distribution() -> None:
+def test_drawn_tokens_follow_the_models_distribution() -> None:
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0]).expand(20_000, 4)
     loss = sampled_loss(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     p = logits[0].softmax(-1)
@@ -28,7 +30,7 @@ def drawn_loss(model: Any, windows: torch.Tensor, seed: int) -> torch.Tensor:
     return sampled_loss(model(windows).logits.flatten(0, 1), level).sum()
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_is_ignored() -> None:
     torch.manual_seed(0)
     config = tiny_config("llama")
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -45,7 +47,7 @@ def test_padding_counts_for_nothing() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_fisher_is_the_squared_derivative_by_a_units_scale(model_type: str, variant: int) -> None:
+def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_type: str, variant: int) -> None:
     """Scaling a unit's channels by s at one token: the derivative of the loss at s = 1 is x . dL/dx."""
     torch.manual_seed(0)
     config = tiny_config(model_type, variant)
@@ -58,7 +60,7 @@ def test_fisher_is_the_squared_derivative_by_a_units_scale(model_type: str, vari
         model, binding, WINDOWS[:1], UNIT_CRITERIA["fisher"], LAYER_CRITERIA["fisher"], tuple(keys), seed=5
     )
     assert all(values.isfinite().all() and (values >= 0).all() for values in found.values())
-    assert all(parameter.requires_grad for parameter in model.parameters())  # as they were
+    assert all(parameter.requires_grad for parameter in model.parameters())  # as before
 
     layer, key = 1, keys[-1]
     bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
@@ -95,7 +97,7 @@ def test_fisher_of_a_layer_is_that_of_its_share_of_the_stream() -> None:
     torch.testing.assert_close(found[2], scale.grad.square().mean(), rtol=1e-3, atol=1e-9)
 
 
-def test_it_shares_a_run_with_what_reads_the_texts_own_labels() -> None:
+def test_it_shares_a_run_with_criteria_that_read_the_texts_labels() -> None:
     torch.manual_seed(0)
     config = tiny_config("qwen3")
     model = AutoModelForCausalLM.from_config(config).eval()

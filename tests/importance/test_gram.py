@@ -1,4 +1,4 @@
-"""The OBS score is the least squared error that removing a unit leaves, as least squares finds it."""
+"""The OBS score is the least squared error that removing a unit leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_importance import KEYS, tiny
 
 from optimum_ishrink.architectures.axes import input_readers
 from optimum_ishrink.errors import DataError, RequestError
@@ -16,18 +15,19 @@ from optimum_ishrink.importance.criteria.obs import obs
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.gram import RIDGE, with_ridge
+from tests.helpers.scored_models import KEYS, bound_model
 from tests.helpers.tiny import CASES, VOCAB
 
 MANY = torch.randint(3, VOCAB, (12, 16), generator=torch.Generator().manual_seed(0))
 
 
 def residual(x: torch.Tensor, weight: torch.Tensor, removed: torch.Tensor, ridge: float) -> float:
-    """What least squares cannot repair once channels are gone: the ridge pulls the others towards what they were."""
+    """The error that least squares leaves without some channels; the ridge pulls the others to their old weights."""
     tokens, width = x.shape
     rows = torch.cat([x / tokens**0.5, torch.eye(width, dtype=x.dtype) * ridge**0.5])
-    kept = torch.tensor([channel for channel in range(width) if channel not in removed.tolist()], dtype=torch.int64)
-    solved = torch.linalg.lstsq(rows[:, kept], rows @ weight.T, driver="gelsd").solution
-    return float((rows[:, kept] @ solved - rows @ weight.T).square().sum())
+    retained = torch.tensor(sorted({*range(width)} - {*removed.tolist()}), dtype=torch.int64)
+    solved = torch.linalg.lstsq(rows[:, retained], rows @ weight.T, driver="gelsd").solution
+    return float((rows[:, retained] @ solved - rows @ weight.T).square().sum())
 
 
 @given(width=st.integers(2, 9), units=st.integers(1, 3), outputs=st.integers(1, 4), seed=st.integers(0, 2**20))
@@ -45,7 +45,7 @@ def test_the_score_is_the_residual_of_least_squares(width: int, units: int, outp
         assert score.item() == pytest.approx(residual(x, weight, removed, ridge), rel=1e-4, abs=1e-9)
 
 
-def test_a_single_channel_is_the_textbook_form() -> None:
+def test_a_single_channel_has_the_textbook_form() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(50, 6), torch.randn(4, 6)
     gram = with_ridge(x.T @ x, 50)
@@ -53,7 +53,7 @@ def test_a_single_channel_is_the_textbook_form() -> None:
     torch.testing.assert_close(obs(gram, weight, torch.arange(6)[:, None]), expected.float(), rtol=1e-5, atol=0)
 
 
-def test_a_channel_that_others_can_stand_in_for_scores_low_however_large() -> None:
+def test_a_channel_that_others_can_replace_scores_low_however_large() -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 3)
     x[:, 1] = x[:, 0]
@@ -62,8 +62,8 @@ def test_a_channel_that_others_can_stand_in_for_scores_low_however_large() -> No
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_scores_of_a_model_are_those_of_what_its_projections_read(model_type: str, variant: int) -> None:
-    model, binding = tiny(model_type, variant)
+def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type: str, variant: int) -> None:
+    model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads", "num_attention_heads"]
     if binding.sizes.get("experts", 1) == 1:
         keys.append("intermediate_size")
@@ -88,7 +88,7 @@ def test_too_few_tokens_raise_the_ridge_and_say_so(caplog: pytest.LogCaptureFixt
     gram = torch.eye(8) * 4
     torch.testing.assert_close(with_ridge(gram, 4), torch.eye(8, dtype=torch.float64) * (1 + RIDGE * 2))
     torch.testing.assert_close(with_ridge(gram, 16), torch.eye(8, dtype=torch.float64) * (0.25 + RIDGE * 0.25))
-    model, binding = tiny()
+    model, binding = bound_model()
     how: Any = (UNIT_CRITERIA["obs"], None, KEYS[1:])
     score_model(model, binding, MANY, *how)
     assert not caplog.records
@@ -96,31 +96,31 @@ def test_too_few_tokens_raise_the_ridge_and_say_so(caplog: pytest.LogCaptureFixt
     assert "obs: 32 calibration tokens are fewer than the 64 channels" in caplog.text
 
 
-def test_what_was_never_active_is_worth_nothing() -> None:
+def test_channels_that_are_never_active_score_zero() -> None:
     scores = obs(with_ridge(torch.zeros(4, 4), 10), torch.ones(2, 4), torch.arange(4)[:, None])
     assert scores.max() < 1e-12
 
 
 def test_text_that_is_too_uniform_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     monkeypatch.setattr("optimum_ishrink.importance.gram.RIDGE", -0.5)  # no text can make it positive definite
     with pytest.raises(DataError, match="too uniform to solve layer 0 for; give more text"):
         score_model(model, binding, MANY, UNIT_CRITERIA["obs"], None, KEYS[1:])
 
 
 def test_padding_is_refused() -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     mask = torch.ones_like(MANY)
     how: Any = (UNIT_CRITERIA["obs"], None, KEYS[1:])
     whole = score_model(model, binding, MANY, *how, attention_mask=mask)
     torch.testing.assert_close(whole, score_model(model, binding, MANY, *how))
     mask[0, 3:] = 0
-    with pytest.raises(RequestError, match="'obs' takes windows without padding"):
+    with pytest.raises(RequestError, match="'obs' needs windows without padding"):
         score_model(model, binding, MANY, *how, attention_mask=mask)
 
 
 def test_activations_that_are_not_finite_name_the_layer() -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     with torch.no_grad():
         model.model.layers[1].mlp.gate_proj.weight[0, 0] = float("inf")
     with pytest.raises(DataError, match=r"enter model.layers.1.mlp.down_proj in layer 1 are not finite"):

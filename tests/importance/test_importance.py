@@ -1,12 +1,12 @@
+"""Criteria: their formulas, and what they give on tiny models."""
+
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance.batches import Batch
@@ -23,16 +23,8 @@ from optimum_ishrink.importance.criteria.thesis_mix import thesis_mix
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from optimum_ishrink.importance.engine import backward, score_model
 from optimum_ishrink.importance.weights import score_weights
-from tests.helpers.tiny import CASES, VOCAB, save_tiny, tiny_config, tiny_model
-
-KEYS = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
-WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))
-
-
-def tiny(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
-    model = tiny_model(tiny_config(model_type, variant))
-    _, binding = bind_config({**model.config.to_dict(), "model_type": model_type})
-    return model, binding
+from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
+from tests.helpers.tiny import FIRST_VARIANTS, save_tiny, tiny_config
 
 
 def test_formulas() -> None:
@@ -53,7 +45,7 @@ def test_formulas() -> None:
     assert torch.allclose(block_influence(x, -x), torch.full((3,), 2.0))
 
 
-def test_every_criterion_says_what_it_is() -> None:
+def test_every_criterion_is_described() -> None:
     for registry in (UNIT_CRITERIA, LAYER_CRITERIA):
         for name in registry:
             criterion = registry[name]
@@ -69,7 +61,7 @@ def test_every_criterion_says_what_it_is() -> None:
 
 
 def test_activation_norm_is_the_squared_change_of_the_output_without_the_unit() -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, KEYS[1:])
     down = model.model.layers[2].mlp.down_proj
     seen: list[torch.Tensor] = []
@@ -87,7 +79,7 @@ def test_activation_norm_is_the_squared_change_of_the_output_without_the_unit() 
 
 
 def test_taylor_is_the_sum_over_the_units_weights_averaged_over_batches() -> None:
-    model, binding = tiny("qwen2", 1)
+    model, binding = bound_model("qwen2", 1)
     scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], None, KEYS[1:], batch_size=3)
     neurons, groups = torch.zeros(24), torch.zeros(4)
     for batch in (WINDOWS[:3], WINDOWS[3:]):
@@ -108,8 +100,8 @@ def test_taylor_is_the_sum_over_the_units_weights_averaged_over_batches() -> Non
 @pytest.mark.parametrize(
     ("unit", "layer"), [("taylor", "block-influence"), ("thesis-mix", "perplexity"), ("obs", "divergence")]
 )
-def test_scoring_leaves_the_model_as_it_was(unit: str, layer: str) -> None:
-    model, binding = tiny()
+def test_scoring_leaves_the_model_unchanged(unit: str, layer: str) -> None:
+    model, binding = bound_model()
     logits = model(WINDOWS).logits
     model.lm_head.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -123,7 +115,7 @@ def test_scoring_leaves_the_model_as_it_was(unit: str, layer: str) -> None:
 
 
 def test_the_loss_is_shifted_and_masked() -> None:
-    model, _ = tiny()
+    model, _ = bound_model()
     model.get_output_embeddings().requires_grad_(False)
     mask = torch.ones_like(WINDOWS)
     whole = backward(model, Batch(WINDOWS, mask), seed=None)
@@ -136,7 +128,7 @@ def test_the_loss_is_shifted_and_masked() -> None:
 
 @pytest.mark.parametrize("name", ["taylor", "gradient-norm", "activation-norm", "logits-mse"])
 def test_padding_changes_no_score(name: str) -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     layer = LAYER_CRITERIA["divergence" if name == "logits-mse" else "block-influence"]
     plain = score_model(model, binding, WINDOWS, UNIT_CRITERIA[name], layer, KEYS, batch_size=2)
     padded = torch.cat([WINDOWS, torch.zeros(6, 5, dtype=torch.int64)], dim=1)
@@ -146,7 +138,7 @@ def test_padding_changes_no_score(name: str) -> None:
         torch.testing.assert_close(scores[key], plain[key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
 def test_every_criterion_scores_every_architecture(model_type: str, variant: int, tmp_path: Path) -> None:
     source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
     model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
@@ -167,7 +159,7 @@ def test_every_criterion_scores_every_architecture(model_type: str, variant: int
             if criterion.needs == "weights":
                 scores = score_weights(source.tensors, binding, criterion, keys)
             elif criterion.needs == "unit_scores":
-                continue  # it adds up what is scored here
+                continue  # it adds up other scores
             else:
                 arguments = (criterion, None) if registry is UNIT_CRITERIA else (None, criterion)
                 if experts > 1 and not criterion.sees_experts and registry is UNIT_CRITERIA:
@@ -199,31 +191,31 @@ def test_values_that_are_not_finite_name_the_layer(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["perplexity", "divergence", "block-influence"])
 def test_layers_that_are_not_finite_are_named(name: str) -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(DataError, match="layer 1"):
         score_model(model, binding, WINDOWS, None, LAYER_CRITERIA[name], KEYS[:1])
 
 
-def test_a_loss_that_is_not_finite_behind_the_layers() -> None:
-    model, binding = tiny()
+def test_a_loss_that_is_not_finite_after_finite_layers() -> None:
+    model, binding = bound_model()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(DataError, match="the loss of the calibration text is not finite"):
         score_model(model, binding, WINDOWS, UNIT_CRITERIA["taylor"], None, KEYS[1:])
 
 
-def test_no_windows() -> None:
-    model, binding = tiny()
+def test_no_windows_are_refused() -> None:
+    model, binding = bound_model()
     with pytest.raises(DataError, match="no calibration windows"):
         score_model(model, binding, WINDOWS[:0], UNIT_CRITERIA["taylor"], None, KEYS)
 
 
-def test_a_criterion_that_needs_something_else() -> None:
-    model, binding = tiny()
+def test_a_criterion_with_another_need_is_refused() -> None:
+    model, binding = bound_model()
     odd = Criterion("odd", "weights", "", "", l2_norm)
-    with pytest.raises(RequestError, match="'odd' needs weights, which is not read from a model"):
+    with pytest.raises(RequestError, match="'odd' needs weights, which is not computed on a model"):
         score_model(model, binding, WINDOWS, odd, None, KEYS)
 
 

@@ -1,4 +1,4 @@
-"""A removal's score is what a model without the unit, or without the layer, really gives."""
+"""Scores by removal equal what a model without the unit, or without the layer, gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_importance import KEYS, WINDOWS, tiny
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
@@ -17,18 +16,19 @@ from optimum_ishrink.importance.batches import Batches
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.removal import score_spans
+from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
 from tests.helpers.tiny import CASES
 
 CPU = torch.device("cpu")
 BATCHES = Batches(WINDOWS, None, 4, CPU)
 
 
-def logits_without(model: Any, binding: Any, gone: Any) -> torch.Tensor:
-    """The logits once every weight of some layers is zero, which makes them the identity."""
+def logits_without(model: Any, binding: Any, removed: Any) -> torch.Tensor:
+    """The logits when every weight of some layers is zero, which makes them the identity."""
     state = {name: parameter.clone() for name, parameter in model.state_dict().items()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(name.startswith(layer_module(binding, layer) + ".") for layer in gone):
+            if any(name.startswith(layer_module(binding, layer) + ".") for layer in removed):
                 parameter.zero_()
         logits: torch.Tensor = model(WINDOWS).logits
     model.load_state_dict(state)
@@ -37,23 +37,23 @@ def logits_without(model: Any, binding: Any, gone: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: int) -> None:
-    model, binding = tiny(model_type, variant)
+    model, binding = bound_model(model_type, variant)
     with torch.no_grad():
         base = model(WINDOWS).logits
     losses = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(0, 1), (2, 3), (1, 4)], (3,))
     distances = score_spans(model, binding, BATCHES, LAYER_CRITERIA["divergence"], [(0, 1), (3, 4), (1, 3)])
-    for value, gone in zip(losses, ({0, 3}, {2, 3}, {1, 2, 3})):
-        logits = logits_without(model, binding, gone)[:, :-1]
+    for value, removed in zip(losses, ({0, 3}, {2, 3}, {1, 2, 3})):
+        logits = logits_without(model, binding, removed)[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), WINDOWS[:, 1:].flatten())
         assert value.item() == pytest.approx(loss.item(), rel=1e-4)
-    for value, gone in zip(distances, ({0}, {3}, {1, 2})):
-        kl = kl_divergence(base, logits_without(model, binding, gone))[:, :-1].mean()
+    for value, removed in zip(distances, ({0}, {3}, {1, 2})):
+        kl = kl_divergence(base, logits_without(model, binding, removed))[:, :-1].mean()
         assert value.item() == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -> None:
-    model, binding = tiny(model_type, variant)
+    model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads"]
     if binding.sizes.get("experts", 1) == 1:
         keys.append("intermediate_size")
@@ -77,7 +77,7 @@ def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -
 @given(batch_size=st.integers(1, 7), start=st.integers(0, 3), length=st.integers(1, 4))
 @settings(max_examples=10)
 def test_batches_do_not_matter(batch_size: int, start: int, length: int) -> None:
-    model, binding = tiny("gemma2")
+    model, binding = bound_model("gemma2")
     spans = [(start, min(4, start + length))]
     for name in ("perplexity", "divergence", "block-influence"):
         batched = score_spans(model, binding, Batches(WINDOWS, None, batch_size, CPU), LAYER_CRITERIA[name], spans)
@@ -86,7 +86,7 @@ def test_batches_do_not_matter(batch_size: int, start: int, length: int) -> None
 
 
 def test_block_influence_of_single_layers_is_what_the_hooks_see() -> None:
-    model, binding = tiny("olmo2")
+    model, binding = bound_model("olmo2")
     criterion = LAYER_CRITERIA["block-influence"]
     watched = score_model(model, binding, WINDOWS, None, criterion, KEYS[:1])["num_hidden_layers"]
     spans = score_spans(model, binding, BATCHES, criterion, [(layer, layer + 1) for layer in range(4)])
@@ -94,7 +94,7 @@ def test_block_influence_of_single_layers_is_what_the_hooks_see() -> None:
 
 
 def test_the_influence_of_a_span_is_between_its_ends() -> None:
-    model, binding = tiny()
+    model, binding = bound_model()
     with torch.no_grad():
         states = model(WINDOWS, output_hidden_states=True).hidden_states
     value = score_spans(model, binding, BATCHES, LAYER_CRITERIA["block-influence"], [(1, 3)])
@@ -102,8 +102,8 @@ def test_the_influence_of_a_span_is_between_its_ends() -> None:
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_layers_that_answer_in_tuples_are_left_out_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, binding = tiny()
+def test_layers_that_return_tuples_are_left_out_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, binding = bound_model()
     expected = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(1, 2)])
 
     def forward(self: Any, input_ids: torch.Tensor, **_: Any) -> Any:
@@ -117,7 +117,7 @@ def test_layers_that_answer_in_tuples_are_left_out_as_well(monkeypatch: pytest.M
     for layer in model.model.layers:
         layer.forward = lambda *args, run=layer.forward, **kwargs: (run(*args, **kwargs),)
     monkeypatch.setattr(type(model.model), "forward", forward)
-    own = [layer.forward for layer in model.model.layers]
+    before = [layer.forward for layer in model.model.layers]
     found = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(1, 2)])
     torch.testing.assert_close(found, expected)
-    assert [layer.forward for layer in model.model.layers] == own  # what was set on the layers is there again
+    assert [layer.forward for layer in model.model.layers] == before  # what was set on the layers is restored

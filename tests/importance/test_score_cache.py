@@ -1,3 +1,5 @@
+"""The score cache: when scores are read from it, and when they are computed again."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,8 +15,9 @@ from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.importance import stage as scoring
-from optimum_ishrink.importance.score_cache import ScoreCache, cache_folder
+from optimum_ishrink.importance.score_cache import ScoreCache
 from optimum_ishrink.importance.stage import score
+from optimum_ishrink.text.calibration import Calibration
 from tests.helpers.tiny import save_tiny, tiny_config
 
 KEY: dict[str, Any] = {"criterion": "taylor", "dimension": "num_hidden_layers", "seed": 0, "text": ["a", None]}
@@ -31,7 +34,7 @@ def test_only_the_same_key_finds_the_scores(change: dict[str, Any], tmp_path_fac
     assert torch.equal(cache.read(dict(reversed(KEY.items()))), torch.arange(6.0).view(2, 3))
 
 
-def test_it_says_in_what_the_nearest_differ(tmp_path: Path) -> None:
+def test_it_names_the_entries_in_which_the_nearest_differ(tmp_path: Path) -> None:
     cache = ScoreCache(tmp_path / "none yet")
     assert cache.differences(KEY) == []
     cache.write({**KEY, "seed": 1, "text": ["b"]}, torch.zeros(1))
@@ -40,7 +43,7 @@ def test_it_says_in_what_the_nearest_differ(tmp_path: Path) -> None:
     assert cache.differences(KEY) == ["seed"]
 
 
-def test_what_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_ignored(tmp_path: Path) -> None:
     cache = ScoreCache(tmp_path)
     cache.write(KEY, torch.ones(2))
     (path,) = tmp_path.glob("*.safetensors")
@@ -51,26 +54,19 @@ def test_what_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     assert cache.read(KEY) is None
     cache.write(KEY, torch.ones(2))
     assert torch.equal(cache.read(KEY), torch.ones(2))
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # nothing half written is left
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]  # no partial file is left
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     ScoreCache(blocked / "cache").write(KEY, torch.ones(2))
     assert ScoreCache(blocked / "cache").read(KEY) is None
 
 
-def test_it_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ISHRINK_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("ISHRINK_CACHE")
-    assert cache_folder().name == "ishrink"
-
-
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
-    """The dimensions of every call that really scores, with a cache of the test's own."""
+    """The dimensions of every call that computes scores, with an empty cache."""
     monkeypatch.setenv("ISHRINK_CACHE", str(tmp_path / "cache"))
     calls: list[tuple[str, ...]] = []
     real = scoring.score_model
@@ -83,6 +79,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     return calls
 
 
+def run_scoring(folder: Path, keys: list[str], **options: Any) -> dict[str, torch.Tensor]:
+    config = IShrinkConfig(**options)
+    session = Session(open_source(folder), config)
+    return score(session, config, Calibration(config, session), keys)
+
+
 def test_a_second_run_scores_nothing_and_a_changed_one_says_why(
     counted: list[tuple[str, ...]], tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,13 +93,13 @@ def test_a_second_run_scores_nothing_and_a_changed_one_says_why(
     keys = ["num_hidden_layers", "num_key_value_heads"]
 
     def run(wanted: list[str] = keys, **changes: Any) -> dict[str, torch.Tensor]:
-        return score(Session(open_source(folder), IShrinkConfig(**{**how, **changes})), wanted)
+        return run_scoring(folder, wanted, **{**how, **changes})
 
     first = run()
     again = run()
     assert len(counted) == 1
     assert all(torch.equal(first[key], again[key]) for key in keys)
-    assert "taken from the cache" in capsys.readouterr().err
+    assert "read from the cache" in capsys.readouterr().err
     run([*keys, "intermediate_size"])  # only what is missing is scored
     assert counted[1:] == [("intermediate_size",)]
     for change in (
@@ -110,18 +112,18 @@ def test_a_second_run_scores_nothing_and_a_changed_one_says_why(
         before = len(counted)
         run(**change)
         assert len(counted) == before + 1, change
-        said = capsys.readouterr().err
-        assert "scored again, since" in said
-        assert next(iter(change)) in said or change == {"calibration_samples": 9}
-    text_file_of_other_words = tmp_path / text_file.name
-    text_file_of_other_words.write_text(text_file.read_text().replace("fox", "cat"))
+        notes = capsys.readouterr().err
+        assert "scored again, because" in notes
+        assert next(iter(change)) in notes or change == {"calibration_samples": 9}
+    changed_text = tmp_path / text_file.name
+    changed_text.write_text(text_file.read_text().replace("fox", "cat"))
     before = len(counted)
-    run(calibration=str(text_file_of_other_words))
+    run(calibration=str(changed_text))
     assert len(counted) == before + 1
-    assert "since calibration changed" in capsys.readouterr().err
+    assert "because calibration changed" in capsys.readouterr().err
     run(score_cache=False)
     assert len(counted) == before + 2
-    # The same words elsewhere, and the same weights elsewhere, are the same.
+    # The same text in another file has the same key.
     copy = tmp_path / "elsewhere.txt"
     copy.write_bytes(text_file.read_bytes())
     run(calibration=str(copy))
@@ -131,7 +133,7 @@ def test_a_second_run_scores_nothing_and_a_changed_one_says_why(
     assert len(counted) == before + 3
 
 
-def test_criteria_of_weights_are_not_kept(counted: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_criteria_of_weights_are_not_cached(counted: list[tuple[str, ...]], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", tiny_config("llama"))
-    score(Session(open_source(folder), IShrinkConfig(importance="l2-norm")), ["intermediate_size"])
+    run_scoring(folder, ["intermediate_size"], importance="l2-norm")
     assert not (tmp_path / "cache").exists()

@@ -1,4 +1,4 @@
-"""Choosing what goes, through the library and the command line: every way that the config offers."""
+"""Scoring and choosing through the library and the command line, in every way that the config offers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from optimum_ishrink import IShrinker, RequestError
-from optimum_ishrink.cli.run import main
+from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.report.scores import read_scores
+from optimum_ishrink.text.calibration import Calibration
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
 DEEP = 7
@@ -22,7 +23,7 @@ DEEP = 7
 
 @pytest.fixture(scope="module")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven layers, of which 2, 3 and 4 do next to nothing."""
+    """Seven layers, of which 2, 3 and 4 change almost nothing."""
     folder = save_tiny(tmp_path_factory.mktemp("deep"), tiny_config("llama", num_hidden_layers=DEEP))
     model = tiny_model(tiny_config("llama", num_hidden_layers=DEEP))
     with torch.no_grad():
@@ -46,29 +47,29 @@ def how(text_file: Path) -> dict[str, Any]:
     }
 
 
-# Of a random model the perplexity may fall without any layer, so it does not tell which do nothing.
+# The perplexity of a random model can fall without any layer, so it does not show which layers do nothing.
 @pytest.mark.parametrize("importance", [name for name in LAYER_CRITERIA if name != "perplexity"])
 def test_contiguous_finds_the_span_that_does_nothing(importance: str, deep_folder: Path, how: dict[str, Any]) -> None:
     shrinker = IShrinker.from_pretrained(deep_folder)
     plan = shrinker.plan(num_hidden_layers=4, layer_importance=importance, layer_selection="contiguous", **how)
     assert plan.layers == (0, 1, 5, 6)
-    assert plan.settings["layer_selection"] == "contiguous"
-    held = {**how, "keep_first_layers": 3}
-    plan = shrinker.plan(num_hidden_layers=5, layer_importance=importance, layer_selection="contiguous", **held)
+    assert plan.choice.layer_selection == "contiguous"
+    protected = {**how, "keep_first_layers": 3}
+    plan = shrinker.plan(num_hidden_layers=5, layer_importance=importance, layer_selection="contiguous", **protected)
     assert plan.layers == (0, 1, 2, 5, 6)
 
 
 @pytest.mark.parametrize("importance", ["divergence", "block-influence"])
-def test_greedy_finds_what_does_nothing(importance: str, deep_folder: Path, how: dict[str, Any]) -> None:
+def test_greedy_finds_the_layers_that_do_nothing(importance: str, deep_folder: Path, how: dict[str, Any]) -> None:
     shrinker = IShrinker.from_pretrained(deep_folder)
     plan = shrinker.plan(num_hidden_layers=4, layer_importance=importance, layer_selection="greedy", **how)
     assert plan.layers == (0, 1, 5, 6)
-    held = {**how, "keep_first_layers": 3}
-    plan = shrinker.plan(num_hidden_layers=5, layer_importance=importance, layer_selection="greedy", **held)
+    protected = {**how, "keep_first_layers": 3}
+    plan = shrinker.plan(num_hidden_layers=5, layer_importance=importance, layer_selection="greedy", **protected)
     assert plan.layers == (0, 1, 2, 5, 6)
 
 
-def test_perplexity_chooses_what_brute_force_chooses(llama_folder: Path, how: dict[str, Any]) -> None:
+def test_perplexity_chooses_like_brute_force(llama_folder: Path, how: dict[str, Any]) -> None:
     shrinker = IShrinker.from_pretrained(llama_folder)
 
     def chosen(selection: str, count: int) -> set[int]:
@@ -78,23 +79,24 @@ def test_perplexity_chooses_what_brute_force_chooses(llama_folder: Path, how: di
     greedy, span = chosen("greedy", 1), chosen("contiguous", 2)
     session = shrinker._session
     assert session is not None
+    windows = Calibration(IShrinkConfig(**how), session).windows
 
-    def loss_without(gone: set[int]) -> float:
-        model, windows = copy.deepcopy(session.model), session.calibration_windows
+    def loss_without(removed: set[int]) -> float:
+        model = copy.deepcopy(session.model)
         with torch.no_grad():
-            for layer in gone:  # all weights zero: the identity
+            for layer in removed:  # all weights zero: the identity
                 for parameter in model.model.layers[layer].parameters():
                     parameter.zero_()
             return float(model(windows, labels=windows).loss)
 
-    gone: set[int] = set()
-    while len(gone) < 3:
-        gone.add(min({*range(4)} - gone, key=lambda layer: loss_without({*gone, layer})))
-    assert greedy == gone
+    removed: set[int] = set()
+    while len(removed) < 3:
+        removed.add(min({*range(4)} - removed, key=lambda layer: loss_without({*removed, layer})))
+    assert greedy == removed
     assert span == min(({start, start + 1} for start in range(3)), key=loss_without)
 
 
-def test_a_layer_is_worth_the_sum_of_its_units(llama_folder: Path, how: dict[str, Any], tmp_path: Path) -> None:
+def test_sum_of_units_scores_a_layer_by_its_units(llama_folder: Path, how: dict[str, Any], tmp_path: Path) -> None:
     for importance in ("taylor", "l2-norm"):
         shrinker = IShrinker.from_pretrained(llama_folder)
         choice = {"importance": importance, "layer_importance": "sum-of-units", "evaluate": False, "benchmark": False}
@@ -108,8 +110,8 @@ def test_a_layer_is_worth_the_sum_of_its_units(llama_folder: Path, how: dict[str
         expected = units["num_key_value_heads"].sum(1) + units["intermediate_size"].sum(1)
         torch.testing.assert_close(scores["num_hidden_layers"], expected)
         assert result.plan.layers == tuple(sorted(expected.argsort()[1:].tolist()))
-        assert result.plan.settings["importance"] == importance
-        assert (result.plan.settings["calibration"] is None) == (importance == "l2-norm")
+        assert result.plan.choice.importance == importance
+        assert (result.plan.choice.calibration is None) == (importance == "l2-norm")
         card = (folder / "README.md").read_text()
         assert f"scored by **sum-of-units** (units by\n**{importance}**)" in card
         assert "Heads and neurons were scored" not in card
@@ -119,7 +121,7 @@ def test_a_layer_is_worth_the_sum_of_its_units(llama_folder: Path, how: dict[str
 def test_the_card_says_how_layers_were_chosen(
     selection: str, llama_folder: Path, how: dict[str, Any], tmp_path: Path
 ) -> None:
-    words = {"greedy": "scored again without it, one", "contiguous": "adjacent layers that cost least together"}
+    words = {"greedy": "scored again after each", "contiguous": "adjacent layers that cost least together"}
     quick = {"evaluate": False, "benchmark": False, "save_directory": tmp_path / "o"}
     IShrinker.from_pretrained(llama_folder).shrink(num_hidden_layers=2, layer_selection=selection, **quick, **how)
     assert words[selection] in (tmp_path / "o" / "README.md").read_text()
@@ -130,12 +132,12 @@ def test_every_criterion_makes_a_plan(importance: str, llama_folder: Path, how: 
     shape = {"num_key_value_heads": 2, "num_attention_heads": 2, "intermediate_size": 16}
     plan = IShrinker.from_pretrained(llama_folder).plan(importance=importance, importance_group_size=8, **shape, **how)
     for row in plan.units["intermediate_size"]:
-        assert {neuron // 8 for neuron in row} == {neuron // 8 for neuron in row[::8]}  # whole groups stay
+        assert {neuron // 8 for neuron in row} == {neuron // 8 for neuron in row[::8]}  # whole groups are retained
         assert len(row) == 16
-    assert plan.settings["importance"] == importance
+    assert plan.choice.importance == importance
 
 
-def test_a_group_that_does_not_fit_is_refused_before_the_model_is_loaded(
+def test_a_group_size_that_does_not_divide_is_refused_before_the_model_is_loaded(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("optimum_ishrink.checkpoint.source.load_model", lambda *_: pytest.fail("the model was loaded"))
@@ -146,7 +148,7 @@ def test_a_group_that_does_not_fit_is_refused_before_the_model_is_loaded(
     assert error.count("\n") == 1
 
 
-def test_experts_that_cannot_be_seen_are_refused_before_the_model_is_loaded(
+def test_criteria_that_cannot_score_experts_are_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("optimum_ishrink.checkpoint.source.load_model", lambda *_: pytest.fail("the model was loaded"))
@@ -196,12 +198,12 @@ def test_help_lists_the_criteria_and_needs_no_model(verb: str, capsys: pytest.Ca
     assert all(row.keys() == {"name", "score", "takes", "source"} and all(row.values()) for row in rows)
 
 
-def test_a_recipe_for_any_model_is_given_one(llama_folder: Path, how: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_without_a_model_takes_the_given_one(llama_folder: Path, how: dict[str, Any], tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     out = tmp_path / "plan.json"
     arguments = ["plan", "--model", str(llama_folder), "--config", str(root / "configs" / "l2-mlp.yaml")]
     assert main([*arguments, "--intermediate-multiple", "1", "--output", str(out)]) == 0
     plan = json.loads(out.read_text())
     assert {key for key in plan["shape"] if plan["shape"][key] != plan["new_shape"][key]} == {"intermediate_size"}
-    assert plan["settings"]["importance"] == "l2-norm"
-    assert plan["settings"]["layer_importance"] is None
+    assert plan["choice"]["importance"] == "l2-norm"
+    assert plan["choice"]["layer_importance"] is None

@@ -1,4 +1,4 @@
-"""What belongs to a unit: its weights, its gradients, its channels, and the neurons that are scored with it."""
+"""Units: their weights, gradients and channels, and the neurons that are scored together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_importance import KEYS, WINDOWS, tiny
 
 from optimum_ishrink.architectures.axes import holds_units, input_readers
 from optimum_ishrink.architectures.slicing import zero_removed
@@ -20,6 +19,7 @@ from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.units import Units, units_to_score
 from optimum_ishrink.importance.weights import score_weights
+from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
 from tests.helpers.tiny import CASES, save_tiny, tiny_config
 
 
@@ -76,7 +76,7 @@ def test_the_norm_of_a_layer_is_that_of_all_its_weights(tmp_path: Path) -> None:
     ],
 )
 def test_gradient_criteria_are_what_autograd_gives_averaged_over_batches(name: str, reduce: Any) -> None:
-    model, binding = tiny("llama", 1)
+    model, binding = bound_model("llama", 1)
     scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA[name], None, KEYS[1:], batch_size=2)
     expected = {"intermediate_size": torch.zeros(24), "num_key_value_heads": torch.zeros(4)}
     for batch in WINDOWS.split(2):
@@ -91,8 +91,8 @@ def test_gradient_criteria_are_what_autograd_gives_averaged_over_batches(name: s
 
 
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_channels_of_units_are_what_slicing_takes_for_theirs(model_type: str, variant: int) -> None:
-    _, binding = tiny(model_type, variant)
+def test_channels_of_units_are_those_that_slicing_retains(model_type: str, variant: int) -> None:
+    _, binding = bound_model(model_type, variant)
     for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
         if key == "intermediate_size" and binding.sizes.get("experts", 1) > 1:
             continue
@@ -108,13 +108,13 @@ def test_channels_of_units_are_what_slicing_takes_for_theirs(model_type: str, va
             group = binding.sizes["heads"] // binding.sizes["kv"]
             keep = {"heads": list(range(group, 2 * group)), "kv": [1]}
         shape = [channels.numel(), 3] if bound.transposed else [3, channels.numel()]
-        left = zero_removed(torch.ones(shape), bound, binding.sizes, keep)
-        rows = left if bound.transposed else left.T
+        masked = zero_removed(torch.ones(shape), bound, binding.sizes, keep)
+        rows = masked if bound.transposed else masked.T
         assert rows[:, 0].nonzero().flatten().tolist() == channels[number].tolist()
 
 
 @pytest.mark.parametrize("name", UNIT_CRITERIA.names())
-def test_a_unit_of_zeros_is_worth_nothing(name: str, tmp_path: Path) -> None:
+def test_a_unit_of_zeros_scores_zero(name: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m", tiny_config("qwen3"))
     source = open_source(folder)
     model = source.load_model(torch.float32, torch.device("cpu"))
@@ -170,7 +170,7 @@ def test_a_group_of_neurons_has_one_norm(tmp_path: Path) -> None:
 
 
 def test_criteria_that_remove_unit_after_unit_choose_groups() -> None:
-    _, binding = tiny()
+    _, binding = bound_model()
 
     def size(width: int, name: str) -> int:
         wide = dataclasses.replace(binding, sizes={**binding.sizes, "ffn": width})
@@ -186,7 +186,7 @@ def test_criteria_that_remove_unit_after_unit_choose_groups() -> None:
 
 
 def test_a_kv_group_holds_its_query_heads() -> None:
-    _, binding = tiny()
+    _, binding = bound_model()
     query, norm = (
         binding.tensors[f"model.layers.1.{name}.weight"] for name in ("self_attn.q_proj", "post_attention_layernorm")
     )

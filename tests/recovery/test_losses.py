@@ -169,7 +169,7 @@ def test_sums_are_parsed() -> None:
         ("kl:-1", "weight of loss 'kl' must be a positive number, not '-1'"),
         ("kl:much", "must be a positive number, not 'much'"),
         ("kl:nan", "must be a positive number"),
-        ("kl+ce+kl:2", "loss 'kl' stands twice"),
+        ("kl+ce+kl:2", "loss 'kl' appears twice"),
         ("", "unknown loss ''"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_step_without_gradients_gives_the_same() -> None:
 
 
 def test_layers_are_mapped() -> None:
-    assert LayerMap.of_kept([0, 1, 4, 5], 6) == LayerMap((0, 3, 4, 5), (0, 1, 4, 5))
+    assert LayerMap.of_retained([0, 1, 4, 5], 6) == LayerMap((0, 3, 4, 5), (0, 1, 4, 5))
     assert LayerMap.even(3, 6).outputs == (1, 3, 5)
     assert LayerMap.even(4, 2).outputs == (0, 0, 0, 1)
 

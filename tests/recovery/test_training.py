@@ -1,4 +1,4 @@
-"""Training on tiny models: what is trained, what is saved, what stops it, and that it goes on as if nothing was."""
+"""Training on tiny models: what is trained, what is saved, what stops it, and that it resumes exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from optimum_ishrink.errors import OutputError, TrainingError
 from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
 from optimum_ishrink.recovery.teacher_cache import CachedTeacher
-from optimum_ishrink.recovery.trainable import LoraSettings, add_lora, parse_trained, train_parameters
+from optimum_ishrink.recovery.trainable import add_lora, train_parameters
+from optimum_ishrink.recovery.trained_parts import parse_trained
 from optimum_ishrink.recovery.training import choose_teacher, micro_batch, train
 from optimum_ishrink.recovery.training_text import TrainingWindows
 from optimum_ishrink.recovery.work_folder import checkpoints, open_work
@@ -46,8 +47,8 @@ def test_every_loss_falls_on_the_text_itself(loss: str, tmp_path: Path) -> None:
     one = random_text(windows=6, held_out=2)
     found = go(tmp_path, loss=loss, text=one, epochs=10, learning_rate=1e-2)
     assert found.losses[-1] < 0.9 * found.losses[0]
-    assert len(found.losses) == found.facts["steps"] == 10
-    assert found.facts["held_out_loss"] == min(value for _, value in found.facts["held_out_losses"])
+    assert len(found.losses) == found.record.steps == 10
+    assert found.record.held_out_loss == min(value for _, value in found.record.held_out_losses)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +142,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
     monkeypatch.setattr(run, "ShowProgress", whole_bar)
     torch.rand(5)  # another process has another random state
     again = go(tmp_path / "parts", **changes)
-    assert again.facts["resumed_from_step"] == 4
+    assert again.record.resumed_from_step == 4
     assert again.losses == whole.losses
-    assert again.facts["held_out_losses"] == whole.facts["held_out_losses"]
+    assert again.record.held_out_losses == whole.record.held_out_losses
     assert all(torch.equal(again.parameters[name], value) for name, value in whole.parameters.items())
 
 
@@ -163,25 +164,27 @@ def test_sigterm_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(run, "ShowProgress", Signal)
-    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 3 of 8; the same command goes on"):
+    with pytest.raises(
+        TrainingError, match="stopped by SIGTERM after step 3 of 8; the same command resumes from there"
+    ):
         go(tmp_path / "parts")
     assert signal.getsignal(signal.SIGTERM) == before
     monkeypatch.setattr(run, "ShowProgress", original)
     again, whole = go(tmp_path / "parts"), go(tmp_path / "whole")
-    assert again.facts["resumed_from_step"] == 3
+    assert again.record.resumed_from_step == 3
     assert all(torch.equal(again.parameters[name], value) for name, value in whole.parameters.items())
 
 
 def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) -> None:
     # Text of noise: what helps on some of it hurts on the rest.
     found = go(tmp_path, loss="ce", learning_rate=0.05, save_steps=1, patience=2, epochs=4)
-    assert found.facts["steps"] == found.facts["best_step"] + 2 < found.facts["planned_steps"]
+    assert found.record.steps == found.record.best_step + 2 < found.record.planned_steps
     assert {path.name for path in checkpoints(tmp_path)} == {
-        f"checkpoint-{found.facts['best_step']}",
-        f"checkpoint-{found.facts['steps']}",
+        f"checkpoint-{found.record.best_step}",
+        f"checkpoint-{found.record.steps}",
     }
     model = cut_model(tiny_model(tiny_config("llama")))
-    add_lora(model, settings().lora, seed=0)
+    add_lora(model, settings())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in found.parameters:
@@ -190,25 +193,25 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
         ids = text.input_ids[text.trained :]
         logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
-    assert loss.item() == pytest.approx(found.facts["held_out_loss"], abs=1e-5)
+    assert loss.item() == pytest.approx(found.record.held_out_loss, abs=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny_model(tiny_config("llama"))
     live = LiveTeacher(teacher)
-    asked = 0
+    calls = 0
     original = live.teach
 
     def teach(input_ids: torch.Tensor, windows: torch.Tensor) -> Any:
-        nonlocal asked
-        asked += torch.is_grad_enabled()
-        if asked == 11:  # the first half of the sixth step
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 11:  # the first half of the sixth step
             with torch.no_grad():
                 teacher.lm_head.weight[5] = float("nan")
         return original(input_ids, windows)
 
     monkeypatch.setattr(live, "teach", teach)
-    with pytest.raises(TrainingError, match=r"NaN or infinite at step 6; the checkpoint of step 4 is kept in"):
+    with pytest.raises(TrainingError, match=r"NaN or infinite at step 6; the checkpoint of step 4 is in"):
         go(tmp_path, live)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
     with pytest.raises(TrainingError, match="at step 1; there is no checkpoint yet"):
@@ -230,11 +233,11 @@ def test_no_room_for_a_checkpoint_keeps_the_last_whole_one(tmp_path: Path, monke
         original(path, tensors)
 
     monkeypatch.setattr(trainer, "save_tensors", fill)
-    with pytest.raises(OutputError, match="No space left on device; make room .*: it goes on from step 4"):
+    with pytest.raises(OutputError, match="No space left on device; free some space .*: it resumes from step 4"):
         go(tmp_path)
     assert [path.name for path in sorted(tmp_path.glob("*check*"))] == ["checkpoint-4"]
     again = go(tmp_path)
-    assert again.facts["resumed_from_step"] == 4
+    assert again.record.resumed_from_step == 4
 
 
 def test_torchs_own_word_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +328,7 @@ def test_the_cache_is_filled_once_and_only_where_it_says_all(tmp_path: Path) -> 
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c").iterdir()}
     assert json.loads((tmp_path / "c" / "shape.json").read_text()) == {"windows": 36, "length": 16, "k": 4}
     assert settings(top_k=4, epochs=2).caches_teacher
-    assert settings(top_k=4, cache=tmp_path).caches_teacher
+    assert settings(top_k=4, cache=str(tmp_path)).caches_teacher
     assert not settings(top_k=4).caches_teacher
     assert not settings(epochs=2).caches_teacher
 
@@ -335,22 +338,22 @@ def test_the_cache_is_filled_once_and_only_where_it_says_all(tmp_path: Path) -> 
 
 def test_parts_are_parsed() -> None:
     assert parse_trained("norms + last:2") == ("norms", "last:2")
-    with pytest.raises(RequestError, match="last:9 layers were asked to be trained; the model has 4"):
+    with pytest.raises(RequestError, match="last:9 layers were requested for training; the model has 4"):
         train_parameters(tiny_model(tiny_config("llama")), ("last:9",), LAYERS)
 
 
 def test_targets_that_are_not_there() -> None:
     with pytest.raises(RequestError, match="unknown LoRA target 'q_prj' .did you mean 'q_proj'"):
-        add_lora(tiny_model(tiny_config("llama")), LoraSettings(2, 4, 0.0, ("q_prj",)), seed=0)
+        add_lora(tiny_model(tiny_config("llama")), settings(rank=2, alpha=4, targets=["q_prj"]))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "qwen3_moe"])
 def test_an_adapter_starts_at_nothing_or_where_it_is_told(model_type: str) -> None:
     ids = torch.arange(3, 12)[None]
-    how = LoraSettings(3, 5, 0.0, ())
+    how = settings(rank=3, alpha=5, seed=1)
     model = tiny_model(tiny_config(model_type))
     wanted = model(ids).logits
-    add_lora(model, how, seed=1)
+    add_lora(model, how)
     torch.testing.assert_close(model(ids).logits, wanted)
     state = torch.random.get_rng_state()
     again = tiny_model(tiny_config(model_type))
@@ -363,6 +366,6 @@ def test_an_adapter_starts_at_nothing_or_where_it_is_told(model_type: str) -> No
     moved = tiny_model(tiny_config(model_type))
     with torch.no_grad():
         moved.get_parameter(name).add_(delta)
-    add_lora(again, how, seed=1, start={name: delta})
+    add_lora(again, how, start={name: delta})
     torch.testing.assert_close(again(ids).logits, moved(ids).logits, atol=1e-4, rtol=1e-4)
     torch.random.set_rng_state(state)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.recovery.self_text import own_words
+from optimum_ishrink.recovery.self_text import self_text
 from optimum_ishrink.recovery.targets import IGNORED
 from optimum_ishrink.recovery.training_text import HELD_OUT_MOST, pack, recovery_text, row_segments, source_documents
 from optimum_ishrink.text.sampling import sample_text
@@ -85,7 +86,7 @@ def test_labels_stand_on_answers_alone() -> None:
 
 def test_text_that_is_too_short() -> None:
     with pytest.raises(
-        DataError, match=r"x gives 4 tokens, 0 windows of 6; 2 were asked for: give more text, or fewer"
+        DataError, match=r"x gives 4 tokens, 0 windows of 6; 2 were requested: give more text, or fewer"
     ):
         pack([[("abc", False)]], tiny_tokenizer(), 6, 2, labels="text", seed=0, label="x")
 
@@ -105,7 +106,7 @@ def sources(tmp_path: Path) -> dict[str, TextSource]:
         ("text.jsonl", "row 1 of text.jsonl has no answer to take labels from; give rows with 'messages'"),
         ("plain.txt", "plain.txt is plain text without answers"),
         ("pydoc", "Python reference topics is plain text without answers"),
-        ("self", "the model's own words have no answers"),
+        ("self", "text that the model samples itself has no answers to take labels from"),
     ],
 )
 def test_labels_asked_of_text_that_has_none(name: str, message: str, tmp_path: Path) -> None:
@@ -113,23 +114,20 @@ def test_labels_asked_of_text_that_has_none(name: str, message: str, tmp_path: P
         mix(tmp_path, name, labels="answers")
 
 
-def mix(tmp_path: Path, *names: str, tokens: int = 640, step: int = 4, labels: Any = "text", **how: Any) -> Any:
+def mix(tmp_path: Path, *names: str, tokens: int = 640, step: int = 4, labels: str = "text") -> Any:
     known = sources(tmp_path)
 
     def sample(count: int) -> torch.Tensor:
         return torch.full((count, 16), 7)
 
-    return recovery_text(
-        [known[name] for name in names],
-        tiny_tokenizer(),
-        length=16,
-        tokens=tokens,
-        step=step,
-        labels=labels,
-        seed=0,
-        sample=sample,
-        **how,
+    options = IShrinkConfig(
+        recovery_data=[known[name].text for name in names],
+        recovery_length=16,
+        recovery_tokens=tokens,
+        recovery_batch_size=step,
+        recovery_labels=labels,
     )
+    return recovery_text(options, tiny_tokenizer(), sample=sample)
 
 
 def test_sources_are_mixed_in_equal_shares_and_steps_are_whole(tmp_path: Path) -> None:
@@ -179,23 +177,23 @@ def test_plain_text_and_documents_of_rows(tmp_path: Path) -> None:
         list(TextSource(str(tmp_path / "odd.jsonl")).rows())
 
 
-# The teacher's own words.
+# Text that the model samples itself.
 
 
-def test_own_words_leave_out_what_is_unlikely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_text_leaves_out_what_is_unlikely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     drawn = sample_text(model, tokenizer, 12, 10, seed=3)
     cache = tmp_path / "deep" / "self.safetensors"
-    words = own_words(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache)
-    kept = drawn.surprise.argsort()[:8].sort().values
+    words = self_text(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache)
+    kept = drawn.mean_nll.argsort()[:8].sort().values
     assert torch.equal(words, drawn.input_ids[kept])
     monkeypatch.setattr("optimum_ishrink.recovery.self_text.sample_text", None)
-    assert torch.equal(own_words(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache), words)
+    assert torch.equal(self_text(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache), words)
 
 
 def test_a_low_temperature_draws_what_is_likely() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
-    cold, warm = (sample_text(model, tokenizer, 12, 8, seed=3, temperature=t).surprise.mean() for t in (0.3, 1.0))
+    cold, warm = (sample_text(model, tokenizer, 12, 8, seed=3, temperature=t).mean_nll.mean() for t in (0.3, 1.0))
     assert cold < warm
-    plain = own_words(model, tokenizer, 12, 8, seed=3, dropped=0.0)
+    plain = self_text(model, tokenizer, 12, 8, seed=3, dropped=0.0)
     assert torch.equal(plain, sample_text(model, tokenizer, 12, 8, seed=3).input_ids)

@@ -1,22 +1,26 @@
+"""Compensation: projections are re-fit by ridge regression after the cut."""
+
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_masked_equals_sliced import cut_to, load, random_plan
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
-from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
+from optimum_ishrink.report.compensation import CompensationRecord, ProjectionRepair
 from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.report.run import Run
 from optimum_ishrink.surgery import least_squares
-from optimum_ishrink.surgery.compensation import Repair, compensate, make_folds, needs_cut_model
-from tests.helpers.tiny import CASES, VOCAB, save_tiny, supported_shape, tiny_config
+from optimum_ishrink.surgery.compensation import compensate, needs_cut_model
+from tests.helpers.cutting import cut_to, load, random_plan
+from tests.helpers.tiny import FIRST_VARIANTS, VOCAB, save_tiny, supported_shape, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
 
@@ -28,7 +32,7 @@ def cut_pair(folder: Path, shape: dict[str, int], seed: int = 3) -> tuple[Any, A
 
 def repaired(
     base: Any, model: Any, binding: Any, plan: Plan, windows: torch.Tensor = WINDOWS, **how: Any
-) -> tuple[dict[str, torch.Tensor], list[Repair]]:
+) -> tuple[dict[str, torch.Tensor], list[ProjectionRepair]]:
     """Repair the cut model in memory, as the pipeline repairs its file."""
     weights: dict[str, torch.Tensor] = {}
     cut_model = model if needs_cut_model(binding, plan) else None
@@ -45,7 +49,7 @@ def divergence(base: Any, model: Any, windows: torch.Tensor) -> float:
         return kl_divergence(base(windows).logits, model(windows).logits).mean().item()
 
 
-def test_neurons_that_others_can_stand_in_for_are_lost_without_a_trace(tmp_path: Path) -> None:
+def test_removed_neurons_that_others_can_replace_leave_the_output_unchanged(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama", hidden_act="relu"))
     base = load(folder)
     with torch.no_grad():
@@ -55,8 +59,6 @@ def test_neurons_that_others_can_stand_in_for_are_lost_without_a_trace(tmp_path:
     base.save_pretrained(folder)
     raw = json.loads((folder / "config.json").read_text())
     plan, _, binding = random_plan(raw, {"intermediate_size": 12}, 0)
-    import dataclasses
-
     plan = dataclasses.replace(plan, units={**plan.units, "intermediate_size": (tuple(range(12)),) * 4})
     model = load(cut_to(folder, tmp_path / "cut", plan))
     before = divergence(base, model, WINDOWS)
@@ -65,11 +67,11 @@ def test_neurons_that_others_can_stand_in_for_are_lost_without_a_trace(tmp_path:
     assert divergence(base, model, WINDOWS) < before / 1000
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
 def test_every_architecture_is_repaired(
     model_type: str, variant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(least_squares, "RIDGES", (0.1,))  # which ridge is best is another test
+    monkeypatch.setattr(least_squares, "RIDGES", (0.1,))  # another test covers the choice of a ridge
     config = tiny_config(model_type, variant)
     folder = save_tiny(tmp_path / "base", config)
     wanted = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
@@ -82,7 +84,7 @@ def test_every_architecture_is_repaired(
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "phi", "gpt_neox", "apertus"])
-def test_the_cut_layers_are_the_bases_own_with_channels_unread(
+def test_cut_layers_equal_the_bases_layers_with_channels_unread(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(least_squares, "RIDGES", (0.1,))
@@ -99,18 +101,18 @@ def test_the_cut_layers_are_the_bases_own_with_channels_unread(
         torch.testing.assert_close(masked[name], sliced[name], atol=1e-3, rtol=1e-2)
 
 
-def test_a_dropped_layer_is_taken_over_by_the_one_before(tmp_path: Path) -> None:
+def test_the_layer_before_replaces_a_dropped_layer(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("qwen3"))
     base, model, binding, plan = cut_pair(folder, {"num_hidden_layers": 2})
     before = divergence(base, model, WINDOWS)
     _, repairs = repaired(base, model, binding, plan)
-    gone = sorted(set(range(4)) - set(plan.layers))
-    before_gap = [i for i, layer in enumerate(plan.layers) if layer + 1 in gone]
+    removed = sorted(set(range(4)) - set(plan.layers))
+    before_gap = [i for i, layer in enumerate(plan.layers) if layer + 1 in removed]
     assert [repair.name for repair in repairs] == [f"model.layers.{i}.mlp.down_proj.weight" for i in before_gap]
     assert divergence(base, model, WINDOWS) < before
 
 
-def test_the_file_holds_what_was_solved(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+def test_the_file_holds_the_refitted_weights(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     how = {
         "intermediate_size": 16,
         "calibration": str(text_file),
@@ -123,20 +125,20 @@ def test_the_file_holds_what_was_solved(llama_folder: Path, text_file: Path, tmp
     plain = shrinker.shrink(compensation="none", save_directory=tmp_path / "plain", **how)
     repaired = shrinker.shrink(compensation="ridge", save_directory=tmp_path / "repaired", **how)
     assert plain.plan.units == repaired.plan.units
-    repairs = Plan.from_json(read_json(tmp_path / "repaired" / "ishrink_plan.json")).settings["compensation"][
-        "repairs"
-    ]
-    changed = {repair["name"] for repair in repairs if repair["ridge"] is not None}
+    assert plain.report.compensation == CompensationRecord("none")
+    found = Run.read(tmp_path / "repaired").report.compensation
+    assert found is not None and found.method == "ridge"
+    changed = {repair.name for repair in found.repairs if repair.ridge is not None}
     assert changed
     before, after = read_index(tmp_path / "plain"), read_index(tmp_path / "repaired")
     for name in before:
         same = torch.equal(read_tensor(before[name]), read_tensor(after[name]))
         assert same == (name not in changed), name
-    assert "solved anew in closed form" in (tmp_path / "repaired" / "README.md").read_text()
-    assert "solved anew" not in (tmp_path / "plain" / "README.md").read_text()
+    assert "ridge regression" in (tmp_path / "repaired" / "README.md").read_text()
+    assert "ridge regression" not in (tmp_path / "plain" / "README.md").read_text()
 
 
-def test_too_few_windows(tmp_path: Path) -> None:
+def test_too_few_windows_are_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama"))
     base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
     with pytest.raises(DataError, match="needs at least 4 calibration windows, not 3"):
@@ -144,7 +146,7 @@ def test_too_few_windows(tmp_path: Path) -> None:
 
 
 def test_too_few_windows_are_refused_before_the_work(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimum_ishrink.pipeline.plan_cut", lambda *_, **__: pytest.fail("the long work had begun"))
+    monkeypatch.setattr("optimum_ishrink.pipeline.cutting.score", lambda *_, **__: pytest.fail("scoring had started"))
     with pytest.raises(DataError, match="at least 4 calibration windows, not 2; raise calibration_samples"):
         IShrinker.from_pretrained(llama_folder).shrink(intermediate_size=16, calibration_samples=2)
 
@@ -158,21 +160,12 @@ def test_activations_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
         repaired(base, model, binding, plan)
 
 
-def test_each_kind_of_text_is_a_fold() -> None:
-    kinds = torch.tensor([0, 1, 2, 0, 1, 2])
-    assert [rows.tolist() for rows in make_folds(6, kinds)] == [[0, 3], [1, 4], [2, 5]]
-    one = [[0, 4], [1, 5], [2], [3]]
-    assert [rows.tolist() for rows in make_folds(6, None)] == one
-    assert [rows.tolist() for rows in make_folds(6, torch.full((6,), 3))] == one
-    assert [rows.tolist() for rows in make_folds(6, torch.arange(6))] == [[0, 4], [1, 5], [2], [3]]
-
-
-def test_few_tokens_are_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_tokens_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama"))
     base, model, binding, plan = cut_pair(folder, {"intermediate_size": 16})
     repaired(base, model, binding, plan, WINDOWS[:4, :3])
-    said = [line for line in capsys.readouterr().err.splitlines() if "fewer than" in line]
-    assert len(said) >= 1
-    assert "12 calibration tokens are fewer than the 16 inputs of mlp.down_proj, so its ridge is at least" in said[0]
+    notes = [line for line in capsys.readouterr().err.splitlines() if "fewer than" in line]
+    assert notes
+    assert "12 calibration tokens are fewer than the 16 inputs of mlp.down_proj, so its ridge is at least" in notes[0]
     repaired(base, model, binding, plan)
     assert "fewer than" not in capsys.readouterr().err

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_masked_equals_sliced import SHAPES, cut_to, random_plan
 
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.checkpoint.tensors import read_index
-from optimum_ishrink.checkpoint.writing import carry_files, write_weights
+from optimum_ishrink.checkpoint.writing import carry_files, verify_checkpoint, write_weights
 from optimum_ishrink.errors import VerificationError
-from optimum_ishrink.surgery import verify_checkpoint
 from optimum_ishrink.surgery.cut import outgoing_tensors
+from tests.helpers.cutting import SHAPES, cut_to, random_plan
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
 
@@ -33,7 +32,7 @@ def test_only_the_planned_keys_of_the_config_change(llama_folder: Path, cut: Pat
     assert after["head_dim"] == 8
 
 
-def test_an_implied_head_dim_is_written_when_heads_go(tmp_path: Path) -> None:
+def test_an_implied_head_dim_is_written_when_heads_are_removed(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama", 2))
     edit_json(folder / "config.json", head_dim=None)
     raw = json.loads((folder / "config.json").read_text())
@@ -64,7 +63,7 @@ def test_several_chat_templates_are_carried_over(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "additional_chat_templates" / "tool.jinja").read_bytes() == b"{{ tools }}"
 
 
-def test_dtypes_are_kept_tensor_by_tensor(tmp_path: Path) -> None:
+def test_every_tensor_has_the_dtype_of_its_source(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("llama"))
     tensors = load_file(folder / "model.safetensors")
     for name in tensors:
@@ -121,7 +120,7 @@ def test_the_same_plan_gives_the_same_bytes(llama_folder: Path, tmp_path: Path) 
     ("fault", "message"),
     [
         ("missing", "model.norm.weight is missing"),
-        ("extra", "stranger is unexpected"),
+        ("extra", "surplus is unexpected"),
         ("shape", r"model.norm.weight is \[3\], expected \[32\]"),
     ],
 )
@@ -130,7 +129,7 @@ def test_verification_finds_every_fault(cut: Path, fault: str, message: str) -> 
     if fault == "missing":
         del tensors["model.norm.weight"]
     elif fault == "extra":
-        tensors["stranger"] = torch.ones(1)
+        tensors["surplus"] = torch.ones(1)
     else:
         tensors["model.norm.weight"] = torch.ones(3)
     save_file(tensors, cut / "model.safetensors", {"format": "pt"})

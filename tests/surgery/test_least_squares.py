@@ -17,19 +17,19 @@ from optimum_ishrink.surgery.least_squares import (
 )
 
 
-def test_the_ridge_goes_from_least_squares_to_the_weight_that_was() -> None:
+def test_the_ridge_leads_from_least_squares_to_the_cut_weight() -> None:
     torch.manual_seed(0)
     x, y, w = torch.randn(200, 6), torch.randn(200, 3), torch.randn(3, 6)
     loose = solve_ridge(x.T @ x, y.T @ x, w, 1e-12)
     torch.testing.assert_close(loose.float(), torch.linalg.lstsq(x, y).solution.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(solve_ridge(x.T @ x, y.T @ x, w, 1e9).float(), w, atol=1e-5, rtol=1e-5)
-    # The gradient of the ridge's own objective is zero at the solution.
+    # The gradient of the ridge objective is zero at the solution.
     solved, strength = solve_ridge(x.T @ x, y.T @ x, w, 0.3), 0.3 * (x.T @ x).diagonal()
     gradient = (x.double() @ solved.T - y).T @ x.double() + strength * (solved - w)
     assert gradient.abs().max() < 1e-4
 
 
-def test_a_map_of_low_rank_is_the_nearest_on_the_inputs() -> None:
+def test_a_map_of_restricted_rank_is_the_nearest_on_the_inputs() -> None:
     torch.manual_seed(0)
     x, update = torch.randn(200, 6) * torch.tensor([9.0, 1, 1, 1, 1, 0.1]), torch.randn(5, 6).double()
     gram = x.T @ x
@@ -59,14 +59,14 @@ def test_the_units_of_a_channel_do_not_matter(factor: float, channel: int) -> No
     torch.testing.assert_close(plain, scaled * scale, atol=1e-6, rtol=1e-6)
 
 
-def test_directions_without_data_keep_the_weight() -> None:
+def test_directions_without_data_retain_the_weight() -> None:
     x, w = torch.zeros(50, 4), torch.randn(2, 4)
     x[:, 0] = torch.randn(50)
     solved = solve_ridge(x.T @ x, torch.ones(50, 2).T @ x, w, 0.01)
     torch.testing.assert_close(solved[:, 1:].float(), w[:, 1:])
 
 
-def test_what_cannot_be_solved() -> None:
+def test_sums_that_cannot_be_solved_are_refused() -> None:
     with pytest.raises(DataError, match="not finite"):
         solve_ridge(torch.full((2, 2), float("nan")), torch.ones(1, 2), torch.ones(1, 2), 0.1)
     with pytest.raises(DataError, match="too uniform to solve"):
@@ -100,7 +100,7 @@ def folds_of(x: torch.Tensor, y: torch.Tensor, parts: int) -> list[Moments]:
     return found
 
 
-def test_a_weight_that_is_already_best_stays() -> None:
+def test_a_weight_that_is_already_best_is_retained() -> None:
     torch.manual_seed(2)
     w, x = torch.randn(3, 5), torch.randn(30, 5)
     exact, ridge, before, after = choose_repair(folds_of(x, x @ w.T, 2), w)
@@ -109,12 +109,12 @@ def test_a_weight_that_is_already_best_stays() -> None:
     assert torch.equal(exact, w.double())
 
 
-def test_the_ridge_is_the_best_of_all_on_what_is_held_out() -> None:
+def test_the_chosen_ridge_is_the_best_on_held_out_text() -> None:
     torch.manual_seed(3)
     x, true = torch.randn(60, 20), torch.randn(4, 20)
     y, w = x @ true.T + 0.5 * torch.randn(60, 4), true + 0.3 * torch.randn(4, 20)
     folds = folds_of(x, y, 3)
-    whole = [fold.mirrored().of_outputs(slice(None, None, 4)) for fold in folds_of(x, y, 3)]  # as it compares them
+    whole = [fold.mirrored().of_outputs(slice(None, None, 4)) for fold in folds_of(x, y, 3)]  # as they are compared
     errors = {}
     for ridge in RIDGES:
         errors[ridge] = sum(

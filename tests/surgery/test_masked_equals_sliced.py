@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,95 +17,27 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.planning.config_edit import edit_config
-from optimum_ishrink.planning.plan import ShapeRequest, complete_shape, make_plan
-from optimum_ishrink.report.plan import Plan
-from optimum_ishrink.surgery.cut import write_checkpoint
-from optimum_ishrink.surgery.units import masked_state
-from tests.helpers.tiny import CASES, VOCAB, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
-
-SHAPES: dict[str, dict[str, int]] = {
-    "layers": {"num_hidden_layers": 2},
-    "groups": {"num_key_value_heads": 2},
-    "query heads": {"num_attention_heads": 4},
-    "merged": {"num_key_value_heads": 2, "num_attention_heads": 8},
-    "neurons": {"intermediate_size": 13},
-    "all": {"num_hidden_layers": 3, "num_key_value_heads": 2, "num_attention_heads": 2, "intermediate_size": 7},
-}
-IDS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+from tests.helpers.cutting import IDS, SHAPES, cut_to, load, logits, masked_model, random_plan
+from tests.helpers.masking import masked_state
+from tests.helpers.tiny import CASES, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
 
 
-def random_plan(
-    raw: dict[str, Any], shape: dict[str, int], seed: int, *, merge: bool = False
-) -> tuple[Plan, Any, Any]:
-    config, binding = bind_config(raw)
-    generator = torch.Generator().manual_seed(seed)
-    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.sizes.get("experts", 1)
-    scores = {
-        "num_hidden_layers": torch.rand(layers, generator=generator),
-        "num_key_value_heads": torch.rand(layers, binding.sizes["kv"], generator=generator),
-        "num_attention_heads": torch.rand(layers, binding.sizes["heads"], generator=generator),
-        "intermediate_size": torch.rand(layers, neurons, generator=generator),
-        "key_value_similarity": torch.rand(layers, binding.sizes["kv"], binding.sizes["kv"], generator=generator),
-    }
-    request = ShapeRequest(
-        shape, intermediate_multiple=1, keep_first_layers=0, keep_last_layers=0, merge_key_value_heads=merge
-    )
-    plan = make_plan(
-        model="tiny",
-        revision=None,
-        raw_config=raw,
-        config=config,
-        binding=binding,
-        shape=complete_shape(binding, shape),
-        request=request,
-        scores=scores,
-        settings={},
-    )
-    return plan, config, binding
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        result: torch.Tensor = model(IDS).logits
-    return result
-
-
-def load(folder: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    return model
-
-
-def masked_model(folder: Path, target: Path, binding: Any, plan: Plan) -> Any:
-    """The original with the removed parts at zero, written to disk and loaded as any checkpoint."""
-    shutil.copytree(folder, target)
-    tensors = masked_state(binding, plan, load_file(folder / "model.safetensors"))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"}
-    )
-    return load(target)
-
-
-def cut_to(folder: Path, target: Path, plan: Plan) -> Path:
-    source = open_source(folder)
-    edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
-    target.mkdir()
-    write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, target)
-    return target
-
-
+# In every variant of every architecture: all dimensions at once, and heads that are merged.
+@pytest.mark.parametrize(
+    "cuts",
+    [["all", "merged"], pytest.param(["layers", "groups", "query heads", "neurons"], marks=pytest.mark.slow)],
+    ids=["together", "one by one"],
+)
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
-def test_masked_equals_sliced(model_type: str, variant: int, tmp_path: Path) -> None:
+def test_masked_equals_sliced(model_type: str, variant: int, cuts: list[str], tmp_path: Path) -> None:
     config = tiny_config(model_type, variant)
     folder = save_tiny(tmp_path / "base", config)
     original = logits(load(folder))
     raw = json.loads((folder / "config.json").read_text())
-    for number, (what, wanted) in enumerate(SHAPES.items()):
-        shape = supported_shape(config, wanted)
+    for number, what in enumerate(cuts):
+        shape = supported_shape(config, SHAPES[what])
         if not shape:
             continue  # the architecture cannot change this dimension; the support table says why
         plan, _, binding = random_plan(raw, shape, seed=3, merge=what == "merged")
@@ -119,7 +50,7 @@ def test_masked_equals_sliced(model_type: str, variant: int, tmp_path: Path) -> 
             assert logits(shrunk).isfinite().all()
         else:
             torch.testing.assert_close(logits(shrunk), expected, atol=1e-5, rtol=1e-5, msg=what)
-        # The cut was not for nothing: the original gives other logits.
+        # The cut changes something: the original gives other logits.
         assert (original - expected).abs().max() > 1e-3, what
 
 
@@ -148,7 +79,7 @@ def test_generation_with_the_cache_equals_without(model_type: str, variant: int,
     neurons=st.sampled_from([8, 16, 24]),
     seed=st.integers(0, 2**20),
 )
-def test_any_keep_set(
+def test_any_retained_set(
     model_type: str, layers: int, groups: int, group: int, neurons: int, seed: int, tmp_path_factory: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -171,7 +102,7 @@ def test_merging_identical_heads_changes_nothing(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         if "k_proj" in name or "v_proj" in name:
             heads = tensor.view(4, 4, *tensor.shape[1:])
-            heads[2], heads[3] = heads[0].clone(), heads[1].clone()  # 0 and 2 are one, and 1 and 3
+            heads[2], heads[3] = heads[0].clone(), heads[1].clone()  # 0 equals 2, and 1 equals 3
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     result = IShrinker.from_pretrained(folder).shrink(
         num_key_value_heads=2,
@@ -200,7 +131,7 @@ def test_a_shape_that_llama_refuses_is_written_as_mistral_to_the_bit(tmp_path: P
     result = shrinker.shrink(num_key_value_heads=3, allow_class_change=True, save_directory=tmp_path / "cut", **how)
     assert type(result.model).__name__ == "MistralForCausalLM"
     assert result.plan.config_changes["model_type"] == ("llama", "mistral")
-    assert "It is written as `mistral`" in (tmp_path / "cut" / "README.md").read_text()
+    assert "the checkpoint is written as `mistral`" in (tmp_path / "cut" / "README.md").read_text()
     binding = bind_config(raw)[1]
     masked = masked_model(folder, tmp_path / "masked", binding, result.plan)
     torch.testing.assert_close(logits(load(tmp_path / "cut")), logits(masked), atol=1e-5, rtol=1e-5)
@@ -227,7 +158,7 @@ def test_an_identity_plan_gives_the_same_bytes(tmp_path: Path) -> None:
 
 LOAD = """
 import json, sys
-sys.modules["optimum_ishrink"] = None  # a stranger's machine
+sys.modules["optimum_ishrink"] = None  # a machine without this package
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 for folder in sys.argv[1:]:
@@ -239,9 +170,19 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_a_fresh_process_loads_every_architecture_without_this_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("llama", 1), ("gpt2", 0), ("phi3", 0), ("gpt_oss", 0), ("gemma3_text", 0)],
+        pytest.param(CASES, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_a_fresh_process_loads_every_architecture_without_this_package(
+    cases: list[tuple[str, int]], tmp_path: Path
+) -> None:
     folders, expected = [], []
-    for model_type, variant in CASES:
+    for model_type, variant in cases:
         folder = save_tiny(
             tmp_path / f"{model_type}-{variant}", tiny_config(model_type, variant), max_shard_size="20KB"
         )
@@ -266,6 +207,6 @@ def test_zeroed_layers_are_the_identity() -> None:
     raw = {**model.config.to_dict(), "model_type": "llama"}
     plan, _, binding = random_plan(raw, {"num_hidden_layers": 1}, seed=0)
     masked = masked_state(binding, plan, model.state_dict())
-    gone = [layer for layer in range(4) if layer not in plan.layers]
-    assert len(gone) == 3
-    assert all(not masked[name].any() for name in masked for layer in gone if f".layers.{layer}." in name)
+    removed = [layer for layer in range(4) if layer not in plan.layers]
+    assert len(removed) == 3
+    assert all(not masked[name].any() for name in masked for layer in removed if f".layers.{layer}." in name)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.text.sampling import sample_text
+from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 
-def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
+def test_sampling_follows_the_models_distribution_and_the_seed() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     state = torch.random.get_rng_state()
     windows = sample_text(model, tokenizer, 12, 6, seed=3, batch_size=4).input_ids
@@ -17,7 +17,7 @@ def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
     assert (windows[:, 0] == tokenizer.bos_token_id).all()
     assert torch.equal(windows, sample_text(model, tokenizer, 12, 6, seed=3, batch_size=4).input_ids)
     assert not torch.equal(windows, sample_text(model, tokenizer, 12, 6, seed=4, batch_size=4).input_ids)
-    # A model to which all tokens are equally likely says nearly all of them.
+    # A model for which all tokens are equally likely samples nearly all of them.
     with torch.no_grad():
         model.lm_head.weight.zero_()
     uniform = sample_text(model, tokenizer, 26, 60, seed=0).input_ids[:, 1:].flatten()
@@ -25,7 +25,7 @@ def test_sampling_is_the_models_own_distribution_and_seeded() -> None:
     assert uniform.unique().numel() > 0.95 * VOCAB
 
 
-def test_surprise_is_that_of_a_plain_forward_pass() -> None:
+def test_mean_nll_is_that_of_a_plain_forward_pass() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     for temperature in (1.0, 0.5):
         drawn = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4, temperature=temperature)
@@ -34,10 +34,10 @@ def test_surprise_is_that_of_a_plain_forward_pass() -> None:
         expected = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), drawn.input_ids[:, 1:].flatten(), reduction="none"
         )
-        torch.testing.assert_close(drawn.surprise, expected.view(10, 11).double().mean(1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(drawn.mean_nll, expected.view(10, 11).double().mean(1), atol=1e-5, rtol=1e-5)
 
 
-def test_sampling_starts_where_a_user_speaks_and_again_after_the_end() -> None:
+def test_sampling_starts_at_a_users_turn_and_restarts_after_the_end() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer))
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -58,7 +58,7 @@ def _saved(tokenizer: object) -> str:
     return folder
 
 
-def test_a_tokenizer_that_gives_nothing_to_start_from() -> None:
+def test_a_tokenizer_without_a_start_token() -> None:
     tokenizer = type(tiny_tokenizer()).from_pretrained(_saved(tiny_tokenizer()))
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(DataError, match="neither a beginning- nor an end-of-text token"):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from optimum_ishrink import IShrinkConfig
-from optimum_ishrink.checkpoint.session import check_request
 from optimum_ishrink.errors import DataError
-from optimum_ishrink.text.calibration import calibration_windows, further_windows, window_kinds
-from optimum_ishrink.text.sources import PYDOC, TextSource, label_sources, parse_sources, portions, row_text
+from optimum_ishrink.evaluation.inputs import check_evaluation_texts
+from optimum_ishrink.text.calibration import calibration_windows, held_out_windows, window_kinds
+from optimum_ishrink.text.sources import PYDOC, TextSource, label_sources, parse_sources, row_text, windows_per_source
 from optimum_ishrink.text.windows import token_windows
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 
@@ -84,7 +84,7 @@ def test_a_data_set_without_text_is_empty(monkeypatch: pytest.MonkeyPatch) -> No
         TextSource("org/name").documents()
 
 
-def test_blank_documents_are_left_out(tmp_path: Path) -> None:
+def test_blank_documents_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": " "}\n{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
     assert list(TextSource(str(tmp_path / "a.jsonl")).documents()) == ["one", "two"]
 
@@ -111,7 +111,7 @@ def test_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         source.documents()
 
 
-def test_labels_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def labels(text: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_labels_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert labels("a.txt,./a.txt,x/../a.txt,self,self") == ["a.txt", "a.txt (2)", "a.txt (3)", "self", "self (2)"]
 
 
-def test_a_hub_data_set_that_cannot_be_had() -> None:
+def test_a_hub_data_set_that_cannot_be_loaded() -> None:
     with pytest.raises(DataError, match="neither a .txt or .jsonl file nor a Hub data set"):
         list(TextSource("nobody/nothing").documents())
 
@@ -172,11 +172,11 @@ def test_windows_are_drawn_by_seed(tmp_path: Path) -> None:
 def test_text_that_is_too_short() -> None:
     with pytest.raises(DataError, match="short gives 6 tokens, 0 windows of 8: give more text"):
         token_windows(["hello"], tiny_tokenizer(), 8, None, seed=None, label="short")
-    with pytest.raises(DataError, match="3 windows of 2; 4 were asked for"):
+    with pytest.raises(DataError, match="3 windows of 2; 4 were requested"):
         token_windows(["hello"], tiny_tokenizer(), 2, 4, seed=None, label="short")
 
 
-def test_pythons_own_reference_is_there() -> None:
+def test_pythons_reference_topics_are_a_source() -> None:
     assert sum(len(text) for text in TextSource(PYDOC).documents()) > 100_000
     assert label_sources([TextSource(PYDOC)]) == ["Python reference topics"]
 
@@ -200,8 +200,8 @@ def test_a_fingerprint_is_of_the_contents(text_file: Path, other_text: Path) -> 
     assert TextSource("self").fingerprint() is None
 
 
-def test_further_windows_share_no_token_with_those_that_are_calibrated_on(tmp_path: Path) -> None:
-    # Every line is another one, so that a window says where it comes from.
+def test_held_out_windows_share_no_token_with_calibration(tmp_path: Path) -> None:
+    # Every line is different, so that a window shows where it is from.
     (tmp_path / "a.txt").write_text("\n".join(f"a{i:05d}" for i in range(400)))
     (tmp_path / "copy.txt").write_text((tmp_path / "a.txt").read_text())
     (tmp_path / "b.txt").write_text("\n".join(f"b{i:05d}" for i in range(400)))
@@ -212,40 +212,40 @@ def test_further_windows_share_no_token_with_those_that_are_calibrated_on(tmp_pa
     assert len(seen) > 40
     how = {"calibrated": calibrated, "calibration_samples": 5, "calibration_length": 70, "seed": 1}
     for texts in (calibrated, parse_sources(str(tmp_path / "copy.txt")), (*calibrated, *calibrated)):
-        windows = further_windows(texts, None, tokenizer, samples=4, length=50, **how)
+        windows = held_out_windows(texts, None, tokenizer, samples=4, length=50, **how)
         assert windows.shape == (4, 50)
         assert len({tuple(window.tolist()) for window in windows}) == 4
         found = set(re.findall(r"[ab]\d{5}", " ".join(tokenizer.batch_decode(windows))))
         assert len(found) > 20
         assert not found & seen
-        assert torch.equal(windows, further_windows(texts, None, tokenizer, samples=4, length=50, **how))
+        assert torch.equal(windows, held_out_windows(texts, None, tokenizer, samples=4, length=50, **how))
     with pytest.raises(DataError, match="2 text sources need at least as many samples to measure on, not 1"):
-        further_windows(calibrated, None, tokenizer, samples=1, length=50, **how)
-    message = r"a.txt gives \d+ tokens, \d+ windows of 50 behind the 210 that are calibrated on; 200 were asked for"
+        held_out_windows(calibrated, None, tokenizer, samples=1, length=50, **how)
+    message = r"a.txt gives \d+ tokens, \d+ windows of 50 after the 210 used for calibration; 200 were requested"
     with pytest.raises(DataError, match=message):
-        further_windows(calibrated, None, tokenizer, samples=400, length=50, **how)
+        held_out_windows(calibrated, None, tokenizer, samples=400, length=50, **how)
 
 
-def test_further_words_of_the_model_are_others() -> None:
+def test_held_out_samples_of_the_model_differ() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     sources = parse_sources("self")
     taken = calibration_windows(sources, model, tokenizer, samples=4, length=12, seed=0)
     how = {"calibrated": sources, "calibration_samples": 4, "calibration_length": 12}
-    found = [further_windows(sources, model, tokenizer, samples=4, length=12, seed=seed, **how) for seed in (0, 0, 1)]
+    found = [held_out_windows(sources, model, tokenizer, samples=4, length=12, seed=seed, **how) for seed in (0, 0, 1)]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     rows = {tuple(window.tolist()) for window in taken}
     assert not rows & {tuple(window.tolist()) for window in found[0]}
 
 
-def test_a_source_that_is_named_twice_gives_two_shares_of_other_windows(tmp_path: Path) -> None:
+def test_a_source_that_is_named_twice_gives_two_shares_of_different_windows(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"line {i} of many words" for i in range(400)))
     other = tmp_path / "b.txt"
     other.write_text("\n".join(f"{i} other words" for i in range(400)))
     sources = parse_sources([str(path), str(other), str(path)])
-    assert [(source.label, share) for source, share in portions(sources, 9)] == [("a.txt", 6), ("b.txt", 3)]
+    assert [(source.label, share) for source, share in windows_per_source(sources, 9)] == [("a.txt", 6), ("b.txt", 3)]
     windows = calibration_windows(sources, None, tokenizer, samples=9, length=16, seed=3)
     assert len(windows.unique(dim=0)) == 9
     kinds = window_kinds(sources, 9, seed=3)
@@ -253,8 +253,8 @@ def test_a_source_that_is_named_twice_gives_two_shares_of_other_windows(tmp_path
     assert sorted(windows[kinds == 1].tolist()) == sorted(alone.tolist())
 
 
-def test_a_folder_is_no_text(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_text_source(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder; name a .txt or .jsonl file in it"):
         TextSource(str(tmp_path)).documents()
-    with pytest.raises(DataError, match="is a folder"):  # before anything long, and before a library looks into it
-        check_request(IShrinkConfig(eval_text=str(tmp_path)))
+    with pytest.raises(DataError, match="is a folder"):  # before any long work, and before a library reads it
+        check_evaluation_texts(IShrinkConfig(eval_text=str(tmp_path)), {})

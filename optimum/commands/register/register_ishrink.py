@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from optimum_ishrink.cli import main as cli
+from optimum_ishrink import cli
 
 
 class IShrinkCommand(BaseOptimumCLICommand):
@@ -18,7 +18,7 @@ class IShrinkCommand(BaseOptimumCLICommand):
         cli.add_verbs(parser)
 
     def run(self) -> None:
-        """Run the verb that was asked for and leave with its exit status."""
+        """Run the requested verb and exit with its status."""
         raise SystemExit(cli.run(self.args, self.parser))
 
 

@@ -1,1 +1,1 @@
-"""One importance criterion a file. A file that registers a function here is found by its name on the command line."""
+"""Importance criteria, one per file. A function that a file here registers is available on the command line."""

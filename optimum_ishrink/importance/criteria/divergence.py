@@ -14,13 +14,13 @@ from ..criterion import layer_criterion
 def divergence(before: torch.Tensor, after: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Return how far each next-token distribution moves without the block: `KL(before || after)`.
 
-    Unlike perplexity it asks what the model itself would have said, not what the text says: it needs no text that the
-    model is good at, and a block that only made it worse on this text is not taken for useless.
+    Unlike perplexity it compares with the prediction of the whole model, not with the text: the text need not be one
+    that the model predicts well, and a block that raises the loss on this text is not taken for useless.
 
     Args:
         before: Logits of the whole model, shape (tokens, vocabulary).
         after: Logits without the block, the same shape.
-        following: The tokens that followed, shape (tokens,); they do not count here.
+        following: The tokens that followed, shape (tokens,); not used.
 
     Returns:
         float32, shape (tokens,).

@@ -15,8 +15,8 @@ def fisher(change: torch.Tensor) -> torch.Tensor:
 
     L is the negative log-likelihood of a next token that is drawn from the model's own distribution. Its gradient has
     mean zero, so the mean of the squares is the unit's entry in the Fisher information: twice the KL divergence, to
-    second order, between the model and the model without the unit. That is what is measured in the end. It asks no
-    labels of the text, only contexts.
+    second order, between the model and the model without the unit. That is the quantity that the evaluation
+    measures. It needs only contexts from the text, no labels.
 
     Args:
         change: `x . dL/dx` of each token (and unit): what leaves the unit times the gradient there, summed over the

@@ -15,10 +15,10 @@ from ..criterion import unit_criterion
 def gradient_norm(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """Return the squared gradients: the root of their sum over a unit is the norm of its gradient, `||dL/dw||_2`.
 
-    It says how strongly the loss answers to a change of the unit's weights, whatever their size is now.
+    It measures how strongly the loss responds to a change of the unit's weights, whatever their size.
 
     Args:
-        weight: A weight or bias, any shape and dtype; only its gradient counts.
+        weight: A weight or bias, any shape and dtype; not used.
         gradient: Gradient of the batch's loss, the same shape.
 
     Returns:

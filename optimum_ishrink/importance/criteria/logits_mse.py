@@ -15,12 +15,12 @@ from ..criterion import unit_criterion
 def logits_mse(before: torch.Tensor, after: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Return how far the logits of each token move, squared, on average over the vocabulary.
 
-    Nothing is estimated: the unit is set to zero and the rest of the model runs.
+    It is not an estimate: the unit is set to zero and the rest of the model runs.
 
     Args:
         before: Logits of the whole model, shape (tokens, vocabulary).
         after: Logits with the unit at zero, the same shape.
-        following: The tokens that followed, shape (tokens,); they do not count here.
+        following: The tokens that followed, shape (tokens,); not used.
 
     Returns:
         float32, shape (tokens,).

@@ -8,15 +8,15 @@ from ..criterion import unit_criterion
 @unit_criterion(
     "obs",
     needs="gram",
-    formula="trace(W_u [(H^-1)_uu]^-1 W_u^T): the output error left when the kept columns are solved anew",
+    formula="trace(W_u [(H^-1)_uu]^-1 W_u^T): output error left when the retained columns are re-fit by least squares",
     reference="Hassibi & Stork 1993; ZipLM, arXiv:2302.04089; SlimGPT, arXiv:2412.18110",
 )
 def obs(gram: torch.Tensor, weight: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
     """Return the least squared error of a projection's output that removing each unit alone leaves.
 
-    With `H = X^T X / tokens + lambda I` and `W_u` the columns of unit `u`, the kept columns' best answer leaves
+    With `H = X^T X / tokens + lambda I` and `W_u` the columns of unit `u`, the best fit of the retained columns leaves
     `trace(W_u [(H^-1)_uu]^-1 W_u^T)`; for a single channel that is `||W[:, c]||^2 / (H^-1)_cc`. A unit whose inputs
-    others can stand in for scores low, however large its weights are.
+    others can replace scores low, however large its weights are.
 
     Args:
         gram: H with its ridge, float64, shape (channels, channels); positive definite.

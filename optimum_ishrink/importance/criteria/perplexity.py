@@ -17,7 +17,7 @@ def perplexity(before: torch.Tensor, after: torch.Tensor, following: torch.Tenso
     Perplexity itself is exp of the mean. Its logarithm puts layers into the same order and cannot overflow.
 
     Args:
-        before: Logits of the whole model, shape (tokens, vocabulary); they do not count here.
+        before: Logits of the whole model, shape (tokens, vocabulary); not used.
         after: Logits without the block, the same shape.
         following: The tokens that followed, shape (tokens,).
 

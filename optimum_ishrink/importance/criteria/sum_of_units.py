@@ -12,7 +12,7 @@ from ..criterion import layer_criterion
     reference="the iShrink thesis (MBZUAI 2025); sums of first-order Taylor scores: arXiv:1906.10771",
 )
 def sum_of_units(*scores: torch.Tensor) -> torch.Tensor:
-    """Return the sum of each layer's unit scores, whatever criterion they come from.
+    """Return the sum of each layer's unit scores, under any criterion.
 
     Args:
         scores: Scores of one kind of unit each (KV groups, neurons), shape (layers, units).

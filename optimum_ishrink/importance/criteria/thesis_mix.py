@@ -5,7 +5,7 @@ import torch
 from ..criterion import unit_criterion
 
 WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
-"""Of taylor, logits-mse and gradient-norm. Equal: after scaling none is known to be better than the others."""
+"""Of taylor, logits-mse and gradient-norm. Equal, because after scaling none is known to be better than the others."""
 
 
 @unit_criterion(
@@ -17,11 +17,11 @@ WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
     reference="the iShrink thesis (MBZUAI 2025); parts: arXiv:1906.10771 and exact removal",
 )
 def thesis_mix(*parts: torch.Tensor) -> torch.Tensor:
-    """Return the weighted mean of scores that were brought to one scale, `sum_k a_k s_k / mean(s_k)`.
+    """Return the weighted mean of scores on a common scale, `sum_k a_k s_k / mean(s_k)`.
 
     A loss, a squared logit and a gradient have no common unit. Dividing by the mean over all units of one kind (KV
-    groups, or neurons) makes the mean unit's score 1 under each. Zero stays zero and ratios stay, which a z-score
-    would not keep; and kinds of very different size are never compared.
+    groups, or neurons) makes the mean unit's score 1 under each. Zeros and ratios are preserved, unlike with a
+    z-score; and kinds of very different size are never compared.
 
     Args:
         parts: Scores of the units of one kind under each criterion, each of shape (layers, units).

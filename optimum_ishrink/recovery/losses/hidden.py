@@ -19,7 +19,7 @@ def hidden(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
     Args:
         student: One layer's output, shape (tokens, hidden).
-        teacher: The output of the teacher's layer that it stands for, the same shape.
+        teacher: The output of the teacher's layer that it corresponds to, the same shape.
 
     Returns:
         float32, shape (tokens,).

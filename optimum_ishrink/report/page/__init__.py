@@ -1,1 +1,1 @@
-"""Several output folders and their bases in one page: what each costs, what it keeps, and which are worth having."""
+"""Several output folders and their bases in one page: cost and quality of each, and the Pareto-optimal ones."""

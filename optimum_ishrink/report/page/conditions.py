@@ -1,8 +1,8 @@
-"""Under which conditions a figure was measured: figures of different ones do not belong into one column."""
+"""The conditions of a measurement: only figures with equal conditions share a column."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ..measurement import Measurement
@@ -14,9 +14,6 @@ Conditions = tuple[tuple[str, Any], ...]
 RELATIVE = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """Metrics that compare with the base, and what the base scores against itself by definition."""
 
-_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic", "hub_dataset"})
-"""Settings that say how sure a figure is, what came out, or where data are from, not what was measured."""
-
 _MACHINE = ("device", "accelerator", "cpu", "cores", "usable_cores", "governor", "threads", "os")
 _SPEED_VERSIONS = ("torch", "transformers")
 
@@ -25,58 +22,51 @@ def conditions(measurement: Measurement, part: str, report: Report) -> Condition
     """Return what must be equal for two figures of the same metric and data to be comparable.
 
     For quality: the settings (text, length, seed, shots, task version), how many windows or questions, the dtype, and
-    for what compares with the base, the base. For speed: the settings, the machine, the dtype, and the versions that
-    do the computing.
+    for comparisons with the base, the base. For speed: the settings, the machine, the dtype, and the versions of the
+    compute libraries.
 
     Args:
         measurement: The figure.
         part: `quality` or `speed`.
-        report: The report that it is in.
+        report: The report that holds it.
     """
-    found: dict[str, Any] = {
-        key: value
-        for key, value in measurement.settings.items()
-        if key not in _NOT_CONDITIONS and (value is None or isinstance(value, (str, int, float, bool)))
-    }
-    # What was added to a report later may have been measured somewhere else, and says so.
-    environment = measurement.settings.get("environment", report.environment)
-    found["dtype"] = environment.get("dtype")
+    # A measurement added later may come from another machine; it then has its own environment.
+    environment = measurement.environment or report.environment
+    found: dict[str, Any] = {**measurement.conditions, "dtype": environment.dtype}
     if part == "quality":
         found["n"] = measurement.n
         if measurement.metric in RELATIVE:
             found["base"] = identity(report.base)
     else:
-        found |= {key: environment.get(key) for key in _MACHINE}
-        versions = environment.get("versions")
-        if isinstance(versions, Mapping):
-            found |= {key: versions.get(key) for key in _SPEED_VERSIONS}
+        found |= {name: getattr(environment, name) for name in _MACHINE}
+        found |= {name: environment.versions.get(name) for name in _SPEED_VERSIONS}
     return tuple(sorted(found.items()))
 
 
 def identity(model: ModelReport | None) -> str:
-    """Name a model so that two of the same name and another size are told apart."""
+    """Return a name for a model that distinguishes two of the same name and different sizes."""
     return "none" if model is None else f"{model.name}, {model.params:,} parameters"
 
 
 def differences(all_conditions: Iterable[Conditions]) -> dict[Conditions, str]:
-    """Say of each of several conditions what is different in them.
+    """Describe how several sets of conditions differ.
 
     Args:
         all_conditions: Conditions of figures of the same metric and data.
 
     Returns:
-        A text for each, empty where there is one alone.
+        A description of each, empty where there is only one.
     """
     tables = {each: dict(each) for each in all_conditions}
     names = sorted({name for table in tables.values() for name in table})
     differing = [name for name in names if len({repr(table.get(name)) for table in tables.values()}) > 1]
-    # What was counted follows from what was set.
+    # Counts follow from the settings, so they say nothing new.
     if len(differing) > 1:
         differing = [name for name in differing if name not in ("tokens", "bytes")] or differing
-    return {each: ", ".join(_say(name, table.get(name)) for name in differing) for each, table in tables.items()}
+    return {each: ", ".join(_describe(name, table.get(name)) for name in differing) for each, table in tables.items()}
 
 
-def _say(name: str, value: Any) -> str:
+def _describe(name: str, value: Any) -> str:
     text = "unknown" if value is None else str(value)
     if name == "fingerprint":
         return f"text {text[:8]}"

@@ -1,4 +1,4 @@
-"""What was measured of several models, side by side: one row a model, one column for what can be compared."""
+"""Measurements of several models, side by side: one row per model, one column per comparable figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..measurement import Measurement
 from ..report import ModelReport, Report
 from ..tables import METRICS, format_measurement
 from .conditions import RELATIVE, Conditions, conditions, differences, identity
-from .reading import Measured
+from .reading import NamedReport
 
 _LOWER_IS_BETTER = ("perplexity", "divergence", "bits_per_byte", "_seconds", "_bytes", "flops", "loss", "parameters")
 
@@ -23,11 +23,11 @@ class Model:
     """One row.
 
     Args:
-        label: Name in the page; unique.
-        is_base: Whether outputs were made from it.
+        label: Unique name in the page.
+        is_base: Whether other models were made from it.
         params: Parameters.
         bytes: Bytes of the weight files.
-        base: Label of its base, or None when it is one itself or has none.
+        base: Label of its base, or None when it is a base itself or has none.
         facts: How it was made and measured, name to text.
     """
 
@@ -46,9 +46,9 @@ class Cell:
     Args:
         value: The number.
         stderr: Its standard error, where it has one.
-        text: As people read it.
-        ratio: Over the base's of the same report, for speed: both were timed in turn in one session.
-        by_definition: Whether it is no measurement but what a base scores against itself.
+        text: The figure as the page shows it.
+        ratio: For speed, the ratio to the base of the same report; both were timed in turn in one session.
+        by_definition: Whether it is what a base scores against itself by definition, not a measurement.
     """
 
     value: float
@@ -65,10 +65,10 @@ class Column:
     Args:
         part: `quality` or `speed`.
         metric: What was measured.
-        dataset: On what.
-        conditions: What sets it apart from other columns of the same metric and data; empty when there is none.
+        dataset: What it was measured on.
+        conditions: How it differs from other columns of the same metric and data; empty when there is no other.
         lower_is_better: Whether a lower figure is the better one.
-        cells: The figures by model; one that was not measured is not there.
+        cells: The figures by model; a figure that was not measured is absent.
     """
 
     part: str
@@ -80,18 +80,18 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The metric as people read it."""
+        """The metric as the page shows it."""
         return METRICS.get(self.metric, self.metric.replace("_", " "))
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All models, all that can be compared, and what cannot.
+    """All models, all comparable figures, and notes on what cannot be compared.
 
     Args:
         models: Bases first, then the outputs in the order given.
         columns: Quality, then speed.
-        notes: What a reader must know before comparing, a line each.
+        notes: What a reader must know before comparing, one line each.
     """
 
     models: tuple[Model, ...]
@@ -103,49 +103,50 @@ class Overview:
         return asdict(self)
 
 
-def build_overview(measured: Sequence[Measured]) -> Overview:
+def build_overview(reports: Sequence[NamedReport]) -> Overview:
     """Put reports side by side.
 
     Args:
-        measured: What `read_reports` returned.
+        reports: What `read_reports` returned.
     """
-    bases = _bases(measured)
-    models = [*(model for model in bases.values()), *(_output(each, bases) for each in measured)]
-    entries: dict[tuple[str, str, str], dict[Conditions, list[tuple[str, Cell, Measured]]]] = {}
+    bases = _bases(reports)
+    models = [*(model for model in bases.values()), *(_output(each, bases) for each in reports)]
+    entries: dict[tuple[str, str, str], dict[Conditions, list[tuple[str, Cell, NamedReport]]]] = {}
     for part in ("quality", "speed"):
-        for each in measured:
+        for each in reports:
             for label, report in ((_label(each, bases), each.report.base), (each.label, each.report.shrunk)):
                 for found in getattr(report, part) if report is not None else ():
                     group = entries.setdefault((part, found.metric, found.dataset), {})
                     cells = group.setdefault(conditions(found, part, each.report), [])
                     cells.append((str(label), _cell(found, part, each.report, report is each.report.base), each))
     columns, notes = [], _base_notes(bases)
-    kept_apart: dict[tuple[str, str], list[str]] = {}
+    separated: dict[tuple[str, str], list[str]] = {}
     for (part, metric, dataset), group in entries.items():
-        said = differences(group)
-        apart = []
+        descriptions = differences(group)
+        outputs_by_condition = []
         for key, found_cells in group.items():
-            column, doubts = _column(part, metric, dataset, said[key], found_cells)
-            notes += doubts
+            column, disagreements = _column(part, metric, dataset, descriptions[key], found_cells)
+            notes += disagreements
             if metric in RELATIVE:
                 column = _with_bases(column, found_cells, bases)
             columns.append(column)
             outputs = [label for label, _, each in found_cells if label == each.label]
-            apart.append(f"{', '.join(outputs)}: {said[key]}")
+            outputs_by_condition.append(f"{', '.join(outputs)}: {descriptions[key]}")
         if len(group) > 1:
-            kept_apart.setdefault((dataset, "; ".join(apart)), []).append(METRICS.get(metric, metric))
+            separated.setdefault((dataset, "; ".join(outputs_by_condition)), []).append(METRICS.get(metric, metric))
     notes += [
-        f"{dataset}: measured under different conditions, so the figures are kept apart ({', '.join(metrics)}). {how}."
-        for (dataset, how), metrics in kept_apart.items()
+        f"{dataset}: measured under different conditions, so the figures are in separate columns "
+        f"({', '.join(metrics)}). {how}."
+        for (dataset, how), metrics in separated.items()
     ]
     return Overview(tuple(models), tuple(columns), tuple(dict.fromkeys(notes)))
 
 
 def overview_rows(overview: Overview) -> tuple[Row, list[Row]]:
-    """Return the overview as a table for the terminal: one column a model, which stays narrow where figures are many.
+    """Return the overview as a table for the terminal: one column per model, which stays narrow with many figures.
 
     Args:
-        overview: What was measured.
+        overview: The overview.
     """
     names = [model.label for model in overview.models]
     rows: list[Row] = [
@@ -168,11 +169,11 @@ def lower_is_better(metric: str) -> bool:
     return any(part in metric for part in _LOWER_IS_BETTER) and "per_second" not in metric
 
 
-def _bases(measured: Sequence[Measured]) -> dict[str, Model]:
-    """Return the bases by identity; their labels differ from one another and from the outputs'."""
-    taken = {each.label for each in measured}
+def _bases(reports: Sequence[NamedReport]) -> dict[str, Model]:
+    """Return the bases by identity, each with a label that is unique among bases and outputs."""
+    taken = {each.label for each in reports}
     bases: dict[str, Model] = {}
-    for each in measured:
+    for each in reports:
         base = each.report.base
         if base is None or identity(base) in bases:
             continue
@@ -186,8 +187,8 @@ def _bases(measured: Sequence[Measured]) -> dict[str, Model]:
     return bases
 
 
-def _label(measured: Measured, bases: dict[str, Model]) -> str | None:
-    base = measured.report.base
+def _label(named: NamedReport, bases: dict[str, Model]) -> str | None:
+    base = named.report.base
     return None if base is None else bases[identity(base)].label
 
 
@@ -195,27 +196,27 @@ def _base_notes(bases: dict[str, Model]) -> list[str]:
     if len(bases) < 2:
         return []
     names = ", ".join(model.label for model in bases.values())
-    return [f"There are {len(bases)} bases ({names}): divergence and agreement are from each model's own."]
+    return [f"There are {len(bases)} bases ({names}): divergence and agreement are relative to each model's own base."]
 
 
-def _output(measured: Measured, bases: dict[str, Model]) -> Model:
-    shrunk, plan = measured.report.shrunk, measured.plan
-    environment = measured.report.environment
+def _output(named: NamedReport, bases: dict[str, Model]) -> Model:
+    shrunk, plan = named.report.shrunk, named.plan
+    environment = named.report.environment
     facts: dict[str, str] = {}
     if plan is not None:
-        kept = {key: (plan.shape[key], plan.new_shape[key]) for key in plan.shape}
-        changed = [f"{key} {old:,} to {new:,}" for key, (old, new) in kept.items() if old != new]
-        facts["shape"] = "; ".join(changed) or "as the base's"
-        for name in ("importance", "layer_importance"):
-            if plan.settings.get(name):
-                facts[name.replace("_", " ")] = str(plan.settings[name])
-        facts["compensation"] = str((plan.settings.get("compensation") or {}).get("method", "unknown"))
-        recovery = plan.settings.get("recovery")
-        facts["recovery"] = f"{recovery['loss']}, {recovery['tokens']:,} tokens" if recovery else "none"
-    facts["measured on"] = ", ".join(
-        str(environment[key]) for key in ("accelerator", "cpu", "device", "dtype") if environment.get(key)
-    )
-    return Model(measured.label, False, shrunk.params, shrunk.bytes, _label(measured, bases), facts)
+        sizes = {key: (plan.shape[key], plan.new_shape[key]) for key in plan.shape}
+        changed = [f"{key} {old:,} to {new:,}" for key, (old, new) in sizes.items() if old != new]
+        facts["shape"] = "; ".join(changed) or "same as the base"
+        if plan.choice.importance:
+            facts["importance"] = plan.choice.importance
+        if plan.choice.layer_importance:
+            facts["layer importance"] = plan.choice.layer_importance
+        compensation, recovery = named.report.compensation, named.report.recovery
+        facts["compensation"] = compensation.method if compensation else "unknown"
+        facts["recovery"] = f"{recovery.loss}, {recovery.tokens:,} tokens" if recovery else "none"
+    place = (environment.accelerator, environment.cpu, environment.device, environment.dtype)
+    facts["measured on"] = ", ".join(each for each in place if each)
+    return Model(named.label, False, shrunk.params, shrunk.bytes, _label(named, bases), facts)
 
 
 def _cell(found: Measurement, part: str, report: Report, is_base: bool) -> Cell:
@@ -233,11 +234,11 @@ def _ratio(found: Measurement, base: ModelReport) -> float | None:
 
 
 def _column(
-    part: str, metric: str, dataset: str, said: str, found: list[tuple[str, Cell, Measured]]
+    part: str, metric: str, dataset: str, description: str, found: list[tuple[str, Cell, NamedReport]]
 ) -> tuple[Column, list[str]]:
-    """Return the column, and what does not agree in it."""
+    """Return the column, and a note on each figure on which reports disagree."""
     cells: dict[str, Cell] = {}
-    doubts: list[str] = []
+    disagreements: list[str] = []
     sessions: dict[str, list[Cell]] = {}
     for label, cell, _ in found:
         sessions.setdefault(label, []).append(cell)
@@ -249,15 +250,15 @@ def _column(
             text = f"{low.text.split(' [')[0]} to {high.text.split(' [')[0]} in {len(same)} sessions"
             cells[label] = replace(same[0], value=median(values), text=text)
         elif part == "quality" and any(not math.isclose(value, values[0], rel_tol=1e-6) for value in values):
-            doubts.append(
-                f"{METRICS.get(metric, metric)} of {label} on {dataset} is not the same in all reports "
-                f"({', '.join(f'{value:g}' for value in values)}) though the settings are; the first is shown."
+            disagreements.append(
+                f"{METRICS.get(metric, metric)} of {label} on {dataset} differs between reports "
+                f"({', '.join(f'{value:g}' for value in values)}) although the settings are equal; the first is shown."
             )
-    return Column(part, metric, dataset, said, lower_is_better(metric), cells), doubts
+    return Column(part, metric, dataset, description, lower_is_better(metric), cells), disagreements
 
 
-def _with_bases(column: Column, found: list[tuple[str, Cell, Measured]], bases: dict[str, Model]) -> Column:
-    """Return a column of what compares with the base with the base's own value, which holds by definition."""
+def _with_bases(column: Column, found: list[tuple[str, Cell, NamedReport]], bases: dict[str, Model]) -> Column:
+    """Return a column of comparisons with the base, with the base's own value added, which holds by definition."""
     value = RELATIVE[column.metric]
     cells = dict(column.cells)
     for _, _, each in found:

@@ -1,4 +1,4 @@
-"""Which models are worth having: those that no other beats in both cost and quality."""
+"""The Pareto-optimal models: those that no other beats in both cost and quality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPEED = ("prefill_tokens_per_second", "decode_tokens_per_second")
 
 @dataclass(frozen=True)
 class Point:
-    """One model in a picture.
+    """One model in a plot.
 
     Args:
         label: The model.
@@ -36,18 +36,18 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """Quality against a cost.
 
     Args:
-        title: What it shows.
-        x_title: What lies on x, with its unit.
-        y_title: What lies on y, with its unit.
-        detail: Under which conditions both were measured.
+        title: Title of the plot.
+        x_title: Label of the x axis, with its unit.
+        y_title: Label of the y axis, with its unit.
+        detail: Conditions of both measurements.
         x_lower_is_better: Whether a lower cost figure is the better one.
         y_lower_is_better: Whether a lower quality figure is the better one.
         points: The models.
-        missing: Models that are not in it, by what they lack.
+        missing: Models that are not plotted, by the reason.
     """
 
     title: str
@@ -60,19 +60,19 @@ class Picture:
     missing: dict[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the picture as a JSON object."""
+        """Return the plot as a JSON object."""
         return asdict(self)
 
 
 def pareto_optimal(costs: Sequence[tuple[float, ...]]) -> list[bool]:
-    """Say of each of several points whether it is Pareto-optimal.
+    """Tell which of several points are Pareto-optimal.
 
     Args:
         costs: Points; in every coordinate lower is better.
 
     Returns:
         For each, whether no other is at most as high in all coordinates and lower in one. Equal points do not beat
-        one another.
+        each other.
     """
     return [
         not any(
@@ -84,13 +84,13 @@ def pareto_optimal(costs: Sequence[tuple[float, ...]]) -> list[bool]:
     ]
 
 
-def pictures(overview: Overview, metric: str | None = None) -> tuple[Picture, ...]:
-    """Return quality against size, prefill and decode speed, as far as they were measured.
+def plots(overview: Overview, metric: str | None = None) -> tuple[Plot, ...]:
+    """Return quality against size, prefill and decode speed, for what was measured.
 
     Args:
         overview: What was measured.
-        metric: The quality to draw; by default the first of KL divergence, perplexity, bits per byte, agreement and
-            the tasks that was measured. Of columns that cannot be compared, the one with the most models is drawn.
+        metric: The quality metric to plot; by default the first measured one of KL divergence, perplexity, bits per
+            byte, agreement and the tasks. Of columns that cannot be compared, the one with the most models is plotted.
 
     Raises:
         RequestError: The metric was not measured.
@@ -99,18 +99,18 @@ def pictures(overview: Overview, metric: str | None = None) -> tuple[Picture, ..
     if quality is None:
         return ()
     size = {model.label: model.params / 1e6 for model in overview.models}
-    found = [_picture(overview, quality, "size", "parameters, millions", "", True, size, {})]
+    found = [_plot(overview, quality, "size", "parameters, millions", "", True, size, {})]
     for name in _SPEED:
         column = _widest([each for each in overview.columns if each.part == "speed" and each.metric == name])
         if column is None:
             continue
-        # Sessions differ, so what is drawn is what both models did in one.
+        # Sessions differ, so the plot shows the ratio of two models in the same session.
         ratios = {label: cell.ratio for label, cell in column.cells.items() if cell.ratio is not None}
         alone = {label: "timed without its base" for label in column.cells if label not in ratios}
         what = name.split("_")[0]
-        title = f"{what} speed, times the base's in the same session"
-        detail = f"{column.dataset}{_apart(column)}"
-        found.append(_picture(overview, quality, f"{what} speed", title, detail, False, ratios, alone))
+        title = f"{what} speed relative to the base in the same session"
+        detail = f"{column.dataset}{_suffix(column)}"
+        found.append(_plot(overview, quality, f"{what} speed", title, detail, False, ratios, alone))
     return tuple(found)
 
 
@@ -119,7 +119,7 @@ def _quality_column(overview: Overview, metric: str | None) -> Column | None:
     names = list(dict.fromkeys(each.metric for each in columns))
     if metric is not None:
         if not names:
-            raise RequestError(f"no quality was measured, so there is no {metric} to draw")
+            raise RequestError(f"no quality was measured, so there is no {metric} to plot")
         if metric not in names:
             raise RequestError(unknown_name("metric", metric, names))
         return _widest([each for each in columns if each.metric == metric])
@@ -131,11 +131,11 @@ def _widest(columns: Sequence[Column]) -> Column | None:
     return max(columns, key=lambda column: len(column.cells)) if columns else None
 
 
-def _apart(column: Column) -> str:
+def _suffix(column: Column) -> str:
     return f"; {column.conditions}" if column.conditions else ""
 
 
-def _picture(
+def _plot(
     overview: Overview,
     quality: Column,
     cost: str,
@@ -144,26 +144,26 @@ def _picture(
     x_lower: bool,
     costs: dict[str, float],
     reasons: dict[str, str],
-) -> Picture:
-    drawn: list[tuple[Model, float]] = []
+) -> Plot:
+    plotted: list[tuple[Model, float]] = []
     missing: dict[str, tuple[str, ...]] = {}
     for model in overview.models:
         x, cell = costs.get(model.label), quality.cells.get(model.label)
         if x is not None and cell is not None and math.isfinite(x) and math.isfinite(cell.value):
-            drawn.append((model, x))
+            plotted.append((model, x))
             continue
-        lacks = [] if x is not None else [reasons.get(model.label, f"no {cost} measured like this")]
-        lacks += [] if cell is not None else [f"no {quality.title} measured like this"]
-        why = " and ".join(lacks) or "no finite number"
+        lacks = [] if x is not None else [reasons.get(model.label, f"no {cost} under these conditions")]
+        lacks += [] if cell is not None else [f"no {quality.title} under these conditions"]
+        why = " and ".join(lacks) or "value is NaN or inf"
         missing[why] = (*missing.get(why, ()), model.label)
     sign_x, sign_y = 1 if x_lower else -1, 1 if quality.lower_is_better else -1
-    optimal = pareto_optimal([(sign_x * x, sign_y * quality.cells[model.label].value) for model, x in drawn])
+    optimal = pareto_optimal([(sign_x * x, sign_y * quality.cells[model.label].value) for model, x in plotted])
     points = tuple(
         Point(model.label, x, cell.value, cell.stderr, best, model.is_base)
-        for (model, x), best in zip(drawn, optimal, strict=True)
+        for (model, x), best in zip(plotted, optimal, strict=True)
         for cell in [quality.cells[model.label]]
     )
-    details = "; ".join(each for each in (f"{quality.dataset}{_apart(quality)}", detail) if each)
-    return Picture(
+    details = "; ".join(each for each in (f"{quality.dataset}{_suffix(quality)}", detail) if each)
+    return Plot(
         f"Quality against {cost}", x_title, quality.title, details, x_lower, quality.lower_is_better, points, missing
     )

@@ -1,4 +1,4 @@
-"""The reports of output folders, each under a name of its own."""
+"""Reading the reports of output folders, each under a unique name."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 
 from ...core.json_files import read_json
 from ...errors import RequestError, SourceError
-from ..files import PLAN_FILE, REPORT_FILE
+from ..files import REPORT_FILE
 from ..plan import Plan
 from ..report import Report
+from ..run import Run
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One output folder as the page knows it.
+class NamedReport:
+    """The report and plan of one output folder, with its name in the page.
 
     Args:
-        label: The folder's name, with as much of its path as tells it from the others.
+        label: The folder's name, with as much of its path as distinguishes it from the others.
         report: What was measured.
-        plan: How it was cut, or None where the folder does not say.
+        plan: How it was cut, or None where the folder has no plan.
     """
 
     label: str
@@ -28,45 +29,43 @@ class Measured:
     plan: Plan | None = None
 
 
-def read_reports(paths: Sequence[Path]) -> tuple[Measured, ...]:
-    """Read output folders, or files that `ishrink evaluate --json` was written to.
+def read_reports(paths: Sequence[Path]) -> tuple[NamedReport, ...]:
+    """Read output folders, or files with the output of `ishrink evaluate --json`.
 
     Args:
         paths: Folders and files.
 
     Raises:
         RequestError: A path is given twice.
-        SourceError: One holds no report.
+        SourceError: A path has no readable report.
     """
     resolved = [path.expanduser().resolve() for path in paths]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:
             raise RequestError(f"{paths[number]} is given twice")
     return tuple(
-        Measured(label, *_read(path, given))
+        NamedReport(label, *_read(path, given))
         for label, path, given in zip(_labels(resolved), resolved, paths, strict=True)
     )
 
 
 def _read(path: Path, given: Path) -> tuple[Report, Plan | None]:
     if path.is_dir() and not (path / REPORT_FILE).is_file():
-        raise SourceError(f"{given} is no output folder of shrink or recover: it has no {REPORT_FILE}")
+        raise SourceError(f"{given} is not an output folder of shrink or recover: it has no {REPORT_FILE}")
     if not path.exists():
         raise SourceError(f"{given} does not exist; name output folders of shrink or recover")
-    plan = path / PLAN_FILE
-    data = read_json(path / REPORT_FILE if path.is_dir() else path)
     try:
-        return Report.from_json(data), Plan.from_json(read_json(plan)) if plan.is_file() else None
+        if path.is_dir():
+            run = Run.read(path)
+            return run.report, run.plan
+        return Report.from_json(read_json(path)), None
     except SourceError as error:
-        raise SourceError(f"{given}: {error}") from None
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise SourceError(
-            f"{given} holds a report or plan that is damaged ({type(error).__name__}: {error})"
-        ) from None
+        reason = str(error)
+        raise SourceError(reason if str(given) in reason else f"{given}: {reason}") from None
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart."""
+    """Return the shortest unique ends of the paths."""
 
     def end(path: Path, parts: int) -> str:
         stem = path.with_suffix("") if path.is_file() else path

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing from elsewhere."""
+"""The page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jinja2
 
 from ...errors import OutputError
 from .overview import Overview
-from .pareto import Picture
+from .pareto import Plot
 from .svg import draw
 
 
-def render_page(overview: Overview, found: Sequence[Picture], *, title: str) -> str:
+def render_page(overview: Overview, plots: Sequence[Plot], *, title: str) -> str:
     """Return the page's HTML.
 
     Args:
-        overview: What was measured.
-        found: The pictures.
+        overview: The measurements.
+        plots: The plots.
         title: The page's title.
     """
     environment = jinja2.Environment(
@@ -36,22 +36,22 @@ def render_page(overview: Overview, found: Sequence[Picture], *, title: str) -> 
         title=title,
         overview=overview,
         tables=tables,
-        drawings=[draw(picture) for picture in found if picture.points],
-        optimal={picture.title: [point.label for point in picture.points if point.optimal] for picture in found},
+        drawings=[draw(plot) for plot in plots if plot.points],
+        optimal={plot.title: [point.label for point in plot.points if point.optimal] for plot in plots},
         params={model.label: model.params for model in overview.models},
     )
 
 
 def write_page(text: str, path: Path, *, overwrite: bool = False) -> None:
-    """Write a page; it appears whole or not at all.
+    """Write a page atomically.
 
     Args:
         text: The HTML.
         path: The file.
-        overwrite: Replace a file that is there.
+        overwrite: Replace an existing file.
 
     Raises:
-        OutputError: There is a file already, or it cannot be written.
+        OutputError: The file exists, or it cannot be written.
     """
     check_page(path, overwrite=overwrite)
     try:
@@ -61,7 +61,7 @@ def write_page(text: str, path: Path, *, overwrite: bool = False) -> None:
             try:
                 file.write(text)
                 file.close()
-                os.chmod(file.name, 0o666 & ~_umask())  # noqa: PTH101 - of a name, as the file has
+                os.chmod(file.name, 0o666 & ~_umask())  # noqa: PTH101 - the temporary file is named by a string
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -71,17 +71,17 @@ def write_page(text: str, path: Path, *, overwrite: bool = False) -> None:
 
 
 def check_page(path: Path, *, overwrite: bool) -> None:
-    """Check that a page can be written, before there is one.
+    """Check that a page can be written, before it is made.
 
     Raises:
-        OutputError: It cannot.
+        OutputError: It cannot be written.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file, such as {path / 'report.html'}")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; name another file, or pass --overwrite")
+        raise OutputError(f"{path} already exists; name another file, or pass --overwrite")
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; make it first, or name another file")
+        raise OutputError(f"{path.parent} is not a folder; create it first, or name another file")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""A picture's geometry, in pixels: ticks, marks, labels that do not lie on one another."""
+"""Layout of a plot in pixels: ticks, marks, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .pareto import Picture, Point
+from .pareto import Plot, Point
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 40, 52
-_CHARACTER, _LINE = 7.4, 16  # of 12 pixel letters in bold
+_CHARACTER, _LINE = 7.4, 16  # pixels, for 12-pixel bold text
 _LONGEST_LABEL = 34
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid: where it is, and what it says."""
+    """A grid line: its position and its label."""
 
     at: float
     text: str
@@ -25,7 +25,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point as it is drawn: its place, its error bar's ends, and its label's place."""
+    """A point as drawn: its position, the ends of its error bar, and its label."""
 
     point: Point
     x: float
@@ -40,9 +40,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that the template needs to draw a picture."""
+    """All that the template needs to draw a plot."""
 
-    picture: Picture
+    plot: Plot
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     marks: tuple[Mark, ...]
@@ -60,8 +60,8 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
 
     Args:
         low: Lowest value.
-        high: Highest value; equal to the lowest, a range around it is taken.
-        count: About how many.
+        high: Highest value; if it equals the lowest, a range around it is used.
+        count: Approximate number of intervals.
     """
     if low == high:
         pad = abs(low) * 0.1 or 1.0
@@ -74,14 +74,14 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def draw(picture: Picture) -> Drawing:
-    """Lay out a picture.
+def draw(plot: Plot) -> Drawing:
+    """Lay out a plot.
 
     Args:
-        picture: What to draw; it has at least one point.
+        plot: A plot with at least one point.
     """
-    bars = [(point.y - (point.stderr or 0), point.y + (point.stderr or 0)) for point in picture.points]
-    x_values = ticks(min(point.x for point in picture.points), max(point.x for point in picture.points))
+    bars = [(point.y - (point.stderr or 0), point.y + (point.stderr or 0)) for point in plot.points]
+    x_values = ticks(min(point.x for point in plot.points), max(point.x for point in plot.points))
     y_values = ticks(min(low for low, _ in bars), max(high for _, high in bars))
 
     def x_of(value: float) -> float:
@@ -90,8 +90,8 @@ def draw(picture: Picture) -> Drawing:
     def y_of(value: float) -> float:
         return HEIGHT - BOTTOM - (value - y_values[0]) / (y_values[-1] - y_values[0]) * (HEIGHT - TOP - BOTTOM)
 
-    places = [(x_of(point.x), y_of(point.y)) for point in picture.points]
-    texts = [_shorten(point.label) for point in picture.points]
+    places = [(x_of(point.x), y_of(point.y)) for point in plot.points]
+    texts = [_shorten(point.label) for point in plot.points]
     labels = _place_labels(places, texts)
     marks = tuple(
         Mark(
@@ -103,14 +103,14 @@ def draw(picture: Picture) -> Drawing:
             text,
             *label,
         )
-        for point, (x, y), text, label in zip(picture.points, places, texts, labels, strict=True)
+        for point, (x, y), text, label in zip(plot.points, places, texts, labels, strict=True)
     )
     return Drawing(
-        picture,
+        plot,
         tuple(Tick(x_of(value), _number(value, x_values)) for value in x_values),
         tuple(Tick(y_of(value), _number(value, y_values)) for value in y_values),
         marks,
-        _front(marks, picture.x_lower_is_better),
+        _front(marks, plot.x_lower_is_better),
     )
 
 
@@ -124,7 +124,7 @@ def _shorten(label: str) -> str:
 
 
 def _front(marks: Sequence[Mark], x_lower_is_better: bool) -> str:
-    """Return the best quality to be had at each cost, as points of an SVG polyline: a stair, nothing lies between."""
+    """Return the best quality available at each cost, as points of an SVG polyline: steps, not interpolated."""
     best = sorted((mark.x, mark.y) for mark in marks if mark.point.optimal)
     corners = best[:1]
     for (x, y), (next_x, next_y) in pairwise(best):
@@ -133,7 +133,7 @@ def _front(marks: Sequence[Mark], x_lower_is_better: bool) -> str:
 
 
 def _place_labels(places: Sequence[tuple[float, float]], texts: Sequence[str]) -> list[tuple[float, float, str]]:
-    """Return (x, y, anchor) for each label: beside its point, where it covers no label and no point."""
+    """Return (x, y, anchor) for each label: beside its point, where it overlaps other labels and points least."""
     boxes = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
     labels = []
     for (x, y), text in zip(places, texts, strict=True):
@@ -155,7 +155,7 @@ def _box(option: tuple[float, float, str], width: float) -> tuple[float, float, 
 
 
 def _cost(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> float:
-    """Return the area that a box shares with others, or has outside of the picture."""
+    """Return the area that a box shares with others, or has outside of the plot."""
     shared = sum(
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
         * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))

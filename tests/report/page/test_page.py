@@ -1,9 +1,10 @@
-"""Several output folders in one page: what can be compared is side by side, what cannot is apart."""
+"""Several output folders in one page: comparable figures share a column, others do not."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.cli.run import main
+from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
 from optimum_ishrink.report.files import REPORT_FILE
 from optimum_ishrink.report.measurement import Measurement
 from optimum_ishrink.report.page.conditions import conditions
 from optimum_ishrink.report.page.overview import build_overview, lower_is_better, overview_rows
-from optimum_ishrink.report.page.pareto import pareto_optimal, pictures
-from optimum_ishrink.report.page.reading import Measured, read_reports
+from optimum_ishrink.report.page.pareto import pareto_optimal, plots
+from optimum_ishrink.report.page.reading import NamedReport, read_reports
 from optimum_ishrink.report.page.render import render_page, write_page
 from optimum_ishrink.report.page.svg import HEIGHT, WIDTH, draw, ticks
 from optimum_ishrink.report.report import ModelReport, Report
+from tests.helpers.records import make_environment
 
-MACHINE = {"cpu": "A", "device": "cpu", "dtype": "bfloat16", "threads": 2, "versions": {"torch": "2", "numpy": "1"}}
+MACHINE = make_environment(cpu="A", versions={"torch": "2", "numpy": "1"})
 DECODE = "decode_tokens_per_second"
 
 
@@ -47,20 +49,20 @@ def output(
     base: str | None = "org/base",
     base_quality: tuple[Measurement, ...] = (),
     **machine: Any,
-) -> Measured:
+) -> NamedReport:
     old = None
     if base is not None:
         old = ModelReport(base, 1000, 2000, base_quality, (speed(timed[0]),) if timed else ())
     new = ModelReport(label, params, 2 * params, quality, (speed(timed[1]),) if timed else ())
-    return Measured(label, Report(old, new, {**MACHINE, **machine}))
+    return NamedReport(label, Report(old, new, replace(MACHINE, **machine)))
 
 
 def kl(value: float, **settings: Any) -> tuple[Measurement, ...]:
     return (text("kl_divergence", value, **settings),)
 
 
-def columns(*measured: Measured) -> list[tuple[str, str, dict[str, float]]]:
-    found = build_overview(measured).columns
+def columns(*reports: NamedReport) -> list[tuple[str, str, dict[str, float]]]:
+    found = build_overview(reports).columns
     return [(each.metric, each.conditions, {name: cell.value for name, cell in each.cells.items()}) for each in found]
 
 
@@ -75,7 +77,7 @@ def test_pareto_optimal_points_are_those_that_no_other_beats(points: list[tuple[
         assert optimal == (weakly == [point])
 
 
-def test_equal_conditions_share_a_column_and_what_is_not_measured_is_missing() -> None:
+def test_equal_conditions_share_a_column_and_unmeasured_figures_are_missing() -> None:
     one = output("a", 900, kl(0.1), timed=(10, 12))
     two = output("b", 800, kl(0.2))
     (divergence, decode) = columns(one, two)
@@ -92,7 +94,7 @@ def test_equal_conditions_share_a_column_and_what_is_not_measured_is_missing() -
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "description"),
     [
         ({"length": 1024, "tokens": 7}, "length 1024"),
         ({"fingerprint": "cd" * 16}, "text cdcdcdcd"),
@@ -101,16 +103,18 @@ def test_equal_conditions_share_a_column_and_what_is_not_measured_is_missing() -
         ({"tokens": 90}, "tokens 90"),
     ],
 )
-def test_other_settings_are_kept_apart_and_said(other: dict[str, Any], said: str) -> None:
+def test_figures_of_different_settings_are_separated(other: dict[str, Any], description: str) -> None:
     overview = build_overview([output("a", 900, kl(0.1)), output("b", 800, kl(0.2, **other))])
     assert [sorted(each.cells) for each in overview.columns] == [["a", "org/base"], ["b", "org/base"]]
-    assert overview.columns[1].conditions == said
+    assert overview.columns[1].conditions == description
     (note,) = overview.notes
-    assert note.startswith("notes.txt: measured under different conditions, so the figures are kept apart (KL")
-    assert f"b: {said}." in note
+    assert note.startswith(
+        "notes.txt: measured under different conditions, so the figures are in separate columns (KL"
+    )
+    assert f"b: {description}." in note
 
 
-def test_another_base_another_dtype_and_another_machine_are_kept_apart() -> None:
+def test_another_base_another_dtype_and_another_machine_are_separated() -> None:
     first = output("a", 900, kl(0.1), timed=(10, 12))
     other_base = output("b", 800, kl(0.2), base="org/other")
     assert len(columns(first, other_base)) == 3
@@ -125,14 +129,16 @@ def test_another_base_another_dtype_and_another_machine_are_kept_apart() -> None
     for machine in ({"cpu": "B"}, {"threads": 1}, {"versions": {"torch": "3", "numpy": "1"}}):
         found = columns(first, output("b", 800, kl(0.2), timed=(20, 30), **machine))
         assert [each[0] for each in found] == ["kl_divergence", DECODE, DECODE]
-    # What only says how sure a figure is, or does no computing, sets nothing apart.
+    # Settings of precision, and versions of libraries that do not compute, separate nothing.
     other_numpy = output("b", 800, kl(0.2), timed=(20, 30), versions={"torch": "2", "numpy": "9"})
     assert [each[0] for each in columns(first, other_numpy)] == ["kl_divergence", DECODE]
-    more = Measured("c", Report(None, ModelReport("c", 1, 2, (), (speed(9.0, rounds=99, self_spread=0.3),)), MACHINE))
+    more = NamedReport(
+        "c", Report(None, ModelReport("c", 1, 2, (), (speed(9.0, rounds=99, self_spread=0.3),)), MACHINE)
+    )
     assert [each[0] for each in columns(first, more)] == ["kl_divergence", DECODE]
 
 
-def test_a_base_that_was_timed_in_several_sessions_and_does_not_agree_with_itself() -> None:
+def test_a_base_with_several_sessions_and_differing_figures() -> None:
     was, now = (text("perplexity", 9.0),), (text("perplexity", 9.5),)
     measured = [
         output("a", 900, was, timed=(10, 12), base_quality=was),
@@ -141,21 +147,24 @@ def test_a_base_that_was_timed_in_several_sessions_and_does_not_agree_with_itsel
     overview = build_overview(measured)
     decode = overview.columns[-1].cells["org/base"]
     assert (decode.value, decode.text) == (12.0, "10.0 to 14.0 in 2 sessions")
-    assert "perplexity (lower is better) of org/base on notes.txt is not the same in all reports (9, 9.5)" in str(
+    assert "perplexity (lower is better) of org/base on notes.txt differs between reports (9, 9.5)" in str(
         overview.notes
     )
 
 
-def test_names_of_bases_and_outputs_differ() -> None:
+def test_bases_and_outputs_have_unique_names() -> None:
     measured = [output("a", 900, base="a"), output("a (base)", 900, base="a (base)")]
     labels = [model.label for model in build_overview(measured).models]
     assert len(set(labels)) == len(labels) == 4
-    same_name = [output("x", 1, base="m"), Measured("y", Report(ModelReport("m", 7, 14), ModelReport("y", 1, 2), {}))]
+    same_name = [
+        output("x", 1, base="m"),
+        NamedReport("y", Report(ModelReport("m", 7, 14), ModelReport("y", 1, 2), MACHINE)),
+    ]
     labels = [model.label for model in build_overview(same_name).models]
     assert len(set(labels)) == 4
 
 
-def test_pictures_mark_what_is_worth_having() -> None:
+def test_plots_mark_pareto_optimal_models() -> None:
     measured = [
         output("good", 800, kl(0.1), timed=(10, 13)),
         output("worse", 900, kl(0.2), timed=(20, 24)),
@@ -163,7 +172,7 @@ def test_pictures_mark_what_is_worth_having() -> None:
         output("alone", 400, kl(0.5, length=99), timed=(10, 50)),
         output("no base", 300, (), base=None),
     ]
-    size, decode = pictures(build_overview(measured))
+    size, decode = plots(build_overview(measured))
     assert {point.label: point.optimal for point in size.points} == {
         "org/base": True,
         "good": True,
@@ -173,31 +182,31 @@ def test_pictures_mark_what_is_worth_having() -> None:
     assert sum(size.missing.values(), ()) == ("alone", "no base")
     assert {point.label: point.x for point in decode.points} == {"org/base": 1.0, "good": 1.3, "worse": 1.2}
     assert [point.label for point in decode.points if point.optimal] == ["org/base", "good"]
-    assert "no decode speed measured like this" in decode.missing
+    assert "no decode speed under these conditions" in decode.missing
     with pytest.raises(RequestError, match="unknown metric 'kl'.*allowed: kl_divergence"):
-        pictures(build_overview(measured), "kl")
+        plots(build_overview(measured), "kl")
     with pytest.raises(RequestError, match="no quality was measured"):
-        pictures(build_overview([output("a", 1)]), "perplexity")
-    assert pictures(build_overview([output("a", 1)])) == ()
+        plots(build_overview([output("a", 1)]), "perplexity")
+    assert plots(build_overview([output("a", 1)])) == ()
 
 
 def test_the_metric_can_be_chosen_and_its_direction_is_known() -> None:
     accuracy = Measurement("acc", "arc", 0.5, 0.02, 100, {"num_fewshot": 0})
     better = Measurement("acc", "arc", 0.6, 0.02, 100, {"num_fewshot": 0})
     measured = [output("a", 900, (*kl(0.1), accuracy)), output("b", 950, (*kl(0.2), better))]
-    (picture,) = pictures(build_overview(measured), "acc")
-    assert not picture.y_lower_is_better
-    assert [point.label for point in picture.points if point.optimal] == ["a", "b"]
-    assert picture.missing == {"no acc measured like this": ("org/base",)}
+    (plot,) = plots(build_overview(measured), "acc")
+    assert not plot.y_lower_is_better
+    assert [point.label for point in plot.points if point.optimal] == ["a", "b"]
+    assert plot.missing == {"no acc under these conditions": ("org/base",)}
     lower = ["perplexity", "word_perplexity", "kl_divergence", "bits_per_byte", "time_to_first_token_seconds"]
     assert all(map(lower_is_better, lower))
     assert not any(map(lower_is_better, ["acc_norm", "exact_match", "prefill_tokens_per_second", "top1_agreement"]))
 
 
-def test_what_is_no_number_is_not_drawn() -> None:
+def test_nan_is_not_plotted() -> None:
     nan = [output("a", 900, kl(float("nan"))), output("b", 900, kl(0.3))]
-    (picture,) = pictures(build_overview(nan))
-    assert picture.missing == {"no finite number": ("a",)}
+    (plot,) = plots(build_overview(nan))
+    assert plot.missing == {"value is NaN or inf": ("a",)}
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
@@ -212,10 +221,10 @@ def test_ticks_are_round_and_span_the_range(low: float, width: float) -> None:
     assert digits in ("1", "2", "5")
 
 
-def test_labels_stay_in_the_picture_and_off_one_another() -> None:
+def test_labels_stay_in_the_plot_and_do_not_overlap() -> None:
     measured = [output(f"a-model-with-a-long-name-{i}", 800 + i, kl(0.1 + i / 1000)) for i in range(5)]
-    (picture,) = pictures(build_overview(measured))
-    drawing = draw(picture)
+    (plot,) = plots(build_overview(measured))
+    drawing = draw(plot)
     for mark in drawing.marks:
         assert 0 <= mark.x <= WIDTH and 0 <= mark.y <= HEIGHT
         assert mark.low is not None or mark.point.is_base
@@ -244,14 +253,14 @@ class Strict(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_escaped_and_needs_nothing_from_elsewhere() -> None:
+def test_the_page_is_well_formed_escaped_and_self_contained() -> None:
     evil = '<b onclick="x">&"\'</b><script>alert(1)</script>'
     measured = [
         output(evil, 900, kl(0.1), timed=(10, 12), cpu=evil),
         output("plain", 800, (text("kl_divergence", 0.2, length=evil),), base=evil),
     ]
     overview = build_overview(measured)
-    page = render_page(overview, pictures(overview), title=evil)
+    page = render_page(overview, plots(overview), title=evil)
     parser = Strict()
     parser.feed(page)
     assert parser.open == [] and parser.foreign == []
@@ -260,7 +269,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_elsewhere() -> None:
     assert "not measured" in page and "0, by definition" in page
     assert page.count("<svg") == 2
     empty = build_overview([output("a", 1)])
-    assert "there is nothing to draw" in render_page(empty, (), title="t")
+    assert "there is nothing to plot" in render_page(empty, (), title="t")
 
 
 @pytest.fixture
@@ -285,17 +294,17 @@ def test_the_command_writes_the_page(folders: list[Path], tmp_path: Path, capsys
     assert list(tmp_path.glob(".ishrink*")) == []
 
     assert main(["report", *map(str, folders), "--output", str(page)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["report", *map(str, folders), "--output", str(page), "--overwrite", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [model["label"] for model in found["models"]] == ["org/base", "one/small", "two/small"]
     assert found["columns"][0]["cells"]["two/small"]["value"] == 0.2
     assert found["pictures"][0]["points"][0]["is_base"]
     assert main(["report", str(folders[0])]) == 0
-    assert "For a page with pictures: --output" in capsys.readouterr().out
+    assert "For a page with plots: --output" in capsys.readouterr().out
 
 
-def test_an_output_folder_of_shrink_has_its_facts(llama_folder: Path, tmp_path: Path) -> None:
+def test_facts_of_an_output_folder_of_shrink(llama_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "cut"
     flags = ["--importance", "l2-norm", "--layer-importance", "l2-norm", "--no-evaluate", "--no-benchmark"]
     shape = ["--intermediate-size", "16", "--compensation", "none"]
@@ -306,33 +315,38 @@ def test_an_output_folder_of_shrink_has_its_facts(llama_folder: Path, tmp_path: 
     assert model.base is not None and model.params < 10**9
 
 
-def test_a_file_that_json_was_written_to(folders: list[Path], tmp_path: Path) -> None:
+def test_a_file_with_json_output_is_read(folders: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     path.write_text((folders[0] / REPORT_FILE).read_text())
     assert [each.label for each in read_reports([path, folders[0]])] == ["measured", "small"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (None, "is no output folder of shrink or recover: it has no ishrink_report.json"),
+        (None, "is not an output folder of shrink or recover: it has no ishrink_report.json"),
         ("{", "is not JSON"),
         ("[]", "not an iShrink report"),
         ('{"schema": 99}', "has schema 99"),
-        ('{"schema": 1, "base": null, "shrunk": {"name": "x"}, "environment": {}}', "is damaged"),
+        (
+            '{"schema": 1, "base": null, "shrunk": {"name": "x"}, "environment": {}}',
+            "lacks shrunk.bytes",
+        ),
         ('{"schema": 1, "base": null, "shrunk": 3, "environment": {}}', "is damaged"),
     ],
 )
-def test_what_is_no_report(tmp_path: Path, content: str | None, said: str, capsys: pytest.CaptureFixture) -> None:
+def test_an_unreadable_report_is_refused(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture
+) -> None:
     if content is not None:
         (tmp_path / REPORT_FILE).write_text(content)
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         read_reports([tmp_path])
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_is_not_there_or_there_twice(folders: list[Path], tmp_path: Path) -> None:
+def test_a_missing_path_and_a_path_given_twice_are_refused(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist; name output folders"):
         read_reports([tmp_path / "nowhere"])
     with pytest.raises(RequestError, match="is given twice"):
@@ -342,7 +356,7 @@ def test_what_is_not_there_or_there_twice(folders: list[Path], tmp_path: Path) -
 def test_a_page_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="is a folder; name a file"):
         write_page("x", tmp_path)
-    with pytest.raises(OutputError, match="is not a folder; make it first"):
+    with pytest.raises(OutputError, match="is not a folder; create it first"):
         write_page("x", tmp_path / "none" / "page.html")
 
     def full(*_: object) -> None:
@@ -354,13 +368,11 @@ def test_a_page_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_figure_that_was_added_later_has_the_conditions_that_it_was_measured_in() -> None:
+def test_a_figure_added_later_has_its_own_conditions() -> None:
     report = output("small", 900, (text("perplexity", 9.0),), (1.0, 2.0)).report
     here = speed(2.0)
-    there = speed(2.0, environment={**MACHINE, "cpu": "B"})
+    there = speed(2.0).with_environment(replace(MACHINE, cpu="B"))
     assert dict(conditions(here, "speed", report))["cpu"] == "A"
     assert dict(conditions(there, "speed", report))["cpu"] == "B"
-    assert (
-        dict(conditions(text("perplexity", 9.0, environment={"dtype": "float32"}), "quality", report))["dtype"]
-        == "float32"
-    )
+    added = text("perplexity", 9.0).with_environment(replace(MACHINE, dtype="float32"))
+    assert dict(conditions(added, "quality", report))["dtype"] == "float32"

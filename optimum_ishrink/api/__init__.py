@@ -1,0 +1,1 @@
+"""The API: what the command line does, as methods."""

@@ -1,0 +1,75 @@
+"""Reading a GGUF file: into a dequantised checkpoint folder, and its own licence and languages."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..core.progress import progress_bar
+from ..errors import SourceError
+
+
+def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path) -> None:
+    """Read a GGUF file and save it as a plain checkpoint: config, tokenizer files and safetensors.
+
+    Args:
+        folder: The folder that holds the file.
+        gguf_file: Its name.
+        dtype: Dtype of the safetensors.
+        target: An existing, empty folder.
+
+    Raises:
+        SourceError: The file is missing or cannot be read.
+    """
+    if not (folder / gguf_file).is_file():
+        near = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        raise SourceError(f"{folder} holds no {gguf_file!r}; GGUF files there: {near}")
+    try:
+        # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost.
+        with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+            advance(1)
+    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    _remove_quantizer(model)
+    # transformers takes the name of the training run from the file; a path or a name here would only mislead.
+    model.config._name_or_path = ""
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _remove_quantizer(model: Any) -> None:
+    """Remove the traces of the GGUF quantiser, so that the model is saved as a plain one."""
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        model.__dict__.pop(attribute, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def gguf_license(path: Path) -> tuple[str | None, dict[str, str]]:
+    """Return the licence that a GGUF file names, with its name and link."""
+    from gguf import GGUFReader
+
+    entries = GGUFReader(path).fields
+    found = {
+        key: str(entry.contents())
+        for key in ("license", "license_name", "license_link")
+        if (entry := entries.get("general." + key.replace("_", "."))) is not None
+    }
+    return found.pop("license", None), found
+
+
+def gguf_languages(path: Path) -> tuple[str, ...]:
+    """Return the languages that a GGUF file names."""
+    from gguf import GGUFReader
+
+    entry = GGUFReader(path).fields.get("general.languages")
+    found = [] if entry is None else entry.contents()
+    return tuple(map(str, found if isinstance(found, list) else [found]))

@@ -1,0 +1,44 @@
+"""Loading a checkpoint folder into memory: the model and the tokenizer, without remote code and without gaps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..errors import SourceError
+from .tensors import preview
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a checkpoint folder's tokenizer.
+
+    Raises:
+        SourceError: The folder holds no usable tokenizer.
+    """
+    try:
+        # Without this argument, transformers asks on the terminal whether it may run the folder's code.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{folder} holds no usable tokenizer ({reason})") from None
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a checkpoint folder as plain `AutoModelForCausalLM`, and check that every tensor was found and fits.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Compute dtype.
+        device: Where to put the model.
+
+    Raises:
+        SourceError: Something in the files does not fit the model class.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            raise SourceError(f"{folder} does not load cleanly: {problem} {preview(sorted(map(str, info[problem])))}")
+    return model.to(device).eval()

@@ -1,0 +1,321 @@
+"""The parser: the verbs with their flags and examples. The flags come from the options; `verbs.py` holds what each
+verb does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from ..analysis.options import AnalysisOptions
+from ..edge.options import ExportOptions, RuntimeOptions
+from ..errors import did_you_mean
+from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
+from ..hub.options import PushOptions
+from ..importance.options import ImportanceOptions
+from ..options.run import RunOptions
+from ..planning.options import ShapeOptions
+from ..recovery.options import RecoveryOptions
+from ..surgery.options import CompensationOptions
+from ..text.options import CalibrationOptions
+from .flags import add_options
+
+DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
+
+SWITCHES = ("evaluate", "benchmark")
+"""Options that say whether a whole stage runs; the verbs of these stages have no flag for them."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest flag that exists."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Treat unknown flags as errors here, where the verb's own flags are known."""
+        parsed, extras = super().parse_known_args(args, namespace)
+        if extras:
+            self.error(f"unknown argument {extras[0]!r}{did_you_mean(extras[0], self._option_string_actions)}")
+        return parsed, extras
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs to a parser.
+
+    Args:
+        parser: The parser of `ishrink`, or the one that `optimum-cli` gives.
+    """
+    parser.description = DESCRIPTION
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+
+    def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    _shrink(
+        verb(
+            "shrink",
+            "calibrate, plan, cut, verify, measure, and write the card",
+            "ishrink shrink --model HuggingFaceTB/SmolLM2-135M-Instruct --target params=-15% --output small",
+        )
+    )
+    _plan(
+        verb(
+            "plan",
+            "print or save what would be removed, and change nothing",
+            "ishrink plan --model small-model --num-hidden-layers 14 --intermediate-size 7168",
+        )
+    )
+    _analyze(
+        verb(
+            "analyze",
+            "measure quality against sparsity, and how sensitive each layer is, before anything is cut",
+            "ishrink analyze --model HuggingFaceTB/SmolLM2-135M-Instruct --levels 0,10,25,50 --output analysis",
+        )
+    )
+    _recover(
+        verb(
+            "recover",
+            "train a pruned model with labels, with a teacher, or on text that the model samples itself",
+            "ishrink recover --model small --teacher HuggingFaceTB/SmolLM2-135M-Instruct --output recovered",
+        )
+    )
+    _evaluate(
+        verb(
+            "evaluate",
+            "measure perplexity, and divergence from a base model, on texts and tasks",
+            "ishrink evaluate --model small --base HuggingFaceTB/SmolLM2-135M-Instruct --eval-text notes.txt",
+        )
+    )
+    _benchmark(
+        verb(
+            "benchmark",
+            "time a model, in turn with its base, in one session",
+            "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
+    )
+    _export(
+        verb(
+            "export",
+            "write a checkpoint as GGUF for llama.cpp, or quantised for PyTorch, and compare its predictions",
+            "ishrink export --model small --quantization q8_0 --output small-q8_0.gguf\n"
+            "  ishrink export --model small --format safetensors --quantization int8 --output small-int8",
+        )
+    )
+    card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
+    card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink or recover")
+    _report(
+        verb(
+            "report",
+            "compare output folders and their bases in one HTML page",
+            "ishrink report small smaller recovered --output report.html",
+        )
+    )
+    _push(
+        verb(
+            "push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small"
+        )
+    )
+    _demo(verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo"))
+
+
+def _shrink(parser: argparse.ArgumentParser) -> None:
+    _model(parser, recipe=True)
+    _output_folder(parser, required=False)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    _shape(parser)
+    _importance(parser)
+    add_options(parser.add_argument_group("recovery"), RecoveryOptions, hide=("--teacher",))
+    _quality(parser)
+    _speed(parser)
+    add_options(parser, QualityOptions, only=SWITCHES)
+    add_options(parser, SpeedOptions, only=SWITCHES)
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO_ID",
+        help="upload the result as one commit; login and name are checked before the work begins",
+    )
+    _visibility(parser)
+    _common(parser)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _model(parser, recipe=True)
+    parser.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
+    parser.add_argument(
+        "--shape-only", action="store_true", help="only the shape: reads config.json and no weights, in a second"
+    )
+    _shape(parser)
+    _importance(parser)
+    _common(parser)
+
+
+def _analyze(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _output_folder(parser)
+    add_options(parser.add_argument_group("what to measure"), AnalysisOptions)
+    _importance(parser, compensation=False)
+    protected = ("keep_first_layers", "keep_last_layers")
+    add_options(parser.add_argument_group("which layers are protected"), ShapeOptions, only=protected)
+    add_options(parser.add_argument_group("tasks at every level"), TaskOptions)
+    _common(parser)
+
+
+def _recover(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
+    _output_folder(parser)
+    _architecture(parser)
+    add_options(parser.add_argument_group("recovery"), RecoveryOptions, defaults={"recovery": "kl"})
+    _quality(parser)
+    _speed(parser)
+    add_options(parser, QualityOptions, only=SWITCHES)
+    add_options(parser, SpeedOptions, only=SWITCHES)
+    _common(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _base(parser)
+    _quality(parser)
+    _common(parser)
+
+
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _base(parser)
+    add_options(parser.add_argument_group("runtime"), RuntimeOptions)
+    _speed(parser, ",".join(map(str, BENCHMARK_LENGTHS)))
+    _common(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    group = parser.add_argument_group("export")
+    group.add_argument(
+        "--output", metavar="PATH", required=True, help="the GGUF file, or the folder; it appears whole or not at all"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_options(group, ExportOptions)
+    _json(group)
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "outputs",
+        metavar="OUT",
+        nargs="+",
+        help="output folder of shrink or recover, or a file that `ishrink evaluate --json` was written to",
+    )
+    parser.add_argument("--output", metavar="FILE.html", help="the page; it loads nothing from elsewhere")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="quality in the plots (default: KL divergence, or else the first measured)"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="title of the page")
+    _json(parser)
+
+
+def _push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink or recover")
+    parser.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
+    _visibility(parser)
+    add_options(parser, PushOptions, without=_VISIBILITY)
+    _json(parser)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", metavar="DIR", default="ishrink-demo", help="output folder (default: ishrink-demo)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    parser.add_argument("--target", default="params=-15%", help="how much to remove (default: params=-15%%)")
+    parser.add_argument(
+        "--recovery", metavar="LOSS", default="none", help="recover the cut model, such as by kl (default: none)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    _json(parser)
+
+
+def _model(parser: argparse.ArgumentParser, *, recipe: bool = False) -> None:
+    """Add the flags that say which model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", required=not recipe, help="Hub id or folder")
+    group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+    _architecture(group)
+    if recipe:
+        group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags override its values")
+
+
+def _architecture(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    group.add_argument("--architecture", metavar="FILE.json", help="description of another architecture")
+
+
+def _output_folder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--output", metavar="DIR", required=required, help="output folder; it appears whole or not at all"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+
+
+def _base(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what a model is compared with, and where the measurements go."""
+    group = parser.add_argument_group("base")
+    group.add_argument(
+        "--base",
+        metavar="M0",
+        help="Hub id or folder of the model to compare with; if --model was cut from it, its report and card get the "
+        "measurements too",
+    )
+    group.add_argument(
+        "--no-update-report", action="store_true", help="print the measurements and leave report and card as they are"
+    )
+
+
+def _shape(parser: argparse.ArgumentParser) -> None:
+    add_options(parser.add_argument_group("what to shrink"), ShapeOptions)
+
+
+def _importance(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:
+    group = parser.add_argument_group("how to choose")
+    add_options(group, ImportanceOptions)
+    if compensation:
+        add_options(group, CompensationOptions)
+    add_options(group, CalibrationOptions)
+
+
+def _quality(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quality")
+    add_options(group, QualityOptions, without=SWITCHES)
+    add_options(group, TaskOptions)
+
+
+def _speed(parser: argparse.ArgumentParser, prompt_length: str | None = None) -> None:
+    defaults = {"benchmark_prompt_length": prompt_length} if prompt_length else {}
+    add_options(parser.add_argument_group("speed"), SpeedOptions, without=SWITCHES, defaults=defaults)
+
+
+_VISIBILITY = ("private", "private_until_complete")
+
+
+def _visibility(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say who can see the repository."""
+    add_options(parser.add_mutually_exclusive_group(), PushOptions, only=_VISIBILITY)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("common")
+    add_options(group, RunOptions)
+    _json(group)
+
+
+def _json(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", action="store_true", help="print one JSON object on standard output")

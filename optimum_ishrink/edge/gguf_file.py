@@ -1,0 +1,88 @@
+"""Reading the header of a GGUF file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SourceError
+from .gguf_quantizations import GGUF_QUANTIZATIONS
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The header of a GGUF file.
+
+    Args:
+        path: The file.
+        name: Its name in reports.
+        params: Weights in all tensors.
+        nbytes: Bytes of the file.
+        quantization: Its quantisation's name, or the header's number where this package has no name for it.
+        vocabulary: Number of tokens.
+        architecture: Its architecture, as llama.cpp names it.
+        context: The longest context that it was trained for, in tokens; None where the header does not say.
+    """
+
+    path: Path
+    name: str
+    params: int
+    nbytes: int
+    quantization: str
+    vocabulary: int
+    architecture: str
+    context: int | None = None
+
+
+def check_is_gguf(path: Path) -> None:
+    """Check that a file is GGUF.
+
+    Raises:
+        SourceError: It is not, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from None
+    if magic != b"GGUF":
+        raise SourceError(f"{path} is not a GGUF file; name one, or a checkpoint folder with --quantization")
+
+
+def read_gguf(path: Path, name: str | None = None) -> GgufFile:
+    """Read a GGUF file's header.
+
+    Args:
+        path: The file.
+        name: Its name in reports; the file's name by default.
+
+    Raises:
+        SourceError: It is not a GGUF file, or it is damaged.
+    """
+    check_is_gguf(path)
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        number = reader.get_field("general.file_type")
+        tokens = reader.get_field("tokenizer.ggml.tokens")
+        architecture = reader.get_field("general.architecture")
+        kind = "unknown" if architecture is None else str(architecture.contents())
+        context = reader.get_field(f"{kind}.context_length")
+        params = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        file_type = None if number is None else int(number.contents())
+        names = {entry.file_type: entry.name for entry in GGUF_QUANTIZATIONS.values()}
+        return GgufFile(
+            path,
+            name or path.name,
+            params,
+            path.stat().st_size,
+            "unknown" if file_type is None else names.get(file_type, f"file type {file_type}"),
+            0 if tokens is None else len(tokens.data),
+            kind,
+            None if context is None else int(context.contents()),
+        )
+    except Exception as error:  # the reader raises many types for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(f"cannot read {path} as GGUF ({reason})") from None

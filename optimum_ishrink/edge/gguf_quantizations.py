@@ -1,0 +1,132 @@
+"""The quantisations of GGUF: which rows fit them, and what llama.cpp stores instead. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import RequestError, unknown_name
+
+CONVERTER, NUMPY, PROGRAM = "llama.cpp's converter", "gguf", "llama-quantize"
+"""What writes a quantisation: llama.cpp's converter, the `gguf` package in numpy, or llama.cpp's `llama-quantize`."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """How GGUF stores a row of weights.
+
+    Args:
+        name: Its name.
+        block: Weights that share a scale; the length of a row must be a multiple of it.
+        nbytes: Bytes of such a block.
+        fallback: What llama.cpp uses for a row whose length is not a multiple; None for f16.
+    """
+
+    name: str
+    block: int
+    nbytes: int
+    fallback: str | None = None
+
+    def size(self, weights: int) -> int:
+        """Return the bytes of a number of weights, in whole blocks."""
+        return weights // self.block * self.nbytes
+
+
+TENSOR_TYPES: Mapping[str, TensorType] = {
+    entry.name: entry
+    for entry in (
+        TensorType("f32", 1, 4),
+        TensorType("f16", 1, 2),
+        TensorType("bf16", 1, 2),
+        TensorType("q8_0", 32, 34),
+        TensorType("q5_1", 32, 24),
+        TensorType("q5_0", 32, 22),
+        TensorType("q4_1", 32, 20),
+        TensorType("q4_0", 32, 18),
+        TensorType("iq4_nl", 32, 18),
+        TensorType("q6_k", 256, 210, "q8_0"),
+        TensorType("q5_k", 256, 176, "q5_1"),
+        TensorType("q4_k", 256, 144, "q5_0"),
+        TensorType("q3_k", 256, 110, "iq4_nl"),
+        TensorType("q2_k", 256, 84, "iq4_nl"),
+        TensorType("iq4_xs", 256, 136, "iq4_nl"),
+    )
+}
+"""Sizes are those of ggml (a test compares them with the `gguf` package); fallbacks are those of `llama-quantize`."""
+
+
+@dataclass(frozen=True)
+class GgufQuantization:
+    """A quantisation of a whole model, by the name that people type.
+
+    Args:
+        name: Its name, in lower case.
+        tensor_type: What most matrices are stored as.
+        written_by: One of `CONVERTER`, `NUMPY`, `PROGRAM`.
+        file_type: Number that GGUF's `general.file_type` has for it.
+    """
+
+    name: str
+    tensor_type: TensorType
+    written_by: str
+    file_type: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every weight has 16 bits or more, so that predictions must equal the checkpoint's."""
+        return self.tensor_type.block == 1
+
+
+GGUF_QUANTIZATIONS: Mapping[str, GgufQuantization] = {
+    name: GgufQuantization(name, TENSOR_TYPES[tensor_type], written_by, file_type)
+    for name, tensor_type, written_by, file_type in (
+        ("f32", "f32", CONVERTER, 0),
+        ("f16", "f16", CONVERTER, 1),
+        ("bf16", "bf16", CONVERTER, 32),
+        ("q8_0", "q8_0", CONVERTER, 7),
+        ("q5_1", "q5_1", NUMPY, 9),
+        ("q5_0", "q5_0", NUMPY, 8),
+        ("q4_1", "q4_1", NUMPY, 3),
+        ("q4_0", "q4_0", NUMPY, 2),
+        ("q6_k", "q6_k", PROGRAM, 18),
+        ("q5_k_m", "q5_k", PROGRAM, 17),
+        ("q5_k_s", "q5_k", PROGRAM, 16),
+        ("q4_k_m", "q4_k", PROGRAM, 15),
+        ("q4_k_s", "q4_k", PROGRAM, 14),
+        ("q3_k_l", "q3_k", PROGRAM, 13),
+        ("q3_k_m", "q3_k", PROGRAM, 12),
+        ("q3_k_s", "q3_k", PROGRAM, 11),
+        ("q2_k", "q2_k", PROGRAM, 10),
+        ("iq4_nl", "iq4_nl", PROGRAM, 25),
+        ("iq4_xs", "iq4_xs", PROGRAM, 30),
+    )
+}
+
+
+def parse_gguf_quantization(name: str) -> GgufQuantization:
+    """Return a quantisation by its name, in any case.
+
+    Raises:
+        RequestError: There is none of this name; the message lists those that exist.
+    """
+    if name.lower() not in GGUF_QUANTIZATIONS:
+        raise RequestError(unknown_name("quantization", name, GGUF_QUANTIZATIONS))
+    return GGUF_QUANTIZATIONS[name.lower()]
+
+
+def stored_as(row: int, requested: TensorType) -> TensorType:
+    """Return what llama.cpp stores a row as.
+
+    Args:
+        row: Weights in the row.
+        requested: The requested type.
+    """
+    while row % requested.block:
+        requested = TENSOR_TYPES[requested.fallback or "f16"]
+    return requested
+
+
+def nearest_multiples(row: int, block: int) -> tuple[int, ...]:
+    """Return the nearest multiples of a block below and above a row's length; zero is left out."""
+    below = row // block * block
+    return tuple(value for value in (below, below + block) if value > 0)

@@ -1,0 +1,121 @@
+"""Starting llama.cpp in a separate process, and the reason when it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from .program_log import llama_cpp_failure
+
+_LIMIT = 1800
+"""Time limit for one answer in seconds: far more than any takes here, so that nothing hangs."""
+
+_KILLED = 9
+"""The signal that ends a process when memory runs out; Windows has no name for it."""
+
+
+class WorkerProcess:
+    """A process that runs a task of `worker.py` and has answered its first line; the context manager ends it.
+
+    Args:
+        request: `task` and its arguments.
+        limit: Time limit for one answer in seconds; then the process is killed.
+
+    Raises:
+        SourceError: llama.cpp cannot load or run the file, or takes too long.
+    """
+
+    def __init__(self, request: Mapping[str, Any], *, limit: float = _LIMIT) -> None:
+        self._name = Path(request["model"]).name
+        self._limit = limit
+        self._timed_out = False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - a full pipe that nobody reads would block it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            self.first = self.ask(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def _stop(self) -> None:
+        self._timed_out = True
+        self._process.kill()
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one more line and return its answer.
+
+        Args:
+            message: What the task expects.
+
+        Raises:
+            SourceError: llama.cpp cannot run the file, or takes too long.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        timer = threading.Timer(self._limit, self._stop)
+        timer.daemon = True
+        timer.start()
+        line = ""
+        try:
+            with suppress(OSError):  # the process has ended
+                self._process.stdin.write(json.dumps(message) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        if line.endswith("\n"):  # a killed process may leave half a line
+            found: dict[str, Any] = json.loads(line)
+            return found
+        status = self._process.wait()
+        if self._timed_out:
+            raise SourceError(f"llama.cpp took more than {self._limit:g} s with {self._name}; it was killed")
+        self._log.seek(0)
+        reason = llama_cpp_failure(self._log.read().decode("utf-8", errors="replace"))
+        if status == -_KILLED:
+            reason = "its process was killed by signal 9; the machine may be out of memory"
+        elif status < 0:
+            reason = f"its process was ended by signal {-status}: {reason}"
+        raise SourceError(f"llama.cpp cannot run {self._name}: {reason}")
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the process; it has no state to save."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+
+
+def run_worker(request: Mapping[str, Any], *, limit: float = _LIMIT) -> dict[str, Any]:
+    """Run a task of `worker.py` in a fresh process, and return its first answer.
+
+    Args:
+        request: `task` and its arguments.
+        limit: Time limit for one answer in seconds; then the process is killed.
+
+    Raises:
+        SourceError: llama.cpp cannot load or run the file, or takes too long.
+    """
+    with WorkerProcess(request, limit=limit) as worker:
+        return worker.first

@@ -1,0 +1,169 @@
+"""From a checkpoint folder to a GGUF file, through llama.cpp's converter."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.output import staged_file
+from ..core.progress import note, progress_bar
+from ..errors import RequestError, SourceError
+from .gguf_quantizations import CONVERTER, PROGRAM, GgufQuantization
+from .llama_server import INSTALL
+from .program_log import failure_reason
+
+_CONVERTER = "convert_hf_to_gguf"
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
+
+
+def check_tools(quantization: GgufQuantization) -> None:
+    """Check that the tools that write a quantisation are installed, before any long work.
+
+    Raises:
+        RequestError: One is missing; the message says how to install it.
+    """
+    if importlib.util.find_spec(_CONVERTER) is None:
+        raise RequestError(f"the export needs llama.cpp's converter; install it with: {INSTALL}")
+    if quantization.written_by == PROGRAM and shutil.which(PROGRAM) is None:
+        raise RequestError(
+            f"{quantization.name} is written by llama.cpp's program {PROGRAM}, which is not on the PATH: install "
+            "llama.cpp (its releases, Homebrew, conda-forge and nixpkgs have it), or choose q4_0, q4_1, q5_0, q5_1 or "
+            "q8_0, which do not need it"
+        )
+
+
+def write_gguf(
+    folder: Path,
+    quantization: GgufQuantization,
+    output: Path,
+    *,
+    name: str,
+    overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a checkpoint as GGUF. The file appears whole or not at all.
+
+    Args:
+        folder: A checkpoint folder.
+        quantization: How matrices are stored.
+        output: The file.
+        name: The model's name in the file.
+        overwrite: Replace an existing file.
+        check: Called with the staged file; if it raises, nothing is written.
+
+    Raises:
+        RequestError: A tool is missing.
+        SourceError: The converter does not know the architecture or its tokenizer; the message has its reason.
+        OutputError: The file exists or cannot be written.
+    """
+    check_tools(quantization)
+    with staged_file(output, overwrite=overwrite) as staged:
+        _write(folder, quantization, staged, name)
+        if check is not None:
+            check(staged)
+
+
+def _write(folder: Path, quantization: GgufQuantization, output: Path, name: str) -> None:
+    if quantization.written_by == CONVERTER:
+        with progress_bar(f"converting to {quantization.name}", 1) as advance:
+            _convert(folder, quantization.name, output, name)
+            advance(1)
+        return
+    # `auto` is the checkpoint's 16-bit dtype, so that nothing is rounded twice.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder_16_bit:
+        exact = Path(folder_16_bit) / "exact.gguf"
+        with progress_bar("converting to 16 bits", 1) as advance:
+            _convert(folder, "auto", exact, name)
+            advance(1)
+        if quantization.written_by == PROGRAM:
+            note(f"quantising to {quantization.name} with {shutil.which(PROGRAM)}")
+            _run([PROGRAM, str(exact), str(output), quantization.name.upper()], f"{PROGRAM} failed")
+        else:
+            quantize_file(exact, output, quantization)
+
+
+def _convert(folder: Path, outtype: str, output: Path, name: str) -> None:
+    # In a separate process: the converter configures logging and patches torch.
+    command = [sys.executable, "-m", _CONVERTER, str(folder), "--outfile", str(output), "--outtype", outtype]
+    _run([*command, "--model-name", name], f"llama.cpp's converter refuses {name}")
+
+
+def _run(command: Sequence[str], failure: str) -> None:
+    """Run a program without network access to the Hub and without secrets; an error has the reason from its log."""
+    environment = {key: value for key, value in os.environ.items() if not _SECRET.search(key.upper())}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, check=False
+    )
+    if done.returncode:
+        raise SourceError(f"{failure}: {failure_reason(done.stderr or done.stdout)}")
+
+
+def quantize_file(source: Path, target: Path, quantization: GgufQuantization) -> None:
+    """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
+
+    As in `llama-quantize`, the matrix that gives the logits has more bits than the others: the head, or the
+    embedding where it is the head too. llama.cpp uses q6_k there, which numpy cannot write; here it is q8_0.
+
+    Args:
+        source: A 16-bit file written by the converter.
+        target: The new file.
+        quantization: How the other matrices are stored; one that the `gguf` package can write.
+    """
+    import gguf
+    import numpy
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE).contents()
+    writer = gguf.GGUFWriter(target, architecture)
+    for field in reader.fields.values():
+        if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
+            continue  # the writer sets these itself
+        value, kind = field.contents(), field.types[0]
+        if field.name == gguf.Keys.General.FILE_TYPE:
+            value = quantization.file_type
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, kind, sub_type=inner)
+    if gguf.Keys.General.QUANTIZATION_VERSION not in reader.fields:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    names = {tensor.name for tensor in reader.tensors}
+    head = "output.weight" if "output.weight" in names else "token_embd.weight"
+    kinds = [_kind(tensor, head, quantization) for tensor in reader.tensors]
+    for tensor, kind in zip(reader.tensors, kinds, strict=True):
+        if kind is None:
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+            continue
+        weights = tuple(int(length) for length in reversed(tensor.shape))
+        shape = gguf.quant_shape_to_byte_shape(weights, kind)
+        writer.add_tensor_info(tensor.name, shape, numpy.dtype(numpy.uint8), math.prod(shape), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    with progress_bar(f"quantising to {quantization.name}", len(kinds)) as advance:
+        for tensor, kind in zip(reader.tensors, kinds, strict=True):
+            data = tensor.data
+            if kind is not None:
+                data = gguf.quants.quantize(gguf.quants.dequantize(data, tensor.tensor_type), kind)
+            writer.write_tensor_data(data)
+            advance(1)
+    writer.close()
+
+
+def _kind(tensor: Any, head: str, quantization: GgufQuantization) -> Any:
+    """Return a tensor's new type, or None where it stays: what the converter writes in f32 is not a matrix."""
+    import gguf
+
+    if tensor.tensor_type not in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
+        return None
+    wanted = "q8_0" if tensor.name == head else quantization.tensor_type.name
+    return gguf.GGMLQuantizationType[wanted.upper()]

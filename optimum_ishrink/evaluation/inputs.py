@@ -1,0 +1,111 @@
+"""The inputs of an evaluation: the windows of its texts, and its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoint.session import Session
+from ..errors import DataError
+from ..text.sources import PYDOC, TextSource, label_sources, parse_sources
+from .harness import open_tasks
+from .options import QualityOptions
+from .passages import TextWindows, text_windows
+
+
+def evaluation_sources(options: QualityOptions) -> tuple[TextSource, ...]:
+    """Return the texts to measure on.
+
+    Args:
+        options: Which texts; Python's reference topics by default.
+    """
+    return parse_sources(options.eval_text) if options.eval_text else (TextSource(PYDOC),)
+
+
+def check_evaluation_texts(options: QualityOptions, others: Mapping[str, Sequence[TextSource]]) -> None:
+    """Check that the evaluation texts exist, and that nothing else reads them.
+
+    Args:
+        options: Which texts.
+        others: Texts that the run reads for other purposes, by purpose, such as `calibration`.
+
+    Raises:
+        DataError: A text is missing, is sampled from the model, or is read for another purpose as well.
+    """
+    evaluation = evaluation_sources(options)
+    for source in evaluation:
+        source.check()
+    if any(source.is_self for source in evaluation):
+        raise DataError("eval_text cannot be 'self': text that the model samples itself is not independent of it")
+    for purpose, texts in others.items():
+        read = {_place(source) for source in texts}
+        for source in evaluation:
+            if _place(source) in read:
+                raise DataError(
+                    f"{source.text} is given for {purpose} and for evaluation; measure on text that the model has "
+                    "not seen"
+                )
+
+
+def _place(source: TextSource) -> object:
+    return source.path.resolve() if source.path else source.text
+
+
+class EvaluationInputs:
+    """The texts and tasks of one evaluation. Each is read once, when it is first needed.
+
+    Args:
+        options: Which texts and tasks.
+        session: The run; windows are in the tokens of its source.
+    """
+
+    def __init__(self, options: QualityOptions, session: Session) -> None:
+        self.options = options
+        self.sources = evaluation_sources(options)
+        self._session = session
+        self._windows: Mapping[str, TextWindows] | None = None
+        self._tasks: Any = None
+
+    def windows(self) -> Mapping[str, TextWindows]:
+        """Return the windows of each text, by its label.
+
+        Raises:
+            DataError: A text is too short.
+        """
+        if self._windows is None:
+            self._windows = self._read()
+        return self._windows
+
+    def _read(self) -> dict[str, TextWindows]:
+        options = self.options
+        return {
+            label: text_windows(
+                source.documents(),
+                self._session.tokenizer,
+                options.eval_length,
+                options.eval_samples,
+                seed=options.seed,
+                label=label,
+            )
+            for source, label in zip(self.sources, label_sources(self.sources), strict=True)
+        }
+
+    def task_manager(self) -> Any:
+        """Return lm-eval's task manager, after checking that it knows the requested tasks.
+
+        Raises:
+            DataError: A task or the folder of task files does not exist.
+        """
+        if self._tasks is None:
+            self._tasks = open_tasks(self.options.tasks, self.options.include_path, self.options.num_fewshot)
+        return self._tasks
+
+    def check(self) -> None:
+        """Read the texts and find the tasks now, so that errors appear before long work.
+
+        Raises:
+            DataError: A text is too short, or a task does not exist.
+        """
+        self.windows()
+        if self.options.tasks:
+            self.task_manager()

@@ -1,0 +1,1 @@
+"""Options: typed fields of dataclasses that become attributes, flags, YAML keys, saved keys and a reference page."""

@@ -1,0 +1,82 @@
+"""The stages that plan, cut and repair."""
+
+from __future__ import annotations
+
+from ..architectures.description import LAYERS
+from ..checkpoint.writing import copy_checkpoint
+from ..core.json_files import write_json
+from ..core.processes import process_count
+from ..importance.stage import score, scored_dimensions, select_layers, used_criteria
+from ..importance.weights import key_value_similarity
+from ..planning.stage import check_shape, layers_to_remove, plan
+from ..report.files import CONFIG_FILE, SCORES_FILE
+from ..report.plan import CalibrationRecord, Choice
+from ..report.scores import write_scores
+from ..surgery.stage import check_compensation, cut, repair
+from .job import Job
+
+
+def check_cut(job: Job) -> None:
+    """Check the shape, the calibration text and the weight files."""
+    job.shape = check_shape(job.session.source, job.config)
+    check_compensation(job.config)
+    for source in job.calibration.sources:
+        source.check()
+    job.session.source.check()
+
+
+def score_and_plan(job: Job) -> None:
+    """Score what changes, and choose what is retained."""
+    session, config, shape = job.session, job.config, job.shape
+    source = session.source
+    keys = scored_dimensions(source.binding.shape, shape, merge=config.merge_key_value_heads)
+    job.scores = score(session, config, job.calibration, keys)
+    if config.merge_key_value_heads:
+        job.scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
+    removable = layers_to_remove(source, config, shape)
+    layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable)
+    job.plan = plan(source, config, shape, job.scores, _choice(job), layers=layers, name=session.base_name)
+    job.on_plan(job.plan)
+    if process_count() > 1 and config.compensation != "none":
+        _ = job.calibration.windows  # all processes take part in the draw, and the repair runs in one of them
+
+
+def _choice(job: Job) -> Choice:
+    config, sources = job.config, job.calibration.sources
+    used = used_criteria(config, job.scores)
+    reads_text = config.compensation != "none" or any(criterion.reads_text for criterion in used.values())
+    record = CalibrationRecord(
+        sources=tuple(text.label for text in sources),
+        fingerprints=tuple(text.fingerprint() for text in sources),
+        samples=config.calibration_samples,
+        length=config.calibration_length,
+        importance_samples=min(config.importance_samples, config.calibration_samples),
+        batch_size=config.batch_size,
+    )
+    return Choice(
+        importance=used["unit"].name if "unit" in used else None,
+        layer_importance=used["layer"].name if "layer" in used else None,
+        layer_selection=config.layer_selection if "layer" in used else None,
+        seed=config.seed,
+        calibration=record if reads_text else None,
+    )
+
+
+def write_cut(job: Job) -> None:
+    """Write the cut checkpoint, with the scores and the config."""
+    cut(job.session, job.cut_plan, job.folder)
+    write_scores(job.scores, job.folder / SCORES_FILE)
+    write_json(job.folder / CONFIG_FILE, job.config.portable().to_dict())
+
+
+def repair_cut(job: Job) -> None:
+    """Repair the cut checkpoint in closed form."""
+    job.compensation = repair(job.session, job.config, job.calibration, job.cut_plan, job.folder)
+
+
+def copy_student(job: Job) -> None:
+    """Copy the checkpoint that is recovered, with everything in its folder that belongs to it."""
+    assert job.student is not None, "`recover` starts from a checkpoint"
+    copy_checkpoint(job.student.folder, job.folder)
+    if job.plan is None:
+        write_json(job.folder / CONFIG_FILE, job.config.portable().to_dict())

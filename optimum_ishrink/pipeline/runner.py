@@ -1,0 +1,123 @@
+"""The order of the stages, and the runner: the only file that knows it.
+
+    source -> importance -> plan -> checkpoint -> recovery -> report -> card
+
+A run is a list of stages and one runner. All checks come first, then the stages that every process shares, then, in
+the main process alone, the stages that write into a hidden folder, which is renamed to the output folder at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..checkpoint.session import Session
+from ..configuration import IShrinkConfig
+from ..core.output import check_not_inside, check_output, staged_folder
+from ..core.processes import is_main_process, wait_for_all
+from ..recovery.work_folder import work_folder
+from ..report.plan import Plan
+from ..report.report import Report
+from ..report.run import Run
+from ..text.sources import parse_sources
+from .cutting import check_cut, copy_student, repair_cut, score_and_plan, write_cut
+from .job import Job, Pipeline, Stage, shrink_job
+from .measuring import check_measuring, measure, write_records
+from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
+
+PLAN = Stage(score_and_plan, check_cut)
+
+
+TRAIN = Stage(train_student, check_training)
+
+
+SHRINK = Pipeline(
+    shared=(PLAN,),
+    writing=(
+        Stage(write_cut),
+        Stage(repair_cut),
+        Stage(measure_before),
+        Stage(train_student, check_recovery_of_cut),
+        Stage(write_recovered),
+        Stage(measure, check_measuring),
+        Stage(write_records),
+    ),
+)
+"""Cut a model, repair it, recover it if requested, measure it."""
+
+
+RECOVER = Pipeline(
+    shared=(TRAIN,),
+    writing=(
+        Stage(copy_student),
+        Stage(measure_before),
+        Stage(write_recovered),
+        Stage(measure, check_measuring),
+        Stage(write_records),
+    ),
+)
+"""Train an existing checkpoint, and measure it."""
+
+
+def run(pipeline: Pipeline, job: Job, *, overwrite: bool = False) -> Report:
+    """Check all stages, then run them; the output folder appears whole or not at all.
+
+    Args:
+        pipeline: The stages.
+        job: The request.
+        overwrite: Replace what is in the output folder.
+
+    Returns:
+        The report.
+
+    Raises:
+        RequestError: The request cannot be met; nothing was written.
+        VerificationError: The written checkpoint is not what was planned; nothing was left behind.
+        TrainingError: The training stopped before its end; the same command resumes it.
+    """
+    check_output(job.output, overwrite)
+    check_not_inside(job.output, _inputs(job))
+    for stage in (*pipeline.shared, *pipeline.writing):
+        stage.check(job)
+    for stage in pipeline.shared:
+        stage.run(job)
+    if not is_main_process():
+        wait_for_all()
+        return Run.read(job.output).report
+    with staged_folder(job.output, overwrite=overwrite) as folder:
+        job.folder = folder
+        for stage in pipeline.writing:
+            stage.run(job)
+    if job.config.recovers:
+        shutil.rmtree(work_folder(job.output), ignore_errors=True)
+    wait_for_all()
+    return job.finished
+
+
+def _inputs(job: Job) -> list[Path]:
+    """Return everything on this machine that the run reads."""
+    config = job.config
+    sources = [source for source in (job.session.source, job.student, job.teacher) if source is not None]
+    texts = [*job.calibration.sources, *parse_sources(config.recovery_data), *job.evaluation.inputs.sources]
+    folders = [source.folder for source in sources] + [Path(source.name) for source in sources]
+    return [*folders, *(text.path for text in texts if text.path)]
+
+
+def make_plan(session: Session, config: IShrinkConfig, *, check_all: bool = False) -> Plan:
+    """Return what would be removed, and write nothing.
+
+    Args:
+        session: The run.
+        config: The request.
+        check_all: Check the other stages of a shrink as well: recovery with its teacher and text, evaluation and
+            timing.
+
+    Raises:
+        RequestError: The request cannot be met.
+    """
+    job = shrink_job(session, config, Path()) if check_all else Job(session, config, Path())
+    stages = (*SHRINK.shared, *SHRINK.writing) if check_all else SHRINK.shared
+    for stage in stages:
+        stage.check(job)
+    score_and_plan(job)
+    return job.cut_plan

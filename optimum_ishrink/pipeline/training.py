@@ -1,0 +1,110 @@
+"""The stages that recover."""
+
+from __future__ import annotations
+
+import torch
+
+from ..checkpoint.source import Source
+from ..checkpoint.tensors import DTYPES, read_tensor
+from ..recovery.preparation import Models, Preparation, prepare
+from ..recovery.stage import (
+    adapter_base,
+    apply,
+    check_device,
+    check_one_process,
+    check_start,
+    check_teacher,
+    check_text,
+    train_prepared,
+)
+from ..recovery.work_folder import work_folder
+from ..surgery.folds import check_windows
+from ..surgery.stage import refit
+from ..text.sources import parse_sources
+from .job import Job
+
+
+def check_recovery_of_cut(job: Job) -> None:
+    """Check the recovery of a checkpoint that this run cuts."""
+    config, session = job.config, job.session
+    if not config.recovers:
+        return
+    check_one_process()
+    check_training(job)
+    check_text(config, session.tokenizer)
+
+
+def check_training(job: Job) -> None:
+    """Check what a training needs, whichever checkpoint it starts from."""
+    config, student = job.config, job.student or job.session.source
+    check_device(job.session)
+    for text in parse_sources(config.recovery_data):
+        text.check()
+    adapter_base(config, job.student)
+    check_start(config, is_base=job.is_base)
+    if config.compensates:
+        windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
+        check_windows(config.recovery_compensation_samples, samples=windows, off=off)
+    if job.teacher is not None and job.teacher is not student:
+        check_teacher(job.teacher, student.config, student.load_tokenizer())
+
+
+def train_student(job: Job) -> None:
+    """Train the pruned checkpoint; its folder is only read."""
+    if not job.config.recovers:
+        return
+    student = job.student or Source(job.folder.name, job.folder)
+    models = Models(student, job.teacher, job.plan, job.is_base)
+    prepared = prepare(job.session, job.config, models, work_folder(job.output))
+    solved = _solve(job, prepared) if job.config.compensates else None
+    start = None
+    if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
+        start = _adapter_start(job, prepared)
+    job.trained = train_prepared(prepared, solved=solved, start=start)
+
+
+def _solve(job: Job, prepared: Preparation) -> dict[str, torch.Tensor] | None:
+    """Return the weights of the closed form on the training text; one process computes and stores them for all."""
+    with prepared.processes.main_process_first():
+        found = prepared.read_solution()
+        if found is None:
+            weights = _refit(job, prepared, job.config.recovery_compensation_samples)
+            tensors = prepared.models.student.tensors
+            found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
+            prepared.store_solution(found)
+    return found
+
+
+def _adapter_start(job: Job, prepared: Preparation) -> dict[str, torch.Tensor]:
+    """Return what the closed form of the adapter's rank adds to the weights."""
+    weights = _refit(job, prepared, job.config.calibration_samples, rank=job.config.recovery_lora_rank)
+    tensors = prepared.models.student.tensors
+    return {name: weight - read_tensor(tensors[name]).double() for name, weight in weights.items()}
+
+
+def _refit(job: Job, prepared: Preparation, samples: int, *, rank: int | None = None) -> dict[str, torch.Tensor]:
+    text, folder = prepared.text, prepared.models.student.folder
+    count = min(text.trained, samples)  # held-out windows are never read
+    return refit(job.session, job.cut_plan, folder, text.input_ids[:count], text.kinds[:count], rank=rank)
+
+
+def measure_before(job: Job) -> None:
+    """Measure the divergence before recovery, where there is a base to diverge from."""
+    measures = job.config.evaluate and job.config.recovers
+    if measures and (job.is_base or job.student is None):
+        job.before = job.evaluation.measure_divergence(job.folder)
+
+
+def write_recovered(job: Job) -> None:
+    """Write what was trained into the output, if it helped."""
+    if job.trained is None:
+        return
+    job.recovery = apply(
+        job.trained,
+        job.config,
+        Source(job.folder.name, job.folder),
+        adapter_base=adapter_base(job.config, job.student),
+        before=job.before,
+        teacher=None if job.is_base or job.teacher is None else job.teacher.display_name,
+    )
+    job.trained = None  # frees its model before the result is measured

@@ -1,0 +1,121 @@
+"""Options of the shape: what to shrink, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..architectures.description import DIMENSIONS
+from ..options.base import Options
+from ..options.option import option
+from .protection import default_protection
+from .target import RUNTIMES
+
+TARGET_DIMENSIONS = tuple(key for key in DIMENSIONS if key != "num_attention_heads")
+"""What a target can change. Query heads follow their KV groups."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ShapeOptions(Options):
+    """What to shrink: a shape, or a target from which a shape is computed."""
+
+    num_hidden_layers: int | None = option(
+        None, metavar="N", help="layers of the result", default_help="set by the target, or unchanged"
+    )
+    num_key_value_heads: int | None = option(
+        None,
+        metavar="N",
+        help="KV groups, with their query heads",
+        doc="KV groups of the result; all query heads of a removed group are removed with it.",
+        default_help="set by the target, or unchanged",
+    )
+    num_attention_heads: int | None = option(
+        None,
+        metavar="N",
+        help="query heads",
+        doc="Query heads of the result. Fewer than the retained KV groups have are taken from within each group.",
+        default_help="those of the retained KV groups",
+    )
+    intermediate_size: int | None = option(
+        None,
+        metavar="N",
+        help="MLP neurons of every layer",
+        doc="MLP neurons of every layer of the result, or of every expert.",
+        default_help="set by the target, or unchanged",
+    )
+    target: str | None = option(
+        None,
+        help="params=-15% or params=115M; changes the dimensions that are not given",
+        doc='`"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.',
+    )
+    prune: Sequence[str] | None = option(
+        None,
+        metavar="KEY[,KEY...]",
+        choices=TARGET_DIMENSIONS,
+        label="dimension to prune",
+        help="dimensions that the target changes",
+        doc="Dimensions that the target changes, each of them: `num_hidden_layers`, `num_key_value_heads`, "
+        "`intermediate_size`. By default the cheapest of all that are not given.",
+        default_help="chosen by expected damage",
+    )
+    intermediate_multiple: int | None = option(
+        None,
+        metavar="N",
+        help="MLP widths are multiples of this",
+        doc="MLP widths are multiples of this. By default the largest power of two up to 1/32 of the width, at most "
+        "256: see `optimum_ishrink.planning.target.default_multiple`.",
+        default_help="depends on the width",
+    )
+    for_runtime: str | None = option(
+        None,
+        metavar="NAME",
+        choices=tuple(RUNTIMES),
+        label="runtime",
+        help="llama.cpp: MLP widths in multiples of 256, for its K-quants, or else of 32",
+        doc="`llama.cpp` makes MLP widths multiples of 256, which its K-quants need, or where that misses the target "
+        "or costs more quality, of 32, which its plain quantisations need.",
+    )
+    keep_first_layers: int | None = option(
+        None,
+        ge=0,
+        metavar="N",
+        help="protected layers at the beginning",
+        doc="Layers at the beginning that are never removed. By default four, in shallow models a quarter.",
+        default_help="4, or 1/4",
+    )
+    keep_last_layers: int | None = option(
+        None,
+        ge=0,
+        metavar="N",
+        help="protected layers at the end",
+        doc="Layers at the end that are never removed. By default two, in shallow models an eighth.",
+        default_help="2, or 1/8",
+    )
+    merge_key_value_heads: bool = option(
+        False,
+        help="merge KV heads into means instead of removing them",
+        doc="Merge KV heads into means instead of removing them; all query heads are retained.",
+    )
+    allow_class_change: bool = option(
+        False,
+        help="write a shape that the class refuses as another class that computes the same",
+        doc="Write a shape that the model's own class refuses as another class that computes the same, such as "
+        "mistral for llama.",
+    )
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The dimensions that are given, by config key."""
+        return {key: getattr(self, key) for key in DIMENSIONS if getattr(self, key) is not None}
+
+    def protection(self, num_layers: int) -> tuple[int, int]:
+        """Return how many first and last layers are protected.
+
+        Args:
+            num_layers: Layers of the model.
+        """
+        first, last = default_protection(num_layers)
+        return (
+            first if self.keep_first_layers is None else self.keep_first_layers,
+            last if self.keep_last_layers is None else self.keep_last_layers,
+        )

@@ -1,0 +1,102 @@
+"""From the request to the complete new shape. Arithmetic over a config: it needs no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from ..architectures.binding import Binding
+from ..architectures.description import DIMENSIONS
+from ..architectures.shape_check import check_shape
+from ..errors import ShapeError
+from .options import TARGET_DIMENSIONS, ShapeOptions
+from .target import check_multiple, damage, multiples_to_try, parse_target, solve
+
+_ACCEPTED_DAMAGE = 1.25
+"""How much more expected damage a shape with the runtime's best multiple can have than one with its second best.
+
+The better multiple saves a fifth of the bytes of the down projections, a twentieth of the file: not worth a KV group.
+"""
+
+
+def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
+    """Return the complete new shape. Needs no weights.
+
+    Args:
+        binding: The model.
+        options: The requested shape or target.
+
+    Raises:
+        ShapeError: The shape cannot be expressed, the target cannot be met, or nothing was requested.
+    """
+    if not options.shape and not options.target:
+        raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
+    if options.prune is not None and not options.target:
+        raise ShapeError(
+            "prune names what a target changes, and there is no target; add one, such as target='params=-15%'"
+        )
+    requested = options.shape
+    if options.merge_key_value_heads:
+        _check_merge(binding, options)
+        requested.setdefault("num_attention_heads", binding.shape["num_attention_heads"])
+    check_shape(binding, requested, allow_class_change=options.allow_class_change)
+    width = binding.shape["intermediate_size"]
+    multiples = multiples_to_try(width, options.intermediate_multiple, options.for_runtime)
+    # A requested width is accepted when it fits the plain quantisations alone; the plan's table shows the cost.
+    check_multiple(requested, width, multiples[-1])
+    first, last = options.protection(binding.shape["num_hidden_layers"])
+    total = binding.shape["num_hidden_layers"]
+    if first + last > total:
+        raise ShapeError(
+            f"keep_first_layers={first} and keep_last_layers={last} protect more than the model's {total} layers"
+        )
+    if tuple(options.prune or ()) == ("num_hidden_layers",) and first + last == total:
+        raise ShapeError(
+            f"keep_first_layers={first} and keep_last_layers={last} leave none of {total} layers to remove; lower "
+            "one of them, or let prune name another dimension"
+        )
+    if requested.get("num_hidden_layers", total) < min(total, first + last):
+        raise ShapeError(
+            f"num_hidden_layers={requested['num_hidden_layers']} is fewer than the {first} first and {last} last "
+            "layers that are protected; lower keep_first_layers or keep_last_layers"
+        )
+    if options.target:
+        target = parse_target(options.target, binding.num_parameters())
+        if options.prune is not None:
+            fixed = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in options.prune]
+            requested = {**{key: binding.shape[key] for key in fixed}, **requested}
+        protected = first + last
+        shapes = [solve(binding, target, requested, multiples[-1], protected, pruned=options.prune or ())]
+        for multiple in multiples[:-1]:
+            with suppress(ShapeError):
+                shapes.insert(0, solve(binding, target, requested, multiple, protected, pruned=options.prune or ()))
+        limit = _ACCEPTED_DAMAGE * min(damage(shape, binding.shape) for shape in shapes)
+        return next(shape for shape in shapes if damage(shape, binding.shape) <= limit)
+    shape = complete_shape(binding, requested)
+    group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
+    if not options.merge_key_value_heads and shape["num_attention_heads"] > shape["num_key_value_heads"] * group:
+        raise ShapeError(
+            f"num_attention_heads={shape['num_attention_heads']} is more than the {group} query heads of each of the "
+            f"{shape['num_key_value_heads']} retained KV groups; merge_key_value_heads retains all query heads"
+        )
+    if shape == binding.shape:
+        raise ShapeError("the requested shape is the model's own; nothing would change")
+    return shape
+
+
+def complete_shape(binding: Binding, shape: Mapping[str, int]) -> dict[str, int]:
+    """Return a shape with all dimensions; query heads follow their KV groups unless they are given."""
+    sizes = binding.resized(shape)
+    return {key: sizes[DIMENSIONS[key]] for key in binding.shape}
+
+
+def _check_merge(binding: Binding, options: ShapeOptions) -> None:
+    before, after = binding.shape["num_key_value_heads"], options.shape.get("num_key_value_heads")
+    if after is None:
+        raise ShapeError("merge_key_value_heads needs num_key_value_heads: how many heads to merge into")
+    if after < before and before % after:
+        near = [value for value in range(1, before) if before % value == 0]
+        raise ShapeError(
+            f"{before} KV heads cannot be merged into {after} evenly; "
+            f"num_key_value_heads can be {' or '.join(map(str, near))}"
+        )

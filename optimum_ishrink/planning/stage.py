@@ -1,0 +1,147 @@
+"""The stage that plans: from scores and a shape to what is retained, and what that changes in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..architectures.binding import Binding
+from ..architectures.config_edit import changed_keys, edit_config
+from ..architectures.description import LAYERS
+from ..checkpoint.source import Source
+from ..report.plan import Choice, Plan
+from .options import ShapeOptions
+from .protection import removable_layers
+from .selection import choose_heads, choose_layers, choose_units, group_similar
+from .shape import resolve_shape
+
+UnitsByLayer = tuple[tuple[int, ...], ...]
+"""For each retained layer, the indices of its retained units."""
+
+
+def check_shape(source: Source, options: ShapeOptions) -> dict[str, int]:
+    """Return the complete new shape, once it is known that the config class accepts it. Needs no weights.
+
+    Args:
+        source: The model.
+        options: The requested shape or target.
+
+    Raises:
+        ShapeError: The shape cannot be expressed, or the target cannot be met.
+    """
+    shape = resolve_shape(source.binding, options)
+    # The config class can refuse more than the rules do: ask it before the long work, with any layers.
+    edit_config(source.raw_config, source.config, source.binding, shape, range(shape[LAYERS]))
+    return shape
+
+
+def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
+    """Return the layers that can be removed.
+
+    Args:
+        source: The model.
+        options: Which layers are protected.
+        shape: The complete new shape.
+
+    Raises:
+        ShapeError: Too many layers are protected.
+    """
+    total = source.binding.shape[LAYERS]
+    if shape[LAYERS] == total:
+        return range(0)
+    return removable_layers(total, shape[LAYERS], *options.protection(total))
+
+
+def plan(
+    source: Source,
+    options: ShapeOptions,
+    shape: Mapping[str, int],
+    scores: Mapping[str, torch.Tensor],
+    choice: Choice,
+    *,
+    layers: tuple[int, ...] | None = None,
+    name: str | None = None,
+) -> Plan:
+    """Choose what is retained, and record what that changes.
+
+    Args:
+        source: The model.
+        options: The requested shape or target, and which layers are protected.
+        shape: The complete new shape, from `check_shape`.
+        scores: Config key to importance: shape (layers,) for `num_hidden_layers`, (layers, units) for the others; and
+            `key_value_similarity`, shape (layers, heads, heads), to merge by. Only dimensions that change are needed.
+        choice: How the scores were computed; the plan records it.
+        layers: The retained layers, where removals were measured to choose them; None retains the highest scored.
+        name: What the plan calls the model; None takes the source's own name.
+
+    Raises:
+        ShapeError: Too many layers are protected, or the config class refuses the result.
+    """
+    binding = source.binding
+    total = binding.shape[LAYERS]
+    if shape[LAYERS] == total:
+        layers = tuple(range(total))
+    elif layers is None:
+        layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total))
+    merges = None
+    if options.merge_key_value_heads:
+        similarity = scores["key_value_similarity"]
+        merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
+    counts = binding.layer_parameters(binding.resized(shape))
+    edited = edit_config(source.raw_config, source.config, binding, shape, layers)
+    return Plan(
+        model=source.display_name if name is None else name,
+        revision=source.revision,
+        model_type=binding.description.model_type,
+        shape=dict(binding.shape),
+        new_shape=dict(shape),
+        layers=layers,
+        units={
+            **_choose_neurons(binding, shape, layers, scores),
+            **_choose_attention(binding, shape, layers, scores, merges),
+        },
+        config_changes=changed_keys(source.raw_config, edited),
+        num_parameters=binding.num_parameters(),
+        new_num_parameters=binding.outer_parameters(binding.resized(shape)) + sum(counts[layer] for layer in layers),
+        choice=choice,
+        merges=merges,
+        inexact=tuple(binding.inexact(shape)),
+    )
+
+
+def _choose_neurons(
+    binding: Binding, shape: Mapping[str, int], layers: tuple[int, ...], scores: Mapping[str, torch.Tensor]
+) -> dict[str, UnitsByLayer]:
+    """Return the retained MLP neurons of each layer; empty when all are retained."""
+    key = "intermediate_size"
+    if shape[key] == binding.shape[key]:
+        return {}
+    return {key: choose_units(scores[key], layers, shape[key], experts=binding.sizes.get("experts", 1))}
+
+
+def _choose_attention(
+    binding: Binding,
+    shape: Mapping[str, int],
+    layers: tuple[int, ...],
+    scores: Mapping[str, torch.Tensor],
+    merges: tuple[UnitsByLayer, ...] | None,
+) -> dict[str, UnitsByLayer]:
+    """Return the retained KV heads and query heads of each layer; empty when all are retained."""
+    before = binding.shape
+    if all(shape[key] == before[key] for key in ("num_key_value_heads", "num_attention_heads")) and merges is None:
+        return {}
+    if merges is not None:
+        sources = merges
+        kv = tuple(tuple(heads[0] for heads in layer) for layer in merges)
+    else:
+        kv = tuple(tuple(range(before["num_key_value_heads"])) for _ in layers)
+        if shape["num_key_value_heads"] < before["num_key_value_heads"]:
+            kv = choose_units(scores["num_key_value_heads"], layers, shape["num_key_value_heads"])
+        sources = tuple(tuple((head,) for head in layer) for layer in kv)
+    # Query head i reads KV head i // group: the order in which transformers repeats keys and values.
+    group = before["num_attention_heads"] // before["num_key_value_heads"]
+    readers = [[[h * group + i for h in heads for i in range(group)] for heads in layer] for layer in sources]
+    count = shape["num_attention_heads"] // shape["num_key_value_heads"]
+    heads = choose_heads(scores.get("num_attention_heads"), readers, layers, count)
+    return {"num_key_value_heads": kv, "num_attention_heads": heads}

@@ -1,0 +1,273 @@
+"""Options of recovery: how the pruned model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import RequestError
+from ..options.option import option
+from ..options.run import RunOptions
+from ..report.compensation import COMPENSATIONS
+from ..text.options import SOURCES
+from .trained_parts import LORA, parse_trained
+
+if TYPE_CHECKING:
+    from .loss import Term
+
+LABELS = ("text", "answers")
+STARTS = ("zero", "closed-form")
+NO_RECOVERY = "none"
+
+LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
+"""Peak learning rates: an adapter starts at zero and has to grow; trained weights only have to be adjusted."""
+
+
+def _check_loss(text: str) -> None:
+    if text != NO_RECOVERY:
+        from .loss import parse_loss
+
+        parse_loss(text)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecoveryOptions(RunOptions):
+    """How the pruned model is trained, if at all."""
+
+    recovery: str = option(
+        NO_RECOVERY,
+        metavar="LOSS",
+        check=_check_loss,
+        help="none, or losses: ce, kl, hidden, attention; sums such as kl+hidden:0.1",
+        doc="Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` trains nothing. The verb "
+        "`recover` takes `kl` by default.",
+    )
+    recovery_data: Sequence[str] = option(
+        ("self",),
+        metavar="SRC[,SRC...]",
+        path="text",
+        help=f"text to train on: {SOURCES}",
+        doc="Text sources to train on, mixed in equal shares. `self` is text that the teacher samples.",
+    )
+    recovery_tokens: int = option(
+        200_000,
+        metavar="N",
+        help="training tokens, at most",
+        doc="Tokens of that text, at most, including the windows that are held out to choose the best checkpoint.",
+    )
+    recovery_length: int = option(256, ge=2, metavar="N", help="tokens in each training window")
+    recovery_labels: str = option(
+        "text",
+        metavar="WHICH",
+        choices=LABELS,
+        help="tokens that ce is computed on: text or answers",
+        doc="Tokens that `ce` is computed on: all of the `text`, or those of `answers` alone.",
+    )
+    recovery_teacher: str | None = option(
+        None,
+        metavar="M",
+        path="model",
+        flags=("--teacher",),
+        help="Hub id or folder of the teacher",
+        doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer.",
+        default_help="the unpruned model",
+    )
+    recovery_temperature: float = option(
+        1.0,
+        gt=0,
+        metavar="T",
+        help="temperature of kl",
+        doc="What logits are divided by before `kl` compares them.",
+    )
+    recovery_top_k: int | None = option(
+        None,
+        metavar="K",
+        help="compare the teacher's K most likely tokens",
+        doc="Compare only the teacher's K most likely tokens one by one, and all others as one. With several epochs "
+        "or a `recovery_cache` the teacher then runs once.",
+        default_help="all tokens",
+    )
+    recovery_train: str = option(
+        LORA,
+        metavar="WHAT",
+        check=parse_trained,
+        help="lora, full, or a sum of norms, head and last:N",
+        doc="What is trained: `lora`, `full`, or parts such as `norms+last:2+head`.",
+    )
+    recovery_lora_rank: int = option(32, metavar="R", help="rank of the adapter")
+    recovery_lora_alpha: int = option(
+        64, metavar="N", help="the adapter is scaled by N / R", doc="The adapter is scaled by alpha / rank."
+    )
+    recovery_lora_dropout: float = option(
+        0.0,
+        ge=0,
+        lt=1,
+        metavar="P",
+        help="dropout before the adapter",
+        doc="Dropout before the adapter. None by default: one pass over the text does not overfit.",
+    )
+    recovery_lora_targets: Sequence[str] = option(
+        (),
+        metavar="A[,B...]",
+        help="linear modules to adapt",
+        doc="Linear modules to adapt, such as `q_proj`; those of all layers when empty.",
+        default_help="those of all layers",
+    )
+    recovery_lora_start: str = option(
+        "zero",
+        metavar="HOW",
+        choices=STARTS,
+        help="start of the adapter: zero or closed-form",
+        doc="Start of the adapter: `zero`, or `closed-form`, the low-rank repair of the cut projections on the "
+        "training text.",
+    )
+    recovery_compensation: str = option(
+        "none",
+        metavar="METHOD",
+        choices=COMPENSATIONS,
+        help="closed-form repair on the training text before training: ridge or none",
+        doc="`ridge` re-fits the projections that read what was cut on the training text before the training, as "
+        "`compensation` does on the calibration text; `none` does not.",
+    )
+    recovery_compensation_samples: int = option(
+        256,
+        metavar="N",
+        help="windows that the closed-form repair reads, at most",
+        doc="Windows of the training text that the closed-form repair reads, at most. 256, four times the default "
+        "calibration, because more text of more kinds improves it.",
+    )
+    recovery_learning_rate: float | None = option(
+        None,
+        gt=0,
+        metavar="LR",
+        help="peak learning rate",
+        doc="Peak learning rate. By default 1e-3 for an adapter and 1e-4 for anything else.",
+        default_help="1e-3 for lora, else 1e-4",
+    )
+    recovery_batch_size: int = option(
+        8,
+        metavar="N",
+        help="windows in a step",
+        doc="Windows in a step, over all processes; `batch_size` is how many run at once.",
+    )
+    recovery_epochs: int = option(1, metavar="N", help="passes over the text")
+    recovery_save_steps: int = option(
+        25,
+        metavar="N",
+        help="steps between evaluations and checkpoints",
+        doc="Steps between evaluations on the held-out windows, each with a checkpoint to resume from.",
+    )
+    recovery_patience: int = option(5, metavar="N", help="evaluations without improvement before training stops early")
+    recovery_checkpointing: bool = option(
+        False,
+        help="compute layers twice to save memory",
+        doc="Compute layers a second time in the backward pass, to save memory.",
+    )
+    recovery_sampling_temperature: float = option(
+        1.0,
+        gt=0,
+        metavar="T",
+        help="temperature of sampled text",
+        doc="Temperature at which the teacher samples `self` text.",
+    )
+    recovery_sampling_filter: float = option(
+        0.1,
+        ge=0,
+        lt=1,
+        metavar="P",
+        help="share of sampled text to drop",
+        doc="Share of the sampled text that is dropped because the teacher itself finds it least likely.",
+    )
+    recovery_cache: str | None = option(
+        None,
+        metavar="DIR",
+        path="folder",
+        help="folder that stores sampled text and the teacher's top k for other runs",
+        doc="Folder in which sampled text and the teacher's top k are stored for other runs.",
+    )
+    recovery_keep_adapter: str | None = option(
+        None,
+        metavar="ID",
+        flags=("--keep-adapter",),
+        const="auto",
+        help="also save the adapter; ID is the Hub id of the pruned model",
+        doc="Also save the adapter, with this Hub id of the pruned model as its base; `auto` takes the id that the "
+        "pruned model was opened by.",
+        default_help="not saved",
+    )
+
+    def check_together(self) -> None:
+        """Check that the closed form is requested once.
+
+        Raises:
+            RequestError: It is requested at full and at low rank.
+        """
+        if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
+            raise RequestError(
+                "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
+                "low one; choose one of them"
+            )
+
+    @property
+    def recovers(self) -> bool:
+        """Whether anything is trained."""
+        return self.recovery != NO_RECOVERY
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The losses with their weights."""
+        from .loss import parse_loss
+
+        return parse_loss(self.recovery)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is trained."""
+        return parse_trained(self.recovery_train)
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.parts == (LORA,)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The peak of the learning rate."""
+        return self.recovery_learning_rate or LEARNING_RATES[LORA if self.uses_lora else "other"]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss compares with a teacher."""
+        return any(term.loss.teacher for term in self.terms)
+
+    @property
+    def needs_teacher_model(self) -> bool:
+        """Whether a teacher's weights are needed: for a loss, for sampled text, or for the closed form."""
+        return self.needs_teacher or "self" in self.recovery_data or self.starts_from_cut
+
+    @property
+    def starts_from_cut(self) -> bool:
+        """Whether the cut is repaired in closed form before the training."""
+        return self.compensates or (self.uses_lora and self.recovery_lora_start != "zero")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether weights of the student are re-fit before the training."""
+        return self.recovery_compensation != "none"
+
+    @property
+    def caches_teacher(self) -> bool:
+        """Whether the teacher's top k are computed once: when epochs or runs can share them and no loss reads more."""
+        shared = self.recovery_epochs > 1 or self.recovery_cache is not None
+        return (
+            self.recovery_top_k is not None and shared and not self.reads("hidden_states") and not self.reads("values")
+        )
+
+    def reads(self, what: str) -> bool:
+        """Return whether a loss reads this of the teacher.
+
+        Args:
+            what: `logits`, `hidden_states` or `values`.
+        """
+        return any(term.loss.teacher and term.loss.reads == what for term in self.terms)

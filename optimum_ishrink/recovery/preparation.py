@@ -1,0 +1,200 @@
+"""What a training needs before its first step: its working folder, its text, its teacher, and what all depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..architectures.axes import layer_module
+from ..checkpoint.fingerprint import checkpoint_digest
+from ..checkpoint.session import Session
+from ..checkpoint.source import Source
+from ..core.device import dtype_name
+from ..core.digest import digest, tensor_digest
+from ..core.durable import load_tensors, save_tensors
+from ..options.option import own_options
+from ..report.plan import Plan
+from ..text.sources import parse_sources
+from .options import RecoveryOptions
+from .self_text import self_text
+from .teacher import LayerMap
+from .training import micro_batch, process_state
+from .training_text import RecoveryText, recovery_text
+from .work_folder import last_step, open_work
+
+TEXT = "text.json"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The student and its teacher.
+
+    Args:
+        student: The pruned checkpoint.
+        teacher: The model to learn from, or None.
+        plan: The plan that the student was cut by, or None where it is not known.
+        is_base: Whether the teacher is the unpruned model that the plan started from.
+    """
+
+    student: Source
+    teacher: Source | None
+    plan: Plan | None
+    is_base: bool
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the modules of the student's layers, in order."""
+        binding = self.student.binding
+        return tuple(layer_module(binding, layer) for layer in range(binding.sizes["layers"]))
+
+    def layer_map(self) -> LayerMap:
+        """Return which of the teacher's layers each of the student's layers corresponds to."""
+        if self.is_base and self.plan is not None:
+            return LayerMap.of_retained(self.plan.layers, self.plan.shape["num_hidden_layers"])
+        assert self.teacher is not None, "losses that compare layers have a teacher"
+        return LayerMap.even(self.student.binding.sizes["layers"], self.teacher.binding.sizes["layers"])
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that is known before the first step.
+
+    Args:
+        options: The recovery's options.
+        models: The student and its teacher.
+        session: Device and dtype.
+        work: The working folder.
+        text: The training text.
+        teacher: The teacher's loaded model, or None when nothing needs it.
+        teacher_cache: Folder of the teacher's top k, or None when the teacher runs on every batch.
+        solution: File of the weights that the closed form gives before the training.
+        micro: Windows run at once in one process.
+    """
+
+    options: RecoveryOptions
+    models: Models
+    session: Session
+    work: Path
+    text: RecoveryText
+    teacher: Any
+    teacher_cache: Path | None
+    solution: Path
+    micro: int
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the working folder holds a checkpoint to resume from."""
+        return last_step(self.work) is not None
+
+    @property
+    def processes(self) -> PartialState:
+        """This process and the others."""
+        return process_state(self.session.device)
+
+    def store_solution(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Store the weights that the closed form gave, for this run and those that resume it.
+
+        Args:
+            weights: Tensors by their names in the student's checkpoint, in its dtypes.
+        """
+        save_tensors(self.solution, weights)
+
+    def read_solution(self) -> dict[str, torch.Tensor] | None:
+        """Return the stored weights, or None when there are none yet."""
+        return load_tensors(self.solution) if self.solution.is_file() else None
+
+
+def prepare(session: Session, options: RecoveryOptions, models: Models, work: Path) -> Preparation:
+    """Open the working folder, load the teacher and draw the text. The student's folder is only read.
+
+    Args:
+        session: Device and dtype, and the unpruned model when that is the teacher.
+        options: The recovery's options.
+        models: The student and its teacher.
+        work: The working folder; an unfinished run of the same request in it is resumed.
+
+    Raises:
+        RequestError: The request cannot be met, or the working folder belongs to another request.
+        DataError: The text cannot be used.
+        OutputError: There is no room.
+    """
+    device, dtype = session.device, session.dtype
+    state = process_state(device)
+    micro = micro_batch(options.recovery_batch_size, options.batch_size, state.num_processes)
+    request = _request(session, options, models, state.num_processes)
+    with state.main_process_first():
+        open_work(work, request, write=state.is_main_process)
+    teacher = _load_teacher(session, options, models)
+    cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
+    place = [dtype_name(dtype), device.type]
+
+    def sample(count: int) -> torch.Tensor:
+        drawn: list[Any] = [request["teacher"], count, options.recovery_length, options.seed, *place]
+        drawn += [options.recovery_sampling_temperature, options.recovery_sampling_filter]
+        with state.main_process_first():
+            return self_text(
+                teacher,
+                session.tokenizer,
+                options.recovery_length,
+                count,
+                seed=options.seed,
+                temperature=options.recovery_sampling_temperature,
+                dropped=options.recovery_sampling_filter,
+                cache=cache / f"self-{digest(drawn)}.safetensors",
+            )
+
+    text = recovery_text(options, session.tokenizer, sample=sample)
+    of_text = tensor_digest(text.input_ids, text.labels)
+    with state.main_process_first():
+        open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
+    of_teacher = [request["teacher"], of_text, options.recovery_top_k, options.recovery_temperature, *place]
+    of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]
+    of_solution += [options.recovery_compensation_samples, *place]
+    return Preparation(
+        options,
+        models,
+        session,
+        work,
+        text,
+        teacher,
+        cache / f"teacher-{digest(of_teacher)}" if options.caches_teacher else None,
+        cache / f"solved-{digest(of_solution)}.safetensors",
+        micro,
+    )
+
+
+def _load_teacher(session: Session, options: RecoveryOptions, models: Models) -> Any:
+    """Return the teacher's model, or None when nothing needs it."""
+    if models.teacher is None or not options.needs_teacher_model:
+        return None
+    return session.model if models.is_base else models.teacher.load_model(session.dtype, session.device)
+
+
+def _request(session: Session, options: RecoveryOptions, models: Models, processes: int) -> dict[str, Any]:
+    """Return everything that a recovery's result depends on, as plain values."""
+    requested = {name: value for name, value in options.to_dict().items() if name in own_options(RecoveryOptions)}
+    for name in ("recovery_cache", "recovery_keep_adapter", "recovery_teacher"):
+        del requested[name]
+    sources = parse_sources(options.recovery_data)
+    requested["recovery_data"] = [[source.label, source.fingerprint()] for source in sources]
+    teacher = models.teacher if options.needs_teacher_model else None
+    plan = None
+    if models.plan is not None:
+        cut = models.plan.to_json()
+        plan = digest({key: cut[key] for key in ("new_shape", "layers", "units")})
+    return {
+        "model": checkpoint_digest(models.student.folder),
+        "teacher": None if teacher is None else checkpoint_digest(teacher.folder),
+        "plan": plan,
+        **requested,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "dtype": dtype_name(session.dtype),
+        "device": session.device.type,
+        "processes": processes,
+    }

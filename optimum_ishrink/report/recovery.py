@@ -1,0 +1,62 @@
+"""What recovery did to a cut checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .measurement import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryRecord:
+    """What recovery did: how it trained, on which text, and with what result.
+
+    Args:
+        loss: The loss, as requested.
+        trained: What was trained: `lora`, `full` or names of parts.
+        trained_parameters: Parameters that were trained.
+        learning_rate: The highest learning rate.
+        steps: Steps that were run.
+        planned_steps: Steps that were planned; training ends earlier when the held-out loss stops falling.
+        best_step: The step with the lowest held-out loss; 0 when no step improved on the initial weights.
+        tokens: Tokens that were trained on.
+        held_out_windows: Windows that the held-out loss is averaged over.
+        held_out_loss_before: The held-out loss before recovery.
+        held_out_loss_solved: The held-out loss after the re-fit by ridge regression; None without one.
+        held_out_loss: The lowest held-out loss.
+        held_out_losses: (step, held-out loss) of every evaluation.
+        seconds: Duration of the training since it last started.
+        tokens_per_second: Tokens trained on per second in that time.
+        resumed_from_step: The step that the training resumed from; None when it was not interrupted.
+        processes: Processes that shared the training.
+        helped: Whether the held-out loss fell, so that the weights were changed.
+        data: Names of the texts.
+        fingerprints: Fingerprints of the texts; None for a text that is not a file.
+        teacher: Name of the teacher; None when it was the unpruned model, or when there was none.
+        adapter_base: Hub id that the saved adapter names as its base; None when none was saved.
+        before: Divergence and agreement of the checkpoint before recovery, on the evaluation texts.
+    """
+
+    loss: str
+    trained: str
+    trained_parameters: int
+    learning_rate: float
+    steps: int
+    planned_steps: int
+    best_step: int
+    tokens: int
+    held_out_windows: int
+    held_out_loss_before: float
+    held_out_loss_solved: float | None = None
+    held_out_loss: float
+    held_out_losses: tuple[tuple[int, float], ...]
+    seconds: float
+    tokens_per_second: float
+    resumed_from_step: int | None
+    processes: int
+    helped: bool = True
+    data: tuple[str, ...] = ()
+    fingerprints: tuple[str | None, ...] = ()
+    teacher: str | None = None
+    adapter_base: str | None = None
+    before: tuple[Measurement, ...] = ()

@@ -1,0 +1,109 @@
+"""Re-fitting one projection: its sums over all windows, the choice of a ridge, and the new weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..core.progress import note
+from ..report.compensation import ProjectionRepair
+from .cut_layer import CutLayer, stream_is_sum
+from .least_squares import Moments, choose_repair, least_ridge
+from .sites import Site
+
+
+@dataclass
+class ProjectionRefit:
+    """Re-fits one projection after the other, and starts each search for a ridge at the one of the layer before.
+
+    Args:
+        folds: The fold of each batch.
+        number_of_folds: Number of folds.
+        write: Takes each new weight, by its name in the new checkpoint: float64, in the file's layout.
+        rank: Maximum rank of a weight's change; None sets no limit.
+    """
+
+    folds: Sequence[int]
+    number_of_folds: int
+    write: Callable[[str, torch.Tensor], None]
+    rank: int | None
+    _ridge: dict[str, float] = field(default_factory=dict, init=False)
+    """The last ridge of the projections of one name."""
+    _is_sum: dict[str, bool] = field(default_factory=dict, init=False)
+    """`stream_is_sum` of the projections of one name."""
+
+    def __call__(
+        self,
+        layer: CutLayer,
+        site: Site,
+        name: str,
+        current: Sequence[torch.Tensor],
+        goal: Sequence[torch.Tensor],
+        span: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+        *,
+        last: bool,
+    ) -> tuple[ProjectionRepair, list[torch.Tensor]]:
+        """Re-fit one projection by ridge regression, and use the new weight in its layer from then on.
+
+        Args:
+            layer: The layer.
+            site: The projection.
+            name: Name of its weight in the new checkpoint.
+            current: What enters the cut layer, one tensor per batch.
+            goal: The base's residual stream that the cut layer has to reproduce, one tensor per batch.
+            span: Runs the base's dropped layers that follow this one.
+            last: Whether it is the last to re-fit in its layer.
+
+        Returns:
+            What became of it; and, when it is the last, what the repaired layer gives.
+
+        Raises:
+            DataError: The activations are not finite, or too uniform.
+        """
+        if site.name not in self._is_sum:
+            self._is_sum[site.name] = stream_is_sum(layer.base, site.name, current[0], layer.calls)
+        is_sum = self._is_sum[site.name]
+        sums = [Moments.zeros(site.weight) for _ in range(self.number_of_folds)]
+        inputs: list[torch.Tensor] = []
+        rests: list[torch.Tensor] = []
+        for fold, hidden, wanted in zip(self.folds, current, goal, strict=True):
+            seen = layer.observe(site, hidden)
+            target = seen.output
+            if is_sum:
+                # Half of the target is what the whole layer (and the dropped layers after it) would make of this
+                # input, half what brings the stream back to the base's: the first alone lets errors grow, the second
+                # alone overfits.
+                further = span([seen.whole])[0].float() - seen.whole.float() if site.absorbs else 0
+                target = seen.output + (further + wanted.float() - seen.rest - seen.output) / 2
+            if site.bias is not None:
+                target = target - site.bias.float()
+            sums[fold].add(seen.inputs.flatten(0, -2), target.flatten(0, -2))
+            if last and is_sum:
+                inputs.append(seen.inputs)
+                rests.append(seen.rest.to(hidden.dtype))
+        self._note_few_tokens(sum(moments.tokens for moments in sums), site)
+        weight, ridge, error, new_error = choose_repair(sums, site.weight, self._ridge.get(site.name), self.rank)
+        if ridge is not None:
+            self._ridge[site.name] = ridge
+            self.write(name, site.stored(weight))
+        used = weight.to(site.weight.dtype)
+        layer.refitted.append((site, used))
+        outputs: list[torch.Tensor] = []
+        if last and is_sum:
+            for rest in rests:
+                output = site.apply(inputs.pop(0), used)
+                outputs.append(rest.copy_(rest.float() + output.float()))
+        elif last:
+            outputs = [layer.run(hidden) for hidden in current]
+        return ProjectionRepair(name, ridge, error, new_error), outputs
+
+    def _note_few_tokens(self, tokens: int, site: Site) -> None:
+        width = site.weight.shape[1]
+        if tokens < width and site.name not in self._ridge:
+            note(
+                f"compensation: {tokens:,} calibration tokens are fewer than the {width:,} inputs of {site.name}, "
+                f"so its ridge is at least {least_ridge(width, tokens):.2g}; raise calibration_samples "
+                "for a better repair"
+            )

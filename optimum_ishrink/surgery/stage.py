@@ -1,0 +1,134 @@
+"""The stage that cuts, and the closed-form repair after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..architectures.binding import Binding
+from ..architectures.config_edit import edit_config
+from ..checkpoint.loading import load_model
+from ..checkpoint.session import Session
+from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index
+from ..core.progress import progress_bar
+from ..report.compensation import CompensationRecord
+from ..report.plan import Plan
+from ..text.calibration import Calibration
+from .compensation import compensate, needs_cut_model
+from .cut import write_checkpoint
+from .folds import check_windows
+from .options import CompensationOptions
+
+
+def check_compensation(options: CompensationOptions) -> None:
+    """Check that the calibration text has enough windows for the repair.
+
+    Args:
+        options: The request.
+
+    Raises:
+        DataError: It has too few.
+    """
+    if options.compensation == "ridge":
+        check_windows(options.calibration_samples)
+
+
+def cut(session: Session, plan: Plan, folder: Path) -> None:
+    """Write the cut checkpoint into an empty folder and verify it.
+
+    Args:
+        session: The run; its source is the base.
+        plan: The plan.
+        folder: An existing, empty folder.
+
+    Raises:
+        VerificationError: The written checkpoint is not what was planned.
+    """
+    source = session.source
+    edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
+    megabytes = source.nbytes * plan.new_num_parameters // plan.num_parameters // 10**6
+    with progress_bar("writing the checkpoint (MB)", megabytes) as advance:
+        pending = 0
+
+        def written(count: int) -> None:
+            nonlocal pending
+            pending += count
+            advance(pending // 10**6)
+            pending %= 10**6
+
+        write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, folder, progress=written)
+
+
+def repair(
+    session: Session, options: CompensationOptions, calibration: Calibration, plan: Plan, folder: Path
+) -> CompensationRecord:
+    """Repair a cut checkpoint in closed form on the calibration text, as far as the options request it.
+
+    Args:
+        session: The run; its source is the base.
+        options: The request.
+        calibration: The calibration text.
+        plan: The plan that the checkpoint was cut by.
+        folder: The checkpoint; its weights are replaced.
+    """
+    if options.compensation != "ridge":
+        return CompensationRecord(options.compensation)
+    binding = session.source.binding
+    tensors = read_index(folder)
+
+    def write(name: str, weight: torch.Tensor) -> None:
+        overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
+
+    repairs = compensate(
+        session.model,
+        binding,
+        plan,
+        calibration.windows,
+        write,
+        kinds=calibration.kinds,
+        cut_model=_cut_model(session, binding, plan, folder),
+        batch_size=options.batch_size,
+    )
+    return CompensationRecord("ridge", tuple(repairs))
+
+
+def _cut_model(session: Session, binding: Binding, plan: Plan, folder: Path) -> object:
+    return load_model(folder, session.dtype, session.device) if needs_cut_model(binding, plan) else None
+
+
+def refit(
+    session: Session,
+    plan: Plan,
+    folder: Path,
+    windows: torch.Tensor,
+    kinds: torch.Tensor,
+    *,
+    rank: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Re-fit the projections of a pruned checkpoint that read what was cut, on any text. The folder is only read.
+
+    Args:
+        session: The run; its source is the base.
+        plan: The plan that the checkpoint was cut by.
+        folder: The checkpoint. It can have been repaired before: new weights are compared with the stored ones.
+        windows: Token ids, shape (windows, length).
+        kinds: For each window the number of its source, shape (windows,).
+        rank: Maximum rank of a weight's change; None sets no limit.
+
+    Returns:
+        The weights that are better than the stored ones, by name, float64 on the CPU.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    compensate(
+        session.model,
+        session.source.binding,
+        plan,
+        windows,
+        weights.__setitem__,
+        kinds=kinds,
+        cut_model=load_model(folder, session.dtype, session.device),
+        batch_size=session.options.batch_size,
+        rank=rank,
+    )
+    return {name: weight.cpu() for name, weight in weights.items()}

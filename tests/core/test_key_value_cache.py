@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from optimum_ishrink.core.key_value_cache import cache_name
+from tests.helpers.tiny import tiny_config, tiny_model
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_model_takes_and_returns_its_cache_under_one_name(model_type: str) -> None:
+    model = tiny_model(tiny_config(model_type))
+    for part in (model, model.base_model):
+        name = cache_name(part)
+        cache = part(input_ids=torch.tensor([[3, 4]]), use_cache=True)[name]
+        assert part(input_ids=torch.tensor([[5]]), use_cache=True, **{name: cache})[name].get_seq_length() == 3
+
+
+def test_older_versions_have_the_longer_name() -> None:
+    def forward(input_ids: Any, past_key_values: Any = None) -> None: ...
+
+    assert cache_name(SimpleNamespace(forward=forward)) == "past_key_values"

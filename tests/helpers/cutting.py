@@ -1,0 +1,89 @@
+"""Cuts of tiny models by random scores, written and loaded as any checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from optimum_ishrink.architectures.config_edit import edit_config
+from optimum_ishrink.checkpoint.source import Source, open_source
+from optimum_ishrink.planning.options import ShapeOptions
+from optimum_ishrink.planning.shape import complete_shape
+from optimum_ishrink.planning.stage import plan as make_plan
+from optimum_ishrink.report.plan import Choice, Plan
+from optimum_ishrink.surgery.cut import write_checkpoint
+from tests.helpers.masking import masked_state
+from tests.helpers.tiny import VOCAB
+
+SHAPES: dict[str, dict[str, int]] = {
+    "layers": {"num_hidden_layers": 2},
+    "groups": {"num_key_value_heads": 2},
+    "query heads": {"num_attention_heads": 4},
+    "merged": {"num_key_value_heads": 2, "num_attention_heads": 8},
+    "neurons": {"intermediate_size": 13},
+    "all": {"num_hidden_layers": 3, "num_key_value_heads": 2, "num_attention_heads": 2, "intermediate_size": 7},
+}
+IDS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def source_of(raw: dict[str, Any]) -> Source:
+    """A source that has a config and no files."""
+    source = Source("tiny", Path("tiny"))
+    vars(source)["raw_config"] = raw  # instead of reading config.json
+    return source
+
+
+def random_plan(
+    raw: dict[str, Any], shape: dict[str, int], seed: int, *, merge: bool = False
+) -> tuple[Plan, Any, Any]:
+    source = source_of(raw)
+    binding = source.binding
+    generator = torch.Generator().manual_seed(seed)
+    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.sizes.get("experts", 1)
+    scores = {
+        "num_hidden_layers": torch.rand(layers, generator=generator),
+        "num_key_value_heads": torch.rand(layers, binding.sizes["kv"], generator=generator),
+        "num_attention_heads": torch.rand(layers, binding.sizes["heads"], generator=generator),
+        "intermediate_size": torch.rand(layers, neurons, generator=generator),
+        "key_value_similarity": torch.rand(layers, binding.sizes["kv"], binding.sizes["kv"], generator=generator),
+    }
+    request = ShapeOptions(
+        **shape, intermediate_multiple=1, keep_first_layers=0, keep_last_layers=0, merge_key_value_heads=merge
+    )
+    plan = make_plan(source, request, complete_shape(binding, shape), scores, Choice())
+    return plan, source.config, binding
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(IDS).logits
+    return result
+
+
+def load(folder: Path) -> Any:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model
+
+
+def masked_model(folder: Path, target: Path, binding: Any, plan: Plan) -> Any:
+    """The original with the removed parts at zero, written to disk and loaded as any checkpoint."""
+    shutil.copytree(folder, target)
+    tensors = masked_state(binding, plan, load_file(folder / "model.safetensors"))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+    )
+    return load(target)
+
+
+def cut_to(folder: Path, target: Path, plan: Plan) -> Path:
+    source = open_source(folder)
+    edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
+    target.mkdir()
+    write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, target)
+    return target

@@ -1,0 +1,144 @@
+"""Recoveries that are refused, each in one line and before long work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
+from optimum_ishrink.recovery.stage import check_device
+from optimum_ishrink.recovery.teacher import check_tokenizers, check_vocabularies
+from optimum_ishrink.recovery.work_folder import work_folder
+from tests.helpers.recovery_runs import changed, recover
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_tokenizer
+
+
+def test_a_teacher_with_another_vocabulary(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny(tmp_path / "other", tiny_config("llama", vocab_size=310))
+    assert recover(small, tmp_path / "out", changed(flags, teacher=str(other))) == 2
+    error = capsys.readouterr().err
+    assert "the teacher has a vocabulary of 310 tokens, the model one of 300" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+    with pytest.raises(RequestError, match="310 tokens, the model one of 300"):
+        check_vocabularies(tiny_config("llama"), tiny_config("llama", vocab_size=310))
+
+
+def test_a_teacher_with_another_tokenizer() -> None:
+    class Other:
+        def get_vocab(self) -> dict[str, int]:
+            return {**tiny_tokenizer().get_vocab(), "a": 299}
+
+    with pytest.raises(RequestError, match="token 'a' has id 299 there and"):
+        check_tokenizers(tiny_tokenizer(), Other())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recovery", "lk"], "unknown loss 'lk'"),
+        (["--recovery-tokens", "20"], "20 tokens are 1 windows of 16, too few for one step"),
+        (["--recovery-tokens", "90000"], "give more text, or fewer tokens"),
+        (["--recovery-labels", "answers", "--recovery", "ce"], "is plain text without answers"),
+        (["--recovery-data", "nowhere.txt"], "nowhere.txt does not exist"),
+        (["--eval-text", "TEXT"], "is given for recovery and for evaluation"),
+        (["--keep-adapter"], "this one has no name on the Hub.*--keep-adapter USER/NAME"),
+        (
+            ["--keep-adapter", "me/x", "--recovery-train", "full"],
+            "saves a LoRA adapter, and recovery_train='full' trains none",
+        ),
+        (["--recovery-lora-start", "closed-form", "--recovery-train", "full"], "solves for what was cut"),
+        (["--recovery-compensation", "ridge", "--keep-adapter", "me/x"], "changes other weights of it; leave out one"),
+        (
+            ["--recovery-compensation", "ridge", "--recovery-compensation-samples", "3"],
+            "at least 4 calibration windows, not 3; raise recovery_compensation_samples",
+        ),
+        (["--recovery-lora-targets", "q_prj"], "unknown LoRA target 'q_prj'"),
+        (["--recovery-train", "last:9"], "last:9 layers were requested for training; the model has 3"),
+    ],
+)
+def test_bad_requests_get_one_line_and_leave_no_output(
+    arguments: list[str],
+    message: str,
+    small: Path,
+    flags: list[str],
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(text_file) if word == "TEXT" else word for word in arguments]
+    quick = [] if "--eval-text" in words else ["--no-evaluate"]
+    assert recover(small, tmp_path / "out", flags, *quick, *words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("ishrink recover: error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_has_to_be_named_where_there_is_none(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recover(small, tmp_path / "out", flags[2:]) == 2
+    assert "names no base on the Hub; pass --teacher with the unpruned model" in capsys.readouterr().err
+    assert recover(small, tmp_path / "out", [*flags[2:], "--no-evaluate"], "--recovery", "ce") == 0
+
+
+def test_shrink_does_not_run_in_several_processes(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="shrink runs in one process; cut with --recovery none, then run"):
+        IShrinker.from_pretrained(llama_folder).shrink(
+            IShrinkConfig(num_hidden_layers=3, recovery="kl"), save_directory=tmp_path / "out"
+        )
+
+
+def test_recovery_is_checked_before_the_cut(
+    llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "optimum_ishrink.pipeline.cutting.score", lambda *_, **__: pytest.fail("the long work had begun")
+    )
+    other = save_tiny(tmp_path / "other", tiny_config("llama", vocab_size=310))
+    for changes, message in (
+        ({"recovery_data": str(text_file), "recovery_tokens": 90_000}, "give more text, or fewer tokens"),
+        ({"recovery_labels": "answers"}, "text that the model samples itself has no answers"),
+        ({"recovery_teacher": str(other)}, "310 tokens, the model one of 300"),
+        ({"recovery_teacher": str(llama_folder), "recovery_lora_start": "closed-form"}, "solves for what was cut"),
+        ({"recovery_teacher": str(llama_folder), "recovery_compensation": "ridge"}, "solves for what was cut"),
+        ({"recovery_keep_adapter": "auto"}, "no name on the Hub"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            IShrinker.from_pretrained(llama_folder).shrink(num_hidden_layers=3, recovery="kl", **changes)
+
+
+def test_another_cuda_device_is_refused() -> None:
+    def run_on(device: str) -> Any:
+        return SimpleNamespace(device=torch.device(device))
+
+    check_device(run_on("cpu"))
+    check_device(run_on("cuda:0"))
+    with pytest.raises(RequestError, match="not on cuda:1; set CUDA_VISIBLE_DEVICES=1"):
+        check_device(run_on("cuda:1"))
+
+
+def test_a_request_without_a_checkpoint_makes_room_for_the_next(
+    small: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, "--no-evaluate"]
+    assert recover(small, tmp_path / "out", words, "--recovery-lora-targets", "q_prj") == 2
+    assert work_folder(tmp_path / "out").is_dir()
+    assert recover(small, tmp_path / "out", words, "--recovery-lora-targets", "q_proj") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_output_may_not_hold_the_model(small: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert recover(small, small, [*flags, "--overwrite"]) == 2
+    assert "is the input" in capsys.readouterr().err
+    assert (small / "model.safetensors").is_file()
