@@ -208,8 +208,18 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is given twice; YAML's own reader takes the last without a word."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise RequestError(f"recipe {path} has {twice[0]!r} twice; leave out one")
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except OSError:
         raise RequestError(f"recipe {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

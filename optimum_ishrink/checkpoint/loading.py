@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import SourceError
@@ -35,9 +36,18 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         device: Where to put the model.
 
     Raises:
-        SourceError: Something in the files does not fit the model class.
+        SourceError: A file is missing or damaged, or does not fit the model class.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    try:
+        # Safetensors alone: a pickle is never loaded.
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             raise SourceError(f"{folder} does not load cleanly: {problem} {preview(sorted(map(str, info[problem])))}")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 
 from ..errors import OutputError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR)
+_REPORTED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, *_NO_FOLDER)
 
 
 @contextmanager
@@ -31,11 +32,13 @@ def disk_errors(place: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _REPORTED:
             raise
+        what = os.strerror(error.errno or 0)
+        if error.errno in _NO_FOLDER:
+            raise OutputError(f"cannot write {place}: {what}; name another folder") from None
         raise OutputError(
-            f"cannot write {place}: {os.strerror(error.errno or 0)}; "
-            f"free some space and run the same command again{hint}"
+            f"cannot write {place}: {what}; free some space and run the same command again{hint}"
         ) from None
 
 

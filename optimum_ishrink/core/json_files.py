@@ -40,11 +40,13 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        SourceError: It is missing or not JSON.
+        SourceError: It is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SourceError(f"{path} does not exist") from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from None
     except ValueError as error:
         raise SourceError(f"{path} is not JSON ({error})") from None

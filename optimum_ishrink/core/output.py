@@ -40,7 +40,9 @@ def check_output(folder: Path, overwrite: bool) -> None:
             parent = parent.parent
     except OSError as error:
         raise OutputError(f"cannot read {folder}: {_reason(error)}; name another folder") from None
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is a file; name another folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in {parent}; name another folder")
 
 

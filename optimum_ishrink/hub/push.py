@@ -19,6 +19,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
+from ..checkpoint.tensors import INDEX_NAME, WEIGHTS_NAME, read_index
+from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import IShrinkError, PublishError, RequestError, SourceError
 from ..report.run import read_run
@@ -64,7 +66,7 @@ def push_folder(
         URL of the commit.
 
     Raises:
-        SourceError: The folder is not a checkpoint.
+        SourceError: The folder is not a checkpoint, or its weight files are damaged.
         RequestError: The repository's name is not valid, `private` and `private_until_complete` are both set, a file
             contains the token, or the card overrides the licence of a gated base.
         PublishError: The upload failed; the folder is complete, and the message says how to try again.
@@ -109,6 +111,7 @@ def _prepare(push: _Push, secrets: tuple[str | None, ...]) -> dict[str, LocalFil
     for file in files.values():
         if any(secret and file.content and secret.encode() in file.content for secret in secrets):
             raise RequestError(f"{file.path} contains your Hub token; remove it and push again")
+    _check_checkpoint(push.folder)
     card = files.get(_CARD)
     if card is not None and card.content is not None:
         text = card.content.decode("utf-8", errors="replace")
@@ -119,6 +122,15 @@ def _prepare(push: _Push, secrets: tuple[str | None, ...]) -> dict[str, LocalFil
         new_card = ModelCard(text, ignore_metadata_errors=True)
         push.retry_policy.call("checking the card", lambda: new_card.validate("model"))
     return files
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Find a damaged checkpoint before gigabytes are sent."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SourceError(f"{folder / 'config.json'} names no model_type; push a checkpoint folder")
+    if any((folder / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME)):
+        read_index(folder)
 
 
 _LOAD_COMMANDS = ("vllm serve ", "ishrink export --model ")

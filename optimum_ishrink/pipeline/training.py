@@ -6,6 +6,8 @@ import torch
 
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
+from ..core.processes import is_main_process
+from ..errors import RequestError
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.stage import (
     adapter_base,
@@ -17,7 +19,7 @@ from ..recovery.stage import (
     check_text,
     train_prepared,
 )
-from ..recovery.work_folder import work_folder
+from ..recovery.work_folder import discard_unused, work_folder
 from ..surgery.folds import check_windows
 from ..surgery.stage import refit
 from ..text.sources import parse_sources
@@ -38,6 +40,8 @@ def check_training(job: Job) -> None:
     """Check what a training needs, whichever checkpoint it starts from."""
     config, student = job.config, job.student or job.session.source
     check_device(job.session)
+    if job.student is not None:
+        job.student.check()
     for text in parse_sources(config.recovery_data):
         text.check()
     adapter_base(config, job.student)
@@ -55,12 +59,18 @@ def train_student(job: Job) -> None:
         return
     student = job.student or Source(job.folder.name, job.folder)
     models = Models(student, job.teacher, job.plan, job.is_base)
-    prepared = prepare(job.session, job.config, models, work_folder(job.output))
-    solved = _solve(job, prepared) if job.config.compensates else None
-    start = None
-    if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
-        start = _adapter_start(job, prepared)
-    job.trained = train_prepared(prepared, solved=solved, start=start)
+    work = work_folder(job.output)
+    try:
+        prepared = prepare(job.session, job.config, models, work)
+        solved = _solve(job, prepared) if job.config.compensates else None
+        start = None
+        if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
+            start = _adapter_start(job, prepared)
+        job.trained = train_prepared(prepared, solved=solved, start=start)
+    except RequestError:
+        if is_main_process():
+            discard_unused(work)  # a refused request leaves nothing
+        raise
 
 
 def _solve(job: Job, prepared: Preparation) -> dict[str, torch.Tensor] | None:

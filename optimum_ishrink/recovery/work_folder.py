@@ -64,6 +64,12 @@ def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, 
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def discard_unused(folder: Path) -> None:
+    """Remove a working folder in which nothing was computed yet: neither a checkpoint nor sampled text."""
+    if folder.is_dir() and all(path.suffix == ".json" for path in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _brief(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
