@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all quality format bench-streaming compat tables docs cards clean
+.PHONY: help install demo test test-all quality format bench-streaming compat chaos tables docs cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,13 @@ bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.
 
 compat: install  ## Load what is written with transformers 4.57 and the newest
 	$(BIN)/python -m benchmarks.compat
+
+KILLS ?= 1000
+SEED ?= 0
+CHAOS ?= chaos.jsonl
+
+chaos: install  ## Kill runs, fill disks and disturb the Hub; KILLS, SEED and CHAOS (a file) set how
+	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --seed $(SEED) --output $(CHAOS)
 
 tables: install  ## Regenerate the pages and tables that come from the code
 	$(BIN)/python docs/generate.py

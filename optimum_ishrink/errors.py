@@ -6,6 +6,7 @@
     │   ├── ShapeError             a shape or target that the model or its config class cannot express
     │   ├── SourceError            weights that cannot be used: missing, corrupt, pickled, quantised
     │   ├── DataError              calibration or evaluation text that cannot be used
+    │   │   └── NotFiniteError     a model gives NaN or infinite values on it
     │   └── OutputError            the output folder cannot be written
     ├── VerificationError          the written checkpoint is not what was planned; it was removed
     ├── TrainingError              recovery stopped early; its last complete checkpoint is on disk
@@ -42,6 +43,10 @@ class SourceError(RequestError):
 
 class DataError(RequestError):
     """The text cannot be used for its purpose."""
+
+
+class NotFiniteError(DataError):
+    """A model gives NaN or infinite values, so that nothing can be computed from them."""
 
 
 class OutputError(RequestError):

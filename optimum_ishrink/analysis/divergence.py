@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..core.finite import kind_of, not_finite
+from ..errors import NotFiniteError
 from ..evaluation.text_quality import name_measurements
 from ..evaluation.text_statistics import TextQuality, compare_logits, mean_over_windows, perplexity
 from ..report.measurement import Measurement
@@ -90,7 +91,7 @@ def measure_masked(
         The figures, with standard errors over windows.
 
     Raises:
-        DataError: The logits are not finite.
+        NotFiniteError: The logits are not finite.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     for index in range(len(reference.windows)):
@@ -104,8 +105,13 @@ def measure_masked(
             columns.setdefault(name, []).append(values)
         advance(1)
     statistics = {name: torch.stack(values) for name, values in columns.items()}
-    if not all(values.isfinite().all() for values in statistics.values()):
-        raise DataError(f"the predictions on {label} are not finite; try dtype='float32'")
+    if (kind := kind_of(*statistics.values())) is not None:
+        for index in range(len(reference.windows)):
+            if (error := not_finite(reference.model, reference.ids(index), "the model", label)) is not None:
+                raise error
+        raise NotFiniteError(
+            f"the predictions on {label} are not finite ({kind}) with a part of the model at zero; try dtype='float32'"
+        )
     found = TextQuality(
         perplexity(statistics["nll"]), mean_over_windows(statistics["kl"]), mean_over_windows(statistics["agree"])
     )

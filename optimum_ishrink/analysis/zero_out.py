@@ -6,6 +6,7 @@ Source: D. Gebre, iShrink, MSc thesis, MBZUAI 2025: quality against sparsity bef
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.json_files import write_json
+from ..core.limits import check_lengths
+from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note, progress_bar
 from ..evaluation.environment import environment
 from ..evaluation.harness import evaluate_tasks, open_tasks
-from ..importance.stage import score
+from ..importance.stage import reads_text, score
 from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis, SparsityLevel
 from ..report.files import ANALYSIS_FILE
@@ -47,6 +50,7 @@ from .zeroing import (
 )
 
 _WINDOWS = "windows"
+_SCORED = (LAYERS, GROUPS, NEURONS)
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,18 @@ def analyze(
         for folder in (output, partial_folder):
             check_not_inside(folder, [source.folder, Path(source.name), *files])
     check_levels(source.binding, options.shares, run.protection)
+    lengths = {"analysis_length": options.analysis_length}
+    if reads_text(config, _SCORED):
+        lengths["calibration_length"] = config.calibration_length
+    check_lengths(source.config, source.display_name, **lengths)
     if config.tasks:
         open_tasks(config.tasks, config.include_path, config.num_fewshot)
+    with nullcontext() if partial_folder is None else claimed_folder(partial_folder, "measures"):
+        return _measure_and_write(run, partial_folder, output, overwrite)
+
+
+def _measure_and_write(run: _Run, partial_folder: Path | None, output: Path | None, overwrite: bool) -> Analysis:
+    """Measure what is not stored yet, and write the analysis."""
     state = State(partial_folder, _identity(run))
     try:
         analysis = _measure(run, state)
@@ -146,6 +160,8 @@ def _settings(run: _Run) -> dict[str, Any]:
     """Return how the analysis was made; files have no folders in it."""
     config, options = run.config, run.options
     calibration, texts = run.calibration.sources, run.texts
+    begin = run.calibration.begins_with
+    begins_with = {"begins_with": begin} if begin else {}
     return {
         "levels": list(options.shares),
         "importance": config.importance,
@@ -158,12 +174,14 @@ def _settings(run: _Run) -> dict[str, Any]:
             "fingerprints": [text.fingerprint() for text in calibration],
             "samples": config.calibration_samples,
             "length": config.calibration_length,
+            **begins_with,
         },
         "text": {
             "sources": label_sources(texts),
             "fingerprints": [text.fingerprint() for text in texts],
             "samples": options.analysis_samples,
             "length": options.analysis_length,
+            **begins_with,
         },
         "tasks": list(config.tasks),
         "num_fewshot": config.num_fewshot,
@@ -203,7 +221,8 @@ def _inputs(run: _Run) -> dict[str, torch.Tensor]:
         calibration_samples=config.calibration_samples,
         calibration_length=config.calibration_length,
     )
-    return {**score(session, config, run.calibration, (LAYERS, GROUPS, NEURONS)), _WINDOWS: windows}
+    session.check_tokens(windows, _label(run))
+    return {**score(session, config, run.calibration, _SCORED), _WINDOWS: windows}
 
 
 def _measure(run: _Run, state: State) -> Analysis:

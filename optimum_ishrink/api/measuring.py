@@ -10,6 +10,7 @@ from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
 from ..evaluation.stage import Evaluation
 from ..report.report import Report
+from .given_model import given_model
 
 
 def measure(session: Session, config: IShrinkConfig, base: str | Path | Source | None, *, update: bool) -> Report:
@@ -25,7 +26,7 @@ def measure(session: Session, config: IShrinkConfig, base: str | Path | Source |
         The measurements.
     """
     source = session.source
-    other = base if isinstance(base, Source) or base is None else open_source(base)
+    other = base if isinstance(base, Source) or base is None else open_source(given_model(base, "base"))
     if update:
         update = other is not None and not source.is_hub_id and can_update(source.folder, other, config.base_model)
     for each in (source, *([other] if other is not None else [])):

@@ -29,6 +29,7 @@ from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis
 from ..report.plan import Plan
 from ..report.report import Report
+from .given_model import given_model
 from .llama_cpp import report_in_llama_cpp
 from .measuring import measure
 from .output_folder import expanded, remove_with, run_into
@@ -70,7 +71,8 @@ class IShrinker(PushToHub):
         """Open a model. Its weights are read when they are needed.
 
         Args:
-            pretrained_model_name_or_path: Hub id, folder of safetensors, or a loaded model.
+            pretrained_model_name_or_path: Hub id, folder of safetensors, or a loaded causal language model, also
+                within `torch.compile` or `DataParallel`.
             tokenizer: The tokenizer of a loaded model.
             revision: Branch, tag or commit on the Hub.
             dtype: Compute dtype: `auto` (bfloat16 where the hardware supports it), `bfloat16` or `float32`.
@@ -280,7 +282,9 @@ class IShrinker(PushToHub):
         config = self._config(config, changes)
         if not config.recovers:
             config = config.replace(recovery="kl")
-        name = teacher.display_name if isinstance(teacher, Source) else teacher and str(teacher)
+        name = teacher.display_name if isinstance(teacher, Source) else None
+        if name is None and teacher is not None:
+            name = str(given_model(teacher, "teacher"))
         if name and config.recovery_teacher not in (None, name):
             raise RequestError(
                 f"teacher={name!r} and recovery_teacher={config.recovery_teacher!r} name two models; give one"

@@ -6,7 +6,7 @@ Everything that plans, cuts, scores or verifies reads the architecture through a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -52,12 +52,14 @@ class Binding:
         values: The config keys that the description reads, and their values.
         sizes: Every size's value, such as `{"layers": 30, "kv": 3, "heads": 9, "ffn": 1536, ...}`.
         tensors: Every parameter of the model, by name.
+        config: The model's `PreTrainedConfig`, for what is not a size.
     """
 
     description: Description
     values: Mapping[str, Any]
     sizes: Mapping[str, int]
     tensors: Mapping[str, BoundTensor]
+    config: Any = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -239,4 +241,4 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "
             f"parameters: {'; '.join(sorted(unexpected))}"
         )
-    return Binding(description, values, sizes, tensors)
+    return Binding(description, values, sizes, tensors, config)

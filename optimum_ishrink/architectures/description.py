@@ -22,6 +22,9 @@ LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermedi
 DIMENSIONS = {LAYERS: "layers", GROUPS: "kv", "num_attention_heads": "heads", NEURONS: "ffn"}
 """The dimensions that can be changed: Hugging Face config key to the name of the size in the descriptions."""
 
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Names of a language-model head that may be tied to the embedding."""
+
 INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 """The index of a layer or an expert in a tensor's name."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "quantised")
         raise SourceError(f"the model is already quantised ({method}); prune the original, then quantise the result")
-    values = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+    # A copy: config classes fill in what is missing, in the very dicts that they are given, such as `rope_scaling`.
+    values = {key: deepcopy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # strict config classes raise many types of errors, all about the values
@@ -54,11 +56,29 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor in a checkpoint of this config, without tied weights.
 
     The model is built on the meta device, so this takes no memory.
+
+    Raises:
+        SourceError: The id of the padding token is outside the embedding.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except AssertionError as error:
+        pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
+        if not isinstance(pad, int) or -rows <= pad < rows:
+            raise
+        raise SourceError(
+            f"config.json names pad_token_id={pad}, but the model has {rows} embeddings, ids 0 to {rows - 1}; "
+            f"set it to one of these, or to null ({error})"
+        ) from None
+    return {name: tuple(tensor.shape) for name, tensor in stored_state(model).items()}
+
+
+def stored_state(model: Any) -> dict[str, torch.Tensor]:
+    """Return a loaded model's tensors by their names and in their layout on disk, without tied weights."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+    stored: dict[str, torch.Tensor] = revert_weight_conversion(model, state)
+    return stored
 
 
 def bind_config(raw: Mapping[str, Any]) -> tuple[Any, Binding]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from ..core.durable import replace_file
 from ..core.json_files import read_json
 from ..core.table import escape_cell, literal_table, markdown_table
 from ..errors import SourceError
@@ -164,7 +165,7 @@ def build_card(folder: Path) -> None:
     read_json(folder / CONFIG_FILE)
     figures = _draw_figures(folder, run.plan, run.report)
     text = render_card(run.report, run.plan, figures=figures, chat=_has_chat_template(folder))
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    replace_file(folder / "README.md", text.encode())
     write_benchmark_entries(run.report, folder)
 
 

@@ -180,7 +180,7 @@ def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) 
         axis.set_xlabel("layer of the base model")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, parse_eval_result_entries
 
+from ..core.durable import replace_file
 from ..report.measurement import Measurement
 from ..report.report import Report
 
@@ -111,7 +112,7 @@ def write_benchmark_entries(report: Report, folder: Path) -> None:
         if name in entries:
             place.mkdir(exist_ok=True)
             text = yaml.safe_dump(eval_result_entries_to_yaml([entries[name]]), sort_keys=False, allow_unicode=True)
-            (place / name).write_text(text, encoding="utf-8")
+            replace_file(place / name, text.encode())
         else:
             (place / name).unlink(missing_ok=True)
     if place.is_dir() and not any(place.iterdir()):

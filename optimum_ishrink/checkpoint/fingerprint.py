@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..core.digest import file_digest
 from .source import Source
+from .tokenizer_files import TOKENIZER_PATTERNS
 
-_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*", "*.model")
+_TOKENIZER = (*TOKENIZER_PATTERNS, "special_tokens*", "added_tokens*")
 
 
 def checkpoint_digest(folder: Path) -> str:

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
 from ..errors import SourceError
+from .older_keys import add_older_keys
 
 
-def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path) -> None:
+def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path) -> str | None:
     """Read a GGUF file and save it as a plain checkpoint: config, tokenizer files and safetensors.
 
     Args:
@@ -22,6 +23,9 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
         gguf_file: Its name.
         dtype: Dtype of the safetensors.
         target: An existing, empty folder.
+
+    Returns:
+        What `add_older_keys` returns.
 
     Raises:
         SourceError: The file is missing or cannot be read.
@@ -43,6 +47,7 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
     model.config._name_or_path = ""
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    return add_older_keys(target, tokenizer)
 
 
 def _remove_quantizer(model: Any) -> None:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from ..errors import SourceError
+from .tokenizer_files import TOKENIZER_PATTERNS
 
 _ALLOWED = [
     "README.md",
     "*.json",
     "*.safetensors",
     "*.txt",
-    "*.model",
     "*.jinja",
-    "*.tiktoken",
+    *TOKENIZER_PATTERNS,
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -47,11 +50,40 @@ def download_checkpoint(
         SourceError: The repository cannot be read; the message says why.
     """
     allowed = [*_ALLOWED, *([gguf_file] if gguf_file else [])]
-    try:
+    with _one_line_errors(repo_id, revision):
         path = snapshot_download(
             repo_id, revision=revision, token=token, allow_patterns=allowed, ignore_patterns=_IGNORED
         )
-        return Path(path)
+    return Path(path)
+
+
+def download_config(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    """Download a repository's config.json into the Hub's cache, nothing else, and return its folder.
+
+    Args:
+        repo_id: Id of the repository.
+        revision: Branch, tag or commit; None for the default branch.
+        token: Hub token; never stored.
+
+    Raises:
+        SourceError: The repository cannot be read, or has no config.json; the message says why.
+    """
+    try:
+        with _one_line_errors(repo_id, revision):
+            path = hf_hub_download(repo_id, "config.json", revision=revision, token=token)
+    except RemoteEntryNotFoundError:
+        raise SourceError(f"{repo_id} holds no config.json; name a repository of a transformers model") from None
+    return Path(path).parent
+
+
+@contextmanager
+def _one_line_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever a download raises into a `SourceError` of one line."""
+    try:
+        yield
+        return
+    except RemoteEntryNotFoundError:
+        raise
     except GatedRepoError:
         reason = "it is gated; accept its terms on the Hub and log in with `hf auth login`"
     except RepositoryNotFoundError:
@@ -69,7 +101,7 @@ def download_checkpoint(
             raise
         text = " ".join(str(error).split())[:200] or type(error).__name__
         reason = f"the connection to the Hub broke ({text}); try again; finished files are cached"
-    raise SourceError(f"cannot open model {repo_id!r}: {reason}")
+    raise SourceError(f"cannot open model {repo_id!r}: {reason}") from None
 
 
 def repository_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:

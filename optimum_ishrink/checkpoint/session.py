@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ..core.device import resolve_device, resolve_dtype
+from ..core.limits import check_tokens
 from ..core.processes import connect
 from ..options.run import RunOptions
 from .source import Source
@@ -45,3 +48,15 @@ class Session:
     def tokenizer(self) -> Any:
         """The source's tokenizer."""
         return self.source.load_tokenizer()
+
+    def check_tokens(self, ids: torch.Tensor, label: str) -> None:
+        """Check that the model has an embedding for every token of a text.
+
+        Args:
+            ids: Token ids, from the source's tokenizer.
+            label: Name of the text.
+
+        Raises:
+            DataError: It has none for some token; the message names it.
+        """
+        check_tokens(ids, self.source.config.vocab_size, self.tokenizer, label, self.source.display_name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,20 +18,20 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures.binding import Binding
-from ..architectures.description import is_ignored
+from ..architectures.description import HEADS, is_ignored
 from ..architectures.expressions import axis_length
 from ..architectures.model_class import bind_config, parse_config
 from ..core.device import dtype_name
 from ..core.json_files import read_json
 from ..errors import SourceError
 from .card_metadata import card_languages, card_license
+from .generation import check_generation_config
 from .gguf_reading import convert_gguf, gguf_languages, gguf_license
-from .hub_download import download_checkpoint, repository_files
+from .hub_download import download_checkpoint, download_config, repository_files
+from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
+from .older_keys import add_older_keys
 from .tensors import TensorInfo, preview, read_index, refuse_pickles, same_bytes, stored_names
-
-_HEADS = ("lm_head.weight", "embed_out.weight")
-"""Names of a language-model head that may be tied to the embedding."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,21 @@ class Source:
         Raises:
             SourceError: The files are corrupt, or they do not hold what the config's model class expects.
         """
+        tensors, heads = self._matched
+        for head, info in heads.items():
+            self._check_tied(head, info, tensors)
+        return tensors
+
+    @cached_property
+    def _matched(self) -> tuple[Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+        """Every parameter, and every second copy of a tied head, as the headers of the files have them."""
         stored = read_index(self.folder)
         expected = self.binding.tensors
         names = stored_names(expected, stored)
         missing = sorted(name for name in expected if names[name] not in stored)
         if missing:
             raise SourceError(f"{self.name} lacks {len(missing)} tensors that its config expects: {preview(missing)}")
-        tied = set(_HEADS) - expected.keys() if self.config.tie_word_embeddings else set()
+        tied = set(HEADS) - expected.keys() if self.config.tie_word_embeddings else set()
         description = self.binding.description
         prefixes = {"", *(name.removesuffix(found) for name, found in names.items())}
         unexpected = sorted(
@@ -121,10 +129,8 @@ class Source:
             found = stored[names[name]].shape
             if found != shape:
                 raise SourceError(f"{self.name} holds {name} as {list(found)}; its config expects {list(shape)}")
-        tensors = {name: stored[names[name]] for name in expected}
-        for head in sorted(tied & stored.keys()):
-            self._check_tied(head, stored[head], tensors)
-        return tensors
+        heads = {head: stored[head] for head in sorted(tied & stored.keys())}
+        return {name: stored[names[name]] for name in expected}, heads
 
     def _check_tied(self, head: str, stored: TensorInfo, tensors: Mapping[str, TensorInfo]) -> None:
         """Refuse a stored head that differs from the embedding to which the config ties it.
@@ -140,13 +146,24 @@ class Source:
             )
 
     def check(self) -> None:
-        """Read the config and the headers of the weight files, so that problems are found before any long work.
+        """Read the configs and the headers of the weight files, so that problems are found before any long work.
+
+        Raises:
+            ArchitectureError: The architecture is not supported.
+            SourceError: The files are corrupt, do not hold what the config's model class expects, or the generation
+                config cannot be used.
+        """
+        len(self.tensors)
+        check_generation_config(self.folder)
+
+    def check_headers(self) -> None:
+        """Check the headers of the weight files against the config; the weights themselves are not read.
 
         Raises:
             ArchitectureError: The architecture is not supported.
             SourceError: The files are corrupt, or do not hold what the config's model class expects.
         """
-        len(self.tensors)
+        len(self._matched)
 
     def check_architecture(self) -> None:
         """Read the config, so that an unsupported architecture is found before any long work.
@@ -172,7 +189,7 @@ class Source:
 
 
 def open_source(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | Source,
     *,
     tokenizer: Any = None,
     revision: str | None = None,
@@ -183,7 +200,8 @@ def open_source(
     """Open a source.
 
     Args:
-        model: Hub id, folder, or a loaded model.
+        model: Hub id, folder, or a loaded model, also within `torch.compile` or `DataParallel`; a source is returned
+            as it is.
         tokenizer: The loaded model's tokenizer.
         revision: Branch, tag or commit of a Hub repository.
         token: Hub token; never stored.
@@ -191,12 +209,16 @@ def open_source(
         gguf_dtype: Dtype of those safetensors. bfloat16 by default, the dtype in which compact models are published.
 
     Raises:
-        SourceError: There is no usable checkpoint.
+        SourceError: There is no usable checkpoint, or the object is no model that can be saved as one.
     """
-    if isinstance(model, PreTrainedModel):
-        return _from_loaded(model, tokenizer)
-    name = str(model)
-    local = Path(name).expanduser()
+    if isinstance(model, Source):
+        return model
+    loaded = unwrapped(model)
+    if isinstance(loaded, PreTrainedModel):
+        check_loaded(loaded, tokenizer)
+        return _from_loaded(loaded, tokenizer)
+    name = str(check_name(model))
+    local = _local(name)
     if local.is_file() and local.suffix == ".gguf":
         raise SourceError(f"{local} is a GGUF file; give its folder as the model and pass gguf_file={local.name!r}")
     if local.is_file():
@@ -204,6 +226,7 @@ def open_source(
     if local.is_dir():
         if gguf_file is not None:
             return _from_gguf(name, local, gguf_file, gguf_dtype, revision=None, is_hub_id=False)
+        _refuse_adapter(name, (path.name for path in local.glob("adapter_*")))
         if not (local / "config.json").is_file():
             ggufs = sorted(path.name for path in local.glob("*.gguf"))
             hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
@@ -213,9 +236,10 @@ def open_source(
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name} does not exist")
     folder = download_checkpoint(name, revision, token, gguf_file)
-    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
     if gguf_file is not None:
         return _from_gguf(name, folder, gguf_file, gguf_dtype, revision=commit, is_hub_id=True)
+    _refuse_adapter(name, (path.name for path in folder.glob("adapter_*")))
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(name, repository_files(name, commit, token))
     license, details = card_license(folder)
@@ -228,6 +252,58 @@ def open_source(
         license_details=details,
         languages=card_languages(folder),
     )
+
+
+def open_config(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Source:
+    """Open a source of which no weights will be read. Of a Hub repository config.json alone is fetched.
+
+    Where a folder holds weights, their headers are checked.
+
+    Args:
+        model: Hub id or folder.
+        revision: Branch, tag or commit of a Hub repository.
+        token: Hub token; never stored.
+
+    Raises:
+        SourceError: There is no config.json, it belongs to an adapter or to pickled weights, or the headers of a
+            folder's weights do not fit it.
+    """
+    name = str(model)
+    local = Path(name).expanduser()
+    if local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        source = open_source(model)
+        if any(local.glob("*.safetensors")):
+            source.check_headers()
+        return source
+    folder = download_config(name, revision, token)
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    files = repository_files(name, commit, token)
+    _refuse_adapter(name, files)
+    if files and not any(file.endswith(".safetensors") for file in files):
+        refuse_pickles(name, files)
+    return Source(name, folder, revision=commit, is_hub_id=True)
+
+
+def _refuse_adapter(name: str, files: Iterable[str]) -> None:
+    """Refuse a PEFT adapter beside the weights: `from_pretrained` puts it on top of them, and a cut would lose it."""
+    if "adapter_config.json" in files:
+        raise SourceError(
+            f"{name} holds adapter_config.json: from_pretrained loads that adapter on top of the weights beside it; "
+            "merge it into them (merge_and_unload, then save_pretrained to a new folder), or remove its files"
+        )
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def _local(name: str) -> Path:
+    """Return a name as a path; one that is too long for a path is no folder, and no Hub id either."""
+    local = Path(name).expanduser()
+    try:
+        local.exists()
+    except OSError:
+        raise SourceError(f"{name[:40]!r}... is too long for the name of a folder or a Hub id") from None
+    return local
 
 
 def _temporary_folder() -> tuple[Path, object]:
@@ -246,7 +322,7 @@ def _from_gguf(
     name: str, folder: Path, gguf_file: str, dtype: torch.dtype, *, revision: str | None, is_hub_id: bool
 ) -> Source:
     converted, owner = _temporary_folder()
-    convert_gguf(folder, gguf_file, dtype, converted)
+    lost = convert_gguf(folder, gguf_file, dtype, converted)
     license, details = gguf_license(folder / gguf_file)
     if not license:
         license, details = card_license(folder)
@@ -259,7 +335,7 @@ def _from_gguf(
         license_details=details,
         gguf_file=gguf_file,
         languages=gguf_languages(folder / gguf_file) or card_languages(folder),
-        notes=(f"read from {gguf_file} and dequantised to {dtype_name(dtype)}",),
+        notes=(f"read from {gguf_file} and dequantised to {dtype_name(dtype)}", *filter(None, [lost])),
         _owner=owner,
     )
     parse_config(source.raw_config)
@@ -267,10 +343,9 @@ def _from_gguf(
 
 
 def _from_loaded(model: Any, tokenizer: Any) -> Source:
-    if tokenizer is None:
-        raise SourceError("a loaded model needs its tokenizer: from_pretrained(model, tokenizer=tokenizer)")
     folder, owner = _temporary_folder()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    lost = add_older_keys(folder, tokenizer)
     name = model.config._name_or_path or type(model).__name__
-    return Source(name, folder, notes=("saved from a model in memory",), _owner=owner)
+    return Source(name, folder, notes=("saved from a model in memory", *filter(None, [lost])), _owner=owner)

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..architectures.config_edit import without_code
 from ..architectures.model_class import expected_tensors, parse_config
+from ..core.json_files import read_json
+from ..core.progress import note
+from ..core.scratch import Scratch
 from ..errors import VerificationError
-from .tensors import INDEX_NAME, OutgoingTensor, read_index, shard, write_file
+from .generation import GENERATION_CONFIG, mend_generation_config
+from .source import Source
+from .tensors import (
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    OutgoingTensor,
+    read_index,
+    read_tensor,
+    same_bytes,
+    shard,
+    write_file,
+)
+from .tokenizer_files import TOKENIZER_PATTERNS
 
 MAX_SHARD_SIZE = 5 * 1000**3
 """Bytes in one weight file: 5 GB, so that a compact model is one file and shards of larger ones are easy to move."""
 
 
 CARRIED_PATTERNS = (
-    "tokenizer*.json",
-    "vocab.*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
-    "generation_config.json",
+    *TOKENIZER_PATTERNS,
+    GENERATION_CONFIG,
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 )
-"""Files next to the weights that do not change with the cut: they are copied byte for byte."""
+"""Files next to the weights that do not change with the cut."""
 
 
 def write_weights(
@@ -70,25 +78,69 @@ def write_weights(
 
 
 def carry_files(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer, generation config, chat template and licence byte for byte; return their names.
+    """Copy tokenizer, generation config, chat template and licence; return their names.
+
+    They are copied byte for byte, with two exceptions: a tokenizer config that names Python code, which is not
+    copied, and a generation config that transformers would refuse to save again.
 
     Args:
         source: The source's folder.
         folder: The new folder.
+
+    Raises:
+        SourceError: The generation config cannot be used.
     """
-    carried = []
+    carried: list[str] = []
     for pattern in CARRIED_PATTERNS:
         for path in sorted(source.glob(pattern)):
-            name = path.relative_to(source)
+            name = path.relative_to(source).as_posix()
+            if name in carried or not path.is_file() or path.suffix in _NOT_CARRIED:
+                continue
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / name)
-            carried.append(str(name))
+            changed = _changed_contents(path)
+            if changed is None:
+                shutil.copyfile(path, folder / name)
+            else:
+                _write_object(changed, folder / name)
+            carried.append(name)
     return carried
+
+
+_NOT_CARRIED = (".py", ".safetensors", ".bin", ".pt", ".pth")
+"""Endings of files that are never copied because of their name: code, and weights."""
+
+
+def _changed_contents(path: Path) -> dict[str, Any] | None:
+    """Return what a carried file has to hold instead of its bytes, or None where it is right as it is."""
+    if path.name == GENERATION_CONFIG:
+        mended, dropped = mend_generation_config(path)
+        if dropped:
+            note(f"{GENERATION_CONFIG}: left out {', '.join(dropped)}, which it sets without effect")
+        return mended if dropped else None
+    if path.name == "tokenizer_config.json":
+        raw = read_json(path)
+        return without_code(raw) if isinstance(raw, dict) and "auto_map" in raw else None
+    return None
 
 
 def write_config(edited: Mapping[str, Any], folder: Path) -> None:
     """Write config.json with the keys in the source's order."""
-    (folder / "config.json").write_text(json.dumps(edited, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_object(edited, folder / "config.json")
+
+
+def drop_code(folder: Path) -> None:
+    """Leave `auto_map` out of a written config.json: the Python files that it names are not there.
+
+    Args:
+        folder: The checkpoint.
+    """
+    raw = read_json(folder / "config.json")
+    if "auto_map" in raw:
+        write_config(without_code(raw), folder)
+
+
+def _write_object(data: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> int:
@@ -119,16 +171,59 @@ def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> 
     return sum(torch.Size(info.shape).numel() for info in written.values())
 
 
-def copy_checkpoint(source: Path, folder: Path) -> None:
-    """Copy a checkpoint with its tokenizer, licence, plan, config, scores and report.
+def compare_written(outgoing: Iterable[OutgoingTensor], folder: Path) -> None:
+    """Read every tensor of written weight files again, one at a time, and compare it with what was to be written.
 
     Args:
-        source: The checkpoint's folder.
-        folder: An existing, empty folder.
+        outgoing: The tensors; each is made once more.
+        folder: The checkpoint.
+
+    Raises:
+        VerificationError: The bytes differ.
     """
-    carry_files(source, folder)
-    names = {info.file.name for info in read_index(source).values()} | {"config.json"}
-    names |= {path.name for path in source.glob("ishrink_*") if path.is_file()}
-    names |= {path.name for path in source.glob("*.safetensors.index.json")}
+    written = read_index(folder)
+    scratch = Scratch()
+    for tensor in outgoing:
+        found = written[tensor.name]
+        if tensor.make is None:
+            assert tensor.source is not None
+            same = same_bytes(tensor.source, found)
+        else:
+            stored = read_tensor(found, scratch).flatten().view(torch.uint8)
+            same = torch.equal(tensor.make().contiguous().flatten().view(torch.uint8), stored)
+        if not same:
+            raise VerificationError(
+                f"{tensor.name} does not read back as it was written; the disk or its file system fails: write to "
+                "another one"
+            )
+
+
+def copy_checkpoint(source: Source, folder: Path) -> None:
+    """Copy a checkpoint with its tokenizer, licence, plan, config, scores and report.
+
+    The weight files are copied as they are where they hold what the config's model class expects and nothing else.
+    Otherwise they are written anew, without the second copy of a tied head and the buffers that old versions saved,
+    and under the names of the model class: what is trained later would leave such a copy behind.
+
+    Args:
+        source: The checkpoint.
+        folder: An existing, empty folder.
+
+    Raises:
+        SourceError: The checkpoint is corrupt, or does not hold what its config's model class expects.
+        OutputError: There is no space or no permission.
+    """
+    carry_files(source.folder, folder)
+    write_config(without_code(source.raw_config), folder)
+    stored = read_index(source.folder)
+    names = {path.name for path in source.folder.glob("ishrink_*") if path.is_file()}
+    if stored.keys() == source.tensors.keys():
+        names |= {info.file.name for info in stored.values()}
+        if not (source.folder / WEIGHTS_NAME).is_file():
+            names.add(INDEX_NAME)
+    else:
+        outgoing = [OutgoingTensor(name, info.dtype, info.shape, source=info) for name, info in source.tensors.items()]
+        write_weights(outgoing, folder)
+        compare_written(outgoing, folder)
     for name in sorted(names):
-        shutil.copyfile(source / name, folder / name)
+        shutil.copyfile(source.folder / name, folder / name)

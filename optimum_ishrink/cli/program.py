@@ -11,6 +11,7 @@ from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from typing import Any
 
+from ..core.json_files import without_non_finite
 from ..core.processes import is_main_process
 from ..core.version import __version__
 from ..errors import IShrinkError, RequestError
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         with redirect_stdout(elsewhere) if elsewhere else nullcontext():
             result = VERBS[args.verb](args)
         if getattr(args, "json", False) and result is not None and is_main_process():
-            sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(without_non_finite(result), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
         failures = _failures(result)
         if failures:

@@ -184,10 +184,19 @@ def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> 
     from .show import show_runtime, show_shape
 
     _register(args)
-    binding = None if args.gguf_file else bind_folder(Path(model).expanduser())
-    if binding is None:  # the folder alone does not tell
-        binding = _shrinker(args, model).source.binding
-    shape = resolve_shape(binding, config)
+    # A description from outside the package is not proved to write what its config class derives, and what a runtime
+    # cannot run also depends on keys whose defaults only the config class knows.
+    asks = bool(args.gguf_file or args.architecture or config.for_runtime)
+    binding = None if asks else bind_folder(Path(model).expanduser())
+    if binding is None:  # the headers of a folder do not tell
+        from ..checkpoint.source import open_config
+        from ..planning.stage import check_shape
+
+        _quiet_transformers()
+        source = _shrinker(args, model).source if args.gguf_file else open_config(model, revision=args.revision)
+        binding, shape = source.binding, check_shape(source, config)
+    else:
+        shape = resolve_shape(binding, config)
     before, after = binding.num_parameters(), binding.num_parameters(shape)
     if not args.json:
         show_shape(model, binding.shape, shape, before, after)

@@ -57,17 +57,32 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OutputError: There is no space or no permission.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            sync(partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        replace_file(path, data, durable=True)
         sync(path.parent)
+
+
+def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file, or replace one, so that it is whole at any time.
+
+    Args:
+        path: The file; its folder exists.
+        data: Its contents.
+        durable: Flush it to the disk first, so that it is whole after a power cut, too.
+
+    Raises:
+        OSError: It cannot be written; an existing file is unchanged.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        if durable:
+            sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

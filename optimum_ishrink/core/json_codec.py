@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,6 +25,14 @@ _SCALARS: Mapping[type, tuple[tuple[type, ...], str]] = {
 """Declared type to the Python types that JSON gives for it, and its name in messages."""
 
 
+_RARE = "rare"
+
+
+def rare_entry() -> Any:
+    """Return the default of a record's entry that few files have: None, and then it is not written at all."""
+    return field(default=None, metadata={_RARE: True})
+
+
 def to_plain(value: Any) -> Any:
     """Return a record as plain JSON values: an object for each record and mapping, a list for each sequence.
 
@@ -32,7 +40,12 @@ def to_plain(value: Any) -> Any:
         value: A record, or any value that a record can contain.
     """
     if is_dataclass(value):
-        return {entry.name: to_plain(getattr(value, entry.name)) for entry in fields(value)}
+        written = ((entry, getattr(value, entry.name)) for entry in fields(value))
+        return {
+            entry.name: to_plain(item)
+            for entry, item in written
+            if not (item is None and entry.metadata.get(_RARE, False))
+        }
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,31 @@ from typing import Any
 from ..errors import SourceError
 
 
+def without_non_finite(value: Any) -> Any:
+    """Return plain values with None for every NaN and infinity: JSON has no name for them.
+
+    Args:
+        value: Plain values: mappings, lists and tuples, nested as deep as needed, of scalars.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        # A plan can hold millions of indices, which are all finite.
+        return value if all(type(item) is int for item in value) else [without_non_finite(item) for item in value]
+    return value
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON with one entry per line, and long lists of numbers compactly on one line.
 
-    The file is written under a temporary name and renamed, so that it is complete at any time.
+    NaN and infinities are null. The file is written under a temporary name and renamed, so that it is complete at any
+    time.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        staged.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+        staged.write_text(_dump(without_non_finite(data), 0) + "\n", encoding="utf-8")
         staged.replace(path)
     except BaseException:
         staged.unlink(missing_ok=True)
@@ -33,7 +51,7 @@ def _dump(value: Any, indent: int) -> str:
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Mapping, list, tuple)):
         pad = " " * (indent + 2)
         return "[\n" + ",\n".join(pad + _dump(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
+from .exchange import exchange
+from .locks import hidden_folder
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 """Errors of a full, protected or read-only location: the user has to choose another one."""
 
 
@@ -80,21 +81,22 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_output(folder, overwrite)
     folder = _resolved(folder)
     made = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise OutputError(f"cannot write in {folder.parent}: {_reason(error)}") from None
-    try:
-        yield staging
-        _replace(staging, folder)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        _remove_empty(made)
-        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
-            raise OutputError(f"cannot write {folder}: {_reason(error, outside=staging)}") from None
-        raise
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(hidden_folder(folder))
+        except OSError as error:
+            _remove_empty(made)
+            raise OutputError(f"cannot write in {folder.parent}: {_reason(error)}") from None
+        try:
+            yield staging
+            _replace(staging, folder, overwrite)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            _remove_empty(made)
+            if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
+                raise OutputError(f"cannot write {folder}: {_reason(error, outside=staging)}") from None
+            raise
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
@@ -129,19 +131,22 @@ def staged_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_output_file(path, overwrite)
     path = _resolved(path)
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write in {path.parent}: {_reason(error)}") from None
-    try:
-        yield staging / path.name
-        (staging / path.name).replace(path)
-    except OSError as error:
-        if error.errno in _WRITE_ERRORS:
-            raise OutputError(f"cannot write {path}: {_reason(error, outside=staging)}") from None
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(hidden_folder(path))
+        except OSError as error:
+            raise OutputError(f"cannot write in {path.parent}: {_reason(error)}") from None
+        try:
+            yield staging / path.name
+            if not overwrite:
+                check_output_file(path, overwrite)  # another program can have written it in the meantime
+            (staging / path.name).replace(path)
+        except OSError as error:
+            if error.errno in _WRITE_ERRORS:
+                raise OutputError(f"cannot write {path}: {_reason(error, outside=staging)}") from None
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _resolved(path: Path) -> Path:
@@ -175,8 +180,15 @@ def _remove_empty(made: Iterable[Path]) -> None:
             parent.rmdir()
 
 
-def _replace(staging: Path, folder: Path) -> None:
+def _replace(staging: Path, folder: Path, overwrite: bool) -> None:
     staging.chmod(0o777 & ~_umask())  # mkdtemp creates folders that only the user can read
+    if not overwrite:
+        _put(staging, folder)
+        return
+    if folder.exists() and exchange(staging, folder):
+        # Even if the process is killed here, one of the two is complete at the place.
+        _remove(staging, folder)
+        return
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     existed = folder.exists()
     try:
@@ -191,6 +203,19 @@ def _replace(staging: Path, folder: Path) -> None:
         raise
     if existed:
         _remove(aside, folder)
+
+
+def _put(staging: Path, folder: Path) -> None:
+    """Rename the new folder to its place, where there is none or an empty one."""
+    try:
+        staging.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise OutputError(
+                f"{folder} is not empty any more: another program wrote to it in the meantime; "
+                "name another folder or pass --overwrite"
+            ) from None
+        raise OutputError(f"cannot write {folder}: {_reason(error)}") from None
 
 
 def _remove(aside: Path, folder: Path) -> None:

@@ -5,11 +5,14 @@ Opaque white backgrounds and dark ink, so that they look the same on light and d
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from .durable import replace_file
 
 matplotlib.use("Agg")  # files only: no window, and no display needed
 
@@ -34,13 +37,15 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save a figure; the same figure gives the same bytes.
+    """Save a figure; the same figure gives the same bytes, and the file is whole at any time.
 
     Args:
         figure: The figure.
         path: The PNG file.
     """
-    figure.savefig(path, dpi=140, metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=140, metadata={"Software": None})
+    replace_file(path, drawn.getvalue())
 
 
 def name_axis(axis: Any, title: str, x: str, y: str) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from ..architectures.runtime_limits import ignored_window, sliding_window
+from ..core.finite import check_logits, check_predictions
+from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import VerificationError
 from ..evaluation.text_statistics import mean_over_windows
 from ..report.measurement import Measurement
 from ..text.sources import PYDOC, TextSource
-from ..text.windows import token_windows
+from ..text.windows import beginning_name, token_windows
 from .worker_process import run_worker
 
 EXACT_LIMIT = 0.005
@@ -24,13 +27,22 @@ EXACT_LIMIT = 0.005
 rotary base, norm or head is above 0.1."""
 
 
+BEHIND_WINDOW = 256
+"""Tokens by which windows of text are longer than a sliding window. The predictions at their end are those of layers
+that leave out some 200 tokens, and no window of text is short enough for llama.cpp to compute it in one piece."""
+
+_TOKENS = 4096
+"""Tokens that are compared where windows of text are long, as far as two of them do not take more."""
+
+
 @dataclass(frozen=True)
 class AgreementSettings:
     """What is compared.
 
     Args:
-        windows: Windows of text.
-        length: Tokens in each.
+        windows: Windows of text; fewer where a model has a sliding window of thousands of tokens.
+        length: Tokens in each. Where a model has a sliding window that llama.cpp applies, windows of text are longer
+            than that.
         predicted: Predictions at the end of each that are compared; earlier tokens are context only.
         candidates: Number of most likely tokens whose probability llama.cpp returns. The whole vocabulary would take
             a second per prediction, most of it to write the numbers as text.
@@ -120,9 +132,11 @@ def measure_agreement(
         run: Runs a task of `worker.py`.
 
     Raises:
+        NotFiniteError: The checkpoint's own predictions are NaN or inf.
         SourceError: llama.cpp cannot load the file.
+        VerificationError: llama.cpp's predictions are NaN or inf.
     """
-    settings = _fitting(settings or AgreementSettings(), model.config)
+    settings = _fitting(_behind_window(settings or AgreementSettings(), model.config), model.config)
     predicted = settings.predicted
     source = TextSource(PYDOC)
     windows = _windows(source, tokenizer, settings)
@@ -134,8 +148,11 @@ def measure_agreement(
         "predicted": predicted,
         "candidates": min(settings.candidates, vocabulary),
         "fingerprint": source.fingerprint(),
+        **_begins_with(tokenizer),
     }
     request = {"task": "predict", "model": str(path), "threads": threads, "predicted": predicted, "lines": lines}
+    check_tokens(windows, vocabulary, tokenizer, source.label, "the model")
+    check_predictions(model, windows[:1], "the checkpoint", source.label)
     with progress_bar("comparing with transformers", 1 + len(windows)) as advance, torch.inference_mode():
         found = run({**request, "candidates": conditions["candidates"], "windows": windows.tolist()})
         advance(1)
@@ -144,10 +161,13 @@ def measure_agreement(
         for i, window in enumerate(windows):
             # One window at a time: the logits of a batch would take more memory than anything else.
             log_p = _predict(model, window, predicted)
+            check_logits(log_p, model, window[None], "the checkpoint", source.label)
             for j, top in enumerate(found["top"][i]):
                 divergence[i, j], covered[i, j] = binned_divergence(log_p[j], top)
                 same[i, j] = float(top[0][0] == int(log_p[j].argmax()))
             advance(1)
+    if not divergence.isfinite().all():
+        raise VerificationError("llama.cpp's predictions are NaN or inf; nothing was written")
     equal = sum(
         tokens == tokenizer(line, add_special_tokens=False)["input_ids"]
         for tokens, line in zip(found["lines"], lines, strict=True)
@@ -173,18 +193,21 @@ def measure_checkpoints(
         settings: What is compared; the defaults take seconds.
 
     Raises:
+        NotFiniteError: The original's predictions are NaN or inf.
         VerificationError: The export's predictions are NaN or inf.
     """
     source = TextSource(PYDOC)
     model = load_checkpoint()
     settings = _fitting(settings or AgreementSettings(), model.config)
     windows = _windows(source, tokenizer, settings)
+    check_tokens(windows, int(model.config.vocab_size), tokenizer, source.label, "the model")
     divergence = torch.zeros(len(windows), settings.predicted, dtype=torch.float64)
     same = torch.zeros_like(divergence)
     with progress_bar("comparing with the checkpoint", 2 * len(windows)) as advance, torch.inference_mode():
         before = []
         for window in windows:
             before.append(_predict(model, window, settings.predicted).float())
+            check_logits(before[-1], model, window[None], "the checkpoint", source.label)
             advance(1)
         del model
         model = load_export()
@@ -200,6 +223,7 @@ def measure_checkpoints(
         "length": settings.length,
         "predicted": settings.predicted,
         "fingerprint": source.fingerprint(),
+        **_begins_with(tokenizer),
     }
     return CheckpointAgreement(*_measured(source, divergence, same, conditions))
 
@@ -208,6 +232,22 @@ def _predict(model: Any, window: torch.Tensor, predicted: int) -> torch.Tensor:
     """Return the log-probabilities at the end of a window, float64, shape (predicted, vocabulary)."""
     logits: torch.Tensor = model(window[None]).logits[0, -predicted:]
     return logits.double().log_softmax(-1)
+
+
+def _behind_window(settings: AgreementSettings, config: Any) -> AgreementSettings:
+    """Return the settings with windows that reach behind the sliding window, or end in front of one that is ignored.
+
+    Within a sliding window, all layers see the same tokens, and one that is on the wrong layer changes nothing.
+    """
+    window = sliding_window(config)
+    if window is None:
+        return settings
+    if ignored_window(config.model_type, config) is not None:
+        return replace(settings, length=min(settings.length, window))
+    length = max(settings.length, window + BEHIND_WINDOW)
+    windows = min(settings.windows, max(2, _TOKENS // length))
+    documents = settings.documents * -(-windows * length // _TOKENS)
+    return replace(settings, length=length, windows=windows, documents=documents)
 
 
 def _fitting(settings: AgreementSettings, config: Any) -> AgreementSettings:
@@ -221,6 +261,12 @@ def _windows(source: TextSource, tokenizer: Any, settings: AgreementSettings) ->
     # The first documents hold far more tokens than needed, and tokenizing the whole text takes seconds.
     documents = islice(source.documents(), settings.documents)
     return token_windows(documents, tokenizer, settings.length, settings.windows, seed=0, label=source.label)
+
+
+def _begins_with(tokenizer: Any) -> dict[str, str]:
+    """Return what windows begin with, for the report; llama.cpp gets token ids, and adds nothing to these."""
+    name = beginning_name(tokenizer)
+    return {} if name is None else {"begins_with": name}
 
 
 def _measured(

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from ..architectures.runtime_limits import ignored_window, layer_limit, model_limit, size_limit
 from ..checkpoint.source import Source
 from ..core.output import check_output_file
+from ..core.progress import note
 from ..core.table import Row
 from ..errors import RequestError, VerificationError
+from ..report.files import PLAN_FILE
 from .agreement import EXACT_LIMIT, Agreement, measure_agreement
 from .gguf_file import read_gguf
 from .gguf_quantizations import PROGRAM, GgufQuantization, parse_gguf_quantization
@@ -68,7 +71,8 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
         overwrite: Replace an existing file.
 
     Raises:
-        RequestError: The quantisation does not fit, a tool is missing, or the file cannot be written.
+        RequestError: The quantisation does not fit, a tool is missing, llama.cpp would run the model otherwise, or the
+            file cannot be written.
         VerificationError: The file's predictions differ from the checkpoint's; nothing was written.
     """
     quantization = _quantization(options)
@@ -81,7 +85,9 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
             check_runtime()
         except RequestError as error:
             raise RequestError(f"{error}; or pass --no-verify to export without comparing") from None
+    source.check()
     check_rows(source.binding, quantization)
+    check_runs(source)
     agreements: list[Agreement] = []
 
     def check(path: Path) -> None:
@@ -104,6 +110,34 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
         if quantization.written_by == PROGRAM
         else (),
     )
+
+
+def check_runs(source: Source) -> None:
+    """Check that llama.cpp runs a checkpoint as transformers does, as far as its config tells.
+
+    What layers are is checked in every checkpoint: those of published models are where llama.cpp takes them to be. The
+    rest is checked in those that were cut. A model that llama.cpp runs without its sliding windows, as published, can
+    be exported as it is.
+
+    Args:
+        source: The checkpoint.
+
+    Raises:
+        RequestError: It does not; the message names the config key.
+    """
+    binding, config = source.binding, source.config
+    model_type = binding.description.model_type
+    reason = layer_limit(model_type, config)
+    if (source.folder / PLAN_FILE).is_file():
+        reason = reason or model_limit(model_type, config) or size_limit(model_type, config, binding.sizes)
+    if reason is not None:
+        raise RequestError(
+            f"{reason}; run this model in PyTorch, or cut its base with --for-runtime llama.cpp, which plans what "
+            "llama.cpp runs"
+        )
+    ignored = ignored_window(model_type, config)
+    if ignored is not None:
+        note(f"{ignored}; up to there they are compared")
 
 
 def _quantization(options: ExportOptions) -> GgufQuantization:

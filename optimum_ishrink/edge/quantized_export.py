@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.reopening import check_tokenizer
 from ..checkpoint.source import Source
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..errors import RequestError
@@ -88,6 +89,7 @@ def export_quantized(
     check_output(output, overwrite)
     check_not_inside(output, [source.folder, *([] if analysis is None else [analysis])])
     check_library(quantization)
+    source.check()
     binding = source.binding
     in_16_bits = layers_in_16_bits(binding, options.keep_layers or (), analysis, options.analysis_share)
     linears = linear_layers(source.config, binding)
@@ -96,6 +98,7 @@ def export_quantized(
     params = binding.num_parameters()
     with staged_folder(output, overwrite=overwrite) as folder:
         write_quantized(source, quantization, group_size, linears, quantized, folder)
+        check_tokenizer(folder, source.folder)
         if options.verify:
             agreement = _verify(source, folder, options.threads)
         else:

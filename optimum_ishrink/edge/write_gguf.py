@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 import os
@@ -39,6 +40,10 @@ def check_tools(quantization: GgufQuantization) -> None:
             "llama.cpp (its releases, Homebrew, conda-forge and nixpkgs have it), or choose q4_0, q4_1, q5_0, q5_1 or "
             "q8_0, which do not need it"
         )
+
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|\d+ requested and \d+ written")
+"""What Python, and numpy after a part of an array, say in the log of a program that cannot write on."""
 
 
 def write_gguf(
@@ -105,7 +110,19 @@ def _run(command: Sequence[str], failure: str) -> None:
         command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, check=False
     )
     if done.returncode:
-        raise SourceError(f"{failure}: {failure_reason(done.stderr or done.stdout)}")
+        raise program_failure(failure, done.stderr or done.stdout)
+
+
+def program_failure(failure: str, log: str) -> Exception:
+    """Return what to raise when a program failed.
+
+    Args:
+        failure: What could not be done.
+        log: What the program wrote.
+    """
+    if _FULL.search(log):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `staged_file` names the file
+    return SourceError(f"{failure}: {failure_reason(log)}")
 
 
 def quantize_file(source: Path, target: Path, quantization: GgufQuantization) -> None:

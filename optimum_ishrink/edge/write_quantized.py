@@ -12,8 +12,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from ..checkpoint.generation import drop_idle_flags
+from ..checkpoint.older_keys import add_older_keys
 from ..checkpoint.source import Source
-from ..checkpoint.writing import carry_files
+from ..checkpoint.writing import carry_files, drop_code
 from ..core.progress import progress_bar
 from ..errors import SourceError, VerificationError
 from .linear_layers import LinearLayer
@@ -69,7 +71,9 @@ def write_quantized(
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise SourceError(f"{quantization.library.name} cannot quantise {source.name}: {reason}") from None
         advance(1)
+    add_older_keys(folder)
     carry_files(source.folder, folder)
+    drop_code(folder)
     for path in folder.glob("*.safetensors"):  # the library makes them readable by the user alone
         path.chmod((folder / "config.json").stat().st_mode)
     found = set(quantized_names(folder, quantization))
@@ -91,6 +95,7 @@ def _with_torchao(
     kind = Int8WeightOnlyConfig if quantization.name == "int8" else Int8DynamicActivationInt8WeightConfig
     how = TorchAoConfig(kind(set_inductor_config=False), modules_to_not_convert=list(ignored))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=how)
+    drop_idle_flags(model.generation_config)
     model.save_pretrained(target)
 
 
@@ -116,6 +121,7 @@ def _with_compressed_tensors(
             module.weight_scale.data.copy_(int4_scales(module.weight.data, group_size))
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
+    drop_idle_flags(model.generation_config)
     model.save_pretrained(target)
     compressor.update_config(str(target))
 

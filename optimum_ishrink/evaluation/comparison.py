@@ -20,6 +20,7 @@ import numpy as np
 from ..report.measurement import Comparison
 from .paired import CONFIDENCE, RESAMPLES, PairedInterval, Stratum, mcnemar, paired_interval
 from .text_quality import WindowFigures
+from .text_statistics import LARGEST_LOSS
 
 MARGIN = 0.05
 """Share of the base's figure that may be lost and still be called no worse."""
@@ -124,15 +125,17 @@ def compare_text(
         base: Figures of the base.
         shrunk: Figures of the shrunk model.
         label: Name of the text.
-        per_token: Compare the perplexity too, which is not comparable between tokenizers.
+        per_token: Compare the perplexity too, which is not comparable between tokenizers. It is left out where it is
+            too large for a number in any window.
         seed: Seed of the bootstrap.
     """
     how: dict[str, Any] = {"higher_is_better": False, "observations": "windows", "seed": seed}
     found = []
     if per_token:
         means = [np.array(each.nll) / np.array(each.tokens) for each in (base, shrunk)]
-        stratum = Stratum(1.0, means[0].tolist(), means[1].tolist())
-        found.append(compare("perplexity", label, [stratum], transform=np.exp, **how))
+        if max(each.max() for each in means) < LARGEST_LOSS:  # else no interval can be drawn
+            stratum = Stratum(1.0, means[0].tolist(), means[1].tolist())
+            found.append(compare("perplexity", label, [stratum], transform=np.exp, **how))
     size = sum(shrunk.bytes or ())
     if size:
         # Both predict the same bytes, so bits of a window over the mean bytes of one average to bits per byte.

@@ -19,10 +19,12 @@ import evaluate
 
 from ..checkpoint.source import open_source
 from ..core.device import resolve_device, resolve_dtype
+from ..core.limits import check_lengths, check_tokens
 from ..errors import DataError, RequestError
 from ..report.measurement import Measurement
-from ..text.windows import token_windows
+from ..text.windows import beginning, token_windows
 from .latency import LatencySettings, measure_latency
+from .passages import TextWindows
 from .text_quality import text_measurements
 
 _CITATION = ""  # none besides the package
@@ -75,16 +77,18 @@ class Perplexity(_TextMeasurement):
             data: Documents.
             model: A loaded causal language model, a folder, or a Hub id.
             tokenizer: Its tokenizer; optional where `model` is a folder or id.
-            length: Tokens in a window. The first token of each is context only.
+            length: Tokens in a window. The first token of each is context only: the one that the tokenizer begins a
+                text with, if it adds one.
 
         Returns:
-            `perplexity`, `perplexity_stderr` (from the spread between windows), `n` (windows), `tokens`.
+            `perplexity`, `perplexity_stderr` (from the spread between windows), `n` (windows), `tokens`. The first two
+            are None where the perplexity is too large for a number.
         """
         model, tokenizer = _load(model, tokenizer)
-        windows = token_windows(data, tokenizer, length, None, seed=None, label="the data")
+        windows = _windows(data, tokenizer, length, model)
         with _evaluating(model):
             _, found = text_measurements(model, None, windows, "the data", {})
-        return _figures(found)
+        return {"perplexity": None, "perplexity_stderr": None, **_figures(found, windows)}
 
 
 class Divergence(_TextMeasurement):
@@ -100,7 +104,8 @@ class Divergence(_TextMeasurement):
             model: A loaded causal language model, a folder, or a Hub id.
             base: The model to compare with, of the same kinds; it has the same tokenizer.
             tokenizer: Their tokenizer; optional where `model` is a folder or id.
-            length: Tokens in a window. The first token of each is context only.
+            length: Tokens in a window. The first token of each is context only: the one that the tokenizer begins a
+                text with, if it adds one.
 
         Returns:
             `kl_divergence`, `top1_agreement`, `perplexity` and `base_perplexity`, each with `..._stderr`; `n`
@@ -114,11 +119,13 @@ class Divergence(_TextMeasurement):
                 f"the models do not share a vocabulary ({sizes[0]} and {sizes[1]} tokens), so their predictions "
                 "cannot be compared"
             )
-        windows = token_windows(data, tokenizer, length, None, seed=None, label="the data")
+        windows = _windows(data, tokenizer, length, model, base)
         with _evaluating(model, base):
             before, found = text_measurements(model, base, windows, "the data", {})
-        named = {f"base_{name}": value for name, value in _figures(before).items() if name.startswith("perplexity")}
-        return {**_figures(found), **named}
+        missing = {"perplexity": None, "perplexity_stderr": None}
+        of_base = {**missing, **_figures(before, windows)}
+        named = {f"base_{name}": value for name, value in of_base.items() if name.startswith("perplexity")}
+        return {**missing, **_figures(found, windows), **named}
 
 
 class Latency(evaluate.Measurement):  # type: ignore[misc]
@@ -168,6 +175,17 @@ class Latency(evaluate.Measurement):  # type: ignore[misc]
         return result
 
 
+def _windows(data: Sequence[str], tokenizer: Any, length: int, *models: Any) -> TextWindows:
+    """Return the data as windows, once it is known that the models can read them."""
+    for model in models:
+        check_lengths(model.config, "the model", length=length)
+    windows = token_windows(data, tokenizer, length, None, seed=None, label="the data")
+    for model in models:
+        rows = model.get_input_embeddings().weight.shape[0]
+        check_tokens(windows, rows, tokenizer, "the data", "the model")
+    return TextWindows(windows, context=max(1, len(beginning(tokenizer))))
+
+
 def _load(model: Any, tokenizer: Any, *, need_tokenizer: bool = True) -> tuple[Any, Any]:
     """Return a model and its tokenizer; folders and Hub ids are opened."""
     if isinstance(model, (str, Path)):
@@ -193,10 +211,9 @@ def _evaluating(*models: Any) -> Iterator[None]:
             model.train()
 
 
-def _figures(found: Sequence[Measurement]) -> dict[str, Any]:
+def _figures(found: Sequence[Measurement], windows: TextWindows) -> dict[str, Any]:
     """Return measurements of one text as a flat dict."""
     result: dict[str, Any] = {}
     for each in found:
         result |= {each.metric: each.value, f"{each.metric}_stderr": each.stderr}
-        result |= {"n": each.n, "tokens": each.tokens}
-    return result
+    return {**result, "n": len(windows), "tokens": len(windows) * (windows.ids.shape[1] - windows.context)}

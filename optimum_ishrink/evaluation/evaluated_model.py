@@ -33,6 +33,11 @@ class EvaluatedModel:
         self.options = options
         self.role = role
 
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.source.display_name
+
     @cached_property
     def model(self) -> Any:
         """The loaded model; the run's source is loaded once for all stages."""

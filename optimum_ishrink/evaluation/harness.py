@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError, unknown_name
+from ..errors import DataError, NotFiniteError, unknown_name
 from ..report.measurement import Measurement
 from .task_groups import GROUPS, TaskRequest, requested_tasks
 
@@ -197,7 +198,7 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         seed: Seed of the task's random choices.
 
     Raises:
-        DataError: The task fails.
+        DataError: The task fails, or a figure of it is NaN or infinite.
     """
     import lm_eval
 
@@ -208,10 +209,14 @@ def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskR
         )
     except Exception as error:  # from the task's own template, filter or metric
         raise DataError(f"{name} failed ({type(error).__name__}: {_reason(error)})") from None
+    figures = {key: _plain(value) for key, value in results["results"][name].items() if key != "alias"}
+    for key, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value) and "_stderr," not in key:
+            raise NotFiniteError(f"{name} gives {value} as its {metric_name(key)}, which is no figure")
     questions, answers = _answers(results["samples"][name])
     return TaskResult(
         name,
-        {key: _plain(value) for key, value in results["results"][name].items() if key != "alias"},
+        figures,
         results["n-shot"].get(name, 0),
         results["versions"].get(name),
         {key: bool(value) for key, value in (results["higher_is_better"].get(name) or {}).items()},
@@ -351,7 +356,7 @@ def harness_measurements(results: Any) -> tuple[Measurement, ...]:
                     metric_name(key),
                     task,
                     float(value),
-                    float(stderr) if isinstance(stderr, (int, float)) else None,
+                    float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None,
                     n,
                     settings,
                 )

@@ -78,7 +78,7 @@ class EvaluationInputs:
 
     def _read(self) -> dict[str, TextWindows]:
         options = self.options
-        return {
+        found = {
             label: text_windows(
                 source.documents(),
                 self._session.tokenizer,
@@ -89,6 +89,9 @@ class EvaluationInputs:
             )
             for source, label in zip(self.sources, label_sources(self.sources), strict=True)
         }
+        for label, windows in found.items():
+            self._session.check_tokens(windows.ids, label)
+        return found
 
     def task_manager(self) -> Any:
         """Return lm-eval's task manager, after checking that it knows the requested tasks.

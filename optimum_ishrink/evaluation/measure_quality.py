@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..core.digest import tensor_digest
+from ..core.limits import check_lengths, check_tokens, max_positions
 from ..core.progress import note
 from ..errors import DataError
 from ..report.measurement import Comparison, Failure, Measurement, Sample
+from ..text.windows import beginning, beginning_name
 from .comparison import compare_text
 from .evaluated_model import EvaluatedModel
 from .harness import LoadedTasks, TaskResult, collect, harness_measurements, load_tasks, run_task
 from .inputs import EvaluationInputs
 from .options import QualityOptions
-from .passages import TextWindows
+from .passages import Passage, TextWindows, retokenize
 from .samples import PROMPTS, has_template, write_samples
 from .task_comparison import compare_tasks
 from .task_groups import TaskRequest, requested_tasks
@@ -77,10 +79,14 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
         base: The model to compare with, or None.
 
     Raises:
-        DataError: A window is longer than a model can read, or a text has no bytes to count where that is needed.
+        DataError: A window is longer than a model can read, has a token that it has no embedding for, or a text has
+            no bytes to count where that is needed.
+        NotFiniteError: A model gives NaN or infinite values.
     """
     options, found = inputs.options, Quality()
     reason = None if base is None else vocabulary_difference(evaluated, base)
+    if base is not None and reason is None:
+        check_lengths(base.source.config, base.name, eval_length=options.eval_length)
     if reason is not None:
         note(
             f"{reason}: perplexity, KL divergence and agreement count tokens and are left out; "
@@ -88,6 +94,7 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
         )
     for source, (label, windows) in zip(inputs.sources, inputs.windows().items(), strict=True):
         settings = {"length": options.eval_length, "seed": options.seed, "fingerprint": source.fingerprint()}
+        settings |= _begins_with(evaluated, base if reason is not None else None)
         if base is not None and reason is not None:
             found += _compare_passages(windows, label, settings, evaluated, base, seed=options.seed)
             continue
@@ -100,7 +107,8 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
         }
 
         def measure(windows: TextWindows = windows, label: str = label) -> Any:
-            each = window_figures(evaluated.model, None if base is None else base.model, windows, label)
+            names = (evaluated.name, "" if base is None else base.name)
+            each = window_figures(evaluated.model, None if base is None else base.model, windows, label, names)
             return [None if figures is None else asdict(figures) for figures in each]
 
         old, new = (None if each is None else WindowFigures.from_dict(each) for each in evaluated.cached(key, measure))
@@ -111,6 +119,21 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
             tuple(compare_text(old, new, label, per_token=True, seed=options.seed)) if old else (),
         )
     return found
+
+
+def _begins_with(evaluated: EvaluatedModel, other: EvaluatedModel | None) -> dict[str, str]:
+    """Return what windows begin with, for the report; nothing where they begin with text.
+
+    Args:
+        evaluated: The model to measure.
+        other: The model to compare with where it reads other tokens. Both have the same settings, because they are
+            measured on the same text.
+    """
+    names = [beginning_name(each.tokenizer) for each in (evaluated, other) if each is not None]
+    if not any(names):
+        return {}
+    same = names[0] if len(set(names)) == 1 else None
+    return {"begins_with": same or "what each tokenizer begins a text with"}
 
 
 def vocabulary_difference(evaluated: EvaluatedModel, base: EvaluatedModel) -> str | None:
@@ -148,12 +171,15 @@ def _compare_passages(
             "leave out --base, or measure tasks alone"
         )
     key = {"kind": "passages", "name": label, "passages": [asdict(passage) for passage in passages]}
+    for each in (evaluated, base):
+        _check_passages(each, passages, label)
 
     def figures(each: EvaluatedModel) -> WindowFigures:
         def measure() -> Any:
-            return asdict(passage_figures(each.model, each.tokenizer, passages, label))
+            return asdict(passage_figures(each.model, each.tokenizer, passages, label, each.name))
 
-        return WindowFigures.from_dict(each.cached(key, measure))
+        begin = beginning(each.tokenizer)  # not in the passages, which are text
+        return WindowFigures.from_dict(each.cached({**key, **({"begins_with": begin} if begin else {})}, measure))
 
     old, new = figures(base), figures(evaluated)
     return Quality(
@@ -161,6 +187,20 @@ def _compare_passages(
         figure_measurements(new, label, settings, per_token=False),
         tuple(compare_text(old, new, label, per_token=False, seed=seed)),
     )
+
+
+def _check_passages(evaluated: EvaluatedModel, passages: Sequence[Passage], label: str) -> None:
+    """Check that a model can read a text in its own tokens, before it runs."""
+    config, name = evaluated.source.config, evaluated.name
+    limit, tokenizer = max_positions(config), evaluated.tokenizer
+    for passage in passages:
+        ids, _ = retokenize(passage, tokenizer)
+        check_tokens(ids, config.vocab_size, tokenizer, label, name)
+        if limit is not None and len(ids) > limit:
+            raise DataError(
+                f"a window of {label} has {len(ids)} tokens for {name}, which has {limit} positions; "
+                "use shorter windows (--eval-length)"
+            )
 
 
 def _measure_task(
@@ -233,7 +273,9 @@ def _write_samples(options: QualityOptions, evaluated: EvaluatedModel, base: Eva
     key["at_once"] = len(PROMPTS)  # in bfloat16 a batch may yield another token than a single prompt
 
     def written(each: EvaluatedModel) -> Sequence[str]:
-        found: Sequence[str] = each.cached(key, lambda: write_samples(each.model, each.tokenizer, count))
+        found: Sequence[str] = each.cached(
+            key, lambda: write_samples(each.model, each.tokenizer, count, name=each.name)
+        )
         return found
 
     old = [None] * len(PROMPTS) if base is None else written(base)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.limits import max_positions
 from ..errors import RequestError
 from ..report.report import ModelReport
 from .footprint import measure_footprint
@@ -29,8 +30,8 @@ def check_positions(options: SpeedOptions, *model_configs: Any) -> None:
     """
     longest, new_tokens = max(options.benchmark_prompt_length), options.benchmark_new_tokens
     for model_config in model_configs:
-        limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(limit, int) and longest + new_tokens > limit:
+        limit = max_positions(model_config)
+        if limit is not None and longest + new_tokens > limit:
             raise RequestError(
                 f"benchmark_prompt_length={longest} and benchmark_new_tokens={new_tokens} are together more than the "
                 f"model's {limit} positions; with so many new tokens a prompt may have {max(limit - new_tokens, 0)}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from ..text.windows import enough_windows, in_order, token_stream
+from ..text.windows import beginning, in_order, token_stream, window_starts
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Passage:
     """The text of one window.
 
     Args:
-        context: Text of the window's first token, which is read and not predicted.
+        context: Text of the window's first token, which is read and not predicted. It is empty where the tokenizer
+            begins a text with a token of its own, and so the window: then all of the text is predicted.
         parts: Text of the other tokens, split where a document ends.
         ended: For each part, whether a document ends after it.
     """
@@ -39,10 +40,12 @@ class TextWindows:
     Args:
         ids: Token ids, int64, shape (windows, length).
         passages: The text of each window; None where the tokenizer does not map tokens to text.
+        context: Tokens at the start of each window that are read and not predicted.
     """
 
     ids: torch.Tensor
     passages: tuple[Passage, ...] | None = None
+    context: int = 1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,14 +70,18 @@ def text_windows(
     texts = in_order(documents, seed)
     knows_text = bool(getattr(tokenizer, "is_fast", False))
     stream = list(token_stream(texts, tokenizer, count * length, positions=knows_text))
-    enough_windows(len(stream), length, count, label=label)
-    stream = stream[: count * length]
-    ids = torch.tensor([token for token, _, _ in stream], dtype=torch.int64).view(count, length)
+    begin, ids = beginning(tokenizer), [token for token, _, _ in stream]
+    starts, inside = window_starts(ids, begin, length, count, label=label), length - len(begin)
+    windows = torch.tensor([[*begin, *ids[start : start + inside]] for start in starts], dtype=torch.int64)
+    context = max(1, len(begin))
     if not knows_text:
-        return TextWindows(ids)
+        return TextWindows(windows, context=context)
     pieces = _pieces(texts, stream)
-    passages = [_passage(pieces[start : start + length]) for start in range(0, len(pieces), length)]
-    return TextWindows(ids, tuple(passages))
+    passages = []
+    for start in starts:
+        part = pieces[start : start + inside]
+        passages.append(_passage(["", *part] if begin else part))
+    return TextWindows(windows, tuple(passages), context)
 
 
 def _pieces(texts: list[str], stream: list[tuple[int, int, int | None]]) -> list[str | None]:
@@ -122,12 +129,13 @@ def retokenize(passage: Passage, tokenizer: Any) -> tuple[torch.Tensor, int]:
         DataError: The context has no text, and the tokenizer has no token to replace it.
     """
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begin = beginning(tokenizer)
     start = separator or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
-    context = encode(passage.context) or start
+    context = [*begin, *encode(passage.context)] or start
     if not context:
         raise DataError(
             "the base's tokenizer has neither an end- nor a beginning-of-text token to start a window with"

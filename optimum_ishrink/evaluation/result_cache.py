@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.digest import as_json, digest
-from ..core.json_files import read_json, write_json
+from ..core.json_files import read_json, without_non_finite, write_json
 from ..errors import SourceError
 
 
@@ -41,7 +41,11 @@ class ResultCache:
             found = read_json(self._path(self.folder, key))
         except (SourceError, OSError):
             return None
-        return found.get("result") if isinstance(found, dict) and found.get("key") == as_json(key) else None
+        if not isinstance(found, dict) or found.get("key") != as_json(key):
+            return None
+        result = found.get("result")
+        # A result with NaN or inf, from a version that stored such, is measured again, so that its cause is named.
+        return result if without_non_finite(result) == result else None
 
     def write(self, key: Mapping[str, Any], result: Any) -> None:
         """Cache a result. A cache that cannot be written is not an error: the caller has the result anyway.

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from ..core.finite import check_logits, check_predictions, kind_of
 from ..core.key_value_cache import cache_name
+from ..core.limits import check_tokens, max_positions
 from ..core.progress import progress_bar
+from ..errors import RequestError
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
@@ -18,7 +21,38 @@ PROMPTS = (
 """Fixed, so that cards can be compared: an explanation, a calculation, and free text."""
 
 
-def write_samples(model: Any, tokenizer: Any, max_new_tokens: int, prompts: Sequence[str] = PROMPTS) -> list[str]:
+def check_samples(config: Any, tokenizer: Any, max_new_tokens: int, name: str) -> None:
+    """Check that a model can read the fixed prompts, and write after them.
+
+    Args:
+        config: The model's config.
+        tokenizer: Its tokenizer.
+        max_new_tokens: Maximum number of new tokens.
+        name: The model's name in messages.
+
+    Raises:
+        RequestError: It has too few positions, or no embedding for a token of a prompt.
+    """
+    rows = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    for row in rows:
+        check_tokens(row, config.vocab_size, tokenizer, "the prompt of a sample", name)
+    longest, limit = max(map(len, rows)), max_positions(config)
+    if limit is not None and longest + max_new_tokens > limit:
+        most = max(limit - longest, 0)
+        raise RequestError(
+            f"the prompts of the samples have up to {longest} tokens; with sample_new_tokens={max_new_tokens} they "
+            f"do not fit the {limit} positions of {name}; use at most {most} (--sample-new-tokens {most})"
+        )
+
+
+def write_samples(
+    model: Any,
+    tokenizer: Any,
+    max_new_tokens: int,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    name: str = "the model",
+) -> list[str]:
     """Return the text that a model generates after each prompt by greedy decoding.
 
     Decoding is plain greedy whatever the model's generation config says, so that two models differ by their
@@ -30,13 +64,17 @@ def write_samples(model: Any, tokenizer: Any, max_new_tokens: int, prompts: Sequ
         tokenizer: Its tokenizer; with a chat template the prompt is a user's turn.
         max_new_tokens: Maximum number of new tokens.
         prompts: The prompts.
+        name: The model's name in messages.
 
     Returns:
         The text after each prompt, without special tokens.
+
+    Raises:
+        NotFiniteError: The model gives NaN or infinite values.
     """
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     with progress_bar("writing samples", max_new_tokens) as advance:
-        written = _greedy(model, rows, max_new_tokens, end_tokens(model, tokenizer), advance)
+        written = _greedy(model, rows, max_new_tokens, end_tokens(model, tokenizer), advance, name)
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
 
 
@@ -68,7 +106,12 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 @torch.inference_mode()
 def _greedy(
-    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], advance: Callable[[int], None]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    advance: Callable[[int], None],
+    name: str,
 ) -> list[list[int]]:
     """Extend every prompt until all have ended; the padding of shorter ones is masked."""
     longest = max(map(len, prompts))
@@ -77,7 +120,7 @@ def _greedy(
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     writing = set(range(len(prompts)))
-    cache, name = None, cache_name(model)
+    cache, cache_key = None, cache_name(model)
     for step in range(max_new_tokens):
         output = model(
             input_ids=ids,
@@ -85,9 +128,14 @@ def _greedy(
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
-            **{name: cache},
+            **{cache_key: cache},
         )
-        cache, ids = output[name], output.logits[:, -1:].argmax(-1)
+        if kind_of(output.logits[:, -1:]) is not None:
+            for prompt, after in zip(prompts, written, strict=True):
+                read = torch.tensor([[*prompt, *after]])
+                check_predictions(model, read, name, "the prompt of a sample")
+            check_logits(output.logits, model, ids, name, "the prompts of the samples")
+        cache, ids = output[cache_key], output.logits[:, -1:].argmax(-1)
         for row, token in enumerate(ids.flatten().tolist()):
             if token in ends:
                 writing.discard(row)

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from ..core.finite import kind_of
 from ..core.key_value_cache import cache_name
+from ..core.limits import check_tokens
 from ..core.progress import progress_bar
+from ..errors import NotFiniteError
 from ..modeling.head import CHUNK, Head
 
 WINDOW = 512
@@ -77,6 +80,10 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         All contexts are read up to the length of the shortest. The rest of a longer one is prepended to each of its
         continuations, so no position of the cache is padding, and no mask is needed.
         """
+        for context, continuations in batch:
+            tokens = [*context, *(token for _, continuation in continuations for token in continuation)]
+            rows_of_model = self.model.get_input_embeddings().weight.shape[0]
+            check_tokens(tokens, rows_of_model, self.tokenizer, "a question", "the model")
         head, cache_key = Head(self.model), cache_name(self.model.base_model)
         common = min(len(context) for context, _ in batch)
         contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
@@ -187,4 +194,7 @@ def _token_likelihoods(
         logits = head(states[start : start + rows], output_class).float()
         likelihoods.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu())
         greedy.append((logits.argmax(-1) == targets).cpu())
-    return torch.cat(likelihoods), torch.cat(greedy)
+    found = torch.cat(likelihoods)
+    if (kind := kind_of(found)) is not None:
+        raise NotFiniteError(f"the model gives {kind}; try dtype='float32', or an intact copy of the model")
+    return found, torch.cat(greedy)

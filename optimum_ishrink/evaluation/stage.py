@@ -12,6 +12,8 @@ import torch
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import TensorInfo, read_index
+from ..core.finite import check_predictions
+from ..core.limits import check_lengths
 from ..report.measurement import Measurement
 from ..report.report import ModelReport, Report
 from ..text.sources import TextSource
@@ -21,6 +23,10 @@ from .inputs import EvaluationInputs, check_evaluation_texts
 from .measure_quality import Quality, measure_quality, measure_texts
 from .measure_speed import add_speed, check_positions
 from .options import EvaluationOptions
+from .samples import check_samples
+
+_FEW_TOKENS = torch.tensor([[0]])
+"""What every model can read: a model whose numbers are not finite is not worth timing."""
 
 
 class Evaluation:
@@ -40,19 +46,32 @@ class Evaluation:
         """Check everything that can be checked before long work.
 
         Args:
-            sources: The models that are timed; their configs say how many positions they have.
+            sources: The models; the first one's tokenizer is that of the texts.
             others: What else the run reads text for, such as `calibration`, and those texts.
 
         Raises:
             DataError: A text is missing, too short, sampled from the model or read for another purpose as well, or a
                 task does not exist.
-            RequestError: A model has too few positions for what is to be timed.
+            RequestError: A model has too few positions for what is to be measured or timed.
         """
         if self.options.benchmark:
             check_positions(self.options, *(source.config for source in sources))
         if self.options.evaluate:
             check_evaluation_texts(self.options, others)
-            self.inputs.check()
+            self._check_limits(sources)
+
+    def _check_limits(self, sources: Sequence[Source]) -> None:
+        """Check that the models can read the texts, and the prompts of the samples."""
+        options = self.options
+        tokenizers = {source: source.load_tokenizer() for source in sources}
+        for number, source in enumerate(sources):
+            # A base with other tokens reads the same text in windows of other lengths, which are checked one by one.
+            if not number or tokenizers[source].get_vocab() == tokenizers[sources[0]].get_vocab():
+                check_lengths(source.config, source.display_name, eval_length=options.eval_length)
+        self.inputs.check()
+        if options.sample_new_tokens:
+            for source, tokenizer in tokenizers.items():
+                check_samples(source.config, tokenizer, options.sample_new_tokens, source.display_name)
 
     def measure_divergence(self, folder: Path) -> tuple[Measurement, ...]:
         """Measure how far a checkpoint is from the run's source on the evaluation texts.
@@ -122,6 +141,9 @@ class Evaluation:
         shrunk = replace(shrunk, quality=found.shrunk)
         old = None if base_report is None else replace(base_report, quality=found.base)
         if self.options.benchmark:
+            for each in (base, evaluated):
+                if each is not None:
+                    check_predictions(each.model, _FEW_TOKENS, each.name, "a prompt that is timed")
             timed = [("shrunk", evaluated, shrunk)]
             if base is not None and old is not None:
                 timed.insert(0, ("base", base, old))

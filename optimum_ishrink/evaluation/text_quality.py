@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core.progress import progress_bar
+from ..core.progress import note, progress_bar
 from ..report.measurement import Measurement
 from .passages import Passage, TextWindows, retokenize
 from .text_statistics import Estimate, TextQuality, mean_estimate, perplexity_estimate, token_statistics
@@ -41,7 +41,11 @@ class WindowFigures:
 
 
 def window_figures(
-    model: Any, base: Any | None, windows: TextWindows, label: str
+    model: Any,
+    base: Any | None,
+    windows: TextWindows,
+    label: str,
+    names: tuple[str, str] = ("the model", "the base"),
 ) -> tuple[WindowFigures | None, WindowFigures]:
     """Run a text through a model, and through a base with the same tokenizer.
 
@@ -50,13 +54,19 @@ def window_figures(
         base: Its base, or None.
         windows: The text.
         label: Name of the text.
+        names: Names of model and base, for messages.
 
     Returns:
         The base's figures (None without a base) and the model's.
+
+    Raises:
+        NotFiniteError: A model gives NaN or infinite values.
     """
     with progress_bar(f"perplexity on {label}", len(windows)) as advance:
-        found = token_statistics(model, base, windows.ids, advance=advance)
-    count = (windows.ids.shape[1] - 1,) * len(windows)
+        found = token_statistics(model, base, windows.ids, advance=advance, names=names, label=label)
+    # Of several tokens that begin every window, none is text.
+    found = {name: values[:, windows.context - 1 :] for name, values in found.items()}
+    count = (windows.ids.shape[1] - windows.context,) * len(windows)
     texts = None if windows.passages is None else tuple(passage.bytes for passage in windows.passages)
     own = WindowFigures(_sums(found["nll"]), count, texts)
     if base is None:
@@ -69,7 +79,9 @@ def _sums(values: torch.Tensor) -> tuple[float, ...]:
     return tuple(values.sum(dim=1).tolist())
 
 
-def passage_figures(model: Any, tokenizer: Any, passages: tuple[Passage, ...], label: str) -> WindowFigures:
+def passage_figures(
+    model: Any, tokenizer: Any, passages: tuple[Passage, ...], label: str, name: str = "the model"
+) -> WindowFigures:
     """Run passages through a model with a different tokenizer: only its bits per byte can be compared.
 
     Args:
@@ -77,15 +89,18 @@ def passage_figures(model: Any, tokenizer: Any, passages: tuple[Passage, ...], l
         tokenizer: Its tokenizer.
         passages: The text.
         label: Name of the text.
+        name: Name of the model, for messages.
 
     Raises:
         DataError: The tokenizer has no token to start a window with.
+        NotFiniteError: The model gives NaN or infinite values.
     """
     nll, tokens = [], []
     with progress_bar(f"bits per byte on {label}", len(passages)) as advance:
         for passage in passages:
             ids, context = retokenize(passage, tokenizer)
-            values = token_statistics(model, None, ids[None], advance=advance)["nll"][0, context - 1 :]
+            found = token_statistics(model, None, ids[None], advance=advance, names=(name, ""), label=label)
+            values = found["nll"][0, context - 1 :]
             nll.append(values.sum().item())
             tokens.append(len(values))
     return WindowFigures(tuple(nll), tuple(tokens), tuple(passage.bytes for passage in passages))
@@ -126,13 +141,20 @@ def figure_measurements(
     if per_token:
         means = torch.tensor(figures.nll, dtype=torch.float64) / torch.tensor(figures.tokens, dtype=torch.float64)
         estimates = (_estimate(figures.divergence, tokens), _estimate(figures.agreement, tokens))
-        found = name_measurements(TextQuality(perplexity_estimate(means, tokens), *estimates), label, settings)
+        perplexity = perplexity_estimate(means, tokens)
+        if perplexity is None:
+            note(
+                f"the loss on {label} is {means.mean().item():.0f} nats a token: its perplexity is too large for a "
+                "number, and is left out"
+            )
+        found = name_measurements(TextQuality(perplexity, *estimates), label, settings)
     estimate = bits_per_byte(figures)
     if estimate is None or figures.bytes is None:
         return found
     how = {**settings, "tokens": tokens, "bytes": sum(figures.bytes)}
     measured = Measurement("bits_per_byte", label, estimate.value, estimate.stderr, estimate.windows, how)
-    return (*found[:1], measured, *found[1:])
+    first = sum(each.metric == "perplexity" for each in found)
+    return (*found[:first], measured, *found[first:])
 
 
 def _estimate(means: tuple[float, ...] | None, tokens: int) -> Estimate | None:

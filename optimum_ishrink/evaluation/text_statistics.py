@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ..core.finite import check_logits
+from ..errors import NotFiniteError
 
 _CHUNK = 2**22
 """Logits held in float32 at once: 17 MB. Above 32 MB the C library asks the kernel for fresh pages every time."""
@@ -35,13 +39,14 @@ class TextQuality:
     """Quality of one model on a text, or of a model compared with its base.
 
     Args:
-        perplexity: exp of the mean negative log-likelihood of the next token.
+        perplexity: exp of the mean negative log-likelihood of the next token; None where that is too large for a
+            number.
         divergence: KL divergence from the base's next-token distribution to the model's, nats per token; None without
             a base.
         agreement: Share of tokens whose most likely next token is the same as the base's; None without a base.
     """
 
-    perplexity: Estimate
+    perplexity: Estimate | None
     divergence: Estimate | None = None
     agreement: Estimate | None = None
 
@@ -87,7 +92,13 @@ def _divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def token_statistics(
-    model: Any, base: Any | None, windows: torch.Tensor, *, advance: Callable[[int], None] = lambda steps: None
+    model: Any,
+    base: Any | None,
+    windows: torch.Tensor,
+    *,
+    advance: Callable[[int], None] = lambda steps: None,
+    names: tuple[str, str] = ("the model", "the base"),
+    label: str = "the text",
 ) -> dict[str, torch.Tensor]:
     """Run windows through a model, and through its base if given, and return one value per predicted token.
 
@@ -96,9 +107,14 @@ def token_statistics(
         base: Its base, or None.
         windows: Token ids, shape (windows, length). The first token of a window is context only.
         advance: Called with 1 after each window.
+        names: Names of model and base, for messages.
+        label: Name of the text, for messages.
 
     Returns:
         `nll`, and with a base `base_nll`, `kl` and `agree`: float64, shape (windows, length - 1).
+
+    Raises:
+        NotFiniteError: A model gives NaN or infinite values; the message names it, the text and the module.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     for window in windows:
@@ -107,7 +123,16 @@ def token_statistics(
         base_logits = None
         if base is not None:
             base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
-        for name, values in compare_logits(logits, base_logits, ids[0, 1:]).items():
+        found = compare_logits(logits, base_logits, ids[0, 1:])
+        if not all(bool(values.isfinite().all()) for values in found.values()):
+            if base is not None and base_logits is not None:
+                check_logits(base_logits, base, ids.to(base.device), names[1], label)
+            check_logits(logits, model, ids, names[0], label)
+            raise NotFiniteError(
+                f"{names[0]} predicts {label} so badly that no figure holds its loss; try dtype='float32', or another "
+                "text"
+            )
+        for name, values in found.items():
             columns.setdefault(name, []).append(values)
         advance(1)
     return {name: torch.stack(values) for name, values in columns.items()}
@@ -152,8 +177,14 @@ def _nll(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -log_probabilities.gather(-1, labels[:, None]).squeeze(-1)
 
 
-def perplexity(nll: torch.Tensor) -> Estimate:
+LARGEST_LOSS = math.log(sys.float_info.max)
+"""Mean loss, in nats per token, up to which its exponential is a number: 709.8."""
+
+
+def perplexity(nll: torch.Tensor) -> Estimate | None:
     """Return the perplexity of per-token negative log-likelihoods; its standard error by the delta method.
+
+    None where it is too large for a number.
 
     Args:
         nll: Shape (windows, tokens), nats.
@@ -161,13 +192,18 @@ def perplexity(nll: torch.Tensor) -> Estimate:
     return perplexity_estimate(nll.mean(dim=1), nll.numel())
 
 
-def perplexity_estimate(means: torch.Tensor, tokens: int) -> Estimate:
+def perplexity_estimate(means: torch.Tensor, tokens: int) -> Estimate | None:
     """Return the perplexity of windows' mean negative log-likelihoods; its standard error by the delta method.
+
+    None where it is too large for a number, from `LARGEST_LOSS` on; so is a standard error alone.
 
     Args:
         means: One value per window, nats per token, float64.
         tokens: Predicted tokens in all windows.
     """
     mean = mean_estimate(means, tokens)
+    if mean.value >= LARGEST_LOSS:
+        return None
     value = math.exp(mean.value)
-    return Estimate(value, None if mean.stderr is None else value * mean.stderr, mean.windows, mean.tokens)
+    stderr = None if mean.stderr is None else value * mean.stderr
+    return Estimate(value, stderr if stderr is None or math.isfinite(stderr) else None, mean.windows, mean.tokens)

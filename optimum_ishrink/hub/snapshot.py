@@ -16,6 +16,10 @@ _SMALL = 10 * 2**20
 """Files up to this size are read into memory. The Hub stores larger ones as large files, by their sha256."""
 
 
+_UNFINISHED = [".*.partial", "*/.*.partial", ".*.partial/*"]
+"""What a run of this package leaves when it is killed while it writes a file."""
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file as it was when the push began.
@@ -62,7 +66,7 @@ def changed_files(folder: Path, files: Mapping[str, LocalFile]) -> list[str]:
 
 def _paths(folder: Path) -> dict[str, Path]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    names = filter_repo_objects(paths, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    names = filter_repo_objects(paths, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *_UNFINISHED])
     return {name: paths[name] for name in names}
 
 

@@ -15,8 +15,9 @@ import torch
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS
+from ..core.finite import ADVICE, not_finite
 from ..core.progress import progress_bar
-from ..errors import DataError, RequestError
+from ..errors import DataError, NotFiniteError, RequestError
 from ..modeling.head import CHUNK, Head, chunked_sum
 from .batches import Batch, Batches
 from .changes import ChangeWatcher, sampled_loss
@@ -133,7 +134,7 @@ def score_model(
     for samples_labels in (False, True):  # two losses are two passes
         if together := [watcher for watcher in watchers if watcher.samples_labels == samples_labels]:
             scores.update(_watch(model, binding, batches, together, seed))
-    check_finite(scores, "; try dtype='float32'")
+    check_finite(scores, f"; {ADVICE}")
     return scores
 
 
@@ -155,7 +156,8 @@ def _watch(
                 if not isfinite(loss):
                     with torch.no_grad():
                         LayerRunner(model, binding).states(batch)  # raises with the first layer that is not finite
-                    raise DataError("the loss of the calibration text is not finite; try dtype='float32'")
+                    error = not_finite(model, batch.input_ids, "the model", "the calibration text")
+                    raise error or NotFiniteError(f"the loss of the calibration text is not finite ({loss}); {ADVICE}")
             else:
                 model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
             for watcher in watchers:

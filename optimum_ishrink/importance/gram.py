@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ..architectures.axes import input_readers, layer_module
+from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed
 from ..core.progress import progress_bar
-from ..errors import DataError, RequestError
+from ..errors import DataError, NotFiniteError, RequestError
 from ..modeling.layerwise import enter_layers, run_layer
 from .batches import Batches
 from .criterion import Criterion
@@ -90,10 +91,10 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
             for gram in grams.values():
                 summed(gram)
             for key, bound in here:
-                if not grams[bound.name].isfinite().all():
-                    raise DataError(
+                if (kind := kind_of(grams[bound.name])) is not None:
+                    raise NotFiniteError(
                         f"the activations that enter {bound.name.removesuffix('.weight')} in layer {layer} are not "
-                        "finite; try dtype='float32'"
+                        f"finite ({kind}); {ADVICE}"
                     )
                 weight = modules[bound.name].weight.detach()
                 weight = weight.T if bound.transposed else weight
@@ -105,8 +106,8 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                         f"the calibration text is too uniform to solve layer {layer} for; give more text or try "
                         "dtype='float32'"
                     ) from None
-            if not all(bool(hidden.isfinite().all()) for hidden in states):
-                raise DataError(f"layer {layer} gives values that are not finite; try dtype='float32'")
+            if (kind := kind_of(*states)) is not None:
+                raise NotFiniteError(f"layer {layer} gives values that are not finite ({kind}); {ADVICE}")
             advance(1)
     return units.scores(sums)
 

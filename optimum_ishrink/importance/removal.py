@@ -14,9 +14,10 @@ import torch
 
 from ..architectures.axes import input_readers, layer_module
 from ..architectures.binding import Binding
+from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
-from ..errors import DataError
+from ..errors import NotFiniteError
 from .batches import Batch, Batches
 from .criterion import Criterion
 from .units import Units
@@ -88,9 +89,9 @@ class LayerRunner:
                 handle.remove()
         finite = torch.stack([batch.text(state).isfinite().all() for state in states[1:]])
         if not finite.all():
-            raise DataError(
-                f"layer {int(finite.int().argmin())} gives values that are not finite; try dtype='float32'"
-            )
+            layer = int(finite.int().argmin())
+            kind = kind_of(batch.text(states[1:][layer]))
+            raise NotFiniteError(f"layer {layer} gives values that are not finite ({kind}); {ADVICE}")
         return [*states, output.logits] if logits else states
 
     @contextmanager
@@ -156,7 +157,7 @@ def score_spans(
         float32 on the CPU, shape (spans,).
 
     Raises:
-        DataError: The output of a layer has NaN or inf.
+        NotFiniteError: The output of a layer has NaN or inf, or a score is NaN or inf.
     """
     runner = LayerRunner(model, binding)
     total = torch.zeros(len(spans), dtype=torch.float64, device=model.device)
@@ -174,7 +175,13 @@ def score_spans(
                     total[number] += values.sum(dtype=torch.float64)
                 advance(len(batch.input_ids))
             terms += int(batch.predicted.sum()) if by_logits else batch.tokens
-    return (summed(total) / max(summed_count(terms, model.device), 1)).float().cpu()
+    scores = (summed(total) / max(summed_count(terms, model.device), 1)).float().cpu()
+    if (kind := kind_of(scores)) is not None:
+        first = spans[int(scores.isfinite().int().argmin())]
+        raise NotFiniteError(
+            f"{criterion.name} is not finite ({kind}) without layers {first[0]} to {first[1] - 1}; {ADVICE}"
+        )
+    return scores
 
 
 @torch.no_grad()

@@ -131,7 +131,9 @@ class _RunCache:
         unknown = any(mark is None and not source.is_self for mark, source in zip(prints, sources, strict=True))
         # A data set can change under the same name: then the windows themselves are the key.
         windows = self.calibration.windows[: options.importance_samples] if unknown else None
+        begins_with = self.calibration.begins_with
         return {
+            **({"begins_with": begins_with} if begins_with else {}),
             "calibration": [mark or source.text for mark, source in zip(prints, sources, strict=True)],
             "calibration_samples": options.calibration_samples,
             "calibration_length": options.calibration_length,
@@ -233,6 +235,16 @@ def used_criteria(options: ImportanceOptions, scored: Iterable[str]) -> dict[str
     if summed or keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
         used["unit"] = UNIT_CRITERIA[options.importance]
     return used
+
+
+def reads_text(options: ImportanceOptions, scored: Iterable[str]) -> bool:
+    """Return whether scoring reads calibration text.
+
+    Args:
+        options: How units and layers are scored.
+        scored: Config keys of the dimensions to score.
+    """
+    return any(criterion.reads_text for criterion in used_criteria(options, scored).values())
 
 
 def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, merge: bool) -> list[str]:

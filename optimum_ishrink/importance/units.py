@@ -11,7 +11,8 @@ from ..architectures.axes import input_axis, input_readers
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import DIMENSIONS, LAYERS, NEURONS
 from ..architectures.slicing import sum_per_unit, unit_positions
-from ..errors import DataError, RequestError
+from ..core.finite import kind_of
+from ..errors import NotFiniteError, RequestError
 from .criterion import Criterion
 
 MOST_GROUPS = 32
@@ -157,4 +158,6 @@ def check_finite(scores: Mapping[str, torch.Tensor], advice: str) -> None:
     for key, values in scores.items():
         bad = (~values.isfinite()).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
         if bad:
-            raise DataError(f"the importance of {key} is not finite in layer {bad[0]}{advice}")
+            raise NotFiniteError(
+                f"the importance of {key} is not finite in layer {bad[0]} ({kind_of(values[bad[0]])}){advice}"
+            )

@@ -10,7 +10,9 @@ from ..architectures.axes import holds_units
 from ..architectures.binding import Binding
 from ..architectures.slicing import slice_tensor
 from ..checkpoint.tensors import TensorInfo, read_tensor
+from ..core.finite import kind_of
 from ..core.progress import progress_bar
+from ..errors import NotFiniteError
 from .criterion import Criterion
 from .units import check_finite, units_to_score
 
@@ -62,6 +64,9 @@ def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) ->
 
     Returns:
         float32, shape (layers, heads, heads).
+
+    Raises:
+        NotFiniteError: A projection holds NaN or inf.
     """
     heads = binding.sizes["kv"]
     rows: list[list[list[torch.Tensor]]] = [[[] for _ in range(heads)] for _ in range(binding.sizes["layers"])]
@@ -74,6 +79,9 @@ def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) ->
                         keep = {"kv": [head], "heads": []}  # of a packed projection only keys and values
                         features[head].append(slice_tensor(tensor, bound, binding.sizes, keep).flatten())
             advance(1)
+    for layer, features in enumerate(rows):
+        if (kind := kind_of(*(part for parts in features for part in parts))) is not None:
+            raise NotFiniteError(f"the key and value projections of layer {layer} are not finite: they hold {kind}")
     stacked = torch.stack([torch.stack([torch.cat(parts) for parts in features]) for features in rows])
     unit = torch.nn.functional.normalize(stacked, dim=-1)
     return unit @ unit.transpose(1, 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..architectures.description import LAYERS
 from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
+from ..core.limits import check_lengths
 from ..core.processes import process_count
-from ..importance.stage import score, scored_dimensions, select_layers, used_criteria
+from ..importance.stage import reads_text, score, scored_dimensions, select_layers, used_criteria
 from ..importance.weights import key_value_similarity
 from ..planning.stage import check_shape, layers_to_remove, plan
 from ..report.files import CONFIG_FILE, SCORES_FILE
@@ -17,18 +18,29 @@ from .job import Job
 
 
 def check_cut(job: Job) -> None:
-    """Check the shape, the calibration text and the weight files."""
+    """Check the shape, the calibration text, the model's limits and the weight files."""
     job.shape = check_shape(job.session.source, job.config)
     check_compensation(job.config)
     for source in job.calibration.sources:
         source.check()
     job.session.source.check()
+    if _reads_calibration(job):
+        model, length = job.session.source, job.config.calibration_length
+        check_lengths(model.config, model.display_name, calibration_length=length)
+
+
+def _reads_calibration(job: Job) -> bool:
+    config, source = job.config, job.session.source
+    keys = scored_dimensions(source.binding.shape, job.shape, merge=config.merge_key_value_heads)
+    return config.compensation != "none" or reads_text(config, keys)
 
 
 def score_and_plan(job: Job) -> None:
     """Score what changes, and choose what is retained."""
     session, config, shape = job.session, job.config, job.shape
     source = session.source
+    if _reads_calibration(job) and not any(text.is_self for text in job.calibration.sources):
+        len(job.calibration.windows)  # a text that is too short, or that the model cannot read, ends the run here
     keys = scored_dimensions(source.binding.shape, shape, merge=config.merge_key_value_heads)
     job.scores = score(session, config, job.calibration, keys)
     if config.merge_key_value_heads:
@@ -44,7 +56,7 @@ def score_and_plan(job: Job) -> None:
 def _choice(job: Job) -> Choice:
     config, sources = job.config, job.calibration.sources
     used = used_criteria(config, job.scores)
-    reads_text = config.compensation != "none" or any(criterion.reads_text for criterion in used.values())
+    reads = config.compensation != "none" or reads_text(config, job.scores)
     record = CalibrationRecord(
         sources=tuple(text.label for text in sources),
         fingerprints=tuple(text.fingerprint() for text in sources),
@@ -52,13 +64,14 @@ def _choice(job: Job) -> Choice:
         length=config.calibration_length,
         importance_samples=min(config.importance_samples, config.calibration_samples),
         batch_size=config.batch_size,
+        begins_with=job.calibration.begins_with if reads else None,
     )
     return Choice(
         importance=used["unit"].name if "unit" in used else None,
         layer_importance=used["layer"].name if "layer" in used else None,
         layer_selection=config.layer_selection if "layer" in used else None,
         seed=config.seed,
-        calibration=record if reads_text else None,
+        calibration=record if reads else None,
     )
 
 
@@ -77,6 +90,6 @@ def repair_cut(job: Job) -> None:
 def copy_student(job: Job) -> None:
     """Copy the checkpoint that is recovered, with everything in its folder that belongs to it."""
     assert job.student is not None, "`recover` starts from a checkpoint"
-    copy_checkpoint(job.student.folder, job.folder)
+    copy_checkpoint(job.student, job.folder)
     if job.plan is None:
         write_json(job.folder / CONFIG_FILE, job.config.portable().to_dict())

@@ -14,7 +14,9 @@ from .job import Job
 
 def check_measuring(job: Job) -> None:
     """Check the evaluation texts and tasks, and that what is timed fits the model's positions."""
-    job.evaluation.check(job.student or job.session.source, others=_other_texts(job.config))
+    student = job.student or job.session.source
+    compared = [job.session.source] if job.session.source is not student else []
+    job.evaluation.check(student, *compared, others=_other_texts(job.config))
 
 
 def _other_texts(config: IShrinkConfig) -> dict[str, tuple[TextSource, ...]]:

@@ -9,10 +9,12 @@ the main process alone, the stages that write into a hidden folder, which is ren
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
+from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.processes import is_main_process, wait_for_all
 from ..recovery.work_folder import work_folder
@@ -23,6 +25,7 @@ from ..text.sources import parse_sources
 from .cutting import check_cut, copy_student, repair_cut, score_and_plan, write_cut
 from .job import Job, Pipeline, Stage, shrink_job
 from .measuring import check_measuring, measure, write_records
+from .opening import open_written
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
 PLAN = Stage(score_and_plan, check_cut)
@@ -39,6 +42,7 @@ SHRINK = Pipeline(
         Stage(measure_before),
         Stage(train_student, check_recovery_of_cut),
         Stage(write_recovered),
+        Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),
     ),
@@ -52,6 +56,7 @@ RECOVER = Pipeline(
         Stage(copy_student),
         Stage(measure_before),
         Stage(write_recovered),
+        Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),
     ),
@@ -79,19 +84,25 @@ def run(pipeline: Pipeline, job: Job, *, overwrite: bool = False) -> Report:
     check_not_inside(job.output, _inputs(job))
     for stage in (*pipeline.shared, *pipeline.writing):
         stage.check(job)
+    # Two trainings in one working folder would remove each other's checkpoints.
+    claims = job.config.recovers and is_main_process()
+    with claimed_folder(work_folder(job.output), "trains") if claims else nullcontext():
+        _run_stages(pipeline, job, overwrite)
+    return job.finished if is_main_process() else Run.read(job.output).report
+
+
+def _run_stages(pipeline: Pipeline, job: Job, overwrite: bool) -> None:
+    """Run the stages; what is written is renamed to the output folder before the other processes go on."""
     for stage in pipeline.shared:
         stage.run(job)
-    if not is_main_process():
-        wait_for_all()
-        return Run.read(job.output).report
-    with staged_folder(job.output, overwrite=overwrite) as folder:
-        job.folder = folder
-        for stage in pipeline.writing:
-            stage.run(job)
-    if job.config.recovers:
-        shutil.rmtree(work_folder(job.output), ignore_errors=True)
+    if is_main_process():
+        with staged_folder(job.output, overwrite=overwrite) as folder:
+            job.folder = folder
+            for stage in pipeline.writing:
+                stage.run(job)
+        if job.config.recovers:
+            shutil.rmtree(work_folder(job.output), ignore_errors=True)
     wait_for_all()
-    return job.finished
 
 
 def _inputs(job: Job) -> list[Path]:

@@ -6,6 +6,7 @@ import torch
 
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
+from ..core.limits import check_lengths
 from ..core.processes import is_main_process
 from ..errors import RequestError
 from ..recovery.preparation import Models, Preparation, prepare
@@ -15,6 +16,7 @@ from ..recovery.stage import (
     check_device,
     check_one_process,
     check_start,
+    check_targets,
     check_teacher,
     check_text,
     train_prepared,
@@ -28,17 +30,16 @@ from .job import Job
 
 def check_recovery_of_cut(job: Job) -> None:
     """Check the recovery of a checkpoint that this run cuts."""
-    config, session = job.config, job.session
-    if not config.recovers:
+    if not job.config.recovers:
         return
     check_one_process()
     check_training(job)
-    check_text(config, session.tokenizer)
 
 
 def check_training(job: Job) -> None:
     """Check what a training needs, whichever checkpoint it starts from."""
     config, student = job.config, job.student or job.session.source
+    student.check()
     check_device(job.session)
     if job.student is not None:
         job.student.check()
@@ -46,11 +47,16 @@ def check_training(job: Job) -> None:
         text.check()
     adapter_base(config, job.student)
     check_start(config, is_base=job.is_base)
+    check_targets(config, student)
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
         check_windows(config.recovery_compensation_samples, samples=windows, off=off)
     if job.teacher is not None and job.teacher is not student:
         check_teacher(job.teacher, student.config, student.load_tokenizer())
+    for source in (student, job.teacher):
+        if source is not None:
+            check_lengths(source.config, source.display_name, recovery_length=config.recovery_length)
+    check_text(config, job.session)
 
 
 def train_student(job: Job) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import DIMENSIONS
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
 from .options import TARGET_DIMENSIONS, ShapeOptions
+from .runtime_check import RuntimeCheck
 from .target import check_multiple, damage, multiples_to_try, parse_target, solve
 
 _ACCEPTED_DAMAGE = 1.25
@@ -27,7 +29,8 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
         options: The requested shape or target.
 
     Raises:
-        ShapeError: The shape cannot be expressed, the target cannot be met, or nothing was requested.
+        ShapeError: The shape cannot be expressed, the runtime that it is for cannot run it, the target cannot be met,
+            or nothing was requested.
     """
     if not options.shape and not options.target:
         raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
@@ -60,16 +63,17 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
             f"num_hidden_layers={requested['num_hidden_layers']} is fewer than the {first} first and {last} last "
             "layers that are protected; lower keep_first_layers or keep_last_layers"
         )
+    runtime = RuntimeCheck(binding, options.for_runtime, (first, last))
     if options.target:
         target = parse_target(options.target, binding.num_parameters())
         if options.prune is not None:
             fixed = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in options.prune]
             requested = {**{key: binding.shape[key] for key in fixed}, **requested}
-        protected = first + last
-        shapes = [solve(binding, target, requested, multiples[-1], protected, pruned=options.prune or ())]
+        how: dict[str, Any] = {"protected": first + last, "pruned": options.prune or (), "runtime": runtime}
+        shapes = [solve(binding, target, requested, multiples[-1], **how)]
         for multiple in multiples[:-1]:
             with suppress(ShapeError):
-                shapes.insert(0, solve(binding, target, requested, multiple, protected, pruned=options.prune or ()))
+                shapes.insert(0, solve(binding, target, requested, multiple, **how))
         limit = _ACCEPTED_DAMAGE * min(damage(shape, binding.shape) for shape in shapes)
         return next(shape for shape in shapes if damage(shape, binding.shape) <= limit)
     shape = complete_shape(binding, requested)
@@ -81,6 +85,7 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
         )
     if shape == binding.shape:
         raise ShapeError("the requested shape is the model's own; nothing would change")
+    runtime.check(shape)
     return shape
 
 

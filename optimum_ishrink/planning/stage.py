@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import torch
 
 from ..architectures.binding import Binding
-from ..architectures.config_edit import changed_keys, edit_config
+from ..architectures.config_edit import changed_keys, check_edited, edit_config
 from ..architectures.description import LAYERS
+from ..architectures.layer_kinds import mixes_kinds
+from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
 from .options import ShapeOptions
 from .protection import removable_layers
+from .runtime_check import RuntimeCheck
 from .selection import choose_heads, choose_layers, choose_units, group_similar
 from .shape import resolve_shape
 
@@ -32,7 +35,11 @@ def check_shape(source: Source, options: ShapeOptions) -> dict[str, int]:
     """
     shape = resolve_shape(source.binding, options)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
-    edit_config(source.raw_config, source.config, source.binding, shape, range(shape[LAYERS]))
+    total, count = source.binding.shape[LAYERS], shape[LAYERS]
+    edited = edit_config(source.raw_config, source.config, source.binding, shape, range(count))
+    check_edited(edited, source.binding, shape, range(count))
+    if mixes_kinds(source.binding):  # other layers may be of another kind
+        edit_config(source.raw_config, source.config, source.binding, shape, range(total - count, total))
     return shape
 
 
@@ -76,7 +83,8 @@ def plan(
         name: What the plan calls the model; None takes the source's own name.
 
     Raises:
-        ShapeError: Too many layers are protected, or the config class refuses the result.
+        ShapeError: Too many layers are protected, the config class refuses the result, or the runtime that it is for
+            would run its layers otherwise.
     """
     binding = source.binding
     total = binding.shape[LAYERS]
@@ -90,6 +98,7 @@ def plan(
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
+    RuntimeCheck(binding, options.for_runtime).check_layers(shape, layers, parse_config(edited))
     return Plan(
         model=source.display_name if name is None else name,
         revision=source.revision,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..architectures.binding import Binding
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
+from .runtime_check import ADVICE, RuntimeCheck
 
 _SENSITIVITY = {
     "intermediate_size": (1.0, 2),
@@ -181,6 +182,7 @@ def solve(
     multiple: int,
     protected: int,
     pruned: Collection[str] = (),
+    runtime: RuntimeCheck | None = None,
 ) -> dict[str, int]:
     """Return the shape that meets a target with the least expected damage.
 
@@ -191,15 +193,25 @@ def solve(
         multiple: What MLP widths are multiples of.
         protected: Number of protected layers, which cannot be removed.
         pruned: Dimensions that have to become smaller.
+        runtime: What has to be able to run the shape; None for PyTorch, which runs them all.
 
     Raises:
-        ShapeError: No shape is within half a percentage point; the message names the nearest above and below.
+        ShapeError: The runtime runs no such shape, or no shape is within half a percentage point; the message names
+            the nearest above and below.
     """
     check_shape(binding, fixed)
     total = binding.num_parameters()
     share = 1 - target.num_parameters / total
     best: tuple[float, dict[str, int]] | None = None
     nearest: dict[bool, tuple[float, dict[str, int], int]] = {}
+    refused: str | None = None
+
+    def runs(shape: Mapping[str, int]) -> bool:
+        nonlocal refused
+        reason = None if runtime is None else runtime.refusal(shape)
+        refused = refused or reason
+        return reason is None
+
     for shape, count in candidates(binding, fixed, multiple, protected):
         if any(shape[key] == binding.shape[key] for key in pruned):
             continue
@@ -207,13 +219,15 @@ def solve(
         if abs(removed - share) <= TOLERANCE and removed > 0:
             # Damage grows with the square of what is removed: without the ratio, the smallest cut would always win.
             cost = damage(shape, binding.shape) * (share / removed) ** 2
-            if best is None or cost < best[0]:
+            if (best is None or cost < best[0]) and runs(shape):
                 best = (cost, shape)
         side = count < target.num_parameters
-        if side not in nearest or abs(removed - share) < nearest[side][0]:
+        if (side not in nearest or abs(removed - share) < nearest[side][0]) and runs(shape):
             nearest[side] = (abs(removed - share), shape, count)
     if best is not None:
         return best[1]
+    if not nearest and refused is not None:
+        raise ShapeError(f"{refused}; {ADVICE}")
     options = []
     for _, shape, count in nearest.values():
         named = " ".join(f"{key}={value}" for key, value in shape.items())
@@ -221,4 +235,5 @@ def solve(
     raise ShapeError(
         f"no shape lies within {TOLERANCE:.1%} of {target.text!r} ({target.num_parameters:,} parameters); "
         f"nearest: {'; '.join(options)}"
+        + ("" if refused is None else f"; others are ruled out, for instance because {refused}")
     )

@@ -17,9 +17,11 @@ from ..checkpoint.source import Source
 from ..core.device import dtype_name
 from ..core.digest import digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
+from ..core.finite import check_predictions
 from ..options.option import own_options
 from ..report.plan import Plan
 from ..text.sources import parse_sources
+from ..text.windows import beginning
 from .options import RecoveryOptions
 from .self_text import self_text
 from .teacher import LayerMap
@@ -121,6 +123,7 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
     Raises:
         RequestError: The request cannot be met, or the working folder belongs to another request.
         DataError: The text cannot be used.
+        NotFiniteError: The teacher gives NaN or infinite values.
         OutputError: There is no room.
     """
     device, dtype = session.device, session.dtype
@@ -136,6 +139,8 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
     def sample(count: int) -> torch.Tensor:
         drawn: list[Any] = [request["teacher"], count, options.recovery_length, options.seed, *place]
         drawn += [options.recovery_sampling_temperature, options.recovery_sampling_filter]
+        # The tokenizer is no part of the teacher's digest, and says what windows begin with.
+        drawn += [begin] if (begin := beginning(session.tokenizer)) else []
         with state.main_process_first():
             return self_text(
                 teacher,
@@ -149,6 +154,8 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
             )
 
     text = recovery_text(options, session.tokenizer, sample=sample)
+    if teacher is not None and models.teacher is not None:
+        check_predictions(teacher, text.input_ids[:1], models.teacher.display_name, "the recovery text")
     of_text = tensor_digest(text.input_ids, text.labels)
     with state.main_process_first():
         open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)

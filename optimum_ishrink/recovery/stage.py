@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..architectures.description import HEADS
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
@@ -90,18 +91,21 @@ def check_teacher(teacher: Source, student: Any, tokenizer: Any) -> None:
     check_tokenizers(tokenizer, teacher.load_tokenizer())
 
 
-def check_text(options: RecoveryOptions, tokenizer: Any) -> None:
+def check_text(options: RecoveryOptions, session: Session) -> None:
     """Read the training text now, not after long work; sampled text is taken as given.
 
     Args:
         options: The recovery's options.
-        tokenizer: The student's tokenizer.
+        session: The run; student and teacher have its tokenizer and as many embeddings.
 
     Raises:
-        DataError: There is too little text, or none with answers.
+        DataError: There is too little text, none with answers, or a token that the models have no embedding for.
     """
     length = options.recovery_length
-    recovery_text(options, tokenizer, sample=lambda count: torch.zeros(count, length, dtype=torch.int64))
+    text = recovery_text(
+        options, session.tokenizer, sample=lambda count: torch.zeros(count, length, dtype=torch.int64)
+    )
+    session.check_tokens(text.input_ids, ", ".join(source.label for source in parse_sources(options.recovery_data)))
 
 
 def adapter_base(options: RecoveryOptions, student: Source | None) -> str | None:
@@ -132,6 +136,25 @@ def adapter_base(options: RecoveryOptions, student: Source | None) -> str | None
             "push it without recovery first, and name it: --keep-adapter USER/NAME"
         )
     return student.name
+
+
+def check_targets(options: RecoveryOptions, student: Source) -> None:
+    """Check that no adapter is put into a head that is the embedding too: merging it would change both.
+
+    Args:
+        options: The recovery's options.
+        student: The checkpoint that is trained, or the model that it is cut from.
+
+    Raises:
+        RequestError: A target is the tied head.
+    """
+    heads = {name.removesuffix(".weight") for name in HEADS}
+    tied = sorted(heads & {*options.recovery_lora_targets}) if student.config.tie_word_embeddings else []
+    if options.uses_lora and tied:
+        raise RequestError(
+            f"recovery_lora_targets names {tied[0]}, which is the embedding too (tie_word_embeddings), and an adapter "
+            "would be trained in one place and merged into both; leave it out, or train it with --recovery-train head"
+        )
 
 
 def train_prepared(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..architectures.model_class import stored_state
 from ..checkpoint.loading import load_model
 from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index, read_tensor, stored_names
-from ..core.durable import disk_errors
 from .options import RecoveryOptions
 from .trainable import add_lora
 from .training import Trained
@@ -43,9 +42,6 @@ def write_trained(folder: Path, trained: Trained, options: RecoveryOptions) -> l
 
     Returns:
         Names of the tensors that training changed.
-
-    Raises:
-        OutputError: There is no room for the float32 copy that is made on the way.
     """
     write_solved(folder, trained)
     model = load_model(folder, torch.float32, torch.device("cpu"))
@@ -55,13 +51,7 @@ def write_trained(folder: Path, trained: Trained, options: RecoveryOptions) -> l
         model = adapted.merge_and_unload()
     else:
         _set_parameters(model, trained.parameters)
-    scratch = folder / ".trained"
-    try:
-        with disk_errors(folder):
-            model.save_pretrained(scratch)
-        return _copy_changed(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return _write_changed(stored_state(model), folder)
 
 
 @torch.no_grad()
@@ -71,15 +61,15 @@ def _set_parameters(model: Any, values: Mapping[str, torch.Tensor]) -> None:
         parameters[name].copy_(value)
 
 
-def _copy_changed(scratch: Path, folder: Path) -> list[str]:
-    new, old = read_index(scratch), read_index(folder)
-    names = stored_names(list(new), list(old))
+def _write_changed(state: Mapping[str, torch.Tensor], folder: Path) -> list[str]:
+    stored = read_index(folder)
+    names = stored_names(list(state), list(stored))
     written = []
-    for name, info in new.items():
-        if names[name] not in old:  # a buffer that this version of transformers saves and the source's did not
+    for name, tensor in state.items():
+        if names[name] not in stored:  # a buffer that this version of transformers saves and the source's did not
             continue
-        target = old[names[name]]
-        value = read_tensor(info).to(DTYPES[target.dtype])
+        target = stored[names[name]]
+        value = tensor.to(DTYPES[target.dtype])
         if not torch.equal(value, read_tensor(target)):
             overwrite_tensor(target, value)
             written.append(names[name])

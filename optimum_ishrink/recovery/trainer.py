@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
+from ..core.finite import not_finite
+from ..errors import NotFiniteError, TrainingError
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -105,9 +108,40 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         names = ["loss", *(term.loss.name for term in student.terms)]
         return dict(zip(names, sums.tolist(), strict=True))
 
+    def raise_not_finite(self, losses: Mapping[str, float]) -> NoReturn:
+        """Say why the held-out loss is not finite before the first step.
+
+        Args:
+            losses: What `held_out_loss` returned.
+
+        Raises:
+            NotFiniteError: Always; the message names the module where the model itself is the cause.
+        """
+        student: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        ids, name, text = self.text.input_ids, "the model to recover", "the held-out recovery text"
+        if not self.is_fsdp_enabled:  # its parts are in other processes
+            for row in range(self.text.trained, len(ids)):
+                if (error := not_finite(student.model, ids[row : row + 1], name, text)) is not None:
+                    raise error
+        values = ", ".join(f"{name} {value}" for name, value in losses.items() if not math.isfinite(value))
+        raise NotFiniteError(
+            f"the loss on {text} is not finite before the first step ({values}); try dtype='float32', another teacher "
+            "or another loss"
+        )
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Measure the held-out loss, log it and tell the callbacks."""
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_loss().items()}
+        """Measure the held-out loss, log it and tell the callbacks.
+
+        Raises:
+            TrainingError: It is NaN or infinite; the last checkpoint remains.
+        """
+        found = self.held_out_loss()
+        if not math.isfinite(found["loss"]):
+            raise TrainingError(
+                f"the held-out loss became NaN or infinite after step {self.state.global_step}; "
+                "try a lower --recovery-learning-rate or --dtype float32"
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -131,7 +165,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             except BaseException as error:
                 if self.args.should_save:
                     shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, RuntimeError) and "writ" in str(error):  # what torch.save makes of a full disk
+                # What torch.save makes of a full disk, at different places of the file.
+                if isinstance(error, RuntimeError) and any(word in str(error) for word in ("writ", "iostream")):
                     raise OSError(28, str(error)) from None
                 raise
         self.accelerator.wait_for_everyone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,6 +207,7 @@ def train(
 
     Raises:
         TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint remains.
+        NotFiniteError: The loss is NaN or infinite before the first step.
         OutputError: There is no room for a checkpoint; the last whole one remains.
         RequestError: The parameters to train are not there.
     """
@@ -286,6 +288,7 @@ def train(
             tokens_per_second=round(trained_now / seconds, 1),
             resumed_from_step=resumed,
             processes=processes,
+            begins_with=text.begins_with,
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
@@ -319,6 +322,8 @@ def _known_loss(trainer: RecoveryTrainer, path: Path) -> float:
         trainer.accelerator.wait_for_everyone()
         return found["loss"]
     found = trainer.held_out_loss()
+    if not all(map(math.isfinite, found.values())):
+        trainer.raise_not_finite(found)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         write_whole(path, json.dumps(found).encode())

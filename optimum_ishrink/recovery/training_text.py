@@ -1,7 +1,8 @@
 """Recovery text: packed windows of tokens, and which of them have a label.
 
 Text is taken from files, from the Hub, or from the teacher itself. Documents are joined with the end-of-text token and
-cut into windows, so that no token is padding.
+cut into windows, so that no token is padding. Windows begin as those of calibration and evaluation do: with BOS where
+the tokenizer begins a text with it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import Any
 import torch
 
 from ..errors import DataError
+from ..text.conversations import Segment
 from ..text.sources import TextSource, parse_sources, windows_per_source
+from ..text.windows import beginning, beginning_name, window_starts
 from .options import RecoveryOptions
 from .targets import IGNORED
-
-Segment = tuple[str, bool]
-"""A piece of a document, and whether it is an answer."""
 
 HELD_OUT_SHARE = 16
 """One window in sixteen is not trained on, but chooses the best checkpoint."""
@@ -38,12 +38,14 @@ class RecoveryText:
         labels: The same, with `IGNORED` where no label is wanted.
         held_out: How many windows choose the best checkpoint.
         kinds: For each window the number of the source that it is from, int64, shape (windows,).
+        begins_with: The tokens that every window begins with, as they are spelled; None where there are none.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     held_out: int
     kinds: torch.Tensor
+    begins_with: str | None = None
 
     @property
     def trained(self) -> int:
@@ -51,59 +53,8 @@ class RecoveryText:
         return len(self.input_ids) - self.held_out
 
 
-def row_segments(row: Any, tokenizer: Any) -> list[Segment]:
-    """Return a data set's row as pieces, each an answer or not.
-
-    Args:
-        row: A row with `text`; `messages`; `prompt` and `completion`; or `question`, `choices` and `answer`. The
-            assistant's turns, the completion and the right choice are answers.
-        tokenizer: Its chat template, if it has one, writes messages.
-
-    Raises:
-        DataError: The chat template cannot write these messages turn by turn.
-    """
-    if "text" in row:
-        return [(str(row["text"]), False)]
-    if "messages" in row:
-        return _chat_segments(row["messages"], tokenizer)
-    if "prompt" in row:
-        return [(str(row["prompt"]), False), (str(row["completion"]), True)]
-    return [(f"Question: {row['question']}\nAnswer:", False), (f" {row['choices'][row['answer']]}", True)]
-
-
-def _chat_segments(messages: Sequence[Any], tokenizer: Any) -> list[Segment]:
-    if not getattr(tokenizer, "chat_template", None):
-        return [
-            piece
-            for message in messages
-            for piece in ((f"{message['role']}:", False), (f" {message['content']}\n", message["role"] == "assistant"))
-        ]
-    segments: list[Segment] = []
-    written = ""
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            written = _grow(segments, written, prompt, False)
-            answered = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-            written = _grow(segments, written, answered, True)
-    _grow(segments, written, tokenizer.apply_chat_template(messages, tokenize=False), False)
-    return segments
-
-
-def _grow(segments: list[Segment], written: str, longer: str, answer: bool) -> str:
-    """Add what a longer text has beyond the one written so far, and return it."""
-    if not longer.startswith(written):
-        raise DataError(
-            "the chat template rewrites earlier turns, so answers cannot be told from the rest; "
-            "give rows with 'prompt' and 'completion'"
-        )
-    if longer[len(written) :]:
-        segments.append((longer[len(written) :], answer))
-    return longer
-
-
 def source_documents(source: TextSource, tokenizer: Any, labels: str) -> Iterator[list[Segment]]:
-    """Return a source's documents as pieces.
+    """Return a source's documents as pieces, without blank ones.
 
     Args:
         source: A file or a Hub data set.
@@ -111,7 +62,7 @@ def source_documents(source: TextSource, tokenizer: Any, labels: str) -> Iterato
         labels: With `answers`, every document has to have one.
 
     Raises:
-        DataError: Labels are requested of text that has none.
+        DataError: Labels are requested of text that has none, or a row cannot be read.
     """
     plain = source.path is not None and source.path.suffix == ".txt"
     if plain or source.text == "pydoc":
@@ -119,10 +70,10 @@ def source_documents(source: TextSource, tokenizer: Any, labels: str) -> Iterato
             raise DataError(f"{source.label} is plain text without answers to take labels from; {_NO_LABELS}")
         yield from ([(text, False)] for text in source.documents())
         return
-    for number, row in enumerate(source.rows(), start=1):
-        segments = [segment for segment in row_segments(row, tokenizer) if segment[0].strip()]
-        if labels == "answers" and not any(answer for _, answer in segments):
-            raise DataError(f"row {number} of {source.label} has no answer to take labels from; {_NO_LABELS}")
+    for row in source.rows():
+        segments = row.segments(tokenizer, answers=labels == "answers")
+        if segments and labels == "answers" and not any(answer for _, answer in segments):
+            raise DataError(f"{row.place} has no answer to take labels from; {_NO_LABELS}")
         if segments:
             yield segments
 
@@ -148,7 +99,7 @@ def pack(
     Args:
         documents: The documents, each as pieces.
         tokenizer: The model's tokenizer. Pieces are tokenised one by one, so that no token is half an answer.
-        length: Tokens in a window.
+        length: Tokens in a window, with those that the tokenizer begins a text with.
         count: Windows wanted.
         labels: Whether every token has a label, or those of answers alone (with the end-of-text token after them).
         seed: Seed of the documents' order.
@@ -174,16 +125,16 @@ def pack(
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
             answers.append(document[-1][1])
-    if len(ids) < count * length:
-        raise DataError(
-            f"{label} gives {len(ids)} tokens, {len(ids) // length} windows of {length}; {count} were requested: "
-            "give more text, or fewer tokens (--recovery-tokens) or shorter windows (--recovery-length)"
-        )
-    input_ids = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
-    if labels == "text":
-        return input_ids, input_ids.clone()
-    answered = torch.tensor(answers[: count * length]).view(count, length)
-    return input_ids, input_ids.masked_fill(~answered, IGNORED)
+    begin = beginning(tokenizer)
+    remedy = "give more text, or fewer tokens (--recovery-tokens) or shorter windows (--recovery-length)"
+    starts = window_starts(ids, begin, length, count, label=label, remedy=remedy)
+    inside = length - len(begin)
+    input_ids = torch.tensor([[*begin, *ids[at : at + inside]] for at in starts], dtype=torch.int64)
+    # What every window begins with is nothing to learn.
+    without = torch.zeros(count, len(begin), dtype=torch.bool)
+    kept = without.new_ones(len(ids)) if labels == "text" else torch.tensor(answers)
+    labelled = torch.cat([without, torch.stack([kept[at : at + inside] for at in starts])], dim=1)
+    return input_ids, input_ids.masked_fill(~labelled, IGNORED)
 
 
 def recovery_text(options: RecoveryOptions, tokenizer: Any, *, sample: Callable[[int], torch.Tensor]) -> RecoveryText:
@@ -232,6 +183,7 @@ def recovery_text(options: RecoveryOptions, tokenizer: Any, *, sample: Callable[
         torch.cat([marks for _, marks in found])[order],
         held_out,
         kinds[order],
+        beginning_name(tokenizer),
     )
 
 

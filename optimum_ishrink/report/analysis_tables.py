@@ -12,23 +12,31 @@ _UNITS = {"num_hidden_layers": "layers", "num_key_value_heads": "KV groups", "in
 def level_rows(analysis: Analysis) -> list[Row]:
     """Return (kind, sparsity, units set to zero, share of parameters, figures ...) for every level of every kind."""
     rows: list[Row] = []
+    columns = _columns(analysis)
     for level in analysis.levels:
         units = ", ".join(f"{count:,} {_UNITS[key]}" for key, count in level.removed_units.items())
-        figures = [format_measurement(measurement) for measurement in level.quality]
+        known = {(found.metric, found.dataset): format_measurement(found) for found in level.quality}
+        figures = [known.get(column, "too large") for column in columns]
         rows.append(
             (level.kind, f"{level.sparsity * 100:g} %", units or "none", f"{level.removed_share:.2%}", *figures)
         )
     return rows
 
 
+def _columns(analysis: Analysis) -> list[tuple[str, str]]:
+    """Return metric and data set of each figure; a level has no perplexity where it is too large for a number."""
+    fullest = max(analysis.levels, key=lambda level: len(level.quality))
+    return [(found.metric, found.dataset) for found in fullest.quality]
+
+
 def level_header(analysis: Analysis) -> Row:
-    """Return the header of `level_rows`: the columns of figures are those of the first level."""
+    """Return the header of `level_rows`."""
     names = {
         "perplexity": "perplexity",
         "kl_divergence": "KL divergence, nats/token",
         "top1_agreement": "top-1 agreement",
     }
-    figures = [names.get(found.metric, f"{found.dataset} {found.metric}") for found in analysis.levels[0].quality]
+    figures = [names.get(metric, f"{dataset} {metric}") for metric, dataset in _columns(analysis)]
     return ("kind", "sparsity", "set to zero", "parameters", *figures)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.json_codec import from_plain, to_plain
+from ..core.json_codec import from_plain, rare_entry, to_plain
 from .files import SCHEMA, read_schema
 from .migration import migrate_plan
 
@@ -22,6 +22,7 @@ class CalibrationRecord:
         length: Tokens in a window.
         importance_samples: How many of these windows importance read.
         batch_size: Windows per forward pass.
+        begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
     """
 
     sources: tuple[str, ...]
@@ -30,6 +31,7 @@ class CalibrationRecord:
     length: int
     importance_samples: int
     batch_size: int
+    begins_with: str | None = rare_entry()
 
 
 @dataclass(frozen=True)

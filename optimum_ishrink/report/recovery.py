@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.json_codec import rare_entry
 from .measurement import Measurement
 
 
@@ -35,6 +36,7 @@ class RecoveryRecord:
         teacher: Name of the teacher; None when it was the unpruned model, or when there was none.
         adapter_base: Hub id that the saved adapter names as its base; None when none was saved.
         before: Divergence and agreement of the checkpoint before recovery, on the evaluation texts.
+        begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
     """
 
     loss: str
@@ -60,3 +62,4 @@ class RecoveryRecord:
     teacher: str | None = None
     adapter_base: str | None = None
     before: tuple[Measurement, ...] = ()
+    begins_with: str | None = rare_entry()

@@ -54,6 +54,8 @@ def format_measurement(measurement: Measurement) -> str:
         if measurement.metric.endswith("_seconds"):
             return f"{value * 1000:.0f} [{low * 1000:.0f}, {high * 1000:.0f}]"
         return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    if abs(value) >= 1e9:  # hundreds of digits otherwise
+        return f"{value:.3e}" if measurement.stderr is None else f"{value:.3e} ± {measurement.stderr:.1e}"
     digits = 2 if measurement.metric == "perplexity" else 3
     spread = "" if measurement.stderr is None else f" ± {measurement.stderr:.{digits}f}"
     return f"{value:.{digits}f}{spread}"

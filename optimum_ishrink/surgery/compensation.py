@@ -125,7 +125,7 @@ def compensate(
                 try:
                     repair, outputs = refit(cut_layer, site, name, current, goal, span, last=last)
                 except DataError as error:
-                    raise DataError(f"layer {layer}, {site.name}: {error}") from None
+                    raise type(error)(f"layer {layer}, {site.name}: {error}") from None
                 repairs.append(repair)
                 if last:
                     current = outputs

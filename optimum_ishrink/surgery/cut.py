@@ -13,7 +13,14 @@ from ..architectures.binding import Binding, BoundTensor
 from ..architectures.expressions import axis_length
 from ..architectures.slicing import Keep, slice_tensor
 from ..checkpoint.tensors import OutgoingTensor, TensorInfo, read_tensor
-from ..checkpoint.writing import MAX_SHARD_SIZE, carry_files, verify_checkpoint, write_config, write_weights
+from ..checkpoint.writing import (
+    MAX_SHARD_SIZE,
+    carry_files,
+    compare_written,
+    verify_checkpoint,
+    write_config,
+    write_weights,
+)
 from ..core.scratch import Scratch
 from ..errors import VerificationError
 from ..report.plan import Plan
@@ -75,6 +82,8 @@ def write_checkpoint(
 ) -> None:
     """Cut a checkpoint into an existing, empty folder and verify it.
 
+    Every tensor is read again and compared with what was cut, one at a time: no model is loaded for it.
+
     Args:
         source_folder: Folder of the source, for the files that are carried over.
         tensors: The source's tensors.
@@ -94,5 +103,6 @@ def write_checkpoint(
     write_config(edited_config, folder)
     carry_files(source_folder, folder)
     count = verify_checkpoint(folder, {tensor.name: tensor.dtype for tensor in outgoing})
+    compare_written(outgoing, folder)
     if count != plan.new_num_parameters:
         raise VerificationError(f"the files hold {count:,} parameters, the plan says {plan.new_num_parameters:,}")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..core.finite import ADVICE, kind_of
+from ..errors import DataError, NotFiniteError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges to choose from, in units of the Gram matrix's diagonal."""
@@ -51,8 +52,7 @@ def solve_ridge(
     Raises:
         DataError: The Gram matrix is not finite, or too singular even for this ridge.
     """
-    if not gram.isfinite().all() or not cross.isfinite().all():
-        raise DataError("the activations are not finite; try dtype='float32'")
+    _check_finite(gram, cross)
     system = gram.to(dtype, copy=True)  # the only matrix of this size that is allocated; its diagonal grows below
     gap = cross.to(dtype) - weight.to(dtype) @ system
     energy = system.diagonal().clone()
@@ -64,6 +64,11 @@ def solve_ridge(
     if info.item():
         raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
     return weight.to(dtype) + torch.cholesky_solve(gap.T, factor).T
+
+
+def _check_finite(*sums: torch.Tensor) -> None:
+    if (kind := kind_of(*sums)) is not None:
+        raise NotFiniteError(f"the activations are not finite ({kind}); {ADVICE}")
 
 
 def restrict_rank(update: torch.Tensor, gram: torch.Tensor, rank: int) -> torch.Tensor:
@@ -183,8 +188,7 @@ def choose_repair(
     some = [fold.of_outputs(rows) for fold in folds]
     some_weight, some_total = weight[rows], total.of_outputs(rows)
     before = sum(fold.error(some_weight) for fold in some) / len(some)
-    if not total.gram.isfinite().all() or not total.cross.isfinite().all():
-        raise DataError("the activations are not finite; try dtype='float32'")
+    _check_finite(total.gram, total.cross)
 
     def solve(sums: Moments, cut: torch.Tensor, ridge: float, dtype: torch.dtype) -> torch.Tensor:
         solved = solve_ridge(sums.gram, sums.cross, cut, ridge, dtype=dtype)

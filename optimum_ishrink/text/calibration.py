@@ -13,7 +13,7 @@ from ..errors import DataError
 from .options import CalibrationOptions
 from .sampling import sample_text
 from .sources import TextSource, equal_shares, parse_sources, source_identity, windows_per_source
-from .windows import token_windows
+from .windows import beginning_name, token_windows
 
 
 class ModelAndTokenizer(Protocol):
@@ -26,6 +26,9 @@ class ModelAndTokenizer(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
+
+    def check_tokens(self, ids: torch.Tensor, label: str) -> None:
+        """Check that the model has an embedding for every token."""
 
 
 class Calibration:
@@ -54,7 +57,13 @@ class Calibration:
             length=self.options.calibration_length,
             seed=self.options.seed,
         )
+        self._loaded.check_tokens(drawn, ", ".join(source.label for source in self.sources))
         return from_main_process(drawn)  # type: ignore[no-any-return]
+
+    @cached_property
+    def begins_with(self) -> str | None:
+        """The tokens that every window begins with, as they are spelled; None where the tokenizer adds none."""
+        return beginning_name(self._loaded.tokenizer)
 
     @property
     def kinds(self) -> torch.Tensor:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
+from ..core.finite import check_logits
 from ..core.key_value_cache import cache_name
+from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import DataError
+from .conversations import MARK
+from .windows import beginning
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ def sample_text(
         DataError: The tokenizer has no token to start a text with.
     """
     starts = _starts(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_tokens([token for start in starts for token in start], rows, tokenizer, "the start of a text", "the model")
     # Sampling uses a separate generator on the CPU: the same seed gives the same draws of a given distribution,
     # independent of torch's global generator, which does not change.
     generator = torch.Generator().manual_seed(seed)
@@ -97,6 +103,7 @@ def _sample(
             row.append(token)
         output = model(input_ids=step.to(model.device), use_cache=True, **{name: cache})
         logits = output.logits[:, -1].float()
+        check_logits(logits, model, torch.tensor(rows), "the model", "the text that it samples itself")
         # Inverse transform sampling: one uniform number per row, where torch.multinomial draws one per token.
         cumulative = (logits / temperature).softmax(-1).cumsum(-1).cpu()
         level = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
@@ -114,16 +121,19 @@ def _sample(
 
 def _starts(tokenizer: Any) -> list[list[int]]:
     """Return the prompts that sampling starts from: a document's beginning and, with a template, a user's turn."""
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if begin is None:
+    begin = beginning(tokenizer)
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not begin and token is None:
         raise DataError("the tokenizer has neither a beginning- nor an end-of-text token to sample from; name a text")
-    starts = [[begin]]
+    starts = [begin or [token]]
     if tokenizer.chat_template:
-        mark = "\u2402"  # a character that is in no template: the text before it starts a user's turn
         try:
-            chat = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+            chat = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
         except Exception:  # a template may refuse a single user turn; then only documents are sampled
             chat = ""
-        if mark in chat:
-            starts.append(tokenizer(chat.split(mark)[0], add_special_tokens=False)["input_ids"])
+        before, mark, _ = chat.partition(MARK)
+        turn = list(tokenizer(before, add_special_tokens=False)["input_ids"]) if mark and before else []
+        # Where the template writes nothing in front of a user's words, these begin a document like any other.
+        if turn:
+            starts.append(turn if turn[: len(begin)] == begin else [*begin, *turn])
     return starts

@@ -1,21 +1,21 @@
 """Text sources: what was typed, and the documents and rows that it names.
 
 A text source is `self` (sampled from the model), `FILE.txt`, `FILE.jsonl` or a Hub data set id with optional
-`:config`, `:split` and `:column`. One reader, `row_text`, handles every kind of row.
+`:config`, `:split` and `:column`. One reader, `read_row`, handles every kind of row.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import DataError
+from .files import file_rows, unreadable
+from .rows import NoSuchForm, Row, read_row
 
 SELF = "self"
 """Text sampled from the model itself."""
@@ -23,10 +23,6 @@ SELF = "self"
 
 PYDOC = "pydoc"
 """Python's reference topics, which every installation of Python has: a source for tests and benchmarks."""
-
-
-_BLOCK = 32_768
-"""Characters of a plain text file that form one document when documents are drawn in random order."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,10 @@ class TextSource:
         """
         if self.text == PYDOC:
             return _pydoc()
-        if self.is_folder:
-            raise DataError(f"{self.text} is a folder; name a .txt or .jsonl file in it, or a Hub data set")
-        documents = _hub_documents(self.text) if self.path is None else _file_documents(self.path)
-        written = (document for document in documents if document.strip())
+        written = (text for row in self._read() if (text := row.text()).strip())
         first = next(written, None)
         if first is None:
-            kind = "data set" if self.path is None else "text file"
-            raise DataError(f"{kind} {self.text} is empty; name one that holds text")
+            raise self._empty()
         return chain([first], written)
 
     def check(self) -> None:
@@ -91,17 +83,31 @@ class TextSource:
         if self.path is not None or self.is_folder:
             next(iter(self.documents()))
 
-    def rows(self) -> Iterator[Any]:
-        """Return the rows of a .jsonl file or a Hub data set. A column in the source's name becomes their `text`.
+    def rows(self) -> Iterator[Row]:
+        """Return the rows of a .jsonl file or a Hub data set.
+
+        The first one is read immediately.
 
         Raises:
-            DataError: The source has no rows, they are malformed, or they cannot be loaded.
+            DataError: The source has no rows, they are malformed, or they cannot be loaded. Errors after the first row
+                are raised when they are reached.
         """
-        if self.path is None and not self.is_self and self.text != PYDOC:
-            return _hub_documents(self.text, _checked_row)
-        if self.path is None or self.path.suffix != ".jsonl":
+        if self.is_self or self.text == PYDOC or (self.path is not None and self.path.suffix != ".jsonl"):
             raise DataError(f"{self.label} is plain text without rows; name a .jsonl file or a Hub data set")
-        return _file_documents(self.path, _checked_row)
+        rows = self._read()
+        first = next(rows, None)
+        if first is None:
+            raise self._empty()
+        return chain([first], rows)
+
+    def _read(self) -> Iterator[Row]:
+        if self.is_folder:
+            raise DataError(f"{self.text} is a folder; name a .txt or .jsonl file in it, or a Hub data set")
+        return _hub_rows(self.text) if self.path is None else file_rows(self.path)
+
+    def _empty(self) -> DataError:
+        kind = "data set" if self.path is None else "text file"
+        return DataError(f"{kind} {self.text} is empty; name one that holds text")
 
     def fingerprint(self) -> str | None:
         """Return a hash of a local file's contents, so that a report identifies the text.
@@ -114,7 +120,7 @@ class TextSource:
         try:
             return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         except OSError as error:
-            raise _unreadable(self.path, error) from None
+            raise unreadable(self.path, error) from None
 
 
 def parse_sources(texts: str | Sequence[str]) -> tuple[TextSource, ...]:
@@ -159,82 +165,48 @@ def _pydoc() -> Iterator[str]:
     return iter(topics[name] for name in sorted(topics))
 
 
-def _file_documents(path: Path, read: Callable[[Any], Any] | None = None) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from _json_lines(file, path, read or row_text) if path.suffix == ".jsonl" else _blocks(file)
-    except UnicodeDecodeError:
-        raise DataError(f"text file {path} is not UTF-8; save it as UTF-8") from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
+_ROWS = 20_000
+"""Rows of a Hub data set that are read: far more than any run needs, and a data set may be endless."""
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"text file {path} does not exist")
-    return DataError(f"text file {path} cannot be read: {os.strerror(error.errno or 0)}")
-
-
-def _blocks(file: IO[str]) -> Iterator[str]:
-    while lines := file.readlines(_BLOCK):
-        yield "".join(lines).strip()
-
-
-def _checked_row(row: Any, column: str | None = None) -> Any:
-    text = row_text(row, column)
-    return row if column is None else {"text": text}
-
-
-def _json_lines(file: IO[str], path: Path, read: Callable[[Any], Any]) -> Iterator[Any]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            text = read(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise DataError(
-                f"{path} line {number} is not a row with 'text'; 'messages'; 'prompt' and 'completion'; "
-                "or 'question', 'choices' and 'answer'"
-            ) from None
-        yield text
-
-
-def row_text(row: Any, column: str | None = None) -> str:
-    """Return the text of a data set's row.
-
-    Args:
-        row: A row with `text`; `messages`; `prompt` and `completion`; or `question`, `choices` and `answer`.
-        column: Read this column instead.
-
-    Raises:
-        KeyError: The row has none of these.
-    """
-    if column is not None:
-        return str(row[column])
-    if "text" in row:
-        return str(row["text"])
-    if "messages" in row:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in row["messages"])
-    if "prompt" in row:
-        return f"{row['prompt']}{row['completion']}"
-    return f"Question: {row['question']}\nAnswer: {row['choices'][row['answer']]}"
-
-
-def _hub_documents(text: str, read: Callable[[Any, str | None], Any] = row_text) -> Iterator[Any]:
+def _hub_rows(text: str) -> Iterator[Row]:
     import datasets
 
     name, *rest = text.split(":")
     config, split, column = (*(part or None for part in rest), None, None, None)[:3]
     try:
         rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-        yield from (read(row, column) for row in islice(rows, 20_000))
-    except (KeyError, TypeError):
-        raise DataError(f"data set {text!r} has no column to read; name it as {name}:CONFIG:SPLIT:COLUMN") from None
+        for number, row in enumerate(islice(rows, _ROWS), start=1):
+            try:
+                read = read_row(_without_nulls(row), column, place=f"data set {text} row {number}")
+            except NoSuchForm:
+                raise DataError(
+                    f"data set {text!r} has no column to read in row {number}; name it as {name}:CONFIG:SPLIT:COLUMN"
+                ) from None
+            yield read
+    except DataError:
+        raise
     except Exception as error:  # the library raises many types for a data set that cannot be loaded
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"cannot read {text!r}: neither a .txt or .jsonl file nor a Hub data set that can be loaded ({reason})"
         ) from None
+
+
+def _without_nulls(value: Any, *, inside: bool = False) -> Any:
+    """Return a row without the keys that its table adds to objects: all objects of a column have the same keys there.
+
+    Args:
+        value: The row, or a value in it.
+        inside: Whether it is inside of a column.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: _without_nulls(item, inside=True)
+            for key, item in value.items()
+            if not (inside and item is None and key != "content")
+        }
+    return [_without_nulls(item, inside=True) for item in value] if isinstance(value, list) else value
 
 
 def equal_shares(samples: int, sources: int) -> list[int]:

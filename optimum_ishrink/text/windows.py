@@ -1,6 +1,7 @@
 """Windows of tokens: text is tokenised, joined with the end-of-text token and cut into windows of equal length.
 
-No token is padding, so every position counts the same.
+No token is padding, so every position counts the same. Where the tokenizer begins a text with a token of its own
+(BOS), every window begins with it, as every text did that the model was trained on.
 """
 
 from __future__ import annotations
@@ -43,9 +44,87 @@ def token_windows(
         DataError: The text is shorter than one window, or than `count` windows.
     """
     limit = None if count is None else skip + count * length
-    tokens = [token for token, _, _ in token_stream(in_order(documents, seed), tokenizer, limit)]
-    count = enough_windows(len(tokens), length, count, label=label, skip=skip)
-    return torch.tensor(tokens[skip : skip + count * length], dtype=torch.int64).view(count, length)
+    ids = [token for token, _, _ in token_stream(in_order(documents, seed), tokenizer, limit)]
+    begin = beginning(tokenizer)
+    starts = window_starts(ids, begin, length, count, label=label, skip=skip)
+    inside = length - len(begin)
+    return torch.tensor([[*begin, *ids[start : start + inside]] for start in starts], dtype=torch.int64)
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer begins every text with: mostly its BOS token, or none.
+
+    What it does counts, not whether it has such a token: SmolLM2's and GPT-2's tokenizers have one and add none.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    text = "a"
+    whole, bare = (
+        list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
+    )
+    added = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+    return [] if added is None else whole[:added]
+
+
+def beginning_name(tokenizer: Any) -> str | None:
+    """Return the tokens that a tokenizer begins every text with as they are spelled, for reports; None for none.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    begin = beginning(tokenizer)
+    return "".join(map(str, tokenizer.convert_ids_to_tokens(begin))) if begin else None
+
+
+def window_starts(
+    ids: Sequence[int],
+    begin: Sequence[int],
+    length: int,
+    count: int | None,
+    *,
+    label: str,
+    skip: int = 0,
+    remedy: str = "give more text, or fewer or shorter windows",
+) -> list[int]:
+    """Return where the text of each window starts in a stream of tokens.
+
+    Args:
+        ids: The tokens.
+        begin: The tokens that every window begins with; `length` counts them, too. A document that begins with them
+            where a window starts, as chat templates write it, does not get them twice.
+        length: Tokens in a window.
+        count: Number of windows; None for all that the text gives.
+        label: Name of the text, for messages.
+        skip: Tokens to skip first.
+        remedy: What helps where there is too little text, for messages.
+
+    Raises:
+        DataError: There are too few tokens, or the windows have no room for text.
+    """
+    first, inside = list(begin), length - len(begin)
+    if inside < 1:
+        raise DataError(
+            f"windows of {length} tokens have no room for text after the {len(first)} that the tokenizer begins a "
+            "text with; use longer windows"
+        )
+    starts: list[int] = []
+    at = skip
+    while count is None or len(starts) < count:
+        if first and list(ids[at : at + len(first)]) == first:
+            at += len(first)
+        if at + inside > len(ids):
+            break
+        starts.append(at)
+        at += inside
+    if len(starts) < (1 if count is None else count):
+        raise DataError(
+            f"{label} gives {len(ids)} tokens, {len(starts)} windows of {length}"
+            + (f" after the {skip} used for calibration" if skip else "")
+            + ("" if count is None else f"; {count} were requested")
+            + f": {remedy}"
+        )
+    return starts
 
 
 def in_order(documents: Iterable[str], seed: int | None) -> list[str]:
@@ -90,27 +169,3 @@ def token_stream(
             if separator is not None:
                 yield separator, start + number, None
                 count += 1
-
-
-def enough_windows(tokens: int, length: int, count: int | None, *, label: str, skip: int = 0) -> int:
-    """Return the number of windows that some tokens give: `count` if there are enough tokens, or all if it is None.
-
-    Args:
-        tokens: Tokens that the text has.
-        length: Tokens in a window.
-        count: Number of windows; None for all.
-        label: Name of the text, for messages.
-        skip: Tokens to skip first.
-
-    Raises:
-        DataError: There are too few tokens.
-    """
-    available = max(0, tokens - skip) // length
-    if available < (1 if count is None else count):
-        raise DataError(
-            f"{label} gives {tokens} tokens, {available} windows of {length}"
-            + (f" after the {skip} used for calibration" if skip else "")
-            + ("" if count is None else f"; {count} were requested")
-            + ": give more text, or fewer or shorter windows"
-        )
-    return available if count is None else count

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from optimum_ishrink.analysis.divergence import Reference, measure_masked
 from optimum_ishrink.analysis.masking import mask_attention, mask_mlp, mask_removal, together
 from optimum_ishrink.analysis.sensitivity import measure_layers
 from optimum_ishrink.analysis.zeroing import KINDS, Removal, choose_removal
-from optimum_ishrink.errors import DataError
+from optimum_ishrink.errors import NotFiniteError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence, token_statistics
 from tests.helpers.scored_models import bound_model, random_scores
 from tests.helpers.tiny import CASES, VOCAB
@@ -57,8 +59,25 @@ def test_predictions_that_are_not_finite() -> None:
     model, _ = bound_model("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(DataError, match="predictions on words.txt are not finite; try dtype='float32'"):
+    with pytest.raises(NotFiniteError, match=r"gives NaN on words.txt, first in lm_head, whose weights hold NaN"):
         measure_masked(Reference(model, WINDOWS), lambda _: (), "words.txt")
+
+
+def test_a_mask_that_makes_predictions_overflow() -> None:
+    model, _ = bound_model("llama")
+
+    @contextmanager
+    def overflow() -> Iterator[None]:
+        weight = model.lm_head.weight
+        before = weight[5].clone()
+        with torch.no_grad():
+            weight[5] = float("inf")
+        yield
+        with torch.no_grad():
+            weight[5] = before
+
+    with pytest.raises(NotFiniteError, match=r"words.txt are not finite \(.*\) with a part of the model at zero"):
+        measure_masked(Reference(model, WINDOWS), lambda _: (overflow,), "words.txt")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi", "gpt2", "mixtral", "granite", "smollm3"])

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import ArchitectureError, SourceError
@@ -146,3 +148,23 @@ def test_a_quantised_or_remote_config_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {}}))
     with pytest.raises(ArchitectureError, match="remote code"):
         open_source(folder).binding  # noqa: B018
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(folder)
+    with pytest.raises(SourceError, match="holds adapter_config.json.*merge it into them") as caught:
+        open_source(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_headers_are_checked_without_reading_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(save_tiny(tmp_path / "m", tiny_config("llama", 1)))
+    monkeypatch.setattr("optimum_ishrink.checkpoint.source.same_bytes", lambda *_: pytest.fail("weights were read"))
+    source.check_headers()
+
+
+def test_a_generation_config_that_cannot_be_used_is_found_by_the_check(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"max_new_tokens": -1}')
+    with pytest.raises(SourceError, match="transformers refuses .*generation_config.json"):
+        open_source(folder).check()

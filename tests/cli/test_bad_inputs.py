@@ -161,7 +161,7 @@ def test_an_output_that_cannot_be(verb: str, output: str, message: str, capsys: 
         ("evaluate --model model --eval-text self", "eval_text cannot be 'self'"),
         ("benchmark --model model --runtime onnx", "unknown runtime 'onnx'; allowed: llama.cpp, pytorch"),
         ("benchmark --model model --threads 2", "are read by runtime='llama.cpp' alone"),
-        ("benchmark --model model --benchmark-prompt-length 9999", "are together more than the model's 128 positions"),
+        ("benchmark --model model --benchmark-prompt-length 9999", "are together more than the model's 512 positions"),
         ("export --model model --output x.bin", "does not end in .gguf"),
         ("export --model model --output nowhere/x.gguf", "nowhere is not a folder; create it first"),
         ("export --model model --output model", "model is a folder; name a file in it"),

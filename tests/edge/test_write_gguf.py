@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from optimum_ishrink.core.output import staged_file
 from optimum_ishrink.edge import write_gguf as write_module
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
@@ -125,3 +126,13 @@ def test_the_files_cache(exact: Path) -> None:
     assert cached_share(exact) == 1
     if evict([exact]):
         assert cached_share(exact) == 0
+
+
+@pytest.mark.parametrize(
+    "log", ["OSError: [Errno 28] No space left on device", "OSError: 6144 requested and 1616 written"]
+)
+def test_a_full_disk_is_not_blamed_on_the_model(tmp_path: Path, log: str) -> None:
+    refused = pytest.raises(OutputError, match=r"cannot write .*a.gguf: No space left on device")
+    with refused, staged_file(tmp_path / "a.gguf"):
+        raise write_module.program_failure("the converter refuses a", log)
+    assert str(write_module.program_failure("it failed", "ValueError: odd")).startswith("it failed: ")

@@ -19,6 +19,7 @@ from optimum_ishrink.evaluation import measure_quality
 from optimum_ishrink.evaluation.evaluated_model import EvaluatedModel
 from optimum_ishrink.evaluation.inputs import EvaluationInputs
 from optimum_ishrink.report.report import Report
+from tests.helpers.beginning import beginning_tokenizer
 from tests.helpers.local_tasks import add_group, add_task
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config, tiny_tokenizer
 
@@ -258,3 +259,27 @@ def test_the_tables_show_the_retained_share(
     assert "too few questions to tell" in row
     assert out.count("Prompt: ") == 3
     assert "added to" not in out
+
+
+def test_the_report_says_what_windows_begin_with_and_no_cache_mixes_them(
+    folder: Path, asked: list[str], ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def settings(*more: str) -> list[Any]:
+        assert main([*asked, *more]) == 0
+        report = Report.from_json(json.loads(capsys.readouterr().out))
+        both = [report.shrunk, *([report.base] if report.base else [])]
+        return [m.settings.get("begins_with", "text") for each in both for m in each.quality]
+
+    assert {*settings()} == {"text"}
+    beginning_tokenizer().save_pretrained(folder / "small")
+    assert {*settings()} == {"<s>"}
+    assert ran == ["other.txt", "other.txt"]
+    # A base with other tokens is measured behind its own, too.
+    base = folder / "base" / "tokenizer.json"
+    vocab = json.loads(base.read_text())["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    edit_json(base, model={**json.loads(base.read_text())["model"], "vocab": vocab})
+    assert {*settings("--base", str(folder / "base"))} == {"what each tokenizer begins a text with"}
+    begun = beginning_tokenizer().backend_tokenizer.to_str()
+    edit_json(base, post_processor=json.loads(begun)["post_processor"])
+    assert {*settings("--base", str(folder / "base"))} == {"<s>"}

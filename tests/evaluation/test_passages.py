@@ -17,6 +17,7 @@ from optimum_ishrink.evaluation.text_quality import (
     window_figures,
 )
 from optimum_ishrink.text.windows import token_windows
+from tests.helpers.beginning import beginning_tokenizer
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 TEXTS = [f"Zur Mühle {i}: naïve café – 日本語 und {i * 37} Wörter, dann Ende." for i in range(40)]
@@ -126,3 +127,26 @@ def test_unknown_text_has_no_bits_per_byte() -> None:
     assert [m.metric for m in found] == ["perplexity"]
     with pytest.raises(DataError, match="gives 6 tokens, 0 windows of 512"):
         text_windows(["hello"], tiny_tokenizer(), 512, 1, seed=0, label="short")
+
+
+@pytest.mark.parametrize("tokens", [("<s>",), ("<pad>", "<s>")])
+def test_perplexity_behind_bos_agrees_with_a_direct_computation(tokens: tuple[str, ...]) -> None:
+    tokenizer, model = beginning_tokenizer(*tokens), tiny_model(tiny_config("gemma"))
+    text = "The quick brown fox jumps over the lazy dog. " * 20
+    windows = text_windows([text], tokenizer, 40, 5, seed=0, label="words")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    inside = 40 - len(tokens)
+    losses = []
+    for at in range(0, 5 * inside, inside):
+        whole = tokenizer(text[at : at + inside], return_tensors="pt")["input_ids"]
+        assert whole[0, len(tokens) :].tolist() == ids[at : at + inside]
+        labels = whole.clone()
+        labels[:, : len(tokens)] = -100
+        with torch.no_grad():
+            losses.append(model(whole, labels=labels).loss.double().item())
+    _, found = text_measurements(model, None, windows, "words", {})
+    values = {m.metric: m for m in found}
+    mean = sum(losses) / 5
+    assert values["perplexity"].value == pytest.approx(math.exp(mean), rel=1e-4)
+    assert values["perplexity"].tokens == 5 * inside
+    assert values["bits_per_byte"].value == pytest.approx(mean / math.log(2), rel=1e-4)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
 from tests.helpers.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
@@ -81,3 +82,17 @@ def test_long_requests_lose_their_first_tokens():
     ours = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
     theirs = plain(model, tokenizer, asked, max_length=longest)
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
+
+
+def test_a_model_without_numbers_answers_nothing():
+    model = tiny_model(tiny_config("llama"))
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(NotFiniteError, match="the model gives NaN"):
+        SharedContextLM(model, tiny_tokenizer(), batch_size=1)._loglikelihood_tokens(requests())
+
+
+def test_a_token_without_an_embedding_is_named():
+    model = tiny_model(tiny_config("llama"))
+    with pytest.raises(DataError, match="a question has the token .* with the id 300"):
+        SharedContextLM(model, tiny_tokenizer(), batch_size=1)._loglikelihood_tokens([(None, [5, VOCAB], [6])])

@@ -241,9 +241,9 @@ def test_an_evicted_file_is_not_in_memory(tmp_path: Path) -> None:
 
 def test_timings_must_fit_the_models_positions() -> None:
     model_config = tiny_config("llama")
-    check_positions(IShrinkConfig(benchmark_prompt_length=(8, 122)), model_config)
-    with pytest.raises(RequestError, match="more than the model's 128 positions.*a prompt may have 122"):
-        check_positions(IShrinkConfig(benchmark_prompt_length=(8, 123)), model_config)
+    check_positions(IShrinkConfig(benchmark_prompt_length=(8, 506)), model_config)
+    with pytest.raises(RequestError, match="more than the model's 512 positions.*a prompt may have 506"):
+        check_positions(IShrinkConfig(benchmark_prompt_length=(8, 507)), model_config)
 
 
 def test_the_governor_is_read_where_there_is_one(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ishrink.core.json_codec import to_plain
-from optimum_ishrink.errors import DataError
+from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.evaluation.environment import environment
 from optimum_ishrink.evaluation.harness import evaluate_tasks, harness_measurements, open_tasks
 from optimum_ishrink.evaluation.text_quality import text_measurements
-from optimum_ishrink.evaluation.text_statistics import kl_divergence, mean_over_windows, perplexity, token_statistics
+from optimum_ishrink.evaluation.text_statistics import (
+    LARGEST_LOSS,
+    kl_divergence,
+    mean_over_windows,
+    perplexity,
+    perplexity_estimate,
+    token_statistics,
+)
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 WINDOWS = torch.randint(3, VOCAB, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -22,11 +31,11 @@ WINDOWS = torch.randint(3, VOCAB, (5, 12), generator=torch.Generator().manual_se
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 30))
-def test_kl_of_a_distribution_with_itself_is_zero_and_never_negative(seed: int, scale: float) -> None:
+def test_kl_of_a_distribution_with_itself_is_zero_and_no_other_is_negative(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.randn(3, 17, generator=generator) * scale for _ in range(2))
     assert torch.equal(kl_divergence(p, p), torch.zeros(3))
-    assert (kl_divergence(p, q) > 0).all()
+    assert (kl_divergence(p, q) > -1e-6).all()  # where both are certain of one token, rounding is all that is left
     reference = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none")
     torch.testing.assert_close(kl_divergence(p, q), reference.sum(-1), rtol=1e-4, atol=1e-5)
 
@@ -182,3 +191,33 @@ def test_two_filters_of_one_metric_are_separate() -> None:
         "exact_match,strict-match": (0.25, 0.1, "strict-match"),
         "exact_match,flexible-extract": (0.5, 0.2, "flexible-extract"),
     }
+
+
+def test_a_loss_beyond_the_largest_number_has_no_perplexity() -> None:
+    assert perplexity_estimate(torch.tensor([1200.0, 800.0], dtype=torch.float64), 20) is None
+    assert perplexity_estimate(torch.tensor([LARGEST_LOSS] * 2, dtype=torch.float64), 20) is None
+    found = perplexity_estimate(torch.tensor([1.0, 1415.0], dtype=torch.float64), 20)
+    assert found is not None and math.isfinite(found.value) and found.stderr is None
+
+
+def test_a_loss_that_is_no_number_names_model_and_text() -> None:
+    whole, damaged = tiny_model(tiny_config("llama")), tiny_model(tiny_config("llama"))
+    with torch.no_grad():
+        damaged.lm_head.weight[5] = math.nan
+    windows = torch.arange(3, 15).view(2, 6)
+    for models, name in (((damaged, whole), "new"), ((whole, damaged), "old"), ((damaged, None), "new")):
+        with pytest.raises(NotFiniteError, match=f"{name} gives NaN on words.txt, first in lm_head"):
+            token_statistics(*models, windows, names=("new", "old"), label="words.txt")
+
+
+def test_finite_logits_whose_loss_is_no_number() -> None:
+    class Extreme(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            logits = torch.full((*input_ids.shape, 20), 3e38)
+            logits[..., ::2] = -3e38
+            return SimpleNamespace(logits=logits)
+
+    with pytest.raises(NotFiniteError, match="the model predicts the text so badly that no figure holds its loss"):
+        token_statistics(Extreme(), None, torch.arange(0, 12, 2)[None])

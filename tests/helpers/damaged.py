@@ -80,7 +80,7 @@ MODELS: Mapping[str, tuple[Damage, str]] = {
 TEXTS: Mapping[str, tuple[bytes, str]] = {
     "empty.txt": (b"", "empty.txt"),
     "short.txt": (b"two words", "short.txt gives "),
-    "half.jsonl": (b'{"text": "a"}\n{"text": \n', "half.jsonl line 2 is not a row"),
+    "half.jsonl": (b'{"text": "a"}\n{"text": \n', "half.jsonl line 2 is not JSON"),
     "numbers.jsonl": (b"1\n", "numbers.jsonl line 1 is not a row"),
     "other-keys.jsonl": (b'{"words": "a"}\n', "other-keys.jsonl line 1 is not a row"),
 }

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 8,
     "intermediate_size": 24,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,

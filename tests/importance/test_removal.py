@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
+from optimum_ishrink.errors import NotFiniteError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.importance.batches import Batches
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
@@ -121,3 +123,10 @@ def test_layers_that_return_tuples_are_left_out_as_well(monkeypatch: pytest.Monk
     found = score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(1, 2)])
     torch.testing.assert_close(found, expected)
     assert [layer.forward for layer in model.model.layers] == before  # what was set on the layers is restored
+
+
+def test_a_score_that_is_not_finite_names_the_layers() -> None:
+    model, binding = bound_model("llama")
+    overflow = replace(LAYER_CRITERIA["perplexity"], function=lambda before, *_: before[:, 0] * float("inf"))
+    with pytest.raises(NotFiniteError, match=r"perplexity is not finite \(.*\) without layers 1 to 2"):
+        score_spans(model, binding, BATCHES, overflow, [(1, 3)])

@@ -18,6 +18,7 @@ from optimum_ishrink.importance import stage as scoring
 from optimum_ishrink.importance.score_cache import ScoreCache
 from optimum_ishrink.importance.stage import score
 from optimum_ishrink.text.calibration import Calibration
+from tests.helpers.beginning import beginning_tokenizer
 from tests.helpers.tiny import save_tiny, tiny_config
 
 KEY: dict[str, Any] = {"criterion": "taylor", "dimension": "num_hidden_layers", "seed": 0, "text": ["a", None]}
@@ -137,3 +138,15 @@ def test_criteria_of_weights_are_not_cached(counted: list[tuple[str, ...]], tmp_
     folder = save_tiny(tmp_path / "model", tiny_config("llama"))
     run_scoring(folder, ["intermediate_size"], importance="l2-norm")
     assert not (tmp_path / "cache").exists()
+
+
+def test_windows_that_begin_with_bos_have_other_scores(
+    counted: list[tuple[str, ...]], tmp_path: Path, text_file: Path
+) -> None:
+    folder = save_tiny(tmp_path / "model", tiny_config("llama"))
+    how = {"calibration": str(text_file), "calibration_samples": 4, "calibration_length": 16, "dtype": "float32"}
+    first = run_scoring(folder, ["num_hidden_layers"], **how)
+    beginning_tokenizer().save_pretrained(folder)
+    again = run_scoring(folder, ["num_hidden_layers"], **how)
+    assert len(counted) == 2
+    assert not torch.equal(first["num_hidden_layers"], again["num_hidden_layers"])

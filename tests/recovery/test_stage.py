@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.report import Report
 from optimum_ishrink.report.run import Run
+from tests.helpers.beginning import beginning_tokenizer
 from tests.helpers.recovery_runs import changed, recover, recovered
 from tests.helpers.tiny import save_tiny, tiny_config
 
@@ -208,3 +210,24 @@ def test_a_larger_teacher_of_the_same_tokenizer(small: Path, flags: list[str], t
     facts = recovered(tmp_path / "out")
     assert (facts["teacher"], facts["before"]) == ("larger", [])
     assert "against larger" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_sampled_text_and_the_teachers_predictions_behind_bos_are_stored_apart(
+    small: Path, llama_folder: Path, flags: list[str], tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(llama_folder, tmp_path / "teacher")
+    how = [*flags, "--recovery-data", "self", "--recovery-cache", str(tmp_path / "cache"), "--no-evaluate"]
+    how += ["--teacher", str(teacher)]
+
+    def stored() -> tuple[int, int]:
+        names = [path.name for path in (tmp_path / "cache").iterdir()]
+        return sum(name.startswith("self-") for name in names), sum(name.startswith("teacher-") for name in names)
+
+    assert recover(small, tmp_path / "plain", how) == 0
+    before = stored()
+    assert before[0] == 1
+    assert "begins_with" not in recovered(tmp_path / "plain")
+    beginning_tokenizer(template="{% for m in messages %}<u>{{ m.content }}{% endfor %}").save_pretrained(teacher)
+    assert recover(small, tmp_path / "begun", how) == 0
+    assert stored() == tuple(2 * count for count in before)
+    assert recovered(tmp_path / "begun")["begins_with"] == "<s>"

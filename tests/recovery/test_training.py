@@ -14,12 +14,13 @@ import torch
 from transformers import TrainerCallback
 
 from optimum_ishrink import RequestError
-from optimum_ishrink.errors import OutputError, TrainingError
+from optimum_ishrink.errors import NotFiniteError, OutputError, TrainingError
 from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
 from optimum_ishrink.recovery.teacher_cache import CachedTeacher
 from optimum_ishrink.recovery.trainable import add_lora, train_parameters
 from optimum_ishrink.recovery.trained_parts import parse_trained
+from optimum_ishrink.recovery.trainer import RecoveryTrainer
 from optimum_ishrink.recovery.training import choose_teacher, micro_batch, train
 from optimum_ishrink.recovery.training_text import TrainingWindows
 from optimum_ishrink.recovery.work_folder import checkpoints, open_work
@@ -214,7 +215,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TrainingError, match=r"NaN or infinite at step 6; the checkpoint of step 4 is in"):
         go(tmp_path, live)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
-    with pytest.raises(TrainingError, match="at step 1; there is no checkpoint yet"):
+    with pytest.raises(
+        NotFiniteError, match=r"loss on the held-out recovery text .* before the first step \(loss nan"
+    ):
         go(tmp_path / "other", LiveTeacher(teacher))
 
 
@@ -369,3 +372,24 @@ def test_an_adapter_starts_at_nothing_or_where_it_is_told(model_type: str) -> No
     add_lora(again, how, start={name: delta})
     torch.testing.assert_close(again(ids).logits, moved(ids).logits, atol=1e-4, rtol=1e-4)
     torch.random.set_rng_state(state)
+
+
+def test_a_damaged_model_is_named_before_the_first_step(tmp_path: Path) -> None:
+    model = cut_model(tiny_model(tiny_config("llama")))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"the model to recover gives NaN .*, first in model.layers.1.mlp"):
+        go(tmp_path, model=model)
+    assert not checkpoints(tmp_path)
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = RecoveryTrainer.held_out_loss
+
+    def held_out_loss(self: Any) -> dict[str, float]:
+        found = original(self)
+        return {**found, "loss": float("nan")} if self.state.global_step else found
+
+    monkeypatch.setattr(RecoveryTrainer, "held_out_loss", held_out_loss)
+    with pytest.raises(TrainingError, match=r"the held-out loss became NaN or infinite after step 4; try a lower"):
+        go(tmp_path)

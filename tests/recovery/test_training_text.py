@@ -13,61 +13,10 @@ from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.recovery.self_text import self_text
 from optimum_ishrink.recovery.targets import IGNORED
-from optimum_ishrink.recovery.training_text import HELD_OUT_MOST, pack, recovery_text, row_segments, source_documents
+from optimum_ishrink.recovery.training_text import HELD_OUT_MOST, pack, recovery_text, source_documents
 from optimum_ishrink.text.sampling import sample_text
 from optimum_ishrink.text.sources import TextSource
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
-
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-class Chatting:
-    """A tokenizer with a chat template of its own."""
-
-    def __init__(self, template: str | None) -> None:
-        self.chat_template = template
-        self._tokenizer = tiny_tokenizer()
-
-    def apply_chat_template(self, messages: Any, **how: Any) -> Any:
-        return self._tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **how)
-
-
-MESSAGES = [
-    {"role": "user", "content": "hi"},
-    {"role": "assistant", "content": "ho"},
-    {"role": "user", "content": "why"},
-    {"role": "assistant", "content": "so"},
-]
-
-
-def test_rows_say_what_is_an_answer() -> None:
-    plain = Chatting(None)
-    assert row_segments({"text": "a"}, plain) == [("a", False)]
-    assert row_segments({"prompt": "a ", "completion": "b"}, plain) == [("a ", False), ("b", True)]
-    row = {"question": "q?", "choices": ["x", "y"], "answer": 1}
-    assert row_segments(row, plain) == [("Question: q?\nAnswer:", False), (" y", True)]
-    assert row_segments({"messages": MESSAGES[:2]}, plain) == [
-        ("user:", False),
-        (" hi\n", False),
-        ("assistant:", False),
-        (" ho\n", True),
-    ]
-
-
-def test_a_chat_template_writes_messages() -> None:
-    segments = row_segments({"messages": MESSAGES}, Chatting(CHAT))
-    assert segments == [
-        ("<user>hi</user><assistant>", False),
-        ("ho</assistant>", True),
-        ("<user>why</user><assistant>", False),
-        ("so</assistant>", True),
-    ]
-    rewriting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(DataError, match="rewrites earlier turns.*'prompt' and 'completion'"):
-        row_segments({"messages": MESSAGES}, Chatting(rewriting))
 
 
 def test_labels_stand_on_answers_alone() -> None:
@@ -103,7 +52,7 @@ def sources(tmp_path: Path) -> dict[str, TextSource]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("text.jsonl", "row 1 of text.jsonl has no answer to take labels from; give rows with 'messages'"),
+        ("text.jsonl", "text.jsonl line 1 has no answer to take labels from; give rows with 'messages'"),
         ("plain.txt", "plain.txt is plain text without answers"),
         ("pydoc", "Python reference topics is plain text without answers"),
         ("self", "text that the model samples itself has no answers to take labels from"),

@@ -11,7 +11,8 @@ from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation.inputs import check_evaluation_texts
 from optimum_ishrink.text.calibration import calibration_windows, held_out_windows, window_kinds
-from optimum_ishrink.text.sources import PYDOC, TextSource, label_sources, parse_sources, row_text, windows_per_source
+from optimum_ishrink.text.rows import row_text
+from optimum_ishrink.text.sources import PYDOC, TextSource, label_sources, parse_sources, windows_per_source
 from optimum_ishrink.text.windows import token_windows
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 
@@ -93,7 +94,7 @@ def test_blank_documents_are_skipped(tmp_path: Path) -> None:
 def test_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     source = TextSource(str(tmp_path / name))
     (tmp_path / name).write_bytes(b'{"text": "caf\xe9"}')
-    with pytest.raises(DataError, match=f"^text file .*{name} is not UTF-8; save it as UTF-8$"):
+    with pytest.raises(DataError, match=f"^text file .*{name} is not UTF-8 \\(line 1\\); save it as UTF-8$"):
         next(iter(source.documents()))
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match="does not exist"):
@@ -144,7 +145,7 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="no column to read"):
         list(TextSource("org/name").documents())
     assert seen == [("org/name", "c", "s"), ("org/name", None, "train")]
-    assert list(TextSource("org/name:::body").rows()) == [{"text": "x"}, {"text": "y"}]
+    assert [row.text() for row in TextSource("org/name:::body").rows()] == ["x", "y"]
     with pytest.raises(DataError, match="no column to read"):
         list(TextSource("org/name").rows())
 

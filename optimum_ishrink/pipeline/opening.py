@@ -1,0 +1,19 @@
+"""The stage that opens the written checkpoint as its user will, before it takes its place."""
+
+from __future__ import annotations
+
+from ..checkpoint.reopening import check_files, check_logits
+from .job import Job
+
+
+def open_written(job: Job) -> None:
+    """Open the written checkpoint again, and compare its logits on a short text with those of its tensors.
+
+    The model is loaded where the run loads one anyway: to score, repair, train, measure or time. Otherwise the tensors
+    were compared one at a time as they were cut, and no model is loaded.
+    """
+    session, config = job.session, job.config
+    source = job.student or session.source
+    tokenizer = check_files(job.folder, source.folder)
+    if session.loaded is not None or config.recovers or config.evaluate or config.benchmark:
+        check_logits(job.folder, tokenizer, session.dtype, session.device)
