@@ -166,7 +166,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
                 if self.args.should_save:
                     shutil.rmtree(partial, ignore_errors=True)
                 # What torch.save makes of a full disk, at different places of the file.
-                if isinstance(error, RuntimeError) and any(word in str(error) for word in ("writ", "iostream")):
+                if isinstance(error, RuntimeError) and any(
+                    word in str(error) for word in ("writ", "iostream", "inline_container")
+                ):
                     raise OSError(28, str(error)) from None
                 raise
         self.accelerator.wait_for_everyone()
