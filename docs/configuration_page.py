@@ -66,7 +66,7 @@ def _entry(option: Option) -> str:
     spec = option.spec
     allowed = [f"`{value}`" for value in spec.choices] if isinstance(spec.choices, tuple) else []
     bounds = [
-        f"{word} {value:g}"
+        f"{word} {value}" if isinstance(value, int) else f"{word} {value:g}"
         for word, value in (("at least", spec.ge), ("above", spec.gt), ("at most", spec.le), ("below", spec.lt))
         if value is not None
     ]

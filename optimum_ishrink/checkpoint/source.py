@@ -269,7 +269,7 @@ def open_config(model: str | Path, *, revision: str | None = None, token: str | 
             folder's weights do not fit it.
     """
     name = str(model)
-    local = Path(name).expanduser()
+    local = _local(name)
     if local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         source = open_source(model)
         if any(local.glob("*.safetensors")):

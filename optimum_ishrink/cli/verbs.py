@@ -169,10 +169,9 @@ def _plan(args: argparse.Namespace) -> Any:
     if args.output:
         if args.shape_only:
             raise RequestError("--shape-only chooses nothing, so there is no plan to save; leave out --output")
-        if Path(args.output).exists():
-            raise RequestError(f"{args.output} already exists; name another file")
-        if not Path(args.output).absolute().parent.is_dir():
-            raise RequestError(f"{Path(args.output).parent} is not a folder; create it first, or name another file")
+        from ..core.output import check_output_file
+
+        check_output_file(Path(args.output), None)
     if args.shape_only:
         return _plan_shape(args, model, config)
     return _show_plan_alone(args, _shrinker(args, model), config, check_all=False)

@@ -99,19 +99,27 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
-def check_output_file(path: Path, overwrite: bool) -> None:
+def check_output_file(path: Path, overwrite: bool | None) -> None:
     """Check that a file can be created, before any long work.
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing file is replaced; None where that cannot be requested.
 
     Raises:
         OutputError: It already exists, it is a folder, or its folder is missing or cannot be written to.
     """
     path = _resolved(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} already exists; name another file or pass --overwrite")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; create it first, or name another file")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file in it")
+        if path.exists() and not overwrite:
+            way_out = "" if overwrite is None else " or pass --overwrite"
+            raise OutputError(f"{path} already exists; name another file{way_out}")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path.parent} is not a folder; create it first, or name another file")
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {_reason(error)}; name another file") from None
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in {path.parent}; name another file")
 

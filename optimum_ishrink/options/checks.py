@@ -77,6 +77,8 @@ def _check_type(entry: Option, value: Any) -> None:
         least = 1 if spec.ge is None else int(spec.ge)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if spec.le is not None and value > spec.le:
+            raise RequestError(f"{name} must be at most {int(spec.le)}, not {value!r}")
     elif entry.kind == "float":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not _within(entry, value):
             raise RequestError(f"{name} must be {_bounds(entry)}, not {value!r}")

@@ -11,6 +11,8 @@ from .option import option
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float32")
+MAX_SEED = 2**32 - 1
+"""The largest seed that numpy takes; torch takes larger ones."""
 
 
 def _check_device(name: str) -> None:
@@ -30,7 +32,7 @@ class RunOptions(Options):
         doc="Name of the base in cards, such as its Hub id, if it was read from a folder.",
         default_help="the Hub id or the folder's name",
     )
-    seed: int = option(0, ge=0, metavar="N", help="seed of everything random")
+    seed: int = option(0, ge=0, le=MAX_SEED, metavar="N", help="seed of everything random")
     dtype: str = option(
         "auto",
         choices=DTYPES,

@@ -27,6 +27,8 @@ READING = {
 }
 """Commands that read a checkpoint, up to its name."""
 
+LONG = 300 * "x"
+
 UNREAD = {
     ("plan", "half-a-tokenizer"),  # weights alone are scored
     ("benchmark", "half-a-tokenizer"),  # any tokens are timed
@@ -152,6 +154,11 @@ def test_an_output_that_cannot_be(verb: str, output: str, message: str, capsys: 
         (f"{SHRINK} --intermediate-size 16 --push-to-hub 'a b' --dry-run", "cannot be a repository on the Hub"),
         ("shrink --model model", "name the output folder with --output, or pass --dry-run"),
         ("shrink --output out", "name the model: --model with a Hub id or folder"),
+        (f"{SHRINK} --intermediate-size 16 --seed 4294967296", "seed must be at most 4294967295, not 4294967296"),
+        (f"plan --model {LONG} --intermediate-size 16 --shape-only", "is too long for the name of a folder"),
+        (f"plan --model model --intermediate-size 16 --output {LONG}", "File name too long; name another file"),
+        (f"export --model model --output {LONG}.gguf", "File name too long; name another file"),
+        ("plan --model model --intermediate-size 16 --output model", "model is a folder; name a file in it"),
         ("plan --model model --intermediate-size 16 --output file", "file already exists; name another file"),
         ("plan --model model --intermediate-size 16 --output nowhere/x", "nowhere is not a folder; create it first"),
         ("plan --model model --intermediate-size 16 --output x --shape-only", "--shape-only chooses nothing"),
