@@ -29,10 +29,11 @@ def measure(session: Session, config: IShrinkConfig, base: str | Path | Source |
     other = base if isinstance(base, Source) or base is None else open_source(given_model(base, "base"))
     if update:
         update = other is not None and not source.is_hub_id and can_update(source.folder, other, config.base_model)
-    for each in (source, *([other] if other is not None else [])):
-        each.check_architecture()
+    models = [source] if other is None else [source, other]
+    for model in models:
+        model.check_architecture()
     evaluation = Evaluation(session, config)
-    evaluation.check(source, *([other] if other is not None else []))
+    evaluation.check(*models)
     report = evaluation.measure_source(other)
     if update:
         update_report(source.folder, report)

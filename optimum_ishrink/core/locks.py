@@ -27,18 +27,23 @@ def try_lock(folder: Path) -> int | None:
     Args:
         folder: An existing folder.
     """
+    return _lock(folder)[0]
+
+
+def _lock(folder: Path) -> tuple[int | None, bool]:
+    """Return the handle of a new lock, or None, and whether that is because another process holds it."""
     if fcntl is None:
-        return None
+        return None, False
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
-        return None
+        return None, False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process has it, or this file system has no locks
+    except OSError as error:  # another process has it, or this file system has no locks
         os.close(handle)
-        return None
-    return handle
+        return None, isinstance(error, BlockingIOError)
+    return handle, False
 
 
 @contextmanager
@@ -88,8 +93,8 @@ def claimed_folder(folder: Path, what: str) -> Iterator[None]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()] or [folder]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    handle = try_lock(folder)
-    if handle is None and _is_locked(folder):
+    handle, is_taken = _lock(folder)
+    if is_taken:
         raise OutputError(f"another run {what} in {folder}; wait for it, or name another output folder")
     try:
         yield
@@ -99,22 +104,3 @@ def claimed_folder(folder: Path, what: str) -> Iterator[None]:
                 path.rmdir()
         if handle is not None:
             os.close(handle)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock, rather than that there are none here."""
-    if fcntl is None:
-        return False
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return False

@@ -26,8 +26,6 @@ def export(
         RequestError: The request cannot be met; the message says what is allowed.
         VerificationError: The export does not agree with the checkpoint, or cannot be read; nothing was written.
     """
-    source.check()
-    source.load_tokenizer()  # a converter takes long to say that it is damaged
     if options.format == "safetensors":
         return export_quantized(source, options, output, overwrite=overwrite)
     return export_gguf(source, options, output, overwrite=overwrite)

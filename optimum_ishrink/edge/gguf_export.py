@@ -86,6 +86,7 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
         except RequestError as error:
             raise RequestError(f"{error}; or pass --no-verify to export without comparing") from None
     source.check()
+    source.load_tokenizer()  # the converter takes long to say that it is damaged
     check_rows(source.binding, quantization)
     check_runs(source)
     agreements: list[Agreement] = []

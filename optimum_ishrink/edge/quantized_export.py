@@ -90,6 +90,7 @@ def export_quantized(
     check_not_inside(output, [source.folder, *([] if analysis is None else [analysis])])
     check_library(quantization)
     source.check()
+    source.load_tokenizer()
     binding = source.binding
     in_16_bits = layers_in_16_bits(binding, options.keep_layers or (), analysis, options.analysis_share)
     linears = linear_layers(source.config, binding)

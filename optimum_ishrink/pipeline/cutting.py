@@ -39,7 +39,10 @@ def score_and_plan(job: Job) -> None:
     """Score what changes, and choose what is retained."""
     session, config, shape = job.session, job.config, job.shape
     source = session.source
-    if _reads_calibration(job) and not any(text.is_self for text in job.calibration.sources):
+    # All processes take part in the draw, and the repair runs in one of them.
+    shared = process_count() > 1 and config.compensation != "none"
+    samples_itself = any(text.is_self for text in job.calibration.sources)
+    if shared or (_reads_calibration(job) and not samples_itself):
         len(job.calibration.windows)  # a text that is too short, or that the model cannot read, ends the run here
     keys = scored_dimensions(source.binding.shape, shape, merge=config.merge_key_value_heads)
     job.scores = score(session, config, job.calibration, keys)
@@ -49,8 +52,6 @@ def score_and_plan(job: Job) -> None:
     layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable)
     job.plan = plan(source, config, shape, job.scores, _choice(job), layers=layers, name=session.base_name)
     job.on_plan(job.plan)
-    if process_count() > 1 and config.compensation != "none":
-        _ = job.calibration.windows  # all processes take part in the draw, and the repair runs in one of them
 
 
 def _choice(job: Job) -> Choice:

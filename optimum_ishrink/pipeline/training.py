@@ -41,8 +41,6 @@ def check_training(job: Job) -> None:
     config, student = job.config, job.student or job.session.source
     student.check()
     check_device(job.session)
-    if job.student is not None:
-        job.student.check()
     for text in parse_sources(config.recovery_data):
         text.check()
     adapter_base(config, job.student)

@@ -18,7 +18,7 @@ MARK = "\u2402"
 _ASSISTANT = "assistant"
 
 
-def said(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
     """Return a value's text: a text, null (which says nothing), or a list of text parts.
 
     Args:
@@ -226,7 +226,7 @@ def _read_message(message: Any, number: int) -> dict[str, Any]:
         raise DataError(f"has 'tool_calls' in message {number} that are no list of objects; write a list of calls")
     if not ("content" in message or calls):
         raise DataError(f"has a message {number} without 'content'; write what is said, or null")
-    return {**found, "content": said(message.get("content"), "content")}
+    return {**found, "content": text_of(message.get("content"), "content")}
 
 
 def read_tools(tools: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError
-from .conversations import Conversation, Segment, read_conversation, said
+from .conversations import Conversation, Segment, read_conversation, text_of
 
 _NO_FORM = "is not a row with 'text'; 'messages'; 'prompt' and 'completion'; or 'question', 'choices' and 'answer'"
 
@@ -145,14 +145,14 @@ def _is_messages(value: Any) -> bool:
 
 
 def _one_text(value: Any, name: str) -> Row:
-    return Row(((said(value, name), False),))
+    return Row(((text_of(value, name), False),))
 
 
 def _read_pair(row: Mapping[str, Any]) -> Row:
     prompt, completion = row["prompt"], row["completion"]
     spoken = [_is_messages(each) for each in (prompt, completion)]
     if not any(spoken):
-        return Row(((said(prompt, "prompt"), False), (said(completion, "completion"), True)))
+        return Row(((text_of(prompt, "prompt"), False), (text_of(completion, "completion"), True)))
     if not all(talks or _is_nothing(each) for talks, each in zip(spoken, (prompt, completion), strict=True)):
         raise DataError("has a list of messages and a text as 'prompt' and 'completion'; write both as one of these")
     together = [*(prompt or ()), *(completion or ())]
@@ -168,5 +168,5 @@ def _read_question(row: Mapping[str, Any]) -> Row:
         raise DataError(
             f"has an 'answer' that is not the index of a choice; write a number from 0 to {len(choices) - 1}"
         )
-    chosen = said(choices[answer], "choices")
-    return Row(((f"Question: {said(row['question'], 'question')}\nAnswer:", False), (f" {chosen}", True)))
+    chosen = text_of(choices[answer], "choices")
+    return Row(((f"Question: {text_of(row['question'], 'question')}\nAnswer:", False), (f" {chosen}", True)))
