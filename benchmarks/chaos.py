@@ -2,6 +2,7 @@
 
     make chaos
     python -m benchmarks.chaos --kills 1000 --seed 0 --output chaos.jsonl
+    python -m benchmarks.chaos --only 102,1117 --output again.jsonl
 
 Every run is a command of `ishrink` on tiny models, disturbed once. After it, nothing half-written may be visible,
 every input must have its bytes, and the same command must complete with the result that it has undisturbed. The runs
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,7 +114,7 @@ class Campaign:
         command = COMMANDS[chance.choice(verbs)]
         record = Record(number, fault, command.verb)
         folder = self.bench.root / f"run-{number}"
-        folder.mkdir()
+        folder.mkdir()  # `Place.close` removes it
         began = time.monotonic()
         size = None
         if fault == "full disk":
@@ -241,6 +243,15 @@ def table(records: list[Record]) -> str:
     return "\n".join(rows)
 
 
+def _numbers(only: str | None, kills: int, records: list[Record]) -> Iterator[int]:
+    """Yield the numbers of the runs to do: those that are named, or the next ones until there are enough kills."""
+    if only is not None:
+        yield from map(int, only.split(","))
+        return
+    while sum(each.killed for each in records) < kills:
+        yield len(records)
+
+
 _COUNTED = ("killed", "lost", "half", "changed", "untidy")
 
 
@@ -250,12 +261,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000, help="runs that are to be killed (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("chaos.jsonl"), help="one line of JSON a run")
+    parser.add_argument("--only", metavar="NUMBERS", help="do these runs alone, such as 102,1117")
     args = parser.parse_args()
     records = read_records(args.output, args.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, Bench(Path(name)) as bench:
         campaign = Campaign(bench, args.seed)
-        while sum(each.killed for each in records) < args.kills:
-            record = campaign.run(len(records))
+        for number in _numbers(args.only, args.kills, records):
+            record = campaign.run(number)
             records.append(record)
             with args.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"seed": args.seed, **asdict(record)}) + "\n")

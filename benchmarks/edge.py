@@ -29,6 +29,7 @@ from optimum_ishrink.edge.agreement import AgreementSettings, measure_agreement
 from optimum_ishrink.edge.benchmark import BenchmarkSettings, fitting_lengths, run_benchmark
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
+from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer
 from optimum_ishrink.edge.llama_server import default_threads
 from optimum_ishrink.edge.row_fallbacks import check_rows
 from optimum_ishrink.edge.write_gguf import write_gguf
@@ -73,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
             path = Path(args.work) / f"{percent}-{name}.gguf"
             check_rows(source.binding, parse_gguf_quantization(name))
             if not path.is_file():
-                write_gguf(source.folder, parse_gguf_quantization(name), path, name=path.stem)
+                write_gguf(
+                    source.folder, parse_gguf_quantization(name), path, name=path.stem, tokenizer=GgufTokenizer()
+                )
             if (percent, name) in known:
                 continue
             found = measure_agreement(model, tokenizer, path, threads=threads, settings=AGREEMENT)

@@ -210,7 +210,8 @@ line override it.
 ishrink shrink --config configs/llama-3.2-1b.yaml --output llama-0.83
 ```
 
-The iShrink thesis removed 13.75 to 17.04 % of the parameters of its models; these recipes remove about as much.
+The iShrink thesis removed 13.75 to 17.04 % of the parameters of its models; the recipes for these, and most others,
+remove about as much. Those for Gemma and Qwen remove rows of the vocabulary alone.
 
 {markdown_table(("recipe", "model", "parameters", "after", "removed"), recipe_rows())}
 

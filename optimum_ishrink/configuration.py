@@ -18,10 +18,13 @@ from .planning.options import ShapeOptions
 from .recovery.options import RecoveryOptions
 from .report.files import CONFIG_FILE
 from .surgery.options import CompensationOptions
+from .vocabulary.options import VocabularyOptions
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class IShrinkConfig(ShapeOptions, ImportanceOptions, CompensationOptions, RecoveryOptions, EvaluationOptions):
+class IShrinkConfig(
+    ShapeOptions, VocabularyOptions, ImportanceOptions, CompensationOptions, RecoveryOptions, EvaluationOptions
+):
     """What to shrink, how to choose, how to recover, and what to measure.
 
     It is saved as `ishrink_config.json` with the result. Every name is also a command-line flag, with dashes for

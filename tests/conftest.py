@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's cached scores
 
 from tests.helpers.tiny import save_tiny, tiny_config
+from tests.helpers.trained_vocabulary import save_trained
 
 # No deadlines: the machine may be slow. In CI the examples are always the same; on a desk they are new every time.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
@@ -61,6 +62,12 @@ def few_pictures(pytestconfig: pytest.Config) -> Iterator[None]:
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama checkpoint that tests read and never change."""
     return save_tiny(tmp_path_factory.mktemp("tiny-llama"), tiny_config("llama"))
+
+
+@pytest.fixture(scope="session")
+def worded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama checkpoint with a trained tokenizer, which tests read and never change."""
+    return save_trained(tmp_path_factory.mktemp("worded-llama"), ends=True)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,10 @@ def test_it_survives_saving(tmp_path: Path) -> None:
             "solves at full rank what recovery_lora_start='closed-form' solves at a low one; choose one",
         ),
         ({"recovery_train": "lora+norms"}, "'lora' is trained alone"),
-        ({"recovery_train": "bias"}, "unknown set of parameters 'bias'.*allowed: full, head, last:N, lora, norms"),
+        (
+            {"recovery_train": "bias"},
+            "unknown set of parameters 'bias'.*allowed: embeddings, full, head, last:N, lora, norms",
+        ),
         ({"recovery_train": "last:0"}, "such as last:2, not 'last:0'"),
         ({"recovery_temperature": 0}, "recovery_temperature must be a number above 0, not 0"),
         ({"recovery_learning_rate": "fast"}, "recovery_learning_rate must be a number above 0, not 'fast'"),
@@ -202,7 +205,7 @@ def test_every_config_key_has_a_flag() -> None:
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:
-            value = "text" if name in ("target", "include_path", "base_model") else 3
+            value = "text" if name in ("target", "include_path", "base_model", "vocab_keep") else 3
         config = IShrinkConfig(**{name: value})
         assert parse(config.command("m", "o")) == config, name
 

@@ -29,6 +29,8 @@ from optimum_ishrink.report.plan import CalibrationRecord, Choice, Plan
 from optimum_ishrink.report.recovery import RecoveryRecord
 from optimum_ishrink.report.report import ModelReport, Report
 from optimum_ishrink.report.tables import METRICS, format_measurement
+from optimum_ishrink.report.tied_head import HeadRecord
+from optimum_ishrink.report.vocabulary import TokensPerByte, VocabularyRecord
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -119,7 +121,8 @@ def test_recipes_remove_what_the_thesis_removes() -> None:
     recipes = {path: read_recipe(path) for path in (ROOT / "configs").glob("*.yaml")}
     assert len(rows) == sum("model" in recipe for recipe in recipes.values()) >= 5
     for row in rows:
-        assert 13.0 <= float(row[-1].rstrip("%")) <= 17.5, row
+        large = 13.0 if "gemma" not in row[1] else 20.0
+        assert large <= float(row[-1].rstrip("%")) <= (17.5 if "gemma" not in row[1] else 50.0), row
 
 
 def test_recipes_for_any_model_fit_those_that_we_have_the_dimensions_of() -> None:
@@ -187,6 +190,7 @@ def test_the_readme_shows_the_committed_report() -> None:
 RECORDS = (
     *(Report, ModelReport, Measurement, Comparison, Sample, Failure, SpeedComparison, Environment),
     *(Origin, CompensationRecord, ProjectionRepair, RecoveryRecord, Plan, Choice, CalibrationRecord),
+    *(VocabularyRecord, TokensPerByte, HeadRecord),
 )
 
 

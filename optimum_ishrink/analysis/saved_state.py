@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,8 @@ class State:
     def store_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Store what every measurement starts from: the scores, and the windows to measure on."""
         self.inputs = dict(inputs)
-        if self.folder is not None:
-            self._write_json()
-            self._replace(_INPUTS, lambda path: write_scores(inputs, path))
+        self._write_json()
+        self._write(_INPUTS, lambda path: write_scores(inputs, path))
 
     def add_level(self, level: SparsityLevel) -> None:
         """Store one level of one kind."""
@@ -95,20 +94,18 @@ class State:
         self._write_json()
 
     def _write_json(self) -> None:
-        if self.folder is not None:
-            levels = [to_plain(level) for level in self.levels.values()]
-            layers = [to_plain(layer) for layer in self.layers.values()]
-            data = {"schema": ANALYSIS_SCHEMA, "request": self.request, "levels": levels, "layers": layers}
-            self._replace(ANALYSIS_FILE, lambda path: write_json(path, data))
+        levels = [to_plain(level) for level in self.levels.values()]
+        layers = [to_plain(layer) for layer in self.layers.values()]
+        data = {"schema": ANALYSIS_SCHEMA, "request": self.request, "levels": levels, "layers": layers}
+        self._write(ANALYSIS_FILE, lambda path: write_json(path, data))
 
-    def _replace(self, name: str, write: Any) -> None:
-        """Write a file beside its place, then rename it: at any time there is a whole one."""
-        assert self.folder is not None
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let a function write a file that is whole at any time."""
+        if self.folder is None:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            new = self.folder / f".{name}.new"
-            write(new)
-            new.replace(self.folder / name)
+            write(self.folder / name)
         except OSError as error:
             raise OutputError(f"cannot write in {self.folder}: {os.strerror(error.errno or 0)}") from None
 
@@ -117,6 +114,7 @@ class State:
         if self.folder is not None:
             for name in (ANALYSIS_FILE, _INPUTS):
                 (self.folder / name).unlink(missing_ok=True)
-                (self.folder / f".{name}.new").unlink(missing_ok=True)
+                for partial in self.folder.glob(f".{name}.*.partial"):  # a run was killed while it wrote
+                    partial.unlink(missing_ok=True)
             with suppress(OSError):  # someone else's files are in it
                 self.folder.rmdir()

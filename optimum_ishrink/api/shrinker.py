@@ -25,6 +25,8 @@ from ..hub.options import PushOptions
 from ..options.option import own_options
 from ..pipeline.job import Job, recover_job, shrink_job
 from ..pipeline.runner import RECOVER, SHRINK, make_plan
+from ..pipeline.trimming import find_vocabulary
+from ..pipeline.tying import before_cut
 from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis
 from ..report.plan import Plan
@@ -117,7 +119,7 @@ class IShrinker(PushToHub):
         return f"{self.source.display_name.split('/')[-1]}-ishrink"
 
     def resolve_shape(self, config: IShrinkConfig | None = None, **changes: Any) -> dict[str, int]:
-        """Return the shape that a config describes. Reads config.json and no weights.
+        """Return the shape that a config describes. Reads no weights.
 
         Args:
             config: The options; the defaults when None.
@@ -128,8 +130,12 @@ class IShrinker(PushToHub):
 
         Raises:
             ShapeError: The shape cannot be expressed, or the target cannot be met.
+            SourceError: The vocabulary is to be cut, and cannot be.
         """
-        return resolve_shape(self.source.binding, (config or IShrinkConfig()).replace(**changes))
+        config = (config or IShrinkConfig()).replace(**changes)
+        source, removed = before_cut(self.source, config)
+        found = find_vocabulary(self.source, config)
+        return resolve_shape(source.binding, config, None if found is None else found[1], removed=removed)
 
     def plan(self, config: IShrinkConfig | None = None, *, check_all: bool = False, **changes: Any) -> Plan:
         """Return what would be removed, and write nothing.

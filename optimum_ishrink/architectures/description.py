@@ -19,11 +19,17 @@ from .expressions import Axis, parse_axes
 LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermediate_size"
 """Config keys of the number of layers, of KV groups and of MLP neurons."""
 
-DIMENSIONS = {LAYERS: "layers", GROUPS: "kv", "num_attention_heads": "heads", NEURONS: "ffn"}
+ROWS = "vocab_size"
+"""Config key of the number of rows of the embedding, and of the head."""
+
+DIMENSIONS = {LAYERS: "layers", GROUPS: "kv", "num_attention_heads": "heads", NEURONS: "ffn", ROWS: "vocab"}
 """The dimensions that can be changed: Hugging Face config key to the name of the size in the descriptions."""
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Names of a language-model head that may be tied to the embedding."""
+
+TIE = "tie_word_embeddings"
+"""Config key that ties the head to the embedding."""
 
 INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 """The index of a layer or an expert in a tensor's name."""
@@ -116,6 +122,8 @@ class Description:
                 name: Dimension(entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"))
                 for name, entry in data["dimensions"].items()
             }
+            # Descriptions from outside the package may be older than this dimension.
+            dimensions.setdefault(ROWS, Dimension({}, fixed=f"its description has no entry {ROWS}"))
             change = data.get("class_change")
             if set(dimensions) != set(DIMENSIONS):
                 raise ValueError(f"dimensions must be exactly {', '.join(DIMENSIONS)}")

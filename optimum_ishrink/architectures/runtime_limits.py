@@ -11,11 +11,13 @@ models, loads them in llama.cpp, and compares predictions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .layer_order import LayerOrder
 
 STORED = "stored"
 """The file holds it, so that any value can be exported."""
@@ -189,9 +191,28 @@ def depth_limit(model_type: str, config: Any, depth: int, first: int, last: int)
     for key, (rule, places) in wanted.items():
         if places is None:
             return f"{key}: {rule}"
-        if not _can_follow(list(getattr(config, key)), places, first, last):
+        kinds = tuple(getattr(config, key))
+        removable = range(first, len(kinds) - last)
+        if not LayerOrder(kinds, tuple(places)).can_follow(range(len(kinds)), removable):
             return f"{key}: {rule}, and no {depth} layers of this model with its protected ones are in that order"
     return None
+
+
+def layer_order(model_type: str, config: Any, depth: int) -> LayerOrder | None:
+    """Return the order of layers that llama.cpp takes for given at a depth; None where it takes any.
+
+    Args:
+        model_type: The architecture.
+        config: The model's config.
+        depth: Retained layers.
+    """
+    limits = llama_cpp_limits().get(model_type)
+    wanted = {} if limits is None else _places(model_type, limits, config, depth)
+    lists = [places for _, places in wanted.values() if places is not None]
+    if not lists or len(lists) < len(wanted):
+        return None
+    kinds = zip(*(getattr(config, key) for key in wanted), strict=True)
+    return LayerOrder(tuple(kinds), tuple(zip(*lists, strict=True)))
 
 
 def _lacks_window(limits: RuntimeLimits, config: Any) -> bool:
@@ -222,16 +243,6 @@ def _places(
         rule = f"llama.cpp leaves rotary positions out of every {_ordinal(every)} layer of {model_type}"
         wanted["no_rope_layers"] = (rule, [int((layer + 1) % every != 0) for layer in range(depth)])
     return wanted
-
-
-def _can_follow(found: Sequence[Any], places: Sequence[Any], first: int, last: int) -> bool:
-    """Whether layers that include the first and the last ones can be retained so that they are what `places` says."""
-    depth = len(places)
-    middle = depth - last
-    if list(found[:first]) != list(places[:first]) or list(found[len(found) - last :]) != list(places[middle:]):
-        return False
-    rest = iter(found[first : len(found) - last])
-    return all(place in rest for place in places[first:middle])  # `in` goes on behind the last match
 
 
 def _ordinal(number: int) -> str:

@@ -99,12 +99,19 @@ def slice_tensor(
         if scratch is None:
             tensor = tensor.index_select(dim, index.to(tensor.device))
         else:
-            tensor = _take(tensor, dim, index, scratch)
+            tensor = take(tensor, dim, index, scratch)
     return tensor
 
 
-def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor, scratch: Memory) -> torch.Tensor:
-    """`index_select` through numpy: three times as fast along the last axis, and into a reused buffer."""
+def take(tensor: torch.Tensor, dim: int, index: torch.Tensor, scratch: Memory) -> torch.Tensor:
+    """`index_select` through numpy: three times as fast along the last axis, and into a reused buffer.
+
+    Args:
+        tensor: A tensor on the CPU.
+        dim: The axis.
+        index: The retained positions along it, int64.
+        scratch: Buffer for the result; the next tensor that is taken along this axis overwrites it.
+    """
     shape = [len(index) if i == dim else length for i, length in enumerate(tensor.shape)]
     out = scratch.take(f"axis {dim}", prod(shape) * tensor.element_size()).view(tensor.dtype).view(shape)
     integers = _SAME_WIDTH[tensor.element_size()]  # numpy has no bfloat16, and a copy needs none

@@ -19,7 +19,7 @@ from ..report.compensation import CompensationRecord
 from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
 from ..report.origin import Origin
 from ..report.plan import Plan
-from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, layer_rows, shape_rows
+from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, head_line, layer_rows, shape_rows
 from ..report.report import Report
 from ..report.run import Run
 from ..report.scores import read_scores
@@ -32,6 +32,7 @@ from ..report.tables import (
     report_rows,
     retained_rows,
 )
+from ..report.vocabulary_tables import TOKENS_HEADER, VOCABULARY_HEADER, tokens_rows, vocabulary_rows
 from .figures import draw_importance, draw_quality, draw_removed, draw_speed, timed_pairs
 from .leaderboards import write_benchmark_entries
 from .metadata import card_data
@@ -82,9 +83,14 @@ def render_card(
         recovered=_recovered(report),
         shape_table=literal_table(SHAPE_HEADER, shape_rows(plan)),
         layer_table=literal_table(LAYER_HEADER, layer_rows(plan)),
+        head_line=head_line(plan.tied_head) if plan.tied_head else "",
+        vocabulary_table=literal_table(VOCABULARY_HEADER, vocabulary_rows(plan.vocabulary)) if plan.vocabulary else "",
+        tokens_table=literal_table(TOKENS_HEADER, tokens_rows(plan.vocabulary)) if plan.vocabulary else "",
+        cuts_layers=len(plan.layers) < plan.shape["num_hidden_layers"] or bool(plan.units),
         report_table=literal_table(REPORT_HEADER, report_rows(report)),
         figures={name: figures.get(name) for name in ("removed", "importance", "quality", "speed")},
         other_runtime=any(each.runtime is not None for each in report.shrunk.speed),
+        shared=_shared(report),
         lost=(
             "The KL divergence above shows the loss of quality"
             if any(each.metric == "kl_divergence" for each in report.shrunk.quality)
@@ -93,6 +99,12 @@ def render_card(
         environment=report.environment,
         command=origin.command,
     )
+
+
+def _shared(report: Report) -> str:
+    """Return the least share of predicted tokens at which the base was compared, where it has more tokens; else ''."""
+    shares = [each.shared for each in report.shrunk.quality if each.carried and each.shared is not None]
+    return f"{min(shares):.1%}" if shares else ""
 
 
 def _retained_table(report: Report) -> str:

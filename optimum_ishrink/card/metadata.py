@@ -13,7 +13,7 @@ from ..report.origin import Origin
 from ..report.plan import Plan
 from ..report.report import Report
 
-_SETTINGS = ("num_fewshot", "task_version", "filter", "statistic", "runtime")
+_SETTINGS = ("num_fewshot", "task_version", "filter", "statistic", "runtime", "shared")
 _MACHINE = ("accelerator", "cpu", "threads", "dtype")
 
 

@@ -47,7 +47,10 @@ def _other_base(run: Run, base: Source, base_model: str | None) -> str | None:
     """Return why a model is not the base of a plan, or None when it is."""
     plan, binding = run.plan, base.binding
     assert plan is not None
-    same_shape = dict(binding.shape) == dict(plan.shape) and binding.num_parameters() == plan.num_parameters
+    same_shape = (
+        all(binding.shape.get(key) == size for key, size in plan.shape.items())
+        and binding.num_parameters() == plan.num_parameters
+    )
     if not same_shape or binding.description.model_type != plan.model_type:
         return "the base has a different shape from the model that the plan was made for"
     if plan.revision and base.revision and plan.revision != base.revision:

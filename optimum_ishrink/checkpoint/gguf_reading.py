@@ -30,9 +30,7 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
     Raises:
         SourceError: The file is missing or cannot be read.
     """
-    if not (folder / gguf_file).is_file():
-        near = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-        raise SourceError(f"{folder} holds no {gguf_file!r}; GGUF files there: {near}")
+    check_gguf_file(folder, gguf_file)
     try:
         # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost.
         with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()):
@@ -48,6 +46,17 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return add_older_keys(target, tokenizer)
+
+
+def check_gguf_file(folder: Path, gguf_file: str) -> None:
+    """Check that a folder holds a GGUF file.
+
+    Raises:
+        SourceError: It does not; the message names those that it holds.
+    """
+    if not (folder / gguf_file).is_file():
+        near = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        raise SourceError(f"{folder} holds no {gguf_file!r}; GGUF files there: {near}")
 
 
 def _remove_quantizer(model: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,8 +16,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from ..errors import SourceError
+from .gguf_header import read_header
 from .tokenizer_files import TOKENIZER_PATTERNS
 
 _ALLOWED = [
@@ -57,13 +63,14 @@ def download_checkpoint(
     return Path(path)
 
 
-def download_config(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
-    """Download a repository's config.json into the Hub's cache, nothing else, and return its folder.
+def download_config(repo_id: str, revision: str | None, token: str | bool | None, *, tokenizer: bool = False) -> Path:
+    """Download a repository's config.json into the Hub's cache, no weights, and return its folder.
 
     Args:
         repo_id: Id of the repository.
         revision: Branch, tag or commit; None for the default branch.
         token: Hub token; never stored.
+        tokenizer: Whether the tokenizer's files, and what names its tokens, are downloaded as well.
 
     Raises:
         SourceError: The repository cannot be read, or has no config.json; the message says why.
@@ -71,9 +78,63 @@ def download_config(repo_id: str, revision: str | None, token: str | bool | None
     try:
         with _one_line_errors(repo_id, revision):
             path = hf_hub_download(repo_id, "config.json", revision=revision, token=token)
+            if tokenizer:
+                patterns = ["generation_config.json", *TOKENIZER_PATTERNS]
+                snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns)
     except RemoteEntryNotFoundError:
         raise SourceError(f"{repo_id} holds no config.json; name a repository of a transformers model") from None
     return Path(path).parent
+
+
+def download_gguf_header(
+    repo_id: str, gguf_file: str, revision: str | None, token: str | bool | None, folder: Path
+) -> str | None:
+    """Fetch the header of a GGUF file, and write it into a file of the whole one's size, with a hole for the weights.
+
+    Args:
+        repo_id: Id of the repository.
+        gguf_file: Name of the file.
+        revision: Branch, tag or commit; None for the default branch.
+        token: Hub token; never stored.
+        folder: An existing folder; the file gets its name there.
+
+    Returns:
+        The commit of the file, where the Hub says so.
+
+    Raises:
+        SourceError: The repository cannot be read, it has no such file, or the file is not GGUF.
+    """
+    url = hf_hub_url(repo_id, gguf_file, revision=revision)
+    headers = build_hf_headers(token=token)
+
+    def fetch(start: int, stop: int) -> bytes:
+        if start >= size:
+            return b""
+        part = {**headers, "Range": f"bytes={start}-{min(stop, size) - 1}", "Accept-Encoding": "identity"}
+        answer = get_session().get(url, headers=part, follow_redirects=True)
+        hf_raise_for_status(answer)
+        if answer.status_code != 206:
+            raise ValueError("the Hub does not send parts of it")
+        return bytes(answer.content)
+
+    try:
+        with _one_line_errors(repo_id, revision):
+            found = get_hf_file_metadata(url, token=token)
+            size = found.size or 0
+            header = read_header(fetch)
+    except RemoteEntryNotFoundError:
+        names = [name for name in repository_files(repo_id, revision, token) if name.endswith(".gguf")]
+        raise SourceError(
+            f"{repo_id} holds no {gguf_file!r}; GGUF files there: {', '.join(names) or 'none'}"
+        ) from None
+    except ValueError as error:
+        raise SourceError(f"cannot read {gguf_file} of {repo_id}: {error}") from None
+    path = folder / gguf_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(size)
+    return found.commit_hash
 
 
 @contextmanager

@@ -25,13 +25,15 @@ from ..core.device import dtype_name
 from ..core.json_files import read_json
 from ..errors import SourceError
 from .card_metadata import card_languages, card_license
+from .comparing import same_bytes
 from .generation import check_generation_config
-from .gguf_reading import convert_gguf, gguf_languages, gguf_license
-from .hub_download import download_checkpoint, download_config, repository_files
+from .gguf_header import save_gguf_config
+from .gguf_reading import check_gguf_file, convert_gguf, gguf_languages, gguf_license
+from .hub_download import download_checkpoint, download_config, download_gguf_header, repository_files
 from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
 from .older_keys import add_older_keys
-from .tensors import TensorInfo, preview, read_index, refuse_pickles, same_bytes, stored_names
+from .tensors import TensorInfo, preview, read_index, refuse_pickles, stored_names
 
 
 @dataclass(frozen=True)
@@ -254,15 +256,25 @@ def open_source(
     )
 
 
-def open_config(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Source:
-    """Open a source of which no weights will be read. Of a Hub repository config.json alone is fetched.
+def open_config(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    gguf_file: str | None = None,
+    tokenizer: bool = False,
+) -> Source:
+    """Open a source of which no weights will be read.
 
-    Where a folder holds weights, their headers are checked.
+    Of a Hub repository config.json alone is fetched, or the header of a GGUF file. Where a folder holds weights, their
+    headers are checked.
 
     Args:
         model: Hub id or folder.
         revision: Branch, tag or commit of a Hub repository.
         token: Hub token; never stored.
+        gguf_file: Name of a GGUF file in the folder or repository, whose config is read.
+        tokenizer: Whether the tokenizer is needed: it is fetched from a Hub repository, or read from a GGUF file.
 
     Raises:
         SourceError: There is no config.json, it belongs to an adapter or to pickled weights, or the headers of a
@@ -270,18 +282,38 @@ def open_config(model: str | Path, *, revision: str | None = None, token: str | 
     """
     name = str(model)
     local = _local(name)
+    if gguf_file is not None and not local.is_file():
+        return _open_gguf_config(name, local, gguf_file, revision, token, tokenizer=tokenizer)
     if local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         source = open_source(model)
         if any(local.glob("*.safetensors")):
             source.check_headers()
         return source
-    folder = download_config(name, revision, token)
+    folder = download_config(name, revision, token, tokenizer=tokenizer)
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
     files = repository_files(name, commit, token)
     _refuse_adapter(name, files)
     if files and not any(file.endswith(".safetensors") for file in files):
         refuse_pickles(name, files)
     return Source(name, folder, revision=commit, is_hub_id=True)
+
+
+def _open_gguf_config(
+    name: str, local: Path, gguf_file: str, revision: str | None, token: str | bool | None, *, tokenizer: bool
+) -> Source:
+    is_hub_id = not local.is_dir()
+    if is_hub_id and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise SourceError(f"{name} does not exist")
+    target, owner = temporary_folder()
+    folder, commit = local, None
+    if is_hub_id:
+        folder = target / "header"
+        folder.mkdir()
+        commit = download_gguf_header(name, gguf_file, revision, token, folder)
+    else:
+        check_gguf_file(folder, gguf_file)
+    save_gguf_config(folder, gguf_file, target, tokenizer=tokenizer)
+    return Source(name, target, revision=commit or revision, is_hub_id=is_hub_id, gguf_file=gguf_file, _owner=owner)
 
 
 def _refuse_adapter(name: str, files: Iterable[str]) -> None:
@@ -306,7 +338,7 @@ def _local(name: str) -> Path:
     return local
 
 
-def _temporary_folder() -> tuple[Path, object]:
+def temporary_folder() -> tuple[Path, object]:
     """Return a folder that exists as long as the returned object."""
 
     class Owner:
@@ -321,7 +353,7 @@ def _temporary_folder() -> tuple[Path, object]:
 def _from_gguf(
     name: str, folder: Path, gguf_file: str, dtype: torch.dtype, *, revision: str | None, is_hub_id: bool
 ) -> Source:
-    converted, owner = _temporary_folder()
+    converted, owner = temporary_folder()
     lost = convert_gguf(folder, gguf_file, dtype, converted)
     license, details = gguf_license(folder / gguf_file)
     if not license:
@@ -343,7 +375,7 @@ def _from_gguf(
 
 
 def _from_loaded(model: Any, tokenizer: Any) -> Source:
-    folder, owner = _temporary_folder()
+    folder, owner = temporary_folder()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     lost = add_older_keys(folder, tokenizer)

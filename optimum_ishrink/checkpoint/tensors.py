@@ -41,9 +41,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _CHUNK = 16 * 1024 * 1024
 
-_COMPARED = 64 * 1024 * 1024
-"""Bytes of two tensors that are compared at a time."""
-
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -68,10 +65,31 @@ class TensorInfo:
         """Bytes of the tensor."""
         return self.end - self.start
 
+    def rows(self, first: int, end: int) -> TensorInfo:
+        """Return where some consecutive rows are, along the first axis.
+
+        Args:
+            first: The first of them.
+            end: One past the last.
+        """
+        width = self.nbytes // self.shape[0]
+        shape, start = (end - first, *self.shape[1:]), self.start + first * width
+        return replace(self, shape=shape, start=start, end=start + shape[0] * width)
+
+    def part(self, offset: int, nbytes: int) -> TensorInfo:
+        """Return where some of the bytes are, as a tensor of bytes; fewer where the tensor ends before.
+
+        Args:
+            offset: The first of them, from the beginning of the tensor.
+            nbytes: How many.
+        """
+        start, end = self.start + offset, min(self.start + offset + nbytes, self.end)
+        return replace(self, dtype="U8", shape=(end - start,), start=start, end=end)
+
 
 @dataclass(frozen=True)
 class OutgoingTensor:
-    """A tensor to be written: a byte range to copy when `make` is None, otherwise what `make()` returns.
+    """A tensor to be written: a byte range to copy, or what `make()` returns, or the pieces that `pieces()` yields.
 
     Args:
         name: Name in the new file.
@@ -79,6 +97,8 @@ class OutgoingTensor:
         shape: Shape in the new file.
         source: Where the unchanged bytes are, when nothing is cut.
         make: Returns the tensor; called just before it is written, so that one tensor at a time is in memory.
+        pieces: Yields the tensor in parts along its first axis, for one that is too large to be in memory as a whole.
+            Each is written before the next is read.
     """
 
     name: str
@@ -86,11 +106,27 @@ class OutgoingTensor:
     shape: tuple[int, ...]
     source: TensorInfo | None = None
     make: Callable[[], torch.Tensor] | None = None
+    pieces: Callable[[], Iterable[torch.Tensor]] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in the new file."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its bytes are those of the source."""
+        return self.make is None and self.pieces is None
+
+    def values(self) -> Iterator[torch.Tensor]:
+        """Yield the bytes of a tensor that is not copied, in parts, each uint8 with one axis."""
+        left = self.nbytes
+        for part in (self.make(),) if self.make is not None else self.pieces() if self.pieces is not None else ():
+            assert part.dtype == DTYPES[self.dtype] and tuple(part.shape[1:]) == self.shape[1:], self.name
+            found = part.contiguous().flatten().view(torch.uint8)
+            left -= found.numel()
+            yield found
+        assert left == 0, self.name
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -183,7 +219,7 @@ def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tenso
     """
     buffer = (scratch or Scratch()).take("read", info.nbytes)
     view = buffer.numpy().data
-    with _reading(info.file), info.file.open("rb", buffering=0) as file:
+    with reading(info.file), info.file.open("rb", buffering=0) as file:
         file.seek(info.start)
         done = 0
         while done < info.nbytes:
@@ -195,7 +231,7 @@ def read_tensor(info: TensorInfo, scratch: Scratch | None = None) -> torch.Tenso
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn errors from reading a file into a `SourceError`, since the output is not the cause."""
     try:
         yield
@@ -205,7 +241,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _copy_range(source: TensorInfo, target: int) -> None:
     """Append the bytes of a stored tensor to the file descriptor `target`."""
-    with _reading(source.file):
+    with reading(source.file):
         file = source.file.open("rb", buffering=0)
     with file:
         offset, left = source.start, source.nbytes
@@ -220,7 +256,7 @@ def _copy_range(source: TensorInfo, target: int) -> None:
                 # Reading and writing work everywhere, and their errors tell which of the two failed.
                 in_kernel = count > 0
             else:
-                with _reading(source.file):
+                with reading(source.file):
                     file.seek(offset)
                     data = file.read(min(left, _CHUNK))
                 if not data:
@@ -278,13 +314,12 @@ def write_file(
 
 
 def _write_tensor(tensor: OutgoingTensor, target: int) -> None:
-    if tensor.make is None:
+    if tensor.is_copied:
         assert tensor.source is not None
         _copy_range(tensor.source, target)
         return
-    value = tensor.make().contiguous()
-    assert tuple(value.shape) == tensor.shape and value.dtype == DTYPES[tensor.dtype], tensor.name
-    _write_all(target, value.flatten().view(torch.uint8).numpy().data)
+    for part in tensor.values():
+        _write_all(target, part.numpy().data)
 
 
 def overwrite_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
@@ -338,20 +373,6 @@ def stored_names(expected: Collection[str], stored: Collection[str]) -> dict[str
         short = name.partition(".")[2]
         names[name] = short if name not in stored and short in stored and short not in expected else name
     return names
-
-
-def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two stored tensors are equal. They are read in pieces, because they may be among a model's largest."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-
-    def piece(info: TensorInfo, offset: int, scratch: Scratch) -> torch.Tensor:
-        start, end = info.start + offset, min(info.start + offset + _COMPARED, info.end)
-        return read_tensor(replace(info, dtype="U8", shape=(end - start,), start=start, end=end), scratch)
-
-    one, other = Scratch(), Scratch()
-    offsets = range(0, first.nbytes, _COMPARED)
-    return all(torch.equal(piece(first, offset, one), piece(second, offset, other)) for offset in offsets)
 
 
 def preview(names: list[str]) -> str:

@@ -14,8 +14,8 @@ from ..architectures.config_edit import without_code
 from ..architectures.model_class import expected_tensors, parse_config
 from ..core.json_files import read_json
 from ..core.progress import note
-from ..core.scratch import Scratch
 from ..errors import VerificationError
+from .comparing import same_values
 from .generation import GENERATION_CONFIG, mend_generation_config
 from .source import Source
 from .tensors import (
@@ -23,8 +23,6 @@ from .tensors import (
     WEIGHTS_NAME,
     OutgoingTensor,
     read_index,
-    read_tensor,
-    same_bytes,
     shard,
     write_file,
 )
@@ -34,13 +32,10 @@ MAX_SHARD_SIZE = 5 * 1000**3
 """Bytes in one weight file: 5 GB, so that a compact model is one file and shards of larger ones are easy to move."""
 
 
-CARRIED_PATTERNS = (
-    *TOKENIZER_PATTERNS,
-    GENERATION_CONFIG,
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
+LICENSE_PATTERNS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Files that say under which terms a model is given."""
+
+CARRIED_PATTERNS = (*TOKENIZER_PATTERNS, GENERATION_CONFIG, *LICENSE_PATTERNS)
 """Files next to the weights that do not change with the cut."""
 
 
@@ -182,16 +177,8 @@ def compare_written(outgoing: Iterable[OutgoingTensor], folder: Path) -> None:
         VerificationError: The bytes differ.
     """
     written = read_index(folder)
-    scratch = Scratch()
     for tensor in outgoing:
-        found = written[tensor.name]
-        if tensor.make is None:
-            assert tensor.source is not None
-            same = same_bytes(tensor.source, found)
-        else:
-            stored = read_tensor(found, scratch).flatten().view(torch.uint8)
-            same = torch.equal(tensor.make().contiguous().flatten().view(torch.uint8), stored)
-        if not same:
+        if not same_values(tensor, written[tensor.name]):
             raise VerificationError(
                 f"{tensor.name} does not read back as it was written; the disk or its file system fails: write to "
                 "another one"

@@ -18,6 +18,7 @@ from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
+from ..vocabulary.options import VocabularyOptions
 from .flags import add_options
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
@@ -282,6 +283,7 @@ def _base(parser: argparse.ArgumentParser) -> None:
 
 def _shape(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("what to shrink"), ShapeOptions)
+    add_options(parser.add_argument_group("which tokens stay"), VocabularyOptions)
 
 
 def _importance(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:

@@ -54,12 +54,27 @@ def show_plan(plan: Plan, *, layers: bool = False) -> None:
         plan: The plan.
         layers: Also print it layer by layer.
     """
-    from ..report.plan_tables import CONFIG_HEADER, LAYER_HEADER, SHAPE_HEADER, config_rows, layer_rows, shape_rows
+    from ..report.plan_tables import (
+        CONFIG_HEADER,
+        LAYER_HEADER,
+        SHAPE_HEADER,
+        config_rows,
+        head_line,
+        layer_rows,
+        shape_rows,
+    )
 
     print_table(f"Plan for {plan.model}", SHAPE_HEADER, shape_rows(plan))
     if layers:
         print_table("Layer by layer", LAYER_HEADER, layer_rows(plan))
     print_table("Config", CONFIG_HEADER, config_rows(plan))
+    if plan.vocabulary is not None:
+        from ..report.vocabulary_tables import TOKENS_HEADER, VOCABULARY_HEADER, tokens_rows, vocabulary_rows
+
+        print_table("Vocabulary", VOCABULARY_HEADER, vocabulary_rows(plan.vocabulary))
+        print_table("Tokens per byte", TOKENS_HEADER, tokens_rows(plan.vocabulary))
+    if plan.tied_head is not None:
+        say(head_line(plan.tied_head))
     for reason in plan.inexact:
         say(f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 

@@ -19,6 +19,7 @@ from .show import print_table, say
 if TYPE_CHECKING:
     from ..api.result import ShrinkResult
     from ..api.shrinker import IShrinker
+    from ..checkpoint.source import Source
     from ..report.report import Report
 
 
@@ -178,25 +179,24 @@ def _plan(args: argparse.Namespace) -> Any:
 
 
 def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> Any:
-    from ..architectures.headers import bind_folder
-    from ..planning.shape import resolve_shape
+    from ..pipeline.shape_alone import shape_alone
     from .show import show_runtime, show_shape
 
     _register(args)
-    # A description from outside the package is not proved to write what its config class derives, and what a runtime
-    # cannot run also depends on keys whose defaults only the config class knows.
-    asks = bool(args.gguf_file or args.architecture or config.for_runtime)
-    binding = None if asks else bind_folder(Path(model).expanduser())
-    if binding is None:  # the headers of a folder do not tell
+
+    def open_model() -> Source:
         from ..checkpoint.source import open_config
-        from ..planning.stage import check_shape
 
         _quiet_transformers()
-        source = _shrinker(args, model).source if args.gguf_file else open_config(model, revision=args.revision)
-        binding, shape = source.binding, check_shape(source, config)
-    else:
-        shape = resolve_shape(binding, config)
-    before, after = binding.num_parameters(), binding.num_parameters(shape)
+        # A vocabulary that may change has to be read.
+        reads = bool(config.target or config.vocab_size)
+        return open_config(model, revision=args.revision, gguf_file=args.gguf_file, tokenizer=reads)
+
+    # A description from outside the package is not proved to write what its config class derives, and what a runtime
+    # cannot run also depends on keys whose defaults only the config class knows.
+    asks = bool(args.gguf_file or args.architecture or config.for_runtime or config.tie_embeddings)
+    binding, shape, removed = shape_alone(None if asks else Path(model).expanduser(), config, open_model)
+    before, after = binding.num_parameters() + removed, binding.num_parameters(shape)
     if not args.json:
         show_shape(model, binding.shape, shape, before, after)
         show_runtime(binding, config, shape)

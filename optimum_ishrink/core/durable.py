@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from ..errors import OutputError
 
-_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR)
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 _REPORTED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, *_NO_FOLDER)
 
 

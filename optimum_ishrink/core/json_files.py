@@ -18,6 +18,8 @@ def without_non_finite(value: Any) -> Any:
     Args:
         value: Plain values: mappings, lists and tuples, nested as deep as needed, of scalars.
     """
+    if value is None or isinstance(value, (str, int)):
+        return value  # most values are, and the checks below are slower
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -43,15 +45,20 @@ def write_json(path: Path, data: Any) -> None:
         raise
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _dump(value: Any, indent: int) -> str:
+    if value is None or isinstance(value, (str, int, float)):
+        return _encode(value)
     if isinstance(value, Mapping) and value:
         pad = " " * (indent + 2)
-        body = ",\n".join(f"{pad}{json.dumps(str(key))}: {_dump(item, indent + 2)}" for key, item in value.items())
+        body = ",\n".join(f"{pad}{_encode(str(key))}: {_dump(item, indent + 2)}" for key, item in value.items())
         return "{\n" + body + "\n" + " " * indent + "}"
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], (Mapping, list, tuple)):
         pad = " " * (indent + 2)
         return "[\n" + ",\n".join(pad + _dump(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _encode(value)
 
 
 def read_json(path: Path) -> Any:

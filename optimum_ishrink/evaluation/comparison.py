@@ -117,7 +117,13 @@ def _inverse(value: float | None) -> float | None:
 
 
 def compare_text(
-    base: WindowFigures, shrunk: WindowFigures, label: str, *, per_token: bool, seed: int = 0
+    base: WindowFigures,
+    shrunk: WindowFigures,
+    label: str,
+    *,
+    per_token: bool,
+    counts_tokens: bool = False,
+    seed: int = 0,
 ) -> list[Comparison]:
     """Compare two models on the windows of one text.
 
@@ -127,6 +133,7 @@ def compare_text(
         label: Name of the text.
         per_token: Compare the perplexity too, which is not comparable between tokenizers. It is left out where it is
             too large for a number in any window.
+        counts_tokens: Compare tokens per byte too, which differ where a vocabulary was made smaller.
         seed: Seed of the bootstrap.
     """
     how: dict[str, Any] = {"higher_is_better": False, "observations": "windows", "seed": seed}
@@ -142,4 +149,7 @@ def compare_text(
         scale = len(shrunk.nll) / (np.log(2) * size)
         values = [(np.array(each.nll) * scale).tolist() for each in (base, shrunk)]
         found.append(compare("bits_per_byte", label, [Stratum(1.0, *values)], **how))
+        if counts_tokens:
+            counts = [(np.array(each.tokens) * len(each.tokens) / size).tolist() for each in (base, shrunk)]
+            found.append(compare("tokens_per_byte", label, [Stratum(1.0, *counts)], **how))
     return found

@@ -117,7 +117,7 @@ class Divergence(_TextMeasurement):
         if sizes[0] != sizes[1]:
             raise DataError(
                 f"the models do not share a vocabulary ({sizes[0]} and {sizes[1]} tokens), so their predictions "
-                "cannot be compared"
+                "cannot be compared here; 'ishrink evaluate --base' compares a model with a base of more tokens"
             )
         windows = _windows(data, tokenizer, length, model, base)
         with _evaluating(model, base):

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.session import Session
+from ..core.limits import max_positions
 from ..errors import DataError
 from ..text.sources import PYDOC, TextSource, label_sources, parse_sources
+from ..text.token_map import TokenMap
 from .harness import open_tasks
 from .options import QualityOptions
 from .passages import TextWindows, text_windows
+from .shared_windows import SharedWindow, shared_windows
 
 
 def evaluation_sources(options: QualityOptions) -> tuple[TextSource, ...]:
@@ -87,11 +90,48 @@ class EvaluationInputs:
                 seed=options.seed,
                 label=label,
             )
-            for source, label in zip(self.sources, label_sources(self.sources), strict=True)
+            for source, label in zip(self.sources, self.labels, strict=True)
         }
         for label, windows in found.items():
             self._session.check_tokens(windows.ids, label)
         return found
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each text."""
+        return list(label_sources(self.sources))
+
+    def shared_windows(
+        self, base: tuple[Any, Any], model: tuple[Any, Any], tokens: TokenMap
+    ) -> dict[str, tuple[SharedWindow, ...] | None]:
+        """Return the windows of each text for a base and a model with fewer tokens, by the text's label.
+
+        Args:
+            base: The base's config and tokenizer.
+            model: The model's.
+            tokens: How the base's tokens correspond to the model's.
+
+        Returns:
+            The windows; None for a text that the two tokenizers do not stand for alike.
+
+        Raises:
+            DataError: A text is too short.
+        """
+        options = self.options
+        return {
+            label: shared_windows(
+                source.documents(),
+                base[1],
+                model[1],
+                tokens,
+                options.eval_length,
+                options.eval_samples,
+                seed=options.seed,
+                label=label,
+                limits=(max_positions(base[0]), max_positions(model[0])),
+            )
+            for source, label in zip(self.sources, self.labels, strict=True)
+        }
 
     def task_manager(self) -> Any:
         """Return lm-eval's task manager, after checking that it knows the requested tasks.

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from ..core.digest import tensor_digest
 from ..core.limits import check_lengths, check_tokens, max_positions
 from ..core.progress import note
 from ..errors import DataError
 from ..report.measurement import Comparison, Failure, Measurement, Sample
+from ..text.token_map import TokenMap, map_tokens
 from ..text.windows import beginning, beginning_name
 from .comparison import compare_text
 from .evaluated_model import EvaluatedModel
@@ -19,9 +22,19 @@ from .inputs import EvaluationInputs
 from .options import QualityOptions
 from .passages import Passage, TextWindows, retokenize
 from .samples import PROMPTS, has_template, write_samples
+from .shared_windows import SharedWindow
 from .task_comparison import compare_tasks
 from .task_groups import TaskRequest, requested_tasks
-from .text_quality import WindowFigures, figure_measurements, passage_figures, window_figures
+from .text_quality import (
+    WindowFigures,
+    figure_measurements,
+    passage_figures,
+    same_tokens,
+    shared_figures,
+    window_figures,
+)
+
+_LEFT_OUT = "perplexity, KL divergence and agreement count tokens and are left out; bits per byte is measured for both"
 
 
 @dataclass(frozen=True)
@@ -85,40 +98,112 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
     """
     options, found = inputs.options, Quality()
     reason = None if base is None else vocabulary_difference(evaluated, base)
-    if base is not None and reason is None:
+    tokens = None if base is None or reason is None else base_tokens(evaluated, base)
+    if base is not None and (reason is None or tokens is not None):
         check_lengths(base.source.config, base.name, eval_length=options.eval_length)
-    if reason is not None:
-        note(
-            f"{reason}: perplexity, KL divergence and agreement count tokens and are left out; "
-            "bits per byte is measured for both"
-        )
-    for source, (label, windows) in zip(inputs.sources, inputs.windows().items(), strict=True):
+    shared: Mapping[str, tuple[SharedWindow, ...] | None] = {}
+    if base is not None and tokens is not None:
+        old, new = ((each.source.config, each.tokenizer) for each in (base, evaluated))
+        shared = inputs.shared_windows(old, new, tokens)
+    elif reason is not None:
+        note(f"{reason}: {_LEFT_OUT}")
+    for source, label in zip(inputs.sources, inputs.labels, strict=True):
         settings = {"length": options.eval_length, "seed": options.seed, "fingerprint": source.fingerprint()}
         settings |= _begins_with(evaluated, base if reason is not None else None)
-        if base is not None and reason is not None:
-            found += _compare_passages(windows, label, settings, evaluated, base, seed=options.seed)
-            continue
-        key = {
-            "kind": "text",
-            "name": label,
-            "windows": tensor_digest(windows.ids),
-            "bytes": None if windows.passages is None else [passage.bytes for passage in windows.passages],
-            "base": base.fingerprint if base is not None and options.result_cache else None,
-        }
-
-        def measure(windows: TextWindows = windows, label: str = label) -> Any:
-            names = (evaluated.name, "" if base is None else base.name)
-            each = window_figures(evaluated.model, None if base is None else base.model, windows, label, names)
-            return [None if figures is None else asdict(figures) for figures in each]
-
-        old, new = (None if each is None else WindowFigures.from_dict(each) for each in evaluated.cached(key, measure))
-        assert new is not None
-        found += Quality(
-            figure_measurements(old, label, settings) if old else (),
-            figure_measurements(new, label, settings),
-            tuple(compare_text(old, new, label, per_token=True, seed=options.seed)) if old else (),
-        )
+        windows = shared.get(label)
+        if base is not None and tokens is not None and windows is not None:
+            found += _compare_shared(windows, tokens, label, settings, evaluated, base, seed=options.seed)
+        elif base is not None and reason is not None:
+            if tokens is not None:
+                note(f"{label} has text that one of the tokenizers has no token for: {_LEFT_OUT}")
+            text = inputs.windows()[label]
+            found += _compare_passages(text, label, settings, evaluated, base, seed=options.seed)
+        else:
+            found += _measure_text(inputs.windows()[label], label, settings, evaluated, base, seed=options.seed)
     return found
+
+
+def _measure_text(
+    windows: TextWindows,
+    label: str,
+    settings: dict[str, Any],
+    evaluated: EvaluatedModel,
+    base: EvaluatedModel | None,
+    *,
+    seed: int,
+) -> Quality:
+    """Measure a model on a text, alone or with a base that has the same tokens."""
+    key = {
+        "kind": "text",
+        "name": label,
+        "windows": tensor_digest(windows.ids),
+        "bytes": None if windows.passages is None else [passage.bytes for passage in windows.passages],
+        "base": base.fingerprint if base is not None and evaluated.options.result_cache else None,
+    }
+
+    def measure() -> Any:
+        names = (evaluated.name, "" if base is None else base.name)
+        each = window_figures(evaluated.model, None if base is None else base.model, windows, label, names)
+        return [None if figures is None else asdict(figures) for figures in each]
+
+    old, new = (None if each is None else WindowFigures.from_dict(each) for each in evaluated.cached(key, measure))
+    assert new is not None
+    return Quality(
+        figure_measurements(old, label, settings) if old else (),
+        figure_measurements(new, label, settings),
+        tuple(compare_text(old, new, label, per_token=True, seed=seed)) if old else (),
+    )
+
+
+def _compare_shared(
+    windows: Sequence[SharedWindow],
+    tokens: TokenMap,
+    label: str,
+    settings: dict[str, Any],
+    evaluated: EvaluatedModel,
+    base: EvaluatedModel,
+    *,
+    seed: int,
+) -> Quality:
+    """Compare a model on a text with a base that has more tokens, each in its own."""
+    for each, ids in (
+        (evaluated, [window.ids for window in windows]),
+        (base, [window.base_ids for window in windows]),
+    ):
+        check_tokens(torch.cat(ids), each.source.config.vocab_size, each.tokenizer, label, each.name)
+    same = same_tokens(windows, tokens)
+    if not same:
+        note(
+            f"{evaluated.name} has {evaluated.source.config.vocab_size:,} of {base.name}'s "
+            f"{base.source.config.vocab_size:,} rows: on {label}, KL divergence and agreement are measured where both "
+            "have a boundary between tokens, and perplexity is left out"
+        )
+    key = {
+        "kind": "carried",
+        "name": label,
+        "windows": [
+            tensor_digest(torch.cat([getattr(window, name) for window in windows]))
+            for name in ("base_ids", "ids", "base_at", "at")
+        ],
+        "lengths": [(len(each.base_ids), each.base_context, len(each.ids), each.context) for each in windows],
+        "bytes": [each.bytes for each in windows],
+        "tokens": tensor_digest(tokens.carried),
+        "base": base.fingerprint if evaluated.options.result_cache else None,
+    }
+
+    def measure() -> Any:
+        names = (evaluated.name, base.name)
+        return [
+            asdict(figures) for figures in shared_figures(evaluated.model, base.model, windows, tokens, label, names)
+        ]
+
+    old, new = (WindowFigures.from_dict(each) for each in evaluated.cached(key, measure))
+    how = {"per_token": same, "counts_tokens": not same}
+    return Quality(
+        figure_measurements(old, label, settings, **how),
+        figure_measurements(new, label, settings, **how),
+        tuple(compare_text(old, new, label, **how, seed=seed)),
+    )
 
 
 def _begins_with(evaluated: EvaluatedModel, other: EvaluatedModel | None) -> dict[str, str]:
@@ -152,6 +237,20 @@ def vocabulary_difference(evaluated: EvaluatedModel, base: EvaluatedModel) -> st
     if sizes[0] == sizes[1]:
         return None
     return f"the models do not share a vocabulary ({sizes[0]} and {sizes[1]} tokens)"
+
+
+def base_tokens(evaluated: EvaluatedModel, base: EvaluatedModel) -> TokenMap | None:
+    """Return how the tokens of a base correspond to those of a model whose tokenizer is a part of the base's.
+
+    Args:
+        evaluated: The model to measure.
+        base: The model to compare with.
+
+    Returns:
+        None where the model has another tokenizer.
+    """
+    rows = (each.source.config.vocab_size for each in (base, evaluated))
+    return map_tokens(base.tokenizer, evaluated.tokenizer, *rows)
 
 
 def _compare_passages(

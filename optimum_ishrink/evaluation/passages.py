@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def text_windows(
     context = max(1, len(begin))
     if not knows_text:
         return TextWindows(windows, context=context)
-    pieces = _pieces(texts, stream)
+    pieces = token_texts(texts, stream)
     passages = []
     for start in starts:
         part = pieces[start : start + inside]
@@ -84,8 +84,13 @@ def text_windows(
     return TextWindows(windows, tuple(passages), context)
 
 
-def _pieces(texts: list[str], stream: list[tuple[int, int, int | None]]) -> list[str | None]:
-    """Return the text of each token; None for the end of a document."""
+def token_texts(texts: Sequence[str], stream: Sequence[tuple[int, int, int | None]]) -> list[str | None]:
+    """Return the text of each token; None for the end of a document.
+
+    Args:
+        texts: The documents.
+        stream: Their tokens, as `token_stream` yields them with positions.
+    """
     pieces: list[str | None] = []
     at, current = 0, -1
     for _, number, end in stream:

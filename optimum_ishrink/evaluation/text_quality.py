@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,17 @@ import torch
 
 from ..core.progress import note, progress_bar
 from ..report.measurement import Measurement
+from ..text.token_map import TokenMap
 from .passages import Passage, TextWindows, retokenize
-from .text_statistics import Estimate, TextQuality, mean_estimate, perplexity_estimate, token_statistics
+from .shared_windows import SharedWindow
+from .text_statistics import (
+    Estimate,
+    TextQuality,
+    mean_estimate,
+    perplexity_estimate,
+    shared_statistics,
+    token_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class WindowFigures:
         bytes: Bytes of their text in UTF-8; None where unknown.
         divergence: KL divergence from the base, nats per token, the mean over each window; None without a base.
         agreement: Share of tokens whose most likely next token is the base's; None without a base.
+        shared: Positions of each window at which divergence and agreement are compared, where the base has other
+            tokens; None where it has the same, and all predicted tokens are compared.
     """
 
     nll: tuple[float, ...]
@@ -32,6 +43,7 @@ class WindowFigures:
     bytes: tuple[int, ...] | None = None
     divergence: tuple[float, ...] | None = None
     agreement: tuple[float, ...] | None = None
+    shared: tuple[int, ...] | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WindowFigures:
@@ -106,6 +118,70 @@ def passage_figures(
     return WindowFigures(tuple(nll), tuple(tokens), tuple(passage.bytes for passage in passages))
 
 
+def shared_figures(
+    model: Any,
+    base: Any,
+    windows: Sequence[SharedWindow],
+    tokens: TokenMap,
+    label: str,
+    names: tuple[str, str] = ("the model", "the base"),
+) -> tuple[WindowFigures, WindowFigures]:
+    """Run a text through a model, and through a base with more tokens: the same bytes, each in its own tokens.
+
+    Divergence and agreement are those at positions where both have read the same text, the base's predictions carried
+    to the model's tokens. Where both have the same tokens everywhere, these are the figures of `window_figures`.
+
+    Args:
+        model: The model.
+        base: Its base.
+        windows: The text.
+        tokens: How the base's tokens correspond to the model's.
+        label: Name of the text.
+        names: Names of model and base, for messages.
+
+    Returns:
+        The base's figures and the model's.
+
+    Raises:
+        NotFiniteError: A model gives NaN or infinite values.
+    """
+    sums: dict[str, list[float]] = {"base_nll": [], "nll": [], "kl": [], "agree": []}
+    with progress_bar(f"quality on {label}", len(windows)) as advance:
+        for window in windows:
+            found = shared_statistics(model, base, window, tokens, names=names, label=label)
+            for name, values in found.items():
+                sums[name].append((values.sum() if "nll" in name else values.mean()).item())
+            advance(1)
+    size = tuple(window.bytes for window in windows)
+    base_count = tuple(len(window.base_ids) - window.base_context for window in windows)
+    count = tuple(len(window.ids) - window.context for window in windows)
+    shared = None if same_tokens(windows, tokens) else tuple(len(window.at) for window in windows)
+    return (
+        WindowFigures(tuple(sums["base_nll"]), base_count, size),
+        WindowFigures(tuple(sums["nll"]), count, size, tuple(sums["kl"]), tuple(sums["agree"]), shared),
+    )
+
+
+def same_tokens(windows: Sequence[SharedWindow], tokens: TokenMap) -> bool:
+    """Whether two vocabularies differ in the numbers of their tokens alone, so that figures per token are comparable.
+
+    Args:
+        windows: A text in both.
+        tokens: How they correspond.
+    """
+    return tokens.keeps_all and all(window.all_shared for window in windows)
+
+
+def tokens_per_byte(figures: WindowFigures) -> float | None:
+    """Return the tokens that a model needs for a byte of the text; None where it has no bytes, or they are unknown.
+
+    Args:
+        figures: The model's figures on the text.
+    """
+    size = sum(figures.bytes or ())
+    return sum(figures.tokens) / size if size else None
+
+
 def bits_per_byte(figures: WindowFigures) -> Estimate | None:
     """Return the bits that a model needs for a byte of the text: sum of -log2 p(token) over the bytes of their text.
 
@@ -126,7 +202,12 @@ def bits_per_byte(figures: WindowFigures) -> Estimate | None:
 
 
 def figure_measurements(
-    figures: WindowFigures, label: str, settings: dict[str, Any], *, per_token: bool = True
+    figures: WindowFigures,
+    label: str,
+    settings: dict[str, Any],
+    *,
+    per_token: bool = True,
+    counts_tokens: bool = False,
 ) -> tuple[Measurement, ...]:
     """Return a text's figures as measurements.
 
@@ -134,27 +215,40 @@ def figure_measurements(
         figures: The model's figures on the text.
         label: Name of the text.
         settings: Settings for the report; the number of tokens, and of bytes, is added.
-        per_token: Include figures per token, which are not comparable between tokenizers.
+        per_token: Include perplexity, which is not comparable between tokenizers.
+        counts_tokens: Include tokens per byte, which differ where a vocabulary was made smaller.
     """
-    tokens = sum(figures.tokens)
-    found: tuple[Measurement, ...] = ()
+    tokens, perplexity = sum(figures.tokens), None
     if per_token:
         means = torch.tensor(figures.nll, dtype=torch.float64) / torch.tensor(figures.tokens, dtype=torch.float64)
-        estimates = (_estimate(figures.divergence, tokens), _estimate(figures.agreement, tokens))
         perplexity = perplexity_estimate(means, tokens)
         if perplexity is None:
             note(
                 f"the loss on {label} is {means.mean().item():.0f} nats a token: its perplexity is too large for a "
                 "number, and is left out"
             )
-        found = name_measurements(TextQuality(perplexity, *estimates), label, settings)
-    estimate = bits_per_byte(figures)
-    if estimate is None or figures.bytes is None:
-        return found
-    how = {**settings, "tokens": tokens, "bytes": sum(figures.bytes)}
-    measured = Measurement("bits_per_byte", label, estimate.value, estimate.stderr, estimate.windows, how)
-    first = sum(each.metric == "perplexity" for each in found)
-    return (*found[:first], measured, *found[first:])
+    shared = sum(figures.shared or ())
+    how = {**settings, "carried": True, "shared": shared / tokens} if shared else settings
+    divergence, agreement = (_estimate(each, tokens) for each in (figures.divergence, figures.agreement))
+    of_text = name_measurements(TextQuality(perplexity), label, settings)
+    of_text += _per_byte(figures, label, settings, counts_tokens=counts_tokens)
+    return of_text + name_measurements(TextQuality(None, divergence, agreement), label, how)
+
+
+def _per_byte(
+    figures: WindowFigures, label: str, settings: dict[str, Any], *, counts_tokens: bool
+) -> tuple[Measurement, ...]:
+    """Return the figures for a byte of text; none where its bytes are unknown."""
+    estimate, ratio = bits_per_byte(figures), tokens_per_byte(figures)
+    if estimate is None or ratio is None:
+        return ()
+    how = {**settings, "tokens": sum(figures.tokens), "bytes": sum(figures.bytes or ())}
+    found: tuple[Measurement, ...] = (
+        Measurement("bits_per_byte", label, estimate.value, estimate.stderr, estimate.windows, how),
+    )
+    if counts_tokens:  # counted on this text, not estimated
+        found += (Measurement("tokens_per_byte", label, ratio, None, estimate.windows, how),)
+    return found
 
 
 def _estimate(means: tuple[float, ...] | None, tokens: int) -> Estimate | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from ..core.finite import check_logits
 from ..errors import NotFiniteError
+from ..text.token_map import TokenMap
+from .shared_windows import SharedWindow
 
 _CHUNK = 2**22
 """Logits held in float32 at once: 17 MB. Above 32 MB the C library asks the kernel for fresh pages every time."""
@@ -124,23 +126,93 @@ def token_statistics(
         if base is not None:
             base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
         found = compare_logits(logits, base_logits, ids[0, 1:])
-        if not all(bool(values.isfinite().all()) for values in found.values()):
-            if base is not None and base_logits is not None:
-                check_logits(base_logits, base, ids.to(base.device), names[1], label)
-            check_logits(logits, model, ids, names[0], label)
-            raise NotFiniteError(
-                f"{names[0]} predicts {label} so badly that no figure holds its loss; try dtype='float32', or another "
-                "text"
-            )
+        seen = [] if base_logits is None else [(base_logits, base, ids, names[1])]
+        _check_finite(found, [*seen, (logits, model, ids, names[0])], label)
         for name, values in found.items():
             columns.setdefault(name, []).append(values)
         advance(1)
     return {name: torch.stack(values) for name, values in columns.items()}
 
 
+def _check_finite(
+    found: Mapping[str, torch.Tensor], seen: Sequence[tuple[torch.Tensor, Any, torch.Tensor, str]], label: str
+) -> None:
+    """Raise an error if a value is not finite.
+
+    Args:
+        found: The values.
+        seen: Logits, and the model, tokens and name that they are from; the last is the one that is measured.
+        label: Name of the text.
+
+    Raises:
+        NotFiniteError: A value is not finite; the message names the model and the module where it is so first.
+    """
+    if all(bool(values.isfinite().all()) for values in found.values()):
+        return
+    for logits, model, ids, name in seen:
+        check_logits(logits, model, ids.to(model.device), name, label)
+    raise NotFiniteError(
+        f"{seen[-1][3]} predicts {label} so badly that no figure holds its loss; try dtype='float32', or another text"
+    )
+
+
+@torch.no_grad()
+def shared_statistics(
+    model: Any,
+    base: Any,
+    window: SharedWindow,
+    tokens: TokenMap,
+    *,
+    names: tuple[str, str] = ("the model", "the base"),
+    label: str = "the text",
+) -> dict[str, torch.Tensor]:
+    """Run a window through a model and through a base with more tokens, each in its own.
+
+    Args:
+        model: The model.
+        base: Its base.
+        window: The text.
+        tokens: How the base's tokens correspond to the model's.
+        names: Names of model and base, for messages.
+        label: Name of the text, for messages.
+
+    Returns:
+        `nll` and `base_nll`, one value per token that each predicts; `kl` and `agree`, one per position that both
+        predict at. float64, one-dimensional.
+
+    Raises:
+        NotFiniteError: A model gives NaN or infinite values; the message names it, the text and the module.
+    """
+    ids, base_ids = window.ids[None].to(model.device), window.base_ids[None].to(base.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    base_logits = base(input_ids=base_ids, use_cache=False).logits[0, :-1].to(logits.device)
+    labels, base_labels = ids[0, 1:], base_ids[0, 1:].to(logits.device)
+    at, base_at = window.at.to(logits.device), window.base_at.to(logits.device)
+    found = compare_logits(
+        logits[at], base_logits[base_at], labels[at], base_labels=base_labels[base_at], tokens=tokens
+    )
+    # Within a removed token there is nothing to compare, but there is a loss.
+    for name, each, wanted, shared, context in (
+        ("nll", logits, labels, at, window.context),
+        ("base_nll", base_logits, base_labels, base_at, window.base_context),
+    ):
+        alone = torch.ones(len(wanted), dtype=torch.bool, device=wanted.device)
+        alone[shared] = False
+        alone[: context - 1] = False
+        if alone.any():
+            found[name] = torch.cat([found[name], compare_logits(each[alone], None, wanted[alone])["nll"]])
+    _check_finite(found, [(base_logits, base, base_ids, names[1]), (logits, model, ids, names[0])], label)
+    return found
+
+
 @torch.no_grad()
 def compare_logits(
-    logits: torch.Tensor, base_logits: torch.Tensor | None, labels: torch.Tensor
+    logits: torch.Tensor,
+    base_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    base_labels: torch.Tensor | None = None,
+    tokens: TokenMap | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return one value per predicted token, from given logits.
 
@@ -148,14 +220,18 @@ def compare_logits(
 
     Args:
         logits: The model's, shape (tokens, vocabulary).
-        base_logits: The base's, the same shape and device, or None.
+        base_logits: The base's, on the same device, or None. They have the same shape, unless `tokens` is given.
         labels: The actual next tokens, int64, shape (tokens,).
+        base_labels: Those of the base where they have other numbers, or are longer; the same by default.
+        tokens: How the base's tokens correspond to the model's where it has more of them: its distribution is carried
+            to the model's tokens, and so is its most likely token.
 
     Returns:
         `nll`, and with a base `base_nll`, `kl` and `agree`: float64 on the CPU, shape (tokens,).
     """
     rows: dict[str, list[torch.Tensor]] = {}
-    positions = max(1, _CHUNK // logits.shape[-1])
+    widest = max(each.shape[-1] for each in (logits, base_logits) if each is not None)
+    positions = max(1, _CHUNK // widest)
     for start in range(0, len(labels), positions):
         part = slice(start, start + positions)
         # Every figure comes from one conversion and one softmax: they cost as much as a small model's layers.
@@ -165,9 +241,14 @@ def compare_logits(
         if base_logits is not None:
             base = base_logits[part].float()
             log_p = base.log_softmax(-1)
-            found["base_nll"] = _nll(log_p, labels[part])
+            best = base.argmax(-1)
+            found["base_nll"] = _nll(log_p, (labels if base_labels is None else base_labels)[part])
+            if tokens is not None:
+                log_p, best = tokens.carry(base), tokens.carried.to(best.device)[best]
+                # What nothing is carried to has the log-probability -inf, and no part in the sum.
+                log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
             found["kl"] = _divergence(log_p, log_q)
-            found["agree"] = base.argmax(-1) == own.argmax(-1)
+            found["agree"] = best == own.argmax(-1)
         for name, values in found.items():
             rows.setdefault(name, []).append(values.double().cpu())
     return {name: torch.cat(parts) for name, parts in rows.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
+
+from ..architectures.layer_order import LayerOrder
 
 
 def choose_greedily(
@@ -12,6 +14,7 @@ def choose_greedily(
     score_again: Callable[[Sequence[int], tuple[int, ...]], torch.Tensor],
     count: int,
     removable: range,
+    order: LayerOrder | None = None,
 ) -> tuple[int, ...]:
     """Return the retained layers: remove the lowest scored, score the rest again without it, and repeat.
 
@@ -24,16 +27,33 @@ def choose_greedily(
             returns the importance of the former, shape (layers that can still be removed,).
         count: Layers of the result.
         removable: The layers that can be removed, at least as many as have to be.
+        order: The order that the retained ones must come in; None for any, and left out where none come in it.
     """
     total = len(first_scores)
     remaining = list(removable)
     removed: tuple[int, ...] = ()
     scores = first_scores[remaining]
     while total - len(removed) > count:
-        removed = (*removed, remaining.pop(int(scores.argmin())))
+        candidates = [layer for layer in remaining if allows(order, {*removed, layer}, total, removable)]
+        costs = {layer: float(score) for layer, score in zip(remaining, scores, strict=True)}
+        removed = (*removed, min(candidates or remaining, key=lambda layer: costs[layer]))
+        remaining.remove(removed[-1])
         if total - len(removed) > count:
             scores = score_again(remaining, removed)
     return tuple(layer for layer in range(total) if layer not in removed)
+
+
+def allows(order: LayerOrder | None, removed: Collection[int], total: int, removable: range) -> bool:
+    """Return whether a result in an order can still be made when some layers are removed.
+
+    Args:
+        order: The order; None for any.
+        removed: The removed layers.
+        total: Layers of the model.
+        removable: The layers that can be removed.
+    """
+    left = [layer for layer in range(total) if layer not in removed]
+    return order is None or order.can_follow(left, removable)
 
 
 def removable_spans(length: int, removable: range) -> list[tuple[int, int]]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ..architectures.binding import Binding
 from ..architectures.description import LAYERS
+from ..architectures.layer_order import LayerOrder
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..core.cache import cache_folder
@@ -21,7 +23,7 @@ from ..text.calibration import Calibration
 from .batches import Batches
 from .criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from .engine import score_model
-from .layer_selection import choose_greedily, choose_span, removable_spans, summed_costs
+from .layer_selection import allows, choose_greedily, choose_span, removable_spans, summed_costs
 from .options import ImportanceOptions
 from .removal import score_spans
 from .score_cache import ScoreCache
@@ -48,10 +50,7 @@ def score(
     source = session.source
     unit, layer = UNIT_CRITERIA[options.importance], LAYER_CRITERIA[options.layer_importance]
     of_layers = tuple(key for key in keys if key == LAYERS)
-    of_units = tuple(key for key in keys if key != LAYERS)
-    if of_layers and layer.needs == "unit_scores":
-        of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
-    units_to_score(source.binding, unit, of_units, options.importance_group_size)  # raises before the model is loaded
+    of_units = check_scoring(source.binding, options, keys)  # raises before the model is loaded
     wanted = [(unit, key) for key in of_units]
     wanted += [(layer, key) for key in of_layers if layer.needs != "unit_scores"]
     cache = _RunCache(session, options, calibration)
@@ -63,6 +62,24 @@ def score(
     if of_layers and layer.needs == "unit_scores":
         scores[LAYERS] = layer.function(*(scores[key] for key in SUMMED_UNITS))
     return {key: scores[key] for key in keys}
+
+
+def check_scoring(binding: Binding, options: ImportanceOptions, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the dimensions whose units are scored, once it is known that they can be.
+
+    Args:
+        binding: The model.
+        options: How to score.
+        keys: Config keys of the dimensions that change.
+
+    Raises:
+        RequestError: The criterion cannot see into experts, or the groups do not divide the neurons.
+    """
+    of_units = tuple(key for key in keys if key != LAYERS)
+    if LAYERS in keys and LAYER_CRITERIA[options.layer_importance].needs == "unit_scores":
+        of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
+    units_to_score(binding, UNIT_CRITERIA[options.importance], of_units, options.importance_group_size)
+    return of_units
 
 
 def _compute(
@@ -185,6 +202,7 @@ def select_layers(
     scores: Mapping[str, torch.Tensor],
     count: int,
     removable: range,
+    order: LayerOrder | None = None,
 ) -> tuple[int, ...] | None:
     """Return the retained layers where their choice needs more than one score each, else None.
 
@@ -197,6 +215,8 @@ def select_layers(
         scores: What `score` returned.
         count: Layers of the result.
         removable: The layers that can be removed.
+        order: The order that the retained layers must come in; None for any. It is left out of account where no
+            layers come in it.
     """
     binding = session.source.binding
     total = binding.shape[LAYERS]
@@ -214,8 +234,9 @@ def select_layers(
         def score_again(remaining: Sequence[int], removed: tuple[int, ...]) -> torch.Tensor:
             return measure([(layer, layer + 1) for layer in remaining], removed)
 
-        return choose_greedily(scores[LAYERS], score_again, count, removable)
+        return choose_greedily(scores[LAYERS], score_again, count, removable, order)
     spans = removable_spans(total - count, removable)
+    spans = [span for span in spans if allows(order, range(*span), total, removable)] or spans
     costs = measure(spans) if criterion.measures_removal else summed_costs(scores[LAYERS], spans)
     return choose_span(costs, spans, total)
 

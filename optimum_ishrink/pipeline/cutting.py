@@ -2,62 +2,106 @@
 
 from __future__ import annotations
 
-from ..architectures.description import LAYERS
+from ..architectures.description import LAYERS, ROWS
 from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
 from ..core.limits import check_lengths
 from ..core.processes import process_count
 from ..importance.stage import reads_text, score, scored_dimensions, select_layers, used_criteria
 from ..importance.weights import key_value_similarity
+from ..planning.runtime_check import RuntimeCheck
 from ..planning.stage import check_shape, layers_to_remove, plan
+from ..report.compensation import CompensationRecord
 from ..report.files import CONFIG_FILE, SCORES_FILE
 from ..report.plan import CalibrationRecord, Choice
 from ..report.scores import write_scores
 from ..surgery.stage import check_compensation, cut, repair
+from ..text.calibration import Calibration
 from .job import Job
+from .trimming import Trim, choose_rows, find_vocabulary, of_whole
+from .tying import before_cut, find_head
 
 
 def check_cut(job: Job) -> None:
     """Check the shape, the calibration text, the model's limits and the weight files."""
-    job.shape = check_shape(job.session.source, job.config)
-    check_compensation(job.config)
-    for source in job.calibration.sources:
-        source.check()
-    job.session.source.check()
+    whole = job.session.source
+    found = find_vocabulary(whole, job.config)
+    job.vocabulary, rows = (None, None) if found is None else found
+    source, removed = before_cut(whole, job.config)
+    job.shape = check_shape(source, job.config, rows, removed)
+    if _cuts_units(job):
+        check_compensation(job.config)
+    for text in job.calibration.sources:
+        text.check()
+    whole.check()
     if _reads_calibration(job):
-        model, length = job.session.source, job.config.calibration_length
-        check_lengths(model.config, model.display_name, calibration_length=length)
+        check_lengths(whole.config, whole.display_name, calibration_length=job.config.calibration_length)
+    job.head = find_head(whole, job.config)
 
 
 def _reads_calibration(job: Job) -> bool:
-    config, source = job.config, job.session.source
-    keys = scored_dimensions(source.binding.shape, job.shape, merge=config.merge_key_value_heads)
-    return config.compensation != "none" or reads_text(config, keys)
+    keys = _scored(job)
+    return _cuts_units(job) and (job.config.compensation != "none" or reads_text(job.config, keys))
+
+
+def _scored(job: Job) -> list[str]:
+    """Return the dimensions that need scores. The vocabulary needs none: its tokens are chosen by their counts."""
+    before = {**job.session.source.binding.shape, ROWS: job.shape[ROWS]}
+    return scored_dimensions(before, job.shape, merge=job.config.merge_key_value_heads)
+
+
+def _cuts_units(job: Job) -> bool:
+    """Whether anything besides the vocabulary is cut."""
+    return {**job.session.source.binding.shape, ROWS: 0} != {**job.shape, ROWS: 0}
+
+
+def trim(job: Job) -> None:
+    """Choose the tokens that stay and tie the head, so that all that follows is done with these."""
+    source, head = job.session.source, job.head_to_tie
+    if job.vocabulary is not None and job.shape[ROWS] != source.binding.shape[ROWS]:
+        job.trim, job.kept_rows = choose_rows(job.vocabulary, job.shape[ROWS], job.calibration, head)
+    elif head is not None:
+        job.trim = Trim(source, None, head)
+    else:
+        return
+    if _cuts_units(job):
+        job.session.loaded = None  # one model in memory is enough
+        whole = job.calibration if job.kept_rows is not None else None
+        job.calibration = Calibration(job.config, job.cutting, whole=whole)
 
 
 def score_and_plan(job: Job) -> None:
     """Score what changes, and choose what is retained."""
-    session, config, shape = job.session, job.config, job.shape
+    trim(job)
+    config, shape = job.config, job.shape
+    if job.trim is not None and not _cuts_units(job):
+        alone = plan(job.trim.configs, config, shape, {}, _choice(job), name=job.session.base_name)
+        job.plan = of_whole(alone, job.session.source, job.kept_rows, job.head)
+        job.on_plan(job.plan)
+        return
+    session = job.cutting
     source = session.source
     # All processes take part in the draw, and the repair runs in one of them.
     shared = process_count() > 1 and config.compensation != "none"
     samples_itself = any(text.is_self for text in job.calibration.sources)
     if shared or (_reads_calibration(job) and not samples_itself):
         len(job.calibration.windows)  # a text that is too short, or that the model cannot read, ends the run here
-    keys = scored_dimensions(source.binding.shape, shape, merge=config.merge_key_value_heads)
+    keys = _scored(job)
     job.scores = score(session, config, job.calibration, keys)
     if config.merge_key_value_heads:
         job.scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
     removable = layers_to_remove(source, config, shape)
-    layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable)
-    job.plan = plan(source, config, shape, job.scores, _choice(job), layers=layers, name=session.base_name)
+    order = RuntimeCheck(source.binding, config.for_runtime).order(shape)
+    layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable, order)
+    made = plan(source, config, shape, job.scores, _choice(job), layers=layers, name=job.session.base_name)
+    job.plan = of_whole(made, job.session.source, job.kept_rows, job.head)
     job.on_plan(job.plan)
 
 
 def _choice(job: Job) -> Choice:
     config, sources = job.config, job.calibration.sources
     used = used_criteria(config, job.scores)
-    reads = config.compensation != "none" or reads_text(config, job.scores)
+    reads = _reads_calibration(job)
     record = CalibrationRecord(
         sources=tuple(text.label for text in sources),
         fingerprints=tuple(text.fingerprint() for text in sources),
@@ -78,14 +122,21 @@ def _choice(job: Job) -> Choice:
 
 def write_cut(job: Job) -> None:
     """Write the cut checkpoint, with the scores and the config."""
-    cut(job.session, job.cut_plan, job.folder)
+    if job.trim is not None and not _cuts_units(job):
+        job.trim.copy_files(job.folder)
+        job.trim.write_weights(job.folder)
+    else:
+        cut(job.cutting, job.cut_plan, job.folder)
     write_scores(job.scores, job.folder / SCORES_FILE)
     write_json(job.folder / CONFIG_FILE, job.config.portable().to_dict())
 
 
 def repair_cut(job: Job) -> None:
     """Repair the cut checkpoint in closed form."""
-    job.compensation = repair(job.session, job.config, job.calibration, job.cut_plan, job.folder)
+    if not _cuts_units(job):
+        job.compensation = CompensationRecord("none")
+        return
+    job.compensation = repair(job.cutting, job.config, job.calibration, job.cut_plan, job.folder)
 
 
 def copy_student(job: Job) -> None:

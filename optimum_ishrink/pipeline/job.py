@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,13 +15,18 @@ from ..configuration import IShrinkConfig
 from ..errors import RequestError
 from ..evaluation.stage import Evaluation
 from ..recovery.training import Trained
+from ..recovery.training_text import RecoveryText
 from ..report.compensation import CompensationRecord
 from ..report.measurement import Measurement
 from ..report.plan import Plan
 from ..report.recovery import RecoveryRecord
 from ..report.report import Report
 from ..report.run import read_run
+from ..report.tied_head import HeadRecord
+from ..report.vocabulary import VocabularyRecord
 from ..text.calibration import Calibration
+from ..vocabulary.stage import Vocabulary
+from .trimming import Trim
 
 
 class Job:
@@ -59,6 +65,17 @@ class Job:
         """Whether the teacher is the unpruned model that the plan started from."""
         self.old: Report | None = None
         """What was measured before this run, of a checkpoint that is recovered."""
+        self.vocabulary: Vocabulary | None = None
+        """What is known of the vocabulary; None where it does not change."""
+        self.trim: Trim | None = None
+        """The model with the vocabulary and the head of the result, before its layers are cut; None where they are the
+        base's."""
+        self.kept_rows: VocabularyRecord | None = None
+        self.head: HeadRecord | None = None
+        """How far the head is from the embedding, where that can stand in for it."""
+        self.text: RecoveryText | None = None
+        """The text to train on, once it has been read; None where some of it is sampled, or its tokens are not known
+        before the vocabulary is cut."""
         self.shape: dict[str, int] = {}
         self.scores: dict[str, torch.Tensor] = {}
         self.plan: Plan | None = None
@@ -67,6 +84,20 @@ class Job:
         self.trained: Trained | None = None
         self.recovery: RecoveryRecord | None = None
         self.report: Report | None = None
+
+    @cached_property
+    def cutting(self) -> Session:
+        """The run over the model whose layers are cut: the base, with the vocabulary and the head of the result."""
+        if self.trim is None and self.plan is not None:
+            kept, self.head = self.plan.vocabulary, self.plan.tied_head
+            if kept is not None or self.head_to_tie is not None:
+                self.trim = Trim(self.session.source, None if kept is None else kept.rows, self.head_to_tie)
+        return self.session if self.trim is None else Session(self.trim.source, self.config)
+
+    @property
+    def head_to_tie(self) -> HeadRecord | None:
+        """The head that is tied to the embedding; None where it stays as it is."""
+        return self.head if self.head is not None and self.head.tied else None
 
     @property
     def name(self) -> str:
@@ -181,5 +212,6 @@ def is_base_of(source: Source, plan: Plan) -> bool:
         source: The model.
         plan: The plan.
     """
-    same = dict(source.binding.shape) == dict(plan.shape)
+    shape = source.binding.shape  # plans of older versions do not say how many rows the vocabulary has
+    same = all(shape.get(key) == size for key, size in plan.shape.items())
     return same and source.raw_config.get("model_type") == plan.model_type

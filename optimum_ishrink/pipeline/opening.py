@@ -13,7 +13,9 @@ def open_written(job: Job) -> None:
     were compared one at a time as they were cut, and no model is loaded.
     """
     session, config = job.session, job.config
-    source = job.student or session.source
-    tokenizer = check_files(job.folder, source.folder)
+    tokenizer_folder = (job.student or session.source).folder
+    if job.student is None and job.trim is not None:
+        tokenizer_folder = job.trim.folder
+    tokenizer = check_files(job.folder, tokenizer_folder)
     if session.loaded is not None or config.recovers or config.evaluate or config.benchmark:
         check_logits(job.folder, tokenizer, session.dtype, session.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..architectures.description import ROWS
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
@@ -14,6 +15,7 @@ from ..recovery.stage import (
     adapter_base,
     apply,
     check_device,
+    check_losses,
     check_one_process,
     check_start,
     check_targets,
@@ -33,7 +35,13 @@ def check_recovery_of_cut(job: Job) -> None:
     if not job.config.recovers:
         return
     check_one_process()
+    if _cuts_vocabulary(job):
+        check_losses(job.config)
     check_training(job)
+
+
+def _cuts_vocabulary(job: Job) -> bool:
+    return job.vocabulary is not None and job.shape[ROWS] < job.session.source.binding.shape[ROWS]
 
 
 def check_training(job: Job) -> None:
@@ -49,12 +57,15 @@ def check_training(job: Job) -> None:
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
         check_windows(config.recovery_compensation_samples, samples=windows, off=off)
+    pair = None
     if job.teacher is not None and job.teacher is not student:
-        check_teacher(job.teacher, student.config, student.load_tokenizer())
+        pair = check_teacher(config, job.teacher, student)
     for source in (student, job.teacher):
         if source is not None:
             check_lengths(source.config, source.display_name, recovery_length=config.recovery_length)
-    check_text(config, job.session)
+    read = check_text(config, job.session, student, pair if config.needs_teacher_model else None)
+    # A vocabulary that is cut reads the text in other tokens, and they are not known yet.
+    job.text = None if _cuts_vocabulary(job) else read
 
 
 def train_student(job: Job) -> None:
@@ -65,7 +76,7 @@ def train_student(job: Job) -> None:
     models = Models(student, job.teacher, job.plan, job.is_base)
     work = work_folder(job.output)
     try:
-        prepared = prepare(job.session, job.config, models, work)
+        prepared = prepare(job.session, job.config, models, work, job.text)
         solved = _solve(job, prepared) if job.config.compensates else None
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
@@ -99,7 +110,7 @@ def _adapter_start(job: Job, prepared: Preparation) -> dict[str, torch.Tensor]:
 def _refit(job: Job, prepared: Preparation, samples: int, *, rank: int | None = None) -> dict[str, torch.Tensor]:
     text, folder = prepared.text, prepared.models.student.folder
     count = min(text.trained, samples)  # held-out windows are never read
-    return refit(job.session, job.cut_plan, folder, text.input_ids[:count], text.kinds[:count], rank=rank)
+    return refit(job.cutting, job.cut_plan, folder, text.input_ids[:count], text.kinds[:count], rank=rank)
 
 
 def measure_before(job: Job) -> None:

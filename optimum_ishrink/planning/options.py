@@ -43,6 +43,23 @@ class ShapeOptions(Options):
         doc="MLP neurons of every layer of the result, or of every expert.",
         default_help="set by the target, or unchanged",
     )
+    vocab_size: int | None = option(
+        None,
+        metavar="N",
+        help="tokens of the vocabulary: rows of the embedding and the head",
+        doc="Tokens of the result's vocabulary, which are rows of its embedding and its head. The tokens that the "
+        "text and the languages of `vocab_text` and `vocab_languages` need least are removed, and the tokenizer is "
+        "rewritten.",
+        default_help="set by the target, or unchanged",
+    )
+    vocab_multiple: int = option(
+        64,
+        ge=1,
+        metavar="N",
+        help="a new vocabulary's size is a multiple of this",
+        doc="A new vocabulary's size is a multiple of this: GPU kernels tile by 64, and tensor parallelism needs "
+        "equal parts.",
+    )
     target: str | None = option(
         None,
         help="params=-15% or params=115M; changes the dimensions that are not given",
@@ -55,7 +72,7 @@ class ShapeOptions(Options):
         label="dimension to prune",
         help="dimensions that the target changes",
         doc="Dimensions that the target changes, each of them: `num_hidden_layers`, `num_key_value_heads`, "
-        "`intermediate_size`. By default the cheapest of all that are not given.",
+        "`intermediate_size`, `vocab_size`. By default the cheapest of all that are not given.",
         default_help="chosen by expected damage",
     )
     intermediate_multiple: int | None = option(

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS
-from ..architectures.runtime_limits import depth_limit, layer_limit, model_limit, size_limit
+from ..architectures.layer_order import LayerOrder
+from ..architectures.runtime_limits import depth_limit, layer_limit, layer_order, model_limit, size_limit
 from ..errors import ShapeError
 
 ADVICE = "leave out for_runtime for a model that runs in PyTorch"
@@ -62,6 +63,16 @@ class RuntimeCheck:
         reason = self.refusal(shape)
         if reason is not None:
             raise ShapeError(f"{reason}; {ADVICE}")
+
+    def order(self, shape: Mapping[str, int]) -> LayerOrder | None:
+        """Return the order of layers that the runtime takes for given, to choose them by; None where it takes any.
+
+        Args:
+            shape: New values by config key.
+        """
+        if self.runtime is None:
+            return None
+        return layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
 
     def check_layers(self, shape: Mapping[str, int], layers: Sequence[int], edited: Any) -> None:
         """Check that the runtime runs the retained layers as transformers does.

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from ..architectures.layer_order import LayerOrder
 from .protection import removable_layers
 
 
-def choose_layers(scores: torch.Tensor, count: int, keep_first: int, keep_last: int) -> tuple[int, ...]:
+def choose_layers(
+    scores: torch.Tensor, count: int, keep_first: int, keep_last: int, order: LayerOrder | None = None
+) -> tuple[int, ...]:
     """Return the indices of the `count` retained layers.
 
     Args:
@@ -17,12 +20,17 @@ def choose_layers(scores: torch.Tensor, count: int, keep_first: int, keep_last: 
         count: Retained layers.
         keep_first: Protected layers at the beginning.
         keep_last: Protected layers at the end.
+        order: The order that what the layers are must come in; None for any. It is left out of account where no
+            layers come in it.
 
     Raises:
         ShapeError: The protected layers leave too few to remove.
     """
     total = scores.shape[0]
     removable = removable_layers(total, count, keep_first, keep_last)
+    in_order = None if order is None else order.choose(scores.tolist(), removable)
+    if in_order is not None:
+        return in_order
     # A stable order makes equal scores, and so the plan, reproducible.
     ascending = sorted(removable, key=lambda layer: (float(scores[layer]), layer))
     removed = set(ascending[: total - count])

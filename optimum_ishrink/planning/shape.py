@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from ..architectures.binding import Binding
-from ..architectures.description import DIMENSIONS
+from ..architectures.description import DIMENSIONS, ROWS
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
 from .options import TARGET_DIMENSIONS, ShapeOptions
+from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
 from .target import check_multiple, damage, multiples_to_try, parse_target, solve
 
@@ -21,18 +22,22 @@ The better multiple saves a fifth of the bytes of the down projections, a twenti
 """
 
 
-def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
+def resolve_shape(
+    binding: Binding, options: ShapeOptions, rows: RowChoices | None = None, removed: int = 0
+) -> dict[str, int]:
     """Return the complete new shape. Needs no weights.
 
     Args:
         binding: The model.
         options: The requested shape or target.
+        rows: The sizes that the vocabulary can have; None where a target is not to change it.
+        removed: Parameters that the model has lost already; a target counts them, too.
 
     Raises:
         ShapeError: The shape cannot be expressed, the runtime that it is for cannot run it, the target cannot be met,
             or nothing was requested.
     """
-    if not options.shape and not options.target:
+    if not options.shape and not options.target and not removed:
         raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
     if options.prune is not None and not options.target:
         raise ShapeError(
@@ -43,6 +48,8 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
         _check_merge(binding, options)
         requested.setdefault("num_attention_heads", binding.shape["num_attention_heads"])
     check_shape(binding, requested, allow_class_change=options.allow_class_change)
+    if ROWS in requested and rows is not None:
+        rows.check(requested[ROWS])
     width = binding.shape["intermediate_size"]
     multiples = multiples_to_try(width, options.intermediate_multiple, options.for_runtime)
     # A requested width is accepted when it fits the plain quantisations alone; the plan's table shows the cost.
@@ -65,17 +72,23 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
         )
     runtime = RuntimeCheck(binding, options.for_runtime, (first, last))
     if options.target:
-        target = parse_target(options.target, binding.num_parameters())
+        target = parse_target(options.target, binding.num_parameters() + removed)
         if options.prune is not None:
             fixed = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in options.prune]
             requested = {**{key: binding.shape[key] for key in fixed}, **requested}
-        how: dict[str, Any] = {"protected": first + last, "pruned": options.prune or (), "runtime": runtime}
+        how: dict[str, Any] = {
+            "protected": first + last,
+            "pruned": options.prune or (),
+            "runtime": runtime,
+            "rows": rows,
+            "removed": removed,
+        }
         shapes = [solve(binding, target, requested, multiples[-1], **how)]
         for multiple in multiples[:-1]:
             with suppress(ShapeError):
                 shapes.insert(0, solve(binding, target, requested, multiple, **how))
-        limit = _ACCEPTED_DAMAGE * min(damage(shape, binding.shape) for shape in shapes)
-        return next(shape for shape in shapes if damage(shape, binding.shape) <= limit)
+        limit = _ACCEPTED_DAMAGE * min(damage(shape, binding.shape, rows) for shape in shapes)
+        return next(shape for shape in shapes if damage(shape, binding.shape, rows) <= limit)
     shape = complete_shape(binding, requested)
     group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
     if not options.merge_key_value_heads and shape["num_attention_heads"] > shape["num_key_value_heads"] * group:
@@ -83,7 +96,7 @@ def resolve_shape(binding: Binding, options: ShapeOptions) -> dict[str, int]:
             f"num_attention_heads={shape['num_attention_heads']} is more than the {group} query heads of each of the "
             f"{shape['num_key_value_heads']} retained KV groups; merge_key_value_heads retains all query heads"
         )
-    if shape == binding.shape:
+    if shape == binding.shape and not removed:
         raise ShapeError("the requested shape is the model's own; nothing would change")
     runtime.check(shape)
     return shape

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ..architectures.binding import Binding
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
-from ..architectures.description import LAYERS
+from ..architectures.description import LAYERS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
 from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
 from .options import ShapeOptions
 from .protection import removable_layers
+from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
 from .selection import choose_heads, choose_layers, choose_units, group_similar
 from .shape import resolve_shape
@@ -23,24 +25,43 @@ UnitsByLayer = tuple[tuple[int, ...], ...]
 """For each retained layer, the indices of its retained units."""
 
 
-def check_shape(source: Source, options: ShapeOptions) -> dict[str, int]:
+def check_shape(
+    source: Source, options: ShapeOptions, rows: RowChoices | None = None, removed: int = 0
+) -> dict[str, int]:
     """Return the complete new shape, once it is known that the config class accepts it. Needs no weights.
 
     Args:
         source: The model.
         options: The requested shape or target.
+        rows: The sizes that the vocabulary can have; None where a target is not to change it.
+        removed: Parameters that the model has lost already; a target counts them, too.
 
     Raises:
         ShapeError: The shape cannot be expressed, or the target cannot be met.
     """
-    shape = resolve_shape(source.binding, options)
+    shape = resolve_shape(source.binding, options, rows, removed)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
     total, count = source.binding.shape[LAYERS], shape[LAYERS]
-    edited = edit_config(source.raw_config, source.config, source.binding, shape, range(count))
+    raw = _without_ids_beyond(source.raw_config, shape.get(ROWS))
+    edited = edit_config(raw, source.config, source.binding, shape, range(count))
     check_edited(edited, source.binding, shape, range(count))
     if mixes_kinds(source.binding):  # other layers may be of another kind
-        edit_config(source.raw_config, source.config, source.binding, shape, range(total - count, total))
+        edit_config(raw, source.config, source.binding, shape, range(total - count, total))
     return shape
+
+
+def _without_ids_beyond(raw: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
+    """Return a config without ids of tokens that a smaller vocabulary has no row for.
+
+    Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
+    """
+    last = max(raw.get(ROWS) or 0, 0) if rows is None else rows - 1
+
+    def beyond(value: Any) -> bool:
+        numbers = value if isinstance(value, list) else [value]
+        return any(isinstance(number, int) and number > last for number in numbers)
+
+    return {key: None if key.endswith("_token_id") and beyond(value) else value for key, value in raw.items()}
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
@@ -88,17 +109,18 @@ def plan(
     """
     binding = source.binding
     total = binding.shape[LAYERS]
+    runtime = RuntimeCheck(binding, options.for_runtime)
     if shape[LAYERS] == total:
         layers = tuple(range(total))
     elif layers is None:
-        layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total))
+        layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
         similarity = scores["key_value_similarity"]
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
-    RuntimeCheck(binding, options.for_runtime).check_layers(shape, layers, parse_config(edited))
+    runtime.check_layers(shape, layers, parse_config(edited))
     return Plan(
         model=source.display_name if name is None else name,
         revision=source.revision,

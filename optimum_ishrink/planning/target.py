@@ -7,24 +7,33 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..architectures.binding import Binding
+from ..architectures.description import ROWS
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
+from .row_choices import RowChoices
 from .runtime_check import ADVICE, RuntimeCheck
 
 _SENSITIVITY = {
-    "intermediate_size": (1.0, 2),
-    "num_hidden_layers": (0.6, 1),
-    "num_key_value_heads": (4.0, 2),
-    "num_attention_heads": (0.0, 1),
+    "intermediate_size": (0.1, 0.6),
+    "num_hidden_layers": (0.6, 0.0),
+    "num_key_value_heads": (0.0, 4.0),
 }
-"""Damage of removing a share of each dimension, relative to the same share of the MLP neurons, and its exponent.
+"""Damage of removing a share of each dimension: its factors of the share and of the share squared.
 
 The least important neurons are removed first, and compensation makes up for the first of them, so removing twice as
-many does four times the damage. A layer is removed as a whole: the second does as much damage as the first. On
+many does more than twice the damage. A layer is removed as a whole: the second does as much damage as the first. On
 SmolLM2-135M-Instruct with compensation, the KL divergences of 30 layers of 1,152 neurons, 29 of 1,216 and 27 of 1,344
-(14.8, 14.9 and 14.6 % of the parameters removed) are as 1 : 1.07 : 1.19, which a weight of 0.6 for the depth explains.
-One of its three KV groups, with its query heads, cost three to four times as much per share squared as a quarter of
-the neurons did. Query heads are removed with their group and count there.
+(14.8, 14.9 and 14.6 % of the parameters removed) are as 1 : 1.07 : 1.19, which a factor of 0.6 for the depth explains;
+an eighth of the neurons raised bits per byte by 0.45 of what a quarter did. One of its three KV groups, with its query
+heads, cost three to four times as much per share squared as a quarter of the neurons did. Query heads are removed with
+their group and count there.
+"""
+
+_EXTRA_TOKENS = 1.4
+"""Damage of one more token per token of text, on the scale of `_SENSITIVITY`.
+
+On SmolLM2-135M-Instruct one percent more tokens raised bits per byte by 1.7 to 3.0 % on four texts, a quarter of the
+neurons by 11 %, which is a damage of 0.0625 (see docs/experiments/vocabulary.md).
 """
 
 TOLERANCE = 0.005
@@ -131,19 +140,32 @@ def check_multiple(shape: Mapping[str, int], current: int, multiple: int) -> Non
 
 
 def candidates(
-    binding: Binding, fixed: Mapping[str, int], multiple: int, protected: int
+    binding: Binding,
+    fixed: Mapping[str, int],
+    multiple: int,
+    protected: int,
+    rows: RowChoices | None = None,
+    num_parameters: int = 0,
 ) -> Iterator[tuple[dict[str, int], int]]:
-    """Yield every shape that the architecture can express, with its number of parameters.
+    """Yield shapes that the architecture can express, with their numbers of parameters.
+
+    They are all but for the vocabulary: of its sizes, the model's own, the one without rows that have no token, and
+    the two that come nearest to the wanted number of parameters.
 
     Args:
         binding: The model.
         fixed: Dimensions whose size is given.
         multiple: What MLP widths are multiples of.
         protected: Number of protected layers, which cannot be removed.
+        rows: The sizes that the vocabulary can have; None where it does not change.
+        num_parameters: The wanted number.
     """
     choices: dict[str, list[int]] = {}
+    per_row = binding.outer_parameters(binding.resized({ROWS: 2})) - binding.outer_parameters(
+        binding.resized({ROWS: 1})
+    )
     for key, size in binding.shape.items():
-        if key == "num_attention_heads":
+        if key in ("num_attention_heads", ROWS):
             continue  # query heads follow their KV groups unless their number is given
         if key in fixed:
             choices[key] = [fixed[key]]
@@ -166,13 +188,37 @@ def candidates(
             for depth, count in enumerate(binding.layer_parameters(sizes), start=1):
                 total += count
                 if depth in choices["num_hidden_layers"]:
-                    yield {"num_hidden_layers": depth, **inner}, total
+                    for size in _vocabulary_sizes(
+                        binding.shape[ROWS], fixed, rows, (num_parameters - total) / per_row
+                    ):
+                        removed = (binding.shape[ROWS] - size) * per_row
+                        yield {"num_hidden_layers": depth, **inner, ROWS: size}, total - removed
 
 
-def damage(shape: Mapping[str, int], original: Mapping[str, int]) -> float:
-    """Return the expected damage of a shape: the removed shares to their exponents, weighted by sensitivity."""
+def _vocabulary_sizes(
+    current: int, fixed: Mapping[str, int], rows: RowChoices | None, missing: float
+) -> Collection[int]:
+    """Return the sizes of the vocabulary to consider; `missing` rows would have to be added to meet the target."""
+    if ROWS in fixed or rows is None:
+        return (fixed.get(ROWS, current),)
+    return {current, rows.free, *rows.around(current + missing)}
+
+
+def damage(shape: Mapping[str, int], original: Mapping[str, int], rows: RowChoices | None = None) -> float:
+    """Return the expected damage of a shape, summed over what is removed of each dimension.
+
+    Args:
+        shape: The new shape.
+        original: The model's.
+        rows: What a smaller vocabulary costs; None where it counts nothing.
+    """
     shares = {key: 1 - value / original[key] for key, value in shape.items()}
-    return sum(weight * shares[key] ** power for key, (weight, power) in _SENSITIVITY.items() if key in shares)
+    found = sum(
+        once * shares[key] + squared * shares[key] ** 2
+        for key, (once, squared) in _SENSITIVITY.items()
+        if key in shares
+    )
+    return found + (0.0 if rows is None or ROWS not in shape else _EXTRA_TOKENS * rows.extra(shape[ROWS]))
 
 
 def solve(
@@ -183,6 +229,8 @@ def solve(
     protected: int,
     pruned: Collection[str] = (),
     runtime: RuntimeCheck | None = None,
+    rows: RowChoices | None = None,
+    removed: int = 0,
 ) -> dict[str, int]:
     """Return the shape that meets a target with the least expected damage.
 
@@ -194,13 +242,15 @@ def solve(
         protected: Number of protected layers, which cannot be removed.
         pruned: Dimensions that have to become smaller.
         runtime: What has to be able to run the shape; None for PyTorch, which runs them all.
+        rows: The sizes that the vocabulary can have; None where it does not change.
+        removed: Parameters that the model has lost already.
 
     Raises:
         ShapeError: The runtime runs no such shape, or no shape is within half a percentage point; the message names
             the nearest above and below.
     """
     check_shape(binding, fixed)
-    total = binding.num_parameters()
+    total = binding.num_parameters() + removed
     share = 1 - target.num_parameters / total
     best: tuple[float, dict[str, int]] | None = None
     nearest: dict[bool, tuple[float, dict[str, int], int]] = {}
@@ -212,18 +262,18 @@ def solve(
         refused = refused or reason
         return reason is None
 
-    for shape, count in candidates(binding, fixed, multiple, protected):
+    for shape, count in candidates(binding, fixed, multiple, protected, rows, target.num_parameters):
         if any(shape[key] == binding.shape[key] for key in pruned):
             continue
-        removed = 1 - count / total
-        if abs(removed - share) <= TOLERANCE and removed > 0:
-            # Damage grows with the square of what is removed: without the ratio, the smallest cut would always win.
-            cost = damage(shape, binding.shape) * (share / removed) ** 2
+        cut = 1 - count / total
+        if abs(cut - share) <= TOLERANCE and cut > 0:
+            # Damage grows with the square of what is cut: without the ratio, the smallest cut would always win.
+            cost = damage(shape, binding.shape, rows) * (share / cut) ** 2
             if (best is None or cost < best[0]) and runs(shape):
                 best = (cost, shape)
         side = count < target.num_parameters
-        if (side not in nearest or abs(removed - share) < nearest[side][0]) and runs(shape):
-            nearest[side] = (abs(removed - share), shape, count)
+        if (side not in nearest or abs(cut - share) < nearest[side][0]) and runs(shape):
+            nearest[side] = (abs(cut - share), shape, count)
     if best is not None:
         return best[1]
     if not nearest and refused is not None:

@@ -70,7 +70,8 @@ class RecoveryOptions(RunOptions):
         path="model",
         flags=("--teacher",),
         help="Hub id or folder of the teacher",
-        doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer.",
+        doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer, or with a "
+        "larger one that this one was cut from.",
         default_help="the unpruned model",
     )
     recovery_temperature: float = option(
@@ -92,8 +93,9 @@ class RecoveryOptions(RunOptions):
         LORA,
         metavar="WHAT",
         check=parse_trained,
-        help="lora, full, or a sum of norms, head and last:N",
-        doc="What is trained: `lora`, `full`, or parts such as `norms+last:2+head`.",
+        help="lora, full, or a sum of embeddings, head, norms and last:N",
+        doc="What is trained: `lora`, `full`, or parts such as `norms+last:2+head`. `embeddings` are the embedding "
+        "and the head.",
     )
     recovery_lora_rank: int = option(32, metavar="R", help="rank of the adapter")
     recovery_lora_alpha: int = option(

@@ -18,13 +18,16 @@ from ..core.device import dtype_name
 from ..core.digest import digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
 from ..core.finite import check_predictions
+from ..core.limits import check_lengths, check_tokens
 from ..options.option import own_options
 from ..report.plan import Plan
 from ..text.sources import parse_sources
+from ..text.token_map import TokenMap
 from ..text.windows import beginning
 from .options import RecoveryOptions
 from .self_text import self_text
 from .teacher import LayerMap
+from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch, process_state
 from .training_text import RecoveryText, recovery_text
 from .work_folder import last_step, open_work
@@ -76,6 +79,7 @@ class Preparation:
         teacher_cache: Folder of the teacher's top k, or None when the teacher runs on every batch.
         solution: File of the weights that the closed form gives before the training.
         micro: Windows run at once in one process.
+        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
     """
 
     options: RecoveryOptions
@@ -87,6 +91,7 @@ class Preparation:
     teacher_cache: Path | None
     solution: Path
     micro: int
+    tokens: TokenMap | None = None
 
     @property
     def resumes(self) -> bool:
@@ -111,7 +116,36 @@ class Preparation:
         return load_tensors(self.solution) if self.solution.is_file() else None
 
 
-def prepare(session: Session, options: RecoveryOptions, models: Models, work: Path) -> Preparation:
+def pair_of(student: Source, teacher: Source) -> TokenPair | None:
+    """Return a student's tokenizer with its teacher's; None where they have the same tokens.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+
+    Raises:
+        RequestError: The student has tokens that the teacher does not have.
+    """
+    rows = [source.config.vocab_size for source in (student, teacher)]  # first: it says in one line what is damaged
+    return pair_tokens(student.load_tokenizer(), teacher.load_tokenizer(), *rows)
+
+
+def own_tokenizer(session: Session, student: Source) -> Any:
+    """Return the tokenizer that a student's text is read with: the run's, unless the student has other tokens.
+
+    Args:
+        session: The run.
+        student: The student.
+    """
+    if student is session.source:
+        return session.tokenizer
+    own = student.load_tokenizer()
+    return session.tokenizer if session.tokenizer.get_vocab() == own.get_vocab() else own
+
+
+def prepare(
+    session: Session, options: RecoveryOptions, models: Models, work: Path, text: RecoveryText | None = None
+) -> Preparation:
     """Open the working folder, load the teacher and draw the text. The student's folder is only read.
 
     Args:
@@ -119,6 +153,7 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
         options: The recovery's options.
         models: The student and its teacher.
         work: The working folder; an unfinished run of the same request in it is resumed.
+        text: The text where `check_text` has read it already, in the same tokens.
 
     Raises:
         RequestError: The request cannot be met, or the working folder belongs to another request.
@@ -129,22 +164,30 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
     device, dtype = session.device, session.dtype
     state = process_state(device)
     micro = micro_batch(options.recovery_batch_size, options.batch_size, state.num_processes)
+    pair = None
+    if models.teacher is not None and options.needs_teacher_model:
+        pair = pair_of(models.student, models.teacher)
+    tokenizer = own_tokenizer(session, models.student) if pair is None else pair.tokenizer
     request = _request(session, options, models, state.num_processes)
+    if pair is not None:
+        request["tokens"] = tensor_digest(pair.map.carried)
     with state.main_process_first():
         open_work(work, request, write=state.is_main_process)
     teacher = _load_teacher(session, options, models)
     cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
     place = [dtype_name(dtype), device.type]
 
+    sampling = tokenizer if pair is None else pair.teacher
+
     def sample(count: int) -> torch.Tensor:
         drawn: list[Any] = [request["teacher"], count, options.recovery_length, options.seed, *place]
         drawn += [options.recovery_sampling_temperature, options.recovery_sampling_filter]
         # The tokenizer is no part of the teacher's digest, and says what windows begin with.
-        drawn += [begin] if (begin := beginning(session.tokenizer)) else []
+        drawn += [begin] if (begin := beginning(sampling)) else []
         with state.main_process_first():
             return self_text(
                 teacher,
-                session.tokenizer,
+                sampling,
                 options.recovery_length,
                 count,
                 seed=options.seed,
@@ -153,13 +196,21 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
                 cache=cache / f"self-{digest(drawn)}.safetensors",
             )
 
-    text = recovery_text(options, session.tokenizer, sample=sample)
+    if text is None:
+        text = recovery_text(options, tokenizer, sample=sample, pair=pair)
     if teacher is not None and models.teacher is not None:
-        check_predictions(teacher, text.input_ids[:1], models.teacher.display_name, "the recovery text")
-    of_text = tensor_digest(text.input_ids, text.labels)
+        read = text.input_ids if text.teacher is None else text.teacher.input_ids
+        name = models.teacher.display_name
+        if pair is not None:
+            check_lengths(models.teacher.config, name, recovery_length=read.shape[1])
+            check_tokens(read, models.teacher.config.vocab_size, pair.teacher, "the recovery text", name)
+        check_predictions(teacher, read[:1], name, "the recovery text")
+    of_text = tensor_digest(*text.tensors)
     with state.main_process_first():
         open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
     of_teacher = [request["teacher"], of_text, options.recovery_top_k, options.recovery_temperature, *place]
+    if pair is not None:
+        of_teacher.append(request["tokens"])
     of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]
     of_solution += [options.recovery_compensation_samples, *place]
     return Preparation(
@@ -172,6 +223,7 @@ def prepare(session: Session, options: RecoveryOptions, models: Models, work: Pa
         cache / f"teacher-{digest(of_teacher)}" if options.caches_teacher else None,
         cache / f"solved-{digest(of_solution)}.safetensors",
         micro,
+        None if pair is None else pair.map,
     )
 
 

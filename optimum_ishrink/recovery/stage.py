@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from ..architectures.description import HEADS
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
+from ..core.limits import check_tokens
 from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import RequestError
@@ -19,11 +19,11 @@ from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
 from .options import RecoveryOptions
-from .preparation import Preparation
-from .teacher import check_tokenizers, check_vocabularies
+from .preparation import Preparation, own_tokenizer, pair_of
+from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
 from .training import Trained, choose_teacher, train
-from .training_text import recovery_text
+from .training_text import RecoveryText, recovery_text
 
 
 def check_one_process() -> None:
@@ -76,36 +76,70 @@ def check_start(options: RecoveryOptions, *, is_base: bool) -> None:
         )
 
 
-def check_teacher(teacher: Source, student: Any, tokenizer: Any) -> None:
-    """Check that another model can teach this one.
+def check_teacher(options: RecoveryOptions, teacher: Source, student: Source) -> TokenPair | None:
+    """Check that another model can teach this one: that it has all of its tokens.
 
     Args:
+        options: The recovery's options.
         teacher: The teacher.
-        student: The student's config.
-        tokenizer: The student's tokenizer.
+        student: The student, or the model that it is cut from.
+
+    Returns:
+        The tokenizers of both, where the teacher has more tokens.
 
     Raises:
-        RequestError: They do not share a tokenizer.
+        RequestError: The student has other tokens, or fewer and a loss cannot be taken between these.
     """
-    check_vocabularies(student, teacher.config)
-    check_tokenizers(tokenizer, teacher.load_tokenizer())
+    pair = pair_of(student, teacher)
+    if pair is not None:
+        check_losses(options)
+    return pair
 
 
-def check_text(options: RecoveryOptions, session: Session) -> None:
+def check_losses(options: RecoveryOptions) -> None:
+    """Check that the losses can be taken between models that read a text in different tokens.
+
+    Args:
+        options: The recovery's options.
+
+    Raises:
+        RequestError: One cannot.
+    """
+    for term in options.terms:
+        if term.loss.reads == "values":
+            raise RequestError(
+                f"the loss {term.loss.name!r} relates the tokens of a text to each other, and the teacher has more "
+                "tokens than the model, so it reads the text in others; use kl, hidden or ce"
+            )
+
+
+def check_text(
+    options: RecoveryOptions, session: Session, student: Source, pair: TokenPair | None
+) -> RecoveryText | None:
     """Read the training text now, not after long work; sampled text is taken as given.
 
     Args:
         options: The recovery's options.
-        session: The run; student and teacher have its tokenizer and as many embeddings.
+        session: The run.
+        student: The student, or the model that it is cut from.
+        pair: Its tokenizer with that of a teacher who reads other tokens and is needed.
+
+    Returns:
+        The text, for `prepare`; None where some of it is sampled from the teacher later.
 
     Raises:
-        DataError: There is too little text, none with answers, or a token that the models have no embedding for.
+        DataError: There is too little text, none with answers, or a token that the model has no embedding for.
     """
-    length = options.recovery_length
+    sources, length = parse_sources(options.recovery_data), options.recovery_length
+    samples = any(source.is_self for source in sources)
+    pair = None if samples else pair
+    tokenizer = own_tokenizer(session, student) if pair is None else pair.tokenizer
     text = recovery_text(
-        options, session.tokenizer, sample=lambda count: torch.zeros(count, length, dtype=torch.int64)
+        options, tokenizer, sample=lambda count: torch.zeros(count, length, dtype=torch.int64), pair=pair
     )
-    session.check_tokens(text.input_ids, ", ".join(source.label for source in parse_sources(options.recovery_data)))
+    label = ", ".join(source.label for source in sources)
+    check_tokens(text.input_ids, student.config.vocab_size, tokenizer, label, student.display_name)
+    return None if samples else text
 
 
 def adapter_base(options: RecoveryOptions, student: Source | None) -> str | None:
@@ -178,7 +212,9 @@ def train_prepared(
     compares_layers = options.reads("hidden_states") or options.reads("values")
     return train(
         load_model(models.student.folder, session.dtype, session.device),
-        choose_teacher(prepared.teacher, options, prepared.text, prepared.teacher_cache, prepared.micro),
+        choose_teacher(
+            prepared.teacher, options, prepared.text, prepared.teacher_cache, prepared.micro, prepared.tokens
+        ),
         prepared.text,
         options,
         prepared.work,

@@ -102,7 +102,7 @@ class Student(torch.nn.Module):
             scale = counts.to(device).float().clamp_min(1).reciprocal()
             sums = torch.zeros(1 + len(self.terms), device=device)
             if "logits" in reads:
-                sums = sums + self._of_logits(seen, lesson, labels, scale)
+                sums = sums + self._of_logits(seen, lesson, input_ids, labels, scale)
         with torch.autocast(device.type, enabled=False):
             for place, term in enumerate(self.terms, start=1):
                 if term.loss.reads != "logits":
@@ -113,12 +113,17 @@ class Student(torch.nn.Module):
                     )
         return sums
 
-    def _of_logits(self, seen: Observed, lesson: Lesson, labels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _of_logits(
+        self, seen: Observed, lesson: Lesson, input_ids: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
         following = labels[:, 1:].flatten()
+        within = None
+        if lesson.shared is not None:
+            within = input_ids[:, 1:].flatten().masked_fill(lesson.shared, IGNORED)
 
         def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
             teacher = None if lesson.distribution is None else lesson.distribution(part)
-            targets = Targets(following[part], teacher, self.temperature)
+            targets = Targets(following[part], teacher, self.temperature, None if within is None else within[part])
             total = torch.zeros((), device=logits.device)
             values = []
             with torch.autocast(logits.device.type, enabled=False):
@@ -158,5 +163,9 @@ class Student(torch.nn.Module):
                 state, wanted = state[:, :-1], wanted[:, :-1]
             else:
                 state, wanted = state[:, :, :-1], wanted[:, :, :-1]
-            total = total + term.loss.function(state, wanted).sum()
+            values = term.loss.function(state, wanted)
+            if lesson.shared is not None:
+                # Not a product: what is elsewhere is of another text, and may be anything.
+                values = values.where(lesson.shared.view_as(values), 0.0)
+            total = total + values.sum()
         return total / len(pairs)

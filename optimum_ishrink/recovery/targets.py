@@ -25,8 +25,8 @@ class TopK:
     indices: torch.Tensor
     log_tail: torch.Tensor
 
-    def part(self, rows: slice) -> TopK:
-        """Return some of the tokens."""
+    def part(self, rows: slice | torch.Tensor) -> TopK:
+        """Return some of the tokens, by a slice or a mask."""
         return TopK(self.log_probs[rows], self.indices[rows], self.log_tail[rows])
 
 
@@ -36,13 +36,17 @@ class Targets:
 
     Args:
         labels: The next tokens, int64, shape (tokens,); `IGNORED` where none is wanted.
-        teacher: The teacher's logits, shape (tokens, vocabulary), or their `TopK`; None without a teacher.
+        teacher: The teacher's logits, shape (tokens, vocabulary), or their `TopK`; None without a teacher. Only of the
+            tokens that are `IGNORED` in `within`, where that is not None.
         temperature: What logits are divided by before they are compared.
+        within: The next tokens, int64, shape (tokens,), where the teacher predicts none, within a token that it reads
+            as one; `IGNORED` where it predicts. None where it does everywhere.
     """
 
     labels: torch.Tensor
     teacher: torch.Tensor | TopK | None = None
     temperature: float = 1.0
+    within: torch.Tensor | None = None
 
 
 def log_tail(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

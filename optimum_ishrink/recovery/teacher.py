@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import RequestError
 from ..modeling.head import Head
 from .observe import observe
 from .targets import TopK, top_k
@@ -20,13 +19,17 @@ class Lesson:
 
     Args:
         distribution: Gives the logits, or their top k, of some rows; rows count the predicted tokens of the batch.
+            Where `shared` is not None, only of those that are shared.
         layers: Its layers' outputs, shape (batch, length, hidden) each.
         values: Its attention's values, shape (batch, KV heads, length, head size) each.
+        shared: For each predicted token of the batch whether the teacher has read the same text as the student before
+            it, bool, shape (rows,); None where it has everywhere, because both read the same tokens.
     """
 
     distribution: Callable[[slice], torch.Tensor | TopK] | None = None
     layers: tuple[torch.Tensor, ...] = ()
     values: tuple[torch.Tensor, ...] = ()
+    shared: torch.Tensor | None = None
 
 
 class Teacher(Protocol):
@@ -105,6 +108,11 @@ class LiveTeacher:
         self.reads = {"layers": layers, "values": values}
         self.logits, self.k, self.temperature = logits, k, temperature
 
+    @property
+    def rows(self) -> int:
+        """How many tokens its distributions are over."""
+        return int(self.model.config.vocab_size)
+
     @torch.no_grad()
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
         """Run the model on a batch; its logits are computed when rows of them are requested."""
@@ -117,35 +125,3 @@ class LiveTeacher:
             return logits if self.k is None else top_k(logits, self.k, temperature=self.temperature)
 
         return Lesson(distribution if self.logits else None, seen.layers, seen.values)
-
-
-def check_vocabularies(student: Any, teacher: Any) -> None:
-    """Check that a teacher has the same vocabulary as the student.
-
-    Args:
-        student: The student's config.
-        teacher: The teacher's config.
-
-    Raises:
-        RequestError: Their vocabularies have different sizes.
-    """
-    if student.vocab_size != teacher.vocab_size:
-        raise RequestError(
-            f"the teacher has a vocabulary of {teacher.vocab_size} tokens, the model one of {student.vocab_size}; "
-            "name a teacher with the same tokenizer"
-        )
-
-
-def check_tokenizers(student: Any, teacher: Any) -> None:
-    """Check that two tokenizers give the same number to the same token.
-
-    Raises:
-        RequestError: They do not.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours != theirs:
-        different = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-        raise RequestError(
-            f"the teacher's tokenizer is different: token {different!r} has id {theirs.get(different)} there and "
-            f"{ours.get(different)} here; name a teacher with the same tokenizer"
-        )

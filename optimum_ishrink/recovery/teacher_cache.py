@@ -14,6 +14,7 @@ from ..core.durable import disk_errors, rename_folder
 from ..core.progress import progress_bar
 from .targets import TopK
 from .teacher import Lesson, LiveTeacher
+from .translating_teacher import TranslatingTeacher
 
 _FILES = {"log_probs": np.float16, "indices": np.int32, "log_tail": np.float32}
 
@@ -27,9 +28,12 @@ class CachedTeacher:
 
     Args:
         folder: What `write_teacher_cache` wrote.
+        shared: For each position of every window whether the teacher has read the same text there, bool, shape
+            (windows, length); None where it reads the same tokens. What is stored for other positions is not read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: torch.Tensor | None = None) -> None:
+        self._shared = shared
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES}
 
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:
@@ -40,18 +44,21 @@ class CachedTeacher:
             torch.from_numpy(self._arrays[name][numbers]).to(device).flatten(0, 1) for name in _FILES
         )
         top = TopK(log_probs, indices.long(), log_tail)
-        return Lesson(top.part)
+        if self._shared is None:
+            return Lesson(top.part)
+        shared = self._shared[windows.cpu()][:, :-1].flatten().to(device)
+        return Lesson(lambda part: top.part(part).part(shared[part]), shared=shared)
 
 
 def write_teacher_cache(
-    folder: Path, teacher: LiveTeacher, input_ids: torch.Tensor, *, batch_size: int, rows: int
+    folder: Path, teacher: LiveTeacher | TranslatingTeacher, input_ids: torch.Tensor, *, batch_size: int, rows: int
 ) -> None:
     """Run a teacher on every window and store its top k; the folder appears whole or not at all.
 
     Args:
         folder: Where they are written.
         teacher: The teacher; its `k` and temperature are those of the cache.
-        input_ids: All windows, shape (windows, length).
+        input_ids: All windows in the student's tokens, shape (windows, length).
         batch_size: Windows run at once.
         rows: Positions whose logits are held at once.
 
@@ -60,7 +67,7 @@ def write_teacher_cache(
     """
     assert teacher.k is not None, "a cache holds the k most likely tokens"
     count, length = input_ids.shape
-    k = min(teacher.k, teacher.model.config.vocab_size)
+    k = min(teacher.k, teacher.rows)
     shapes: dict[str, Any] = {
         "log_probs": (count, length - 1, k),
         "indices": (count, length - 1, k),
@@ -86,9 +93,15 @@ def write_teacher_cache(
                     assert isinstance(top, TopK)
                     for name, dtype in _FILES.items():
                         flat = arrays[name][start : start + len(ids)].reshape(total, *shapes[name][2:])
-                        flat[part] = getattr(top, name).cpu().numpy().astype(dtype)
+                        found = getattr(top, name).cpu().numpy().astype(dtype)
+                        flat[part if lesson.shared is None else _numbers(part, lesson.shared)] = found
                 advance(len(ids))
         for array in arrays.values():
             array.flush()
         (partial / "shape.json").write_text(json.dumps({"windows": count, "length": length, "k": k}))
         rename_folder(partial, folder)
+
+
+def _numbers(part: slice, shared: torch.Tensor) -> Any:
+    """Return which rows of a part are shared."""
+    return part.start + shared[part].cpu().nonzero()[:, 0].numpy()

@@ -36,6 +36,9 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
             model.requires_grad_(True)
         elif part == "head":
             model.get_output_embeddings().requires_grad_(True)
+        elif part == "embeddings":
+            model.get_input_embeddings().requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
         elif part == "norms":
             for module in model.modules():
                 if "norm" in type(module).__name__.lower():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from ..errors import RequestError, unknown_name
 
 LORA, FULL = "lora", "full"
-PARTS = ("norms", "head", "last:N")
+PARTS = ("embeddings", "head", "norms", "last:N")
 
 
 def parse_trained(text: str) -> tuple[str, ...]:
     """Parse what is trained.
 
     Args:
-        text: `lora`, `full`, or parts joined by `+`: `norms`, `head`, `last:N`.
+        text: `lora`, `full`, or parts joined by `+`: `embeddings`, `head`, `norms`, `last:N`.
 
     Raises:
         RequestError: A part is unknown, or `lora` or `full` is joined with another.
@@ -22,7 +22,7 @@ def parse_trained(text: str) -> tuple[str, ...]:
         kind, colon, number = part.partition(":")
         if part in (LORA, FULL) and len(parts) > 1:
             raise RequestError(f"{part!r} is trained alone, not in {text!r}; join only {', '.join(PARTS)}")
-        if part in (LORA, FULL, "norms", "head"):
+        if part in (LORA, FULL, "embeddings", "head", "norms"):
             continue
         if kind != "last":
             raise RequestError(unknown_name("set of parameters", part, (LORA, FULL, *PARTS)))

@@ -19,6 +19,7 @@ from ..core.durable import write_whole
 from ..errors import RequestError, TrainingError
 from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
+from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .options import RecoveryOptions
 from .student import Student
@@ -27,6 +28,7 @@ from .teacher_cache import CachedTeacher, write_teacher_cache
 from .trainable import add_lora, keep_autocast_inputs, train_parameters, trained_parameters
 from .trainer import RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
+from .translating_teacher import TranslatingTeacher
 from .work_folder import last_step
 
 WARM_UP_SHARE = 0.05
@@ -97,7 +99,12 @@ def micro_batch(batch_size: int, most: int, processes: int) -> int:
 
 
 def choose_teacher(
-    model: Any, options: RecoveryOptions, text: RecoveryText, cache: Path | None, batch_size: int
+    model: Any,
+    options: RecoveryOptions,
+    text: RecoveryText,
+    cache: Path | None,
+    batch_size: int,
+    tokens: TokenMap | None = None,
 ) -> Teacher | None:
     """Return the teacher: the model itself, or its stored predictions.
 
@@ -108,6 +115,7 @@ def choose_teacher(
         cache: Folder of the stored predictions; the first process fills it when it does not exist. None to run
             the model on every batch.
         batch_size: Windows run at once.
+        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
     """
     if model is None or not options.needs_teacher:
         return None
@@ -119,14 +127,17 @@ def choose_teacher(
         k=options.recovery_top_k,
         temperature=options.recovery_temperature,
     )
+    teacher: LiveTeacher | TranslatingTeacher = live
+    if tokens is not None and text.teacher is not None:
+        teacher = TranslatingTeacher(live, text.teacher, tokens)
     if cache is None or live.k is None or any(live.reads.values()):
-        return live
+        return teacher
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
         rows = max(1, CHUNK // model.config.vocab_size)
-        write_teacher_cache(cache, live, text.input_ids, batch_size=batch_size, rows=rows)
+        write_teacher_cache(cache, teacher, text.input_ids, batch_size=batch_size, rows=rows)
     state.wait_for_everyone()
-    return CachedTeacher(cache)
+    return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
 
 
 def training_arguments(

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,12 +21,17 @@ from ..text.sources import TextSource, parse_sources, windows_per_source
 from ..text.windows import beginning, beginning_name, window_starts
 from .options import RecoveryOptions
 from .targets import IGNORED
+from .teacher_text import BothTokens, TeacherText, TokenPair
 
 HELD_OUT_SHARE = 16
 """One window in sixteen is not trained on, but chooses the best checkpoint."""
 
 HELD_OUT_MOST = 32
 """More windows than this would say little more, and every evaluation runs them all."""
+
+
+_MOVED = 8
+"""How far the start of a window is moved at most, on average, so that it is not within a token of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class RecoveryText:
         held_out: How many windows choose the best checkpoint.
         kinds: For each window the number of the source that it is from, int64, shape (windows,).
         begins_with: The tokens that every window begins with, as they are spelled; None where there are none.
+        teacher: The same windows in the teacher's tokens; None where these are the student's.
     """
 
     input_ids: torch.Tensor
@@ -46,11 +52,32 @@ class RecoveryText:
     held_out: int
     kinds: torch.Tensor
     begins_with: str | None = None
+    teacher: TeacherText | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that a training reads of it."""
+        own = (self.input_ids, self.labels)
+        return own if self.teacher is None else (*own, self.teacher.input_ids, self.teacher.positions)
 
     @property
     def trained(self) -> int:
         """How many windows are trained on."""
         return len(self.input_ids) - self.held_out
+
+
+class Windows(NamedTuple):
+    """Windows of one source.
+
+    Args:
+        input_ids: Token ids, int64, shape (windows, length).
+        labels: The same, with `IGNORED` where no label is wanted.
+        teacher: The same text in the teacher's tokens; None where these are the student's.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    teacher: TeacherText | None = None
 
 
 def source_documents(source: TextSource, tokenizer: Any, labels: str) -> Iterator[list[Segment]]:
@@ -93,7 +120,8 @@ def pack(
     labels: str,
     seed: int,
     label: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    pair: TokenPair | None = None,
+) -> Windows:
     """Join documents and cut them into windows.
 
     Args:
@@ -104,9 +132,11 @@ def pack(
         labels: Whether every token has a label, or those of answers alone (with the end-of-text token after them).
         seed: Seed of the documents' order.
         label: Name of the text, for messages.
+        pair: The tokenizer with that of a teacher who reads other tokens. Windows then start where both have read the
+            same text, and the windows of the teacher end with the last such place.
 
     Returns:
-        Token ids and labels, int64, shape (count, length).
+        The windows.
 
     Raises:
         DataError: There is not enough text.
@@ -115,36 +145,51 @@ def pack(
     random.Random(seed).shuffle(texts)
     ids: list[int] = []
     answers: list[bool] = []
+    both = None if pair is None else BothTokens(pair)
+    enough = count * (length if both is None else length + _MOVED)
     for document in texts:
-        if len(ids) >= count * length:
+        if len(ids) >= enough:
             break
         pieces = tokenizer([text for text, _ in document], add_special_tokens=False, verbose=False)["input_ids"]
-        for piece, (_, answer) in zip(pieces, document, strict=True):
+        for piece, (text, answer) in zip(pieces, document, strict=True):
             ids += piece
             answers += [answer] * len(piece)
+            if both is not None:
+                both.add(text, piece)
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
             answers.append(document[-1][1])
+            if both is not None:
+                both.add_tokens([tokenizer.eos_token_id])
     begin = beginning(tokenizer)
     remedy = "give more text, or fewer tokens (--recovery-tokens) or shorter windows (--recovery-length)"
-    starts = window_starts(ids, begin, length, count, label=label, remedy=remedy)
+    apart = None if both is None else both.starts_apart()
+    starts = window_starts(ids, begin, length, count, label=label, apart=apart, remedy=remedy)
     inside = length - len(begin)
     input_ids = torch.tensor([[*begin, *ids[at : at + inside]] for at in starts], dtype=torch.int64)
     # What every window begins with is nothing to learn.
     without = torch.zeros(count, len(begin), dtype=torch.bool)
     kept = without.new_ones(len(ids)) if labels == "text" else torch.tensor(answers)
     labelled = torch.cat([without, torch.stack([kept[at : at + inside] for at in starts])], dim=1)
-    return input_ids, input_ids.masked_fill(~labelled, IGNORED)
+    teacher = None if both is None else TeacherText.stack([both.window(at, inside, begin) for at in starts])
+    return Windows(input_ids, input_ids.masked_fill(~labelled, IGNORED), teacher)
 
 
-def recovery_text(options: RecoveryOptions, tokenizer: Any, *, sample: Callable[[int], torch.Tensor]) -> RecoveryText:
+def recovery_text(
+    options: RecoveryOptions,
+    tokenizer: Any,
+    *,
+    sample: Callable[[int], torch.Tensor],
+    pair: TokenPair | None = None,
+) -> RecoveryText:
     """Mix sources in equal shares into windows, some of them held out.
 
     Args:
         options: Sources, tokens, length, labels and seed. A source named twice gives twice as much of its text,
             none of it twice. The trained windows are a whole number of steps.
         tokenizer: The model's tokenizer.
-        sample: Returns this many windows that the teacher samples.
+        sample: Returns this many windows that the teacher samples, in its own tokens.
+        pair: The tokenizer with that of a teacher who reads other tokens.
 
     Raises:
         DataError: There are too few tokens for one step, a source has too few, or labels are requested of text
@@ -169,21 +214,23 @@ def recovery_text(options: RecoveryOptions, tokenizer: Any, *, sample: Callable[
         if source.is_self:
             if labels == "answers":
                 raise DataError(f"text that the model samples itself has no answers to take labels from; {_NO_LABELS}")
-            windows = sample(share)
-            found.append((windows, windows.clone()))
+            windows, teacher = sample(share), None
+            if pair is not None:
+                windows, teacher = pair.read_sampled(windows)
+            found.append(Windows(windows, windows.clone(), teacher))
         else:
             documents = islice(source_documents(source, tokenizer, labels), 1_000_000)
-            found.append(
-                pack(documents, tokenizer, length, share, labels=labels, seed=options.seed, label=source.label)
-            )
+            how = {"labels": labels, "label": source.label}
+            found.append(pack(documents, tokenizer, length, share, seed=options.seed, pair=pair, **how))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))
     kinds = torch.arange(len(shares)).repeat_interleave(torch.tensor([share for _, share in shares]))
     return RecoveryText(
-        torch.cat([ids for ids, _ in found])[order],
-        torch.cat([marks for _, marks in found])[order],
+        torch.cat([windows.input_ids for windows in found])[order],
+        torch.cat([windows.labels for windows in found])[order],
         held_out,
         kinds[order],
         beginning_name(tokenizer),
+        None if pair is None else TeacherText.cat([windows.teacher for windows in found if windows.teacher])[order],
     )
 
 

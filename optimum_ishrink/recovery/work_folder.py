@@ -66,8 +66,13 @@ def open_work(folder: Path, request: Mapping[str, Any], *, name: str = REQUEST, 
 
 def discard_unused(folder: Path) -> None:
     """Remove a working folder in which nothing was computed yet: neither a checkpoint nor sampled text."""
-    if folder.is_dir() and all(path.suffix == ".json" for path in folder.iterdir()):
+    if folder.is_dir() and all(path.suffix == ".json" or _is_unfinished(path) for path in folder.iterdir()):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a run was killed while it wrote this file."""
+    return path.name.startswith(".") and path.suffix == ".partial"
 
 
 def _brief(value: Any) -> str:

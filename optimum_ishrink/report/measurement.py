@@ -50,7 +50,7 @@ class SpeedComparison:
         )
 
 
-_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic", "hub_dataset"})
+_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic", "hub_dataset", "shared"})
 """Settings that describe precision, results or the origin of the data, not what was measured."""
 
 
@@ -146,6 +146,16 @@ class Measurement:
     def tokens(self) -> int | None:
         """Predicted tokens of a text; None for anything else."""
         return self.settings.get("tokens")
+
+    @property
+    def carried(self) -> bool:
+        """Whether it compares with a base of more tokens, whose predictions were carried to the model's."""
+        return bool(self.settings.get("carried"))
+
+    @property
+    def shared(self) -> float | None:
+        """Share of a model's predicted tokens that are compared with a base of other tokens; else None."""
+        return self.settings.get("shared")
 
     @property
     def predicted(self) -> int | None:

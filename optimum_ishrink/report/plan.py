@@ -9,6 +9,8 @@ from typing import Any
 from ..core.json_codec import from_plain, rare_entry, to_plain
 from .files import SCHEMA, read_schema
 from .migration import migrate_plan
+from .tied_head import HeadRecord
+from .vocabulary import VocabularyRecord
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Plan:
         merges: In each layer of `layers`, the KV heads that each new KV head is the mean of; None when none are
             merged.
         inexact: Why the result is not the original with the removed units at zero; empty when it is.
+        vocabulary: Which rows of the vocabulary stay; None when all do.
+        tied_head: How far the head is from the embedding, where quantisation explains it although the config does not
+            tie the two, and whether it is tied now; None for other models.
     """
 
     model: str
@@ -88,6 +93,8 @@ class Plan:
     choice: Choice
     merges: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     inexact: tuple[str, ...] = ()
+    vocabulary: VocabularyRecord | None = rare_entry()  # noqa: RUF009 - a field
+    tied_head: HeadRecord | None = rare_entry()  # noqa: RUF009 - a field
 
     @property
     def removed_share(self) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..core.table import Row
 from .plan import Plan
+from .tied_head import HeadRecord
 
 
 def spans(indices: Iterable[int]) -> str:
@@ -34,9 +35,13 @@ def shape_rows(plan: Plan) -> list[Row]:
                 what = f"merged {before // after} to 1 in each layer; all query heads are retained"
         elif key == "num_attention_heads":
             what = f"{before - after} query heads of each layer"
+        elif key == "vocab_size":
+            what = f"{before - after:,} rows ({1 - after / before:.1%})"
         else:
             what = f"{before - after} neurons of each layer ({1 - after / before:.1%})"
         rows.append((key, f"{before:,}", f"{after:,}", what))
+    if plan.tied_head is not None and plan.tied_head.tied:
+        rows.append(("head", "its own", "the embedding", f"{plan.tied_head.num_parameters:,} parameters"))
     rows.append(
         ("parameters", f"{plan.num_parameters:,}", f"{plan.new_num_parameters:,}", f"{plan.removed_share:.2%} of all")
     )
@@ -76,6 +81,24 @@ def config_rows(plan: Plan) -> list[Row]:
         (key, "absent" if before is None else str(before), str(after))
         for key, (before, after) in plan.config_changes.items()
     ]
+
+
+def head_line(head: HeadRecord) -> str:
+    """Return how far a head is from the embedding, and what was made of it, as a sentence.
+
+    Args:
+        head: How far it is.
+    """
+    found = f"{head.head} and {head.embedding} are {head.describe()}"
+    if not head.tied:
+        return f"{found}. --tie-embeddings would remove {head.num_parameters:,} parameters."
+    if head.same:
+        return f"{found}. The head is tied to the embedding."
+    levels = f"{head.embedding_levels:.1f} in the embedding and {head.head_levels:.1f} in the head"
+    return (
+        f"{found}. Both are {head.retained} now: of 16 consecutive weights, {levels} are different on average, and "
+        "the less coarsely quantised one stays; where they are alike, the embedding does."
+    )
 
 
 CONFIG_HEADER: Row = ("config.json", "before", "after")

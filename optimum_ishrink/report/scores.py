@@ -9,15 +9,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from ..core.durable import replace_file
+
 
 def write_scores(scores: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write importance scores as safetensors.
+    """Write importance scores as safetensors, in a file that is whole at any time.
 
     Args:
         scores: Config key to scores.
         path: The new file.
     """
-    path.write_bytes(save({name: values.contiguous() for name, values in scores.items()}, {"format": "pt"}))
+    replace_file(path, save({name: values.contiguous() for name, values in scores.items()}, {"format": "pt"}))
 
 
 def read_scores(path: Path) -> dict[str, torch.Tensor]:

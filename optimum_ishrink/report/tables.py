@@ -11,6 +11,7 @@ from .report import Report
 METRICS = {
     "perplexity": "perplexity (lower is better)",
     "bits_per_byte": "bits per byte (lower is better)",
+    "tokens_per_byte": "tokens per byte (lower is better)",
     "kl_divergence": "KL divergence from the base, nats/token",
     "top1_agreement": "top-1 agreement with the base",
     "time_to_first_token_seconds": "time to first token, ms",
@@ -83,6 +84,8 @@ def report_rows(report: Report, parts: Sequence[str] = ("quality", "speed")) -> 
             elif base is not None and after.metric in _BY_DEFINITION:
                 old_text = f"{_BY_DEFINITION[after.metric]:g} (by definition)"
             what = METRICS.get(after.metric, after.metric)
+            if after.carried:
+                what += ", carried" if after.shared is None else f", carried, at {after.shared:.1%} of the tokens"
             if after.num_fewshot is not None:
                 what += f", {after.num_fewshot}-shot"
             rows.append((what, after.dataset, str(after.n), old_text, format_measurement(after), ratio))

@@ -37,12 +37,17 @@ class Calibration:
     Args:
         options: Which text, and how much of it.
         loaded: The run's model and tokenizer.
+        whole: The same text in the tokens of the model whose vocabulary was cut: it samples what is to be sampled from
+            the model itself. None where no vocabulary was cut.
     """
 
-    def __init__(self, options: CalibrationOptions, loaded: ModelAndTokenizer) -> None:
+    def __init__(
+        self, options: CalibrationOptions, loaded: ModelAndTokenizer, whole: Calibration | None = None
+    ) -> None:
         self.options = options
         self.sources = parse_sources(options.calibration)
         self._loaded = loaded
+        self._whole = whole
 
     @cached_property
     def windows(self) -> torch.Tensor:
@@ -56,9 +61,34 @@ class Calibration:
             samples=self.options.calibration_samples,
             length=self.options.calibration_length,
             seed=self.options.seed,
+            sampled=self.sampled_documents if self._whole is not None else None,
         )
         self._loaded.check_tokens(drawn, ", ".join(source.label for source in self.sources))
         return from_main_process(drawn)  # type: ignore[no-any-return]
+
+    @cached_property
+    def sampled(self) -> torch.Tensor | None:
+        """The windows that the whole model samples itself, shape (windows, length); None where none are wanted."""
+        if self._whole is not None:
+            return self._whole.sampled
+        own = [number for number, (text, _) in enumerate(self._shares) if text.is_self]
+        return self.windows[self.kinds == own[0]] if own else None
+
+    @property
+    def _shares(self) -> list[tuple[TextSource, int]]:
+        return windows_per_source(self.sources, self.options.calibration_samples)
+
+    @cached_property
+    def sampled_documents(self) -> list[str]:
+        """What the whole model samples itself, as text."""
+        if self._whole is not None:
+            return self._whole.sampled_documents
+        windows = [] if self.sampled is None else self.sampled.tolist()
+        # Marks of turns and documents stay in the text: any part of the vocabulary has them as tokens.
+        return [
+            self._loaded.tokenizer.decode(window, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for window in windows
+        ]
 
     @cached_property
     def begins_with(self) -> str | None:
@@ -72,7 +102,14 @@ class Calibration:
 
 
 def calibration_windows(
-    sources: Sequence[TextSource], model: Any, tokenizer: Any, *, samples: int, length: int, seed: int
+    sources: Sequence[TextSource],
+    model: Any,
+    tokenizer: Any,
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    sampled: Sequence[str] | None = None,
 ) -> torch.Tensor:
     """Return calibration windows, mixed from the sources in equal shares.
 
@@ -83,6 +120,7 @@ def calibration_windows(
         samples: Windows in all.
         length: Tokens in a window.
         seed: Seed of the draw.
+        sampled: Documents that stand for `self`; None to sample them from the model.
 
     Returns:
         Token ids, int64, shape (samples, length).
@@ -94,10 +132,11 @@ def calibration_windows(
         raise DataError(f"{len(sources)} text sources need at least as many calibration samples, not {samples}")
     parts = []
     for source, share in windows_per_source(sources, samples):
-        if source.is_self:
+        if source.is_self and sampled is None:
             parts.append(sample_text(model, tokenizer, length, share, seed=seed).input_ids)
         else:
-            parts.append(token_windows(source.documents(), tokenizer, length, share, seed=seed, label=source.label))
+            documents = sampled if source.is_self and sampled is not None else source.documents()
+            parts.append(token_windows(documents, tokenizer, length, share, seed=seed, label=source.label))
     return torch.cat(parts)[_order(samples, seed)]
 
 

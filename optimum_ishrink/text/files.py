@@ -28,6 +28,18 @@ def file_rows(path: Path) -> Iterator[Row]:
     yield from _json_rows(numbered, path) if path.suffix == ".jsonl" else _blocks(numbered, path)
 
 
+def file_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file without the space around them, blank ones left out.
+
+    Args:
+        path: The file, in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        DataError: The file is missing, unreadable or not in UTF-8.
+    """
+    return (text for _, line in _lines(path) if (text := line.strip()))
+
+
 def unreadable(path: Path, error: OSError) -> DataError:
     """Return the message about a file that cannot be read.
 

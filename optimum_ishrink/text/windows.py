@@ -85,6 +85,7 @@ def window_starts(
     *,
     label: str,
     skip: int = 0,
+    apart: Sequence[bool] | None = None,
     remedy: str = "give more text, or fewer or shorter windows",
 ) -> list[int]:
     """Return where the text of each window starts in a stream of tokens.
@@ -97,6 +98,8 @@ def window_starts(
         count: Number of windows; None for all that the text gives.
         label: Name of the text, for messages.
         skip: Tokens to skip first.
+        apart: For each token whether no window may start with it, which then starts with the next that may; None where
+            windows may start anywhere.
         remedy: What helps where there is too little text, for messages.
 
     Raises:
@@ -111,6 +114,8 @@ def window_starts(
     starts: list[int] = []
     at = skip
     while count is None or len(starts) < count:
+        while apart is not None and at < len(ids) and apart[at]:
+            at += 1
         if first and list(ids[at : at + len(first)]) == first:
             at += len(first)
         if at + inside > len(ids):

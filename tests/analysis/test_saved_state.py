@@ -69,6 +69,33 @@ def test_what_cannot_be_read_starts_over(
     assert "starting over" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", ["analysis.json", "inputs.safetensors"])
+def test_what_a_kill_in_the_middle_of_a_write_leaves_is_removed(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    replace = Path.replace
+
+    def kill(self: Path, target: Path) -> Path:
+        if target.name == written:
+            raise Killed
+        return replace(self, target)
+
+    folder = tmp_path / "x.partial"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", kill)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a process that is killed tidies nothing up
+        filled(folder)
+    (left,) = folder.glob(".*")
+    left.rename(folder / left.name.replace(str(os.getpid()), "99"))  # the run that resumes is another process
+    state = filled(folder)
+    assert len(list(folder.iterdir())) == 3
+    state.remove()
+    assert not any(tmp_path.iterdir())
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "x.partial"
     folder.mkdir()

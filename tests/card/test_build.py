@@ -248,6 +248,35 @@ def test_a_run_without_an_origin(tmp_path: Path) -> None:
     assert metadata_load(tmp_path / "small" / "README.md").keys().isdisjoint({"language", "license", "base_model"})
 
 
+def test_figures_against_a_base_of_more_tokens_are_explained(tmp_path: Path) -> None:
+    def figures(bits: float, ratio: float, extra: tuple[Measurement, ...] = ()) -> tuple[Measurement, ...]:
+        bits_per_byte = Measurement("bits_per_byte", "a.txt", bits, 0.01, 32)
+        return (bits_per_byte, Measurement("tokens_per_byte", "a.txt", ratio, None, 32), *extra)
+
+    carried = tuple(
+        Measurement("kl_divergence", name, 0.5, 0.01, 32, {"carried": True, "shared": share})
+        for name, share in (("a.txt", 0.98765), ("b.txt", 0.9))
+    )
+    made = make_report(comparisons=(compare("tokens_per_byte", "a.txt", 1.02, 0.01, "no worse", better=False),))
+    assert made.base is not None
+    report = dataclasses.replace(
+        made,
+        base=dataclasses.replace(made.base, quality=figures(1.1, 0.25)),
+        shrunk=dataclasses.replace(made.shrunk, quality=figures(1.2, 0.255, carried)),
+    )
+    made_folder = make_folder(tmp_path / "fewer", report)
+    build_card(made_folder)
+    text = (made_folder / "README.md").read_text(encoding="utf-8")
+    assert "KL divergence from the base, nats/token, carried, at 98.8% of the tokens" in text
+    assert "boundary between tokens (90.0% of this model's, or more)" in " ".join(text.split())
+    assert "tokens per byte (lower is better)" in text
+    assert "**Quality**, bits per byte (lower is better) on a.txt" in text
+    results = ModelCard.load(made_folder / "README.md").data.eval_results
+    assert [r.metric_args.get("shared") for r in results if r.metric_type == "kl_divergence"] == [0.98765, 0.9]
+    build_card(other := make_folder(tmp_path / "same"))
+    assert "boundary between tokens" not in (other / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_card_needs_a_plan(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "small")
     (folder / "ishrink_plan.json").unlink()

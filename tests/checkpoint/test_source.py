@@ -104,7 +104,7 @@ def test_several_submodules_are_refused(folder: Path) -> None:
 def test_a_stored_head_must_be_the_embedding_that_it_is_tied_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, variant: int, head: str
 ) -> None:
-    monkeypatch.setattr("optimum_ishrink.checkpoint.tensors._COMPARED", 1000)
+    monkeypatch.setattr("optimum_ishrink.checkpoint.comparing._PIECE", 1000)
     folder = save_tiny(tmp_path / "m", tiny_config(model_type, variant, tie_word_embeddings=True))
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if "embed" in name)

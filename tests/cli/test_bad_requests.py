@@ -11,7 +11,7 @@ import torch
 
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.report.report import Report
-from tests.helpers.tiny import save_tiny, tiny_config
+from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
 
 def bad(message: str, *arguments: str) -> Any:
@@ -41,6 +41,15 @@ BAD = [
     bad("is not a folder", "--target", "params=-15%", "--tasks", "a", "--include-path", "nowhere"),
     bad("recipe no.yaml does not exist", "--config", "no.yaml"),
     bad("invalid int value: 'many'", "--num-hidden-layers", "many"),
+    bad("vocab_size=256 is fewer than the 300 rows that have to stay: 256 bytes, 3 ", "--vocab-size", "256"),
+    bad("vocab_size=400 is not between 1 and the model's 300", "--vocab-size", "400"),
+    bad("vocab_multiple must be a whole number of at least 1", "--vocab-size", "256", "--vocab-multiple", "0"),
+    bad("unknown language with word frequencies 'xx'", "--vocab-size", "256", "--vocab-languages", "xx"),
+    bad("vocab_languages cannot be 'none' and a language", "--target", "params=-15%", "--vocab-languages", "none,en"),
+    bad("text file no.txt does not exist", "--vocab-size", "256", "--vocab-keep", "no.txt"),
+    bad("text file no.txt does not exist", "--vocab-size", "256", "--vocab-text", "no.txt"),
+    bad("vocab_text says which tokens stay, and the vocabulary", "--num-hidden-layers", "3", "--vocab-text", "TEXT"),
+    bad("vocab_keep says which tokens stay, and the vocabulary", "--intermediate-size", "16", "--vocab-keep", "TEXT"),
 ]
 
 
@@ -109,10 +118,15 @@ def test_models_without_a_shared_vocabulary(
     llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = save_tiny(tmp_path / "other", tiny_config("llama", vocab_size=310))
+    path = llama_folder / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    model["vocab"] = {("~~" if token == "a" else token): row for token, row in model["vocab"].items()}
+    edit_json(other / "tokenizer.json", model=model)
     how = ["--eval-samples", "2", "--eval-length", "8", "--sample-new-tokens", "0", "--device", "cpu"]
     assert main(["evaluate", "--model", str(llama_folder), "--base", str(other), *how, "--json"]) == 0
     captured = capsys.readouterr()
-    assert "do not share a vocabulary (310 and 300 tokens): perplexity, KL divergence" in captured.err
+    assert "the base has another tokenizer (token 'a' has id None there and " in captured.err
+    assert "): perplexity, KL divergence" in captured.err
     report = Report.from_json(json.loads(captured.out))
     assert report.base is not None
     assert [m.metric for m in report.base.quality] == [m.metric for m in report.shrunk.quality] == ["bits_per_byte"]

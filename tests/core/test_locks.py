@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,52 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, kind: str
         assert not left.exists()
         (staging / "x").write_text("1")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.mine.partial", "a"]
+
+
+def test_a_run_that_was_killed_before_its_lock_leaves_nothing_for_good(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from optimum_ishrink.core import locks
+locks._lock = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+with locks.hidden_folder(Path({str(tmp_path / "a")!r})):
+    pass
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    with staged_folder(tmp_path / "a"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "during the lock"])
+def test_a_folder_that_another_run_took_for_abandoned_is_made_again(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if locks.fcntl is None:
+        pytest.skip("this system has no locks")
+    lock, seen = locks._lock, []
+
+    def remove_first(folder: Path) -> tuple[int | None, bool]:
+        seen.append(folder)
+        if len(seen) > 1:
+            return lock(folder)
+        handle = try_lock_of_another(folder) if moment == "during the lock" else None
+        found = lock(folder)
+        folder.rmdir()
+        if handle is not None:
+            os.close(handle)
+        return found
+
+    def try_lock_of_another(folder: Path) -> int:
+        handle, _ = lock(folder)
+        assert handle is not None
+        return handle
+
+    monkeypatch.setattr(locks, "_lock", remove_first)
+    with hidden_folder(tmp_path / "a") as folder:
+        assert (folder.is_dir(), len(seen)) == (True, 2)
+        assert lock(folder) == (None, True)
 
 
 def test_what_a_run_still_fills_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.edge import write_gguf
 from optimum_ishrink.edge.gguf_export import export_gguf
+from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.edge.quantized_export import export_quantized
 from optimum_ishrink.edge.torch_quantizations import TORCH_QUANTIZATIONS
@@ -22,14 +24,14 @@ INSTALL = "pip install 'optimum-ishrink[edge]'"
 @pytest.fixture(scope="session", autouse=True)
 def convert_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Convert each checkpoint once, and copy the file after that: the converter takes seconds to start."""
-    converted: dict[tuple[Path, str, str], Path] = {}
+    converted: dict[tuple[Path, str, str, GgufTokenizer], Path] = {}
     run = write_gguf._convert
 
-    def convert_or_copy(folder: Path, outtype: str, output: Path, name: str) -> None:
-        key = (folder.resolve(), outtype, name)
+    def convert_or_copy(folder: Path, outtype: str, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
+        key = (folder.resolve(), outtype, name, replace(tokenizer, known=None))
         if key not in converted:
             target = tmp_path_factory.mktemp("converted") / "model.gguf"
-            run(folder, outtype, target, name)
+            run(folder, outtype, target, name, tokenizer)
             converted[key] = target
         shutil.copy(converted[key], output)
 

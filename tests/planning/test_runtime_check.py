@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.errors import ShapeError
@@ -88,17 +89,38 @@ def test_layers_that_no_choice_leaves_in_order_are_refused_before_anything_is_sc
         assert resolve_shape(binding, ShapeOptions(**shape, **FOR))
 
 
-def test_layers_that_were_chosen_have_to_be_in_order() -> None:
-    import torch
-
+def test_the_highest_scored_layers_that_are_in_order_are_retained() -> None:
     source = source_of(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
     options = ShapeOptions(num_hidden_layers=4, **UNPROTECTED, for_runtime="llama.cpp")
     shape = complete_shape(source.binding, {"num_hidden_layers": 4})
-    scores = {"num_hidden_layers": torch.tensor([1.0, 0, 1, 1, 0, 1])}
+    scores = {"num_hidden_layers": torch.tensor([1.0, 0, 3, 1, 0, 1])}
+    # Without layers 1 and 4, the lowest scored ones, layers with and without a window would not take turns.
+    assert make_plan(source, options.replace(for_runtime=None), shape, scores, Choice()).layers == (0, 2, 3, 5)
+    assert make_plan(source, options, shape, scores, Choice()).layers == (2, 3, 4, 5)
+
+
+def test_layers_that_were_chosen_have_to_be_in_order() -> None:
+    source = source_of(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
+    options = ShapeOptions(num_hidden_layers=4, **UNPROTECTED, for_runtime="llama.cpp")
+    shape = complete_shape(source.binding, {"num_hidden_layers": 4})
     with pytest.raises(ShapeError, match="layer_types: .*layer 1 of this model is .*, with layers 1, 4 removed"):
-        make_plan(source, options, shape, scores, Choice())
-    scores = {"num_hidden_layers": torch.tensor([1.0, 0, 0, 1, 1, 1])}
-    assert make_plan(source, options, shape, scores, Choice()).layers == (0, 3, 4, 5)
+        make_plan(source, options, shape, {}, Choice(), layers=(0, 2, 3, 5))
+
+
+def test_layers_that_go_without_rotary_positions_are_chosen_in_order() -> None:
+    binding = _binding(
+        "smollm3",
+        num_hidden_layers=8,
+        no_rope_layers=[1, 1, 1, 0] * 2,
+        use_sliding_window=False,
+        sliding_window=None,
+        layer_types=None,
+    )
+    order = RuntimeCheck(binding, "llama.cpp").order({"num_hidden_layers": 6})
+    assert order is not None
+    assert order.choose([1.0] * 8, range(8)) == (0, 1, 2, 3, 5, 6)
+    assert RuntimeCheck(binding, None).order({"num_hidden_layers": 6}) is None
+    assert RuntimeCheck(_binding("llama"), "llama.cpp").order({"num_hidden_layers": 3}) is None
 
 
 def test_a_class_change_is_checked_as_what_it_is_written_as() -> None:

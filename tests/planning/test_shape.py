@@ -19,6 +19,7 @@ def test_a_target_leaves_given_dimensions() -> None:
         "num_key_value_heads": 3,
         "num_attention_heads": 9,
         "intermediate_size": 1152,
+        "vocab_size": 49152,
     }
 
 

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ishrink.errors import ShapeError
-from optimum_ishrink.planning.target import default_multiple, parse_target, solve
+from optimum_ishrink.planning.options import ShapeOptions
+from optimum_ishrink.planning.row_choices import RowChoices
+from optimum_ishrink.planning.shape import resolve_shape
+from optimum_ishrink.planning.target import candidates, damage, default_multiple, parse_target, solve
 from tests.helpers.smollm2 import BINDING
 
 
@@ -55,3 +58,65 @@ def test_a_target_is_met_within_half_a_point_or_refused_with_the_nearest_shapes(
         assert shape["intermediate_size"] % multiple == 0
         assert shape["num_hidden_layers"] >= 6
         assert binding.refusal(shape) is None
+
+
+TOTAL = BINDING.shape["vocab_size"]
+
+
+def zipfian(tokens: int = TOTAL, least: int = 1_100, multiple: int = 64) -> RowChoices:
+    """Costs that grow as those of words do: the last tenth of the tokens is nearly free."""
+    return RowChoices(TOTAL, tokens, multiple, [0.1 * (i / tokens) ** 3 for i in range(tokens - least + 1)])
+
+
+def test_a_target_is_met_by_rows_alone() -> None:
+    options = ShapeOptions(target="params=-10%", prune=["vocab_size"])
+    shape = resolve_shape(BINDING, options, zipfian())
+    assert {key for key in shape if shape[key] != BINDING.shape[key]} == {"vocab_size"}
+    assert shape["vocab_size"] % 64 == 0
+    assert abs(0.9 - BINDING.num_parameters(shape) / BINDING.num_parameters()) < 64 * 576 / BINDING.num_parameters()
+
+
+def test_rows_and_neurons_go_together() -> None:
+    shape = resolve_shape(BINDING, ShapeOptions(target="params=-15%"), zipfian())
+    assert {key for key in shape if shape[key] != BINDING.shape[key]} == {"vocab_size", "intermediate_size"}
+    assert abs(0.85 - BINDING.num_parameters(shape) / BINDING.num_parameters()) <= 0.00501
+    alone = resolve_shape(BINDING, ShapeOptions(target="params=-15%"))
+    assert damage(shape, BINDING.shape, zipfian()) < damage(alone, BINDING.shape)
+
+
+def test_rows_that_cost_too_much_stay() -> None:
+    dear = RowChoices(TOTAL, TOTAL, 64, [1.0 * i for i in range(TOTAL - 1_099)])
+    assert resolve_shape(BINDING, ShapeOptions(target="params=-15%"), dear)["vocab_size"] == TOTAL
+
+
+def test_rows_without_a_token_go_first() -> None:
+    shape = resolve_shape(BINDING, ShapeOptions(target="params=-15%"), zipfian(tokens=TOTAL - 8_000))
+    assert shape["vocab_size"] <= TOTAL - 8_000 + 63
+
+
+def test_a_given_size_is_left_and_checked() -> None:
+    options = ShapeOptions(target="params=-15%", vocab_size=40_960)
+    assert resolve_shape(BINDING, options, zipfian())["vocab_size"] == 40_960
+    with pytest.raises(ShapeError, match="vocab_size=40961 is not a multiple of 64"):
+        resolve_shape(BINDING, ShapeOptions(vocab_size=40_961), zipfian())
+    assert resolve_shape(BINDING, ShapeOptions(vocab_size=40_961), zipfian(multiple=1))["vocab_size"] == 40_961
+
+
+def test_a_target_that_rows_cannot_meet_names_the_nearest() -> None:
+    options = ShapeOptions(target="params=-40%", prune=["vocab_size"])
+    with pytest.raises(ShapeError, match=r"nearest: .*vocab_size=1152 \([\d,]+ parameters, -20\.5\d%\)"):
+        resolve_shape(BINDING, options, zipfian())
+    coarse = ShapeOptions(target="params=-10%", prune=["vocab_size"])
+    with pytest.raises(ShapeError, match=r"vocab_size=(16384|32768) .*; .*vocab_size=(16384|32768) "):
+        resolve_shape(BINDING, coarse, zipfian(multiple=16_384))
+
+
+@settings(max_examples=20)
+@given(percent=st.integers(100, 4000).map(lambda hundredths: hundredths / 100), multiple=st.sampled_from([1, 64, 512]))
+def test_every_candidate_has_the_parameters_that_it_says(percent: float, multiple: int) -> None:
+    rows = zipfian(multiple=multiple)
+    wanted = parse_target(f"params=-{percent}%", BINDING.num_parameters()).num_parameters
+    fixed = {"num_hidden_layers": 30}
+    for shape, count in candidates(BINDING, fixed, 256, 6, rows, wanted):
+        assert count == BINDING.num_parameters(shape)
+        rows.check(shape["vocab_size"])

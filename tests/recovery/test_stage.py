@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinker
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
+from optimum_ishrink.recovery import preparation, stage
+from optimum_ishrink.recovery.training_text import recovery_text
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.report import Report
 from optimum_ishrink.report.run import Run
@@ -161,6 +163,23 @@ def test_training_that_helps_nowhere_leaves_the_weights(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "so the weights were left as they were after the cut" in card
     assert "the loss fell from" not in card
+
+
+@pytest.mark.parametrize(("data", "times"), [(None, 1), ("self", 2)])
+def test_text_is_tokenised_once_unless_it_is_sampled(
+    data: str | None, times: int, small: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def count(*given: Any, **how: Any) -> Any:
+        read.append(given)
+        return recovery_text(*given, **how)
+
+    for module in (preparation, stage):
+        monkeypatch.setattr(module, "recovery_text", count)
+    more = [] if data is None else ["--recovery-data", data]
+    assert recover(small, tmp_path / "out", [*flags, "--no-evaluate"], *more, "--recovery-train", "norms") == 0
+    assert len(read) == times
 
 
 def test_only_tensors_that_were_trained_are_written(small: Path, flags: list[str], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def recover(folder: Path, text: Path, output: Path, trained: str, **more: object
     return output
 
 
-@pytest.mark.parametrize("trained", ["full", "head", "norms", "last:1", "norms+head", "lora"])
+@pytest.mark.parametrize("trained", ["full", "head", "embeddings", "norms", "last:1", "norms+head", "lora"])
 def test_a_tied_head_is_never_left_stale(twice: Path, text_file: Path, tmp_path: Path, trained: str) -> None:
     before = load_file(twice / "model.safetensors")
     out = recover(twice, text_file, tmp_path / "out", trained)
@@ -57,7 +57,7 @@ def test_a_tied_head_is_never_left_stale(twice: Path, text_file: Path, tmp_path:
     model.save_pretrained(tmp_path / "again")  # its generation config validates
 
 
-@pytest.mark.parametrize("trained", ["full", "head"])
+@pytest.mark.parametrize("trained", ["full", "head", "embeddings"])
 def test_an_untied_head_is_trained_in_its_own_place(
     llama_folder: Path, text_file: Path, tmp_path: Path, trained: str
 ) -> None:

@@ -243,9 +243,17 @@ def test_no_room_for_a_checkpoint_keeps_the_last_whole_one(tmp_path: Path, monke
     assert again.record.resumed_from_step == 4
 
 
-def test_torchs_own_word_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail] . PytorchStreamWriter failed writing file",
+        "basic_ios::clear: iostream error",
+        "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0",
+    ],
+)
+def test_torchs_own_words_for_a_full_disk(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file")
+        raise RuntimeError(words)
 
     monkeypatch.setattr(run.RecoveryTrainer, "_save_optimizer_and_scheduler", fail)
     with pytest.raises(OutputError, match="No space left on device"):

@@ -22,14 +22,14 @@ from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 def test_labels_stand_on_answers_alone() -> None:
     tokenizer = tiny_tokenizer()
     documents = [[("ab", False), ("cd", True)], [("e", False), ("fgh", True), ("i", False)]] * 3
-    ids, labels = pack(documents, tokenizer, 6, 3, labels="answers", seed=0, label="x")
+    ids, labels, _ = pack(documents, tokenizer, 6, 3, labels="answers", seed=0, label="x")
     assert ids.shape == labels.shape == (3, 6)
     answered = set(tokenizer("cdfgh")["input_ids"]) | {tokenizer.eos_token_id}
     assert ((labels == ids) | (labels == IGNORED)).all()
     assert set(labels[labels != IGNORED].tolist()) <= answered
     assert (labels[torch.isin(ids, torch.tensor(tokenizer("cdfgh")["input_ids"]))] != IGNORED).all()
     assert (labels[torch.isin(ids, torch.tensor(tokenizer("abei")["input_ids"]))] == IGNORED).all()
-    _, everything = pack(documents, tokenizer, 6, 3, labels="text", seed=0, label="x")
+    _, everything, _ = pack(documents, tokenizer, 6, 3, labels="text", seed=0, label="x")
     assert torch.equal(everything, ids)
 
 

@@ -48,7 +48,7 @@ def test_calibration_recovery_and_evaluation_read_the_same_windows(tokenizer: An
     assert token_windows(TEXTS, tokenizer, 24, 10, seed=None, label="x").tolist() == wanted
     windows = text_windows(TEXTS, tokenizer, 24, 10, seed=0, label="x")
     drawn = token_windows(TEXTS, tokenizer, 24, 10, seed=0, label="x")
-    ids, labels = pack([[(text, False)] for text in TEXTS], tokenizer, 24, 10, labels="text", seed=0, label="x")
+    ids, labels, _ = pack([[(text, False)] for text in TEXTS], tokenizer, 24, 10, labels="text", seed=0, label="x")
     assert windows.ids.tolist() == drawn.tolist() == ids.tolist()
     assert windows.context == len(begin)
     assert windows.passages is not None
@@ -65,7 +65,7 @@ def test_calibration_recovery_and_evaluation_read_the_same_windows(tokenizer: An
 
 def test_answers_keep_their_labels_behind_it() -> None:
     documents = [[("ab", False), ("cd", True)]] * 9
-    ids, labels = pack(documents, ONE, 6, 4, labels="answers", seed=0, label="x")
+    ids, labels, _ = pack(documents, ONE, 6, 4, labels="answers", seed=0, label="x")
     answered = {*tiny_tokenizer()("cd")["input_ids"], 2}
     assert (ids[:, 0] == 1).all()
     for token, label in zip(ids.flatten().tolist(), labels.flatten().tolist(), strict=True):

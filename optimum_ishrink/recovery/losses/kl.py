@@ -6,7 +6,7 @@ import torch
 
 from ...errors import RequestError
 from ..loss_registry import recovery_loss
-from ..targets import Targets, TopK
+from ..targets import IGNORED, Targets, TopK
 
 
 @recovery_loss(
@@ -22,6 +22,9 @@ def kl(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     compared with what the teacher gives. That is a lower bound of the full divergence, and equal to it when k is the
     vocabulary.
 
+    A teacher with more tokens predicts none within a token that the student reads in pieces: there the text says which
+    pieces follow, and the loss is the cross-entropy of these.
+
     Args:
         logits: The student's, shape (tokens, vocabulary).
         targets: The teacher's logits of the same shape, or their top k at the same temperature.
@@ -33,6 +36,17 @@ def kl(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     Raises:
         RequestError: There is no teacher.
     """
+    if targets.within is None:
+        return _divergence(logits, targets)
+    predicted = targets.within == IGNORED
+    within = torch.nn.functional.cross_entropy(
+        logits[~predicted].float(), targets.within[~predicted], reduction="none"
+    )
+    found = torch.zeros(len(logits), device=logits.device)
+    return found.masked_scatter(predicted, _divergence(logits[predicted], targets)).masked_scatter(~predicted, within)
+
+
+def _divergence(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     temperature = targets.temperature
     scaled = _scale(logits, temperature)
     if isinstance(targets.teacher, TopK):

@@ -14,6 +14,9 @@ Conditions = tuple[tuple[str, Any], ...]
 RELATIVE = {"kl_divergence": 0.0, "top1_agreement": 1.0}
 """Metrics that compare with the base, and what the base scores against itself by definition."""
 
+_PER_BYTE = ("bits_per_byte", "tokens_per_byte")
+"""Metrics that can be compared between tokenizers, where the text is the same."""
+
 _MACHINE = ("device", "accelerator", "cpu", "cores", "usable_cores", "governor", "threads", "os")
 _SPEED_VERSIONS = ("torch", "transformers")
 
@@ -22,8 +25,8 @@ def conditions(measurement: Measurement, part: str, report: Report) -> Condition
     """Return what must be equal for two figures of the same metric and data to be comparable.
 
     For quality: the settings (text, length, seed, shots, task version), how many windows or questions, the dtype, and
-    for comparisons with the base, the base. For speed: the settings, the machine, the dtype, and the versions of the
-    compute libraries.
+    for comparisons with the base, the base, and whether its predictions were carried to fewer tokens. For speed: the
+    settings, the machine, the dtype, and the versions of the compute libraries.
 
     Args:
         measurement: The figure.
@@ -35,6 +38,8 @@ def conditions(measurement: Measurement, part: str, report: Report) -> Condition
     found: dict[str, Any] = {**measurement.conditions, "dtype": environment.dtype}
     if part == "quality":
         found["n"] = measurement.n
+        if measurement.metric in _PER_BYTE or measurement.carried:
+            found.pop("tokens", None)  # that another vocabulary splits the same text otherwise makes no difference
         if measurement.metric in RELATIVE:
             found["base"] = identity(report.base)
     else:
@@ -67,6 +72,8 @@ def differences(all_conditions: Iterable[Conditions]) -> dict[Conditions, str]:
 
 
 def _describe(name: str, value: Any) -> str:
+    if name == "carried":
+        return "carried to fewer tokens" if value else "the same tokens"
     text = "unknown" if value is None else str(value)
     if name == "fingerprint":
         return f"text {text[:8]}"

@@ -15,7 +15,10 @@ from ..tables import METRICS, format_measurement
 from .conditions import RELATIVE, Conditions, conditions, differences, identity
 from .reading import NamedReport
 
-_LOWER_IS_BETTER = ("perplexity", "divergence", "bits_per_byte", "_seconds", "_bytes", "flops", "loss", "parameters")
+_LOWER_IS_BETTER = (
+    *("perplexity", "divergence", "bits_per_byte", "tokens_per_byte"),
+    *("_seconds", "_bytes", "flops", "loss", "parameters"),
+)
 
 
 @dataclass(frozen=True)

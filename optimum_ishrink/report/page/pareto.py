@@ -90,7 +90,8 @@ def plots(overview: Overview, metric: str | None = None) -> tuple[Plot, ...]:
     Args:
         overview: What was measured.
         metric: The quality metric to plot; by default the first measured one of KL divergence, perplexity, bits per
-            byte, agreement and the tasks. Of columns that cannot be compared, the one with the most models is plotted.
+            byte, agreement and the tasks, unless bits per byte, which other tokens leave comparable, has more models.
+            Of columns that cannot be compared, the one with the most models is plotted.
 
     Raises:
         RequestError: The metric was not measured.
@@ -124,7 +125,8 @@ def _quality_column(overview: Overview, metric: str | None) -> Column | None:
             raise RequestError(unknown_name("metric", metric, names))
         return _widest([each for each in columns if each.metric == metric])
     first = next((name for name in (*_QUALITY, *names) if name in names), None)
-    return _widest([each for each in columns if each.metric == first])
+    found = [_widest([each for each in columns if each.metric == name]) for name in (first, "bits_per_byte")]
+    return _widest([each for each in found if each is not None])
 
 
 def _widest(columns: Sequence[Column]) -> Column | None:

@@ -203,6 +203,34 @@ def test_the_metric_can_be_chosen_and_its_direction_is_known() -> None:
     assert not any(map(lower_is_better, ["acc_norm", "exact_match", "prefill_tokens_per_second", "top1_agreement"]))
 
 
+def test_models_with_fewer_tokens_are_compared_by_bits_per_byte() -> None:
+    def carried(value: float, tokens: int) -> tuple[Measurement, ...]:
+        return kl(value, tokens=tokens, carried=True, shared=tokens / 200)
+
+    def bits(value: float, tokens: int) -> tuple[Measurement, ...]:
+        return tuple(text(metric, value, tokens=tokens, bytes=400) for metric in ("bits_per_byte", "tokens_per_byte"))
+
+    measured = [
+        output("same", 900, (*kl(0.1), *bits(1.2, 100)), base_quality=bits(1.0, 100)),
+        output("fewer", 800, (*carried(0.2, 110), *bits(1.3, 110)), base_quality=bits(1.0, 100)),
+        output("fewest", 700, (*carried(0.3, 120), *bits(1.4, 120)), base_quality=bits(1.0, 100)),
+    ]
+    overview = build_overview(measured)
+    found = {(each.metric, each.conditions): set(each.cells) for each in overview.columns}
+    every = {"org/base", "same", "fewer", "fewest"}
+    assert found == {
+        ("kl_divergence", "the same tokens"): {"org/base", "same"},
+        ("kl_divergence", "carried to fewer tokens"): {"org/base", "fewer", "fewest"},
+        ("bits_per_byte", ""): every,
+        ("tokens_per_byte", ""): every,
+    }
+    (plot,) = plots(overview)
+    assert plot.y_title == "bits per byte (lower is better)"
+    assert {point.label for point in plot.points} == every
+    assert plots(build_overview(measured[1:]))[0].y_title.startswith("KL divergence")
+    assert lower_is_better("tokens_per_byte")
+
+
 def test_nan_is_not_plotted() -> None:
     nan = [output("a", 900, kl(float("nan"))), output("b", 900, kl(0.3))]
     (plot,) = plots(build_overview(nan))

