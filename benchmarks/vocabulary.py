@@ -2,6 +2,7 @@
 
     python -m benchmarks.vocabulary run MODEL DATA --output vocabulary.jsonl [--rows 40960,32768,24576]
         [--targets 15] [--widths 1344,1152] [--samples 64] [--recovery-tokens 0,200000] [--eval-samples 32]
+        [--self] [--drop-reserved]
     python -m benchmarks.vocabulary table vocabulary.jsonl
 
 MODEL is a folder, DATA one with the text files named below. What stays is chosen by the `train` files, by English word
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     }
     for request in requests(args):
         asked = {**request, "samples": args.samples, "self": args.self}
+        if args.drop_reserved:
+            asked["vocab_drop_reserved"] = request["vocab_drop_reserved"] = True
         if asked in done:
             continue
         config = IShrinkConfig(**{**common, **request, **({"recovery_data": texts} if "recovery" in request else {})})
@@ -120,6 +123,7 @@ def main() -> None:
     runs.add_argument("--samples", type=int, default=64)
     runs.add_argument("--eval-samples", type=int, default=32)
     runs.add_argument("--self", action="store_true")
+    runs.add_argument("--drop-reserved", action="store_true")
     runs.set_defaults(work=run)
     tables = verbs.add_parser("table")
     tables.add_argument("output", type=Path)
