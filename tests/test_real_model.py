@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optimum_ishrink import IShrinkConfig
-from optimum_ishrink.checkpoint.loading import load_model
+from optimum_ishrink.checkpoint.loading import load_model, load_tokenizer
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.core.device import has_fast_bfloat16, resolve_dtype
 from optimum_ishrink.demo import demo_source
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 CONFIG = IShrinkConfig(
     target="params=-15%",
+    prune=["intermediate_size"],
     compensation="none",  # the cut alone is exact
     calibration_samples=8,
     calibration_length=64,
@@ -39,7 +40,7 @@ def session() -> Session:
 def test_a_gguf_becomes_a_clean_checkpoint(session: Session) -> None:
     source = session.source
     assert source.binding.num_parameters() == 134_515_008
-    assert list(source.binding.shape.values()) == [30, 3, 9, 1536]
+    assert list(source.binding.shape.values()) == [30, 3, 9, 1536, 49152]
     assert {info.dtype for info in source.tensors.values()} == {"BF16"}
     assert "quantization_config" not in source.raw_config
     assert session.tokenizer.chat_template
@@ -69,3 +70,19 @@ def test_shrink_a_trained_model(session: Session, tmp_path: Path) -> None:
     with torch.no_grad():
         expected, got = model(ids).logits, shrunk(ids).logits
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_cut_the_vocabulary_of_a_trained_model(session: Session, tmp_path: Path) -> None:
+    config = CONFIG.replace(target=None, prune=None, vocab_size=32768)
+    plans = []
+    report = run(SHRINK, Job(session, config, tmp_path / "rows", on_plan=plans.append))
+    assert plans[0].new_num_parameters == 134_515_008 - (49_152 - 32_768) * 576
+    assert report.base is not None
+    before, after = ({m.metric: m.value for m in model.quality} for model in (report.base, report.shrunk))
+    assert 1 < after["bits_per_byte"] / before["bits_per_byte"] < 1.15
+    assert 1 < after["tokens_per_byte"] / before["tokens_per_byte"] < 1.1
+    assert 0 < after["kl_divergence"] < 0.3
+    assert "perplexity" not in after
+    text = "The ferry leaves at 9:45. Über 世界 🚢\n"
+    tokenizer = load_tokenizer(tmp_path / "rows")
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
