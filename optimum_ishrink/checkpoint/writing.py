@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def write_weights(
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def carry_files(source: Path, folder: Path) -> list[str]:
+def carry_files(source: Path, folder: Path, patterns: Sequence[str] = CARRIED_PATTERNS) -> list[str]:
     """Copy tokenizer, generation config, chat template and licence; return their names.
 
     They are copied byte for byte, with two exceptions: a tokenizer config that names Python code, which is not
@@ -81,12 +81,13 @@ def carry_files(source: Path, folder: Path) -> list[str]:
     Args:
         source: The source's folder.
         folder: The new folder.
+        patterns: Which of these files are copied; all by default.
 
     Raises:
         SourceError: The generation config cannot be used.
     """
     carried: list[str] = []
-    for pattern in CARRIED_PATTERNS:
+    for pattern in patterns:
         for path in sorted(source.glob(pattern)):
             name = path.relative_to(source).as_posix()
             if name in carried or not path.is_file() or path.suffix in _NOT_CARRIED:

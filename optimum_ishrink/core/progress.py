@@ -36,6 +36,26 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
         yield lambda steps: progress.advance(task, steps)
 
 
+@contextmanager
+def byte_bar(description: str, nbytes: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of megabytes while the block runs, and yield the function that takes how many bytes are done.
+
+    Args:
+        description: What is being done.
+        nbytes: Bytes in all.
+    """
+    megabyte, pending = 10**6, 0
+    with progress_bar(f"{description} (MB)", nbytes // megabyte) as advance:
+
+        def done(count: int) -> None:
+            nonlocal pending
+            pending += count
+            advance(pending // megabyte)
+            pending %= megabyte
+
+        yield done
+
+
 def note(text: str) -> None:
     """Print one line on standard error about work that has no bar."""
     if is_main_process():

@@ -101,7 +101,7 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
     agreements: list[Agreement] = []
 
     def check(path: Path, exact: Path) -> None:
-        agreements.append(_verify(source, path, exact, tokenizer, options.threads or default_threads()))
+        agreements.append(_verify(source, opened, path, exact, tokenizer, options.threads or default_threads()))
 
     name, checked = source.display_name, check if options.verify else None
     write_gguf(source.folder, quantization, output, name=name, tokenizer=tokenizer, overwrite=overwrite, check=checked)
@@ -156,13 +156,13 @@ def _quantization(options: ExportOptions) -> GgufQuantization:
     return parse_gguf_quantization(name)
 
 
-def _verify(source: Source, path: Path, exact: Path, tokenizer: GgufTokenizer, threads: int) -> Agreement:
+def _verify(source: Source, opened: Any, path: Path, exact: Path, tokenizer: GgufTokenizer, threads: int) -> Agreement:
     """Compare a file with its checkpoint, a quantised one by way of the checkpoint in 16 bits, which must equal it."""
     paths = [exact] if path == exact else [exact, path]
     if len(paths) > 1:
         check_same_model(exact, path)
     model = source.load_model(torch.float32, torch.device("cpu"))
-    found = measure_agreements(model, source.load_tokenizer(), paths, threads=threads)
+    found = measure_agreements(model, opened, paths, threads=threads)
     check_lines(found[-1], tokenizer)
     divergence = found[0].divergence.value
     if not divergence < EXACT_LIMIT:

@@ -8,7 +8,6 @@ model, these are the same, if scores fall with the rank.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 from ..checkpoint.tokenizer_files import TOKENIZER_PATTERNS
 from ..core.json_files import read_json, write_json
 from ..errors import SourceError
+from ..text.token_map import is_byte
 
 MODEL_FILE = "tokenizer.model"
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _READ_TOO = ("config.json", "generation_config.json")
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE_TYPE = range(1, 7)
 
 
@@ -104,7 +103,7 @@ def sentencepiece_model(contents: Mapping[str, Any], rows: int, source: Path) ->
             piece.type = _CONTROL
         elif row in plain:
             piece.type = _USER_DEFINED
-        elif _BYTE.fullmatch(token):
+        elif is_byte(token):
             piece.type = _BYTE_TYPE
     trainer = written.trainer_spec
     trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, rows

@@ -20,7 +20,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loading import load_tokenizer
 from ..core.json_codec import from_plain
 from ..text.token_map import is_byte_level
 
@@ -144,20 +143,16 @@ def _compiled(source: str) -> Callable[[Any, Any], str]:
     return function
 
 
-def pre_tokenizer_name(folder: Path) -> str | None:
+def pre_tokenizer_name(tokenizer: Any) -> str | None:
     """Return the name that llama.cpp's converter has for a model's pre-tokenizer.
 
     Ask before the vocabulary is cut; afterwards the converter does not know it.
 
     Args:
-        folder: A checkpoint folder with its whole vocabulary.
+        tokenizer: A tokenizer with its whole vocabulary.
 
     Returns:
         None where the converter is not installed, does not know the tokenizer, or needs no name for it.
-
-    Raises:
-        SourceError: The folder has no tokenizer that can be loaded.
     """
-    tokenizer = load_tokenizer(folder)
     fast = getattr(tokenizer, "is_fast", False)
     return converter_name(tokenizer) if fast and is_byte_level(tokenizer) else None

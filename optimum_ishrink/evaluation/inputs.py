@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.session import Session
+from ..checkpoint.source import Source
 from ..core.limits import max_positions
 from ..errors import DataError
 from ..text.sources import PYDOC, TextSource, label_sources, parse_sources
-from ..text.token_map import TokenMap
+from ..text.token_map import TokenMap, map_tokens
 from .harness import open_tasks
 from .options import QualityOptions
 from .passages import TextWindows, text_windows
 from .shared_windows import SharedWindow, shared_windows
+
+Reader = tuple[Source, Any]
+"""A model, and the tokenizer that it reads text with."""
+
+SharedTexts = Mapping[str, tuple[SharedWindow, ...] | None]
+"""The windows of texts by their labels; None for a text that two tokenizers do not stand for alike."""
 
 
 def evaluation_sources(options: QualityOptions) -> tuple[TextSource, ...]:
@@ -67,6 +75,8 @@ class EvaluationInputs:
         self.sources = evaluation_sources(options)
         self._session = session
         self._windows: Mapping[str, TextWindows] | None = None
+        self._maps: dict[tuple[Path, Path], TokenMap | None] = {}
+        self._shared: dict[tuple[Path, Path], SharedTexts] = {}
         self._tasks: Any = None
 
     def windows(self) -> Mapping[str, TextWindows]:
@@ -101,14 +111,28 @@ class EvaluationInputs:
         """The name of each text."""
         return list(label_sources(self.sources))
 
-    def shared_windows(
-        self, base: tuple[Any, Any], model: tuple[Any, Any], tokens: TokenMap
-    ) -> dict[str, tuple[SharedWindow, ...] | None]:
+    def token_map(self, base: Reader, model: Reader) -> TokenMap | None:
+        """Return how a base's tokens correspond to those of a model whose tokenizer is a part of the base's.
+
+        Args:
+            base: The base and its tokenizer.
+            model: The model and its tokenizer.
+
+        Returns:
+            None where the model has another tokenizer.
+        """
+        key = (base[0].folder, model[0].folder)
+        if key not in self._maps:
+            rows = (source.config.vocab_size for source, _ in (base, model))
+            self._maps[key] = map_tokens(base[1], model[1], *rows)
+        return self._maps[key]
+
+    def shared_windows(self, base: Reader, model: Reader, tokens: TokenMap) -> SharedTexts:
         """Return the windows of each text for a base and a model with fewer tokens, by the text's label.
 
         Args:
-            base: The base's config and tokenizer.
-            model: The model's.
+            base: The base and its tokenizer.
+            model: The model and its tokenizer.
             tokens: How the base's tokens correspond to the model's.
 
         Returns:
@@ -117,21 +141,24 @@ class EvaluationInputs:
         Raises:
             DataError: A text is too short.
         """
-        options = self.options
-        return {
-            label: shared_windows(
-                source.documents(),
-                base[1],
-                model[1],
-                tokens,
-                options.eval_length,
-                options.eval_samples,
-                seed=options.seed,
-                label=label,
-                limits=(max_positions(base[0]), max_positions(model[0])),
-            )
-            for source, label in zip(self.sources, self.labels, strict=True)
-        }
+        key = (base[0].folder, model[0].folder)
+        if key not in self._shared:
+            options = self.options
+            self._shared[key] = {
+                label: shared_windows(
+                    source.documents(),
+                    base[1],
+                    model[1],
+                    tokens,
+                    options.eval_length,
+                    options.eval_samples,
+                    seed=options.seed,
+                    label=label,
+                    limits=(max_positions(base[0].config), max_positions(model[0].config)),
+                )
+                for source, label in zip(self.sources, self.labels, strict=True)
+            }
+        return self._shared[key]
 
     def task_manager(self) -> Any:
         """Return lm-eval's task manager, after checking that it knows the requested tasks.

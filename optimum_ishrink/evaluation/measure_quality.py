@@ -13,12 +13,12 @@ from ..core.limits import check_lengths, check_tokens, max_positions
 from ..core.progress import note
 from ..errors import DataError
 from ..report.measurement import Comparison, Failure, Measurement, Sample
-from ..text.token_map import TokenMap, map_tokens
+from ..text.token_map import TokenMap
 from ..text.windows import beginning, beginning_name
 from .comparison import compare_text
 from .evaluated_model import EvaluatedModel
 from .harness import LoadedTasks, TaskResult, collect, harness_measurements, load_tasks, run_task
-from .inputs import EvaluationInputs
+from .inputs import EvaluationInputs, Reader, SharedTexts
 from .options import QualityOptions
 from .passages import Passage, TextWindows, retokenize
 from .samples import PROMPTS, has_template, write_samples
@@ -98,13 +98,12 @@ def measure_texts(inputs: EvaluationInputs, evaluated: EvaluatedModel, base: Eva
     """
     options, found = inputs.options, Quality()
     reason = None if base is None else vocabulary_difference(evaluated, base)
-    tokens = None if base is None or reason is None else base_tokens(evaluated, base)
+    tokens = None if base is None or reason is None else inputs.token_map(_reader(base), _reader(evaluated))
     if base is not None and (reason is None or tokens is not None):
         check_lengths(base.source.config, base.name, eval_length=options.eval_length)
-    shared: Mapping[str, tuple[SharedWindow, ...] | None] = {}
+    shared: SharedTexts = {}
     if base is not None and tokens is not None:
-        old, new = ((each.source.config, each.tokenizer) for each in (base, evaluated))
-        shared = inputs.shared_windows(old, new, tokens)
+        shared = inputs.shared_windows(_reader(base), _reader(evaluated), tokens)
     elif reason is not None:
         note(f"{reason}: {_LEFT_OUT}")
     for source, label in zip(inputs.sources, inputs.labels, strict=True):
@@ -239,18 +238,8 @@ def vocabulary_difference(evaluated: EvaluatedModel, base: EvaluatedModel) -> st
     return f"the models do not share a vocabulary ({sizes[0]} and {sizes[1]} tokens)"
 
 
-def base_tokens(evaluated: EvaluatedModel, base: EvaluatedModel) -> TokenMap | None:
-    """Return how the tokens of a base correspond to those of a model whose tokenizer is a part of the base's.
-
-    Args:
-        evaluated: The model to measure.
-        base: The model to compare with.
-
-    Returns:
-        None where the model has another tokenizer.
-    """
-    rows = (each.source.config.vocab_size for each in (base, evaluated))
-    return map_tokens(base.tokenizer, evaluated.tokenizer, *rows)
+def _reader(evaluated: EvaluatedModel) -> Reader:
+    return evaluated.source, evaluated.tokenizer
 
 
 def _compare_passages(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -18,7 +17,6 @@ from ..core.limits import check_lengths
 from ..report.measurement import Measurement
 from ..report.report import ModelReport, Report
 from ..text.sources import TextSource
-from ..text.token_map import TokenMap, map_tokens
 from .environment import environment
 from .evaluated_model import EvaluatedModel
 from .inputs import EvaluationInputs, check_evaluation_texts
@@ -70,9 +68,11 @@ class Evaluation:
             # A base with other tokens reads the same text in windows of other lengths, which are checked one by one.
             if not number or tokenizers[source].get_vocab() == tokenizers[sources[0]].get_vocab():
                 check_lengths(source.config, source.display_name, eval_length=options.eval_length)
-            elif (tokens := _mapped(sources[0], source, tokenizers)) is not None:
+                continue
+            base, model = ((each, tokenizers[each]) for each in (source, sources[0]))
+            tokens = self.inputs.token_map(base, model)
+            if tokens is not None:
                 check_lengths(source.config, source.display_name, eval_length=options.eval_length)
-                base, model = ((each.config, tokenizers[each]) for each in (source, sources[0]))
                 self.inputs.shared_windows(base, model, tokens)
         self.inputs.check()
         if options.sample_new_tokens:
@@ -170,12 +170,6 @@ class Evaluation:
             found.samples,
             found.failures,
         )
-
-
-def _mapped(source: Source, base: Source, tokenizers: Mapping[Source, Any]) -> TokenMap | None:
-    """Return how a base's tokens correspond to a model's with fewer of them; None where they are others."""
-    rows = (each.config.vocab_size for each in (base, source))
-    return map_tokens(tokenizers[base], tokenizers[source], *rows)
 
 
 def size_report(tensors: Mapping[str, TensorInfo], name: str) -> ModelReport:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding
-from ..architectures.description import LAYERS
+from ..architectures.description import LAYERS, ROWS
 from ..architectures.layer_order import LayerOrder
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
@@ -277,7 +277,8 @@ def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, me
         merge: Whether KV heads are merged: then none of them is removed.
     """
     kv, heads = "num_key_value_heads", "num_attention_heads"
-    changed = [key for key in before if key not in (kv, heads) and after[key] < before[key]]
+    # The tokens of a vocabulary are chosen by their counts.
+    changed = [key for key in before if key not in (kv, heads, ROWS) and after[key] < before[key]]
     if after[kv] < before[kv] and not merge:
         changed.append(kv)
     available = before[heads] if merge else after[kv] * (before[heads] // before[kv])

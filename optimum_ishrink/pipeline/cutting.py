@@ -29,7 +29,7 @@ def check_cut(job: Job) -> None:
     job.vocabulary, rows = (None, None) if found is None else found
     source, removed = before_cut(whole, job.config)
     job.shape = check_shape(source, job.config, rows, removed)
-    if _cuts_units(job):
+    if job.cuts_units:
         check_compensation(job.config)
     for text in job.calibration.sources:
         text.check()
@@ -41,30 +41,25 @@ def check_cut(job: Job) -> None:
 
 def _reads_calibration(job: Job) -> bool:
     keys = _scored(job)
-    return _cuts_units(job) and (job.config.compensation != "none" or reads_text(job.config, keys))
+    return job.cuts_units and (job.config.compensation != "none" or reads_text(job.config, keys))
 
 
 def _scored(job: Job) -> list[str]:
-    """Return the dimensions that need scores. The vocabulary needs none: its tokens are chosen by their counts."""
-    before = {**job.session.source.binding.shape, ROWS: job.shape[ROWS]}
+    """Return the dimensions that need scores."""
+    before = job.session.source.binding.shape
     return scored_dimensions(before, job.shape, merge=job.config.merge_key_value_heads)
-
-
-def _cuts_units(job: Job) -> bool:
-    """Whether anything besides the vocabulary is cut."""
-    return {**job.session.source.binding.shape, ROWS: 0} != {**job.shape, ROWS: 0}
 
 
 def trim(job: Job) -> None:
     """Choose the tokens that stay and tie the head, so that all that follows is done with these."""
     source, head = job.session.source, job.head_to_tie
-    if job.vocabulary is not None and job.shape[ROWS] != source.binding.shape[ROWS]:
+    if job.vocabulary is not None and job.cuts_rows:
         job.trim, job.kept_rows = choose_rows(job.vocabulary, job.shape[ROWS], job.calibration, head)
     elif head is not None:
         job.trim = Trim(source, None, head)
     else:
         return
-    if _cuts_units(job):
+    if job.cuts_units:
         job.session.loaded = None  # one model in memory is enough
         whole = job.calibration if job.kept_rows is not None else None
         job.calibration = Calibration(job.config, job.cutting, whole=whole)
@@ -74,7 +69,7 @@ def score_and_plan(job: Job) -> None:
     """Score what changes, and choose what is retained."""
     trim(job)
     config, shape = job.config, job.shape
-    if job.trim is not None and not _cuts_units(job):
+    if job.trim is not None and not job.cuts_units:
         alone = plan(job.trim.configs, config, shape, {}, _choice(job), name=job.session.base_name)
         job.plan = of_whole(alone, job.session.source, job.kept_rows, job.head)
         job.on_plan(job.plan)
@@ -122,7 +117,7 @@ def _choice(job: Job) -> Choice:
 
 def write_cut(job: Job) -> None:
     """Write the cut checkpoint, with the scores and the config."""
-    if job.trim is not None and not _cuts_units(job):
+    if job.trim is not None and not job.cuts_units:
         job.trim.copy_files(job.folder)
         job.trim.write_weights(job.folder)
     else:
@@ -133,7 +128,7 @@ def write_cut(job: Job) -> None:
 
 def repair_cut(job: Job) -> None:
     """Repair the cut checkpoint in closed form."""
-    if not _cuts_units(job):
+    if not job.cuts_units:
         job.compensation = CompensationRecord("none")
         return
     job.compensation = repair(job.cutting, job.config, job.calibration, job.cut_plan, job.folder)

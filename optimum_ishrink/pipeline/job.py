@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..architectures.description import ROWS
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
@@ -93,6 +94,16 @@ class Job:
             if kept is not None or self.head_to_tie is not None:
                 self.trim = Trim(self.session.source, None if kept is None else kept.rows, self.head_to_tie)
         return self.session if self.trim is None else Session(self.trim.source, self.config)
+
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether tokens are removed."""
+        return self.vocabulary is not None and self.shape[ROWS] < self.session.source.binding.shape[ROWS]
+
+    @property
+    def cuts_units(self) -> bool:
+        """Whether anything besides the vocabulary is cut."""
+        return {**self.session.source.binding.shape, ROWS: 0} != {**self.shape, ROWS: 0}
 
     @property
     def head_to_tie(self) -> HeadRecord | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from ..architectures.binding import Binding
 from ..architectures.description import ROWS
 from ..configuration import IShrinkConfig
 from ..errors import ShapeError
-from ..options.run import RunOptions
+from ..options.option import own_options
 from ..vocabulary.options import VocabularyOptions
 
 
@@ -29,9 +27,7 @@ def may_change_rows(binding: Binding, config: IShrinkConfig) -> bool:
             changes = config.target is not None and (config.prune is None or ROWS in config.prune)
         if changes:
             return True
-    own = {entry.name for entry in fields(VocabularyOptions)} - {entry.name for entry in fields(RunOptions)}
-    own.remove("tie_embeddings")
-    unused = sorted(own & config.to_diff_dict().keys())
+    unused = sorted(own_options(VocabularyOptions).keys() & config.to_diff_dict().keys())
     if unused:
         raise ShapeError(
             f"{unused[0]} says which tokens stay, and the vocabulary does not change; add vocab_size, or a target "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..architectures.binding import Binding
-from ..architectures.description import ROWS
 from ..architectures.headers import bind_folder
 from ..configuration import IShrinkConfig
 from ..planning.shape import resolve_shape
@@ -40,8 +39,7 @@ def shape_alone(
     if config.importance_group_size is not None or "experts" in binding.sizes:  # else every shape can be scored
         from ..importance.stage import check_scoring, scored_dimensions
 
-        before = {**binding.shape, ROWS: shape[ROWS]}  # tokens are chosen by their counts
-        check_scoring(binding, config, scored_dimensions(before, shape, merge=config.merge_key_value_heads))
+        check_scoring(binding, config, scored_dimensions(binding.shape, shape, merge=config.merge_key_value_heads))
     return binding, shape, removed
 
 

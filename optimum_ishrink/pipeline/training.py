@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..architectures.description import ROWS
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
@@ -35,13 +34,9 @@ def check_recovery_of_cut(job: Job) -> None:
     if not job.config.recovers:
         return
     check_one_process()
-    if _cuts_vocabulary(job):
+    if job.cuts_rows:
         check_losses(job.config)
     check_training(job)
-
-
-def _cuts_vocabulary(job: Job) -> bool:
-    return job.vocabulary is not None and job.shape[ROWS] < job.session.source.binding.shape[ROWS]
 
 
 def check_training(job: Job) -> None:
@@ -65,7 +60,7 @@ def check_training(job: Job) -> None:
             check_lengths(source.config, source.display_name, recovery_length=config.recovery_length)
     read = check_text(config, job.session, student, pair if config.needs_teacher_model else None)
     # A vocabulary that is cut reads the text in other tokens, and they are not known yet.
-    job.text = None if _cuts_vocabulary(job) else read
+    job.text = None if job.cuts_rows else read
 
 
 def train_student(job: Job) -> None:

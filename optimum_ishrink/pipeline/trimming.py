@@ -20,14 +20,14 @@ from ..checkpoint.tensors import INDEX_NAME
 from ..checkpoint.writing import LICENSE_PATTERNS, carry_files, write_config
 from ..configuration import IShrinkConfig
 from ..core.json_files import write_json
-from ..core.progress import note, progress_bar
+from ..core.progress import byte_bar, note
 from ..edge.pre_tokenizers import pre_tokenizer_name
 from ..errors import SourceError
 from ..planning.row_choices import RowChoices
 from ..report.plan import Plan
 from ..report.tied_head import HeadRecord
 from ..report.vocabulary import VocabularyRecord
-from ..surgery.embeddings import write_embeddings
+from ..surgery.embeddings import outgoing_embeddings, write_embeddings
 from ..text.calibration import Calibration
 from ..text.sources import parse_sources
 from ..vocabulary.renumber import renumber_ids
@@ -101,7 +101,7 @@ class Trim:
     def source(self) -> Source:
         """The whole checkpoint; its weights are written when this is first read."""
         self.write_weights(self.folder)
-        return replace(self.base, folder=self.folder, _owner=self._owner)
+        return self.configs
 
     @cached_property
     def configs(self) -> Source:
@@ -134,10 +134,7 @@ class Trim:
             values, more = renumber_ids(mend_generation_config(generation)[0], rows)
             write_json(folder / GENERATION_CONFIG, values)
             lost += more
-        for pattern in LICENSE_PATTERNS:
-            for path in source.folder.glob(pattern):
-                if path.is_file():
-                    shutil.copyfile(path, folder / path.name)
+        carry_files(source.folder, folder, LICENSE_PATTERNS)
         return notes + lost
 
     def copy_files(self, folder: Path) -> None:
@@ -161,16 +158,9 @@ class Trim:
             VerificationError: The result is not what was cut.
         """
         source = self.base
-        megabytes, pending = max(1, source.nbytes // 10**6), 0
+        outgoing = outgoing_embeddings(source.tensors, source.binding, self.rows, self.head)
         what = "cutting the vocabulary" if self.rows is not None else "tying the head"
-        with progress_bar(f"{what} (MB)", megabytes) as advance:
-
-            def written(count: int) -> None:
-                nonlocal pending
-                pending += count
-                advance(pending // 10**6)
-                pending %= 10**6
-
+        with byte_bar(what, sum(tensor.nbytes for tensor in outgoing)) as written:
             write_embeddings(source.tensors, source.binding, folder, self.rows, self.head, progress=written)
 
 
@@ -209,13 +199,13 @@ def choose_rows(
         head: The head that is tied to the embedding; None leaves it as it is.
 
     Raises:
-        ShapeError: The text that the model samples needs no other tokens, but a config does.
+        ShapeError: A config needs a token that is removed.
     """
     order = vocabulary.order(calibration.sampled)
     rows = order.rows(size)
     trim = Trim(vocabulary.source, rows, head)
     record = vocabulary.record(order, rows, trim.tokenizer, calibration.sampled_documents, trim.notes)
-    record = replace(record, llama_cpp_pre=pre_tokenizer_name(vocabulary.source.folder))
+    record = replace(record, llama_cpp_pre=pre_tokenizer_name(vocabulary.opened))
     for line in (*vocabulary.warnings(record), *record.notes):
         note(line)
     return trim, record

@@ -60,6 +60,13 @@ class ShapeOptions(Options):
         doc="A new vocabulary's size is a multiple of this: GPU kernels tile by 64, and tensor parallelism needs "
         "equal parts.",
     )
+    tie_embeddings: bool = option(
+        False,
+        help="tie a head that equals the embedding but for quantisation",
+        doc="Tie the head to the embedding where the two are equal, to the bit or but for quantisation, and the "
+        "config does not tie them: the head's parameters are saved, and both use the one that is less coarsely "
+        "quantised. Refused where the head is another matrix.",
+    )
     target: str | None = option(
         None,
         help="params=-15% or params=115M; changes the dimensions that are not given",

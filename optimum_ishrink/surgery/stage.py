@@ -11,7 +11,7 @@ from ..architectures.config_edit import edit_config
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
 from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index
-from ..core.progress import note, progress_bar
+from ..core.progress import byte_bar, note
 from ..report.compensation import CompensationRecord
 from ..report.plan import Plan
 from ..text.calibration import Calibration
@@ -49,16 +49,7 @@ def cut(session: Session, plan: Plan, folder: Path) -> None:
     edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
     if "auto_map" in source.raw_config:
         note(f"config.json: left out auto_map; transformers' own {source.config.model_type} reads the result")
-    megabytes = source.nbytes * plan.new_num_parameters // plan.num_parameters // 10**6
-    with progress_bar("writing the checkpoint (MB)", megabytes) as advance:
-        pending = 0
-
-        def written(count: int) -> None:
-            nonlocal pending
-            pending += count
-            advance(pending // 10**6)
-            pending %= 10**6
-
+    with byte_bar("writing the checkpoint", source.nbytes * plan.new_num_parameters // plan.num_parameters) as written:
         write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, folder, progress=written)
 
 

@@ -45,10 +45,3 @@ class VocabularyOptions(RunOptions):
         doc="Remove special tokens that their models reserve and do not use, such as `<unused17>` and "
         "`<|reserved_special_token_5|>`. Without it all special and added tokens stay.",
     )
-    tie_embeddings: bool = option(
-        False,
-        help="tie a head that equals the embedding but for quantisation",
-        doc="Tie the head to the embedding where the two are equal, to the bit or but for quantisation, and the "
-        "config does not tie them: the head's parameters are saved, and both use the one that is less coarsely "
-        "quantised. Refused where the head is another matrix.",
-    )

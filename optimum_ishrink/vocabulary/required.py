@@ -54,6 +54,11 @@ class Required:
         """All of them."""
         return frozenset().union(*self.reasons.values())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are for each reason that there is any for."""
+        return {reason: len(ids) for reason, ids in self.reasons.items() if ids}
+
     def describe(self) -> str:
         """Return how many there are and why, for messages: `"1,204: of these 256 are bytes, ..."`."""
         counts = sorted(((len(ids), reason) for reason, ids in self.reasons.items()), reverse=True)

@@ -75,7 +75,8 @@ class Vocabulary:
         return find_splits(self.file)
 
     @cached_property
-    def _opened(self) -> Any:
+    def opened(self) -> Any:
+        """The tokenizer, as `AutoTokenizer` opens it."""
         return self.source.load_tokenizer()
 
     @cached_property
@@ -95,7 +96,7 @@ class Vocabulary:
         marks = "".join(sorted(_marks(self.languages)))
         options = self.options
         found = find_required(
-            self.file, self.splits, self._opened, drop_reserved=options.vocab_drop_reserved, punctuation=marks
+            self.file, self.splits, self.opened, drop_reserved=options.vocab_drop_reserved, punctuation=marks
         )
         if options.vocab_keep is None:
             return found
@@ -108,11 +109,11 @@ class Vocabulary:
         return Required({**found.reasons, "named by vocab_keep": kept})
 
     def _encode(self, texts: Sequence[str]) -> Any:
-        return self._opened.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return self.opened.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
     @cached_property
     def _counted(self) -> tuple[list[Floats], list[Floats], Floats]:
-        backend = self._opened.backend_tokenizer
+        backend = self.opened.backend_tokenizer
         texts = [count_documents(text.documents(), backend, self.total) for text in self.texts if not text.is_self]
         languages = [count_language(language, backend, self.total) for language in self.languages]
         return texts, languages, prior(token_texts(self.file), self.languages, self.total)
@@ -143,8 +144,7 @@ class Vocabulary:
             DataError: A text cannot be read.
         """
         order = self.order()
-        required = {reason: len(ids) for reason, ids in self.required.reasons.items() if ids}
-        return RemovalCosts(order.num_tokens, order.extra, required)
+        return RemovalCosts(order.num_tokens, order.extra, self.required.counts)
 
     def record(
         self,
@@ -178,7 +178,7 @@ class Vocabulary:
             texts=tuple(label_sources(self.texts)),
             fingerprints=tuple(text.fingerprint() for text in self.texts),
             languages=self.languages,
-            required={reason: len(ids) for reason, ids in self.required.reasons.items() if ids},
+            required=self.required.counts,
             removed_scripts=_by_script(names[token] for token in removed),
             removed_languages=_by_language(names[token] for token in removed),
             lost=tuple(names[token] for token in lost),
@@ -186,11 +186,17 @@ class Vocabulary:
             notes=tuple(notes),
         )
 
+    @cached_property
+    def _beginnings(self) -> dict[str, list[str]]:
+        """The first documents of each text that is not sampled, by its label."""
+        labelled = zip(self.texts, label_sources(self.texts), strict=True)
+        return {label: _beginning(text.documents()) for text, label in labelled if not text.is_self}
+
     def _tokens_per_byte(self, trimmed: Any, sampled: Sequence[str]) -> Iterable[TokensPerByte]:
         for text, label in zip(self.texts, label_sources(self.texts), strict=True):
-            documents = list(sampled) if text.is_self else _beginning(text.documents())
+            documents = sampled if text.is_self else self._beginnings[label]
             if documents:
-                yield measure_tokens(label, documents, self._opened.backend_tokenizer, trimmed)
+                yield measure_tokens(label, documents, self.opened.backend_tokenizer, trimmed)
 
     def warnings(self, record: VocabularyRecord) -> list[str]:
         """Return a line for each text that is mostly in other scripts than the chosen languages.
@@ -206,7 +212,7 @@ class Vocabulary:
         for text, label in zip(self.texts, label_sources(self.texts), strict=True):
             if text.is_self or label not in measured:
                 continue
-            letters = scripts(_beginning(text.documents()))
+            letters = scripts(self._beginnings[label])
             total = sum(letters.values())
             if total and sum(count for name, count in letters.items() if name in own) < _SCRIPT_SHARE * total:
                 most = max(letters, key=lambda name: letters[name])

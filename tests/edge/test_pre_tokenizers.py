@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from optimum_ishrink.checkpoint.loading import load_tokenizer
 from optimum_ishrink.edge import pre_tokenizers
 from optimum_ishrink.edge.pre_tokenizers import (
     KnownPreTokenizer,
@@ -98,6 +99,6 @@ def test_a_folder_is_asked_before_its_vocabulary_is_cut(
     edge_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pre_tokenizers, "converter_name", lambda tokenizer: "llama-bpe")
-    assert pre_tokenizer_name(edge_folder) is None  # no byte-level vocabulary
+    assert pre_tokenizer_name(load_tokenizer(edge_folder)) is None  # no byte-level vocabulary
     byte_level(_section(known_pre_tokenizers()[0])).save_pretrained(tmp_path)
-    assert pre_tokenizer_name(tmp_path) == "llama-bpe"
+    assert pre_tokenizer_name(load_tokenizer(tmp_path)) == "llama-bpe"
