@@ -50,6 +50,7 @@ def checkpoint(base: Any, percent: int, args: argparse.Namespace) -> Path:
     if not folder.is_dir():
         config = IShrinkConfig(
             target=f"params=-{percent}%",
+            prune=["intermediate_size"],
             for_runtime="llama.cpp",
             calibration=args.calibration,
             evaluate=False,

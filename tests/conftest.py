@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,24 @@ os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never
 
 from tests.helpers.tiny import save_tiny, tiny_config
 from tests.helpers.trained_vocabulary import save_trained
+from tests.helpers.warm_process import fork_from_now_on, run_warm
 
 # No deadlines: the machine may be slow. In CI the examples are always the same; on a desk they are new every time.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("quick", settings.get_profile("project"), max_examples=30)
 settings.load_profile("project")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") == "not slow":
+        settings.load_profile("quick")
+        fork_from_now_on()
+
+
+def pytest_collection_finish() -> None:
+    """Measurements and training runs begin with a full garbage collection; it need not walk through the libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,8 +63,54 @@ def loading_in_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def converter_in_a_fork() -> Iterator[None]:
+    """Let llama.cpp's converter start in a fork, too."""
+    from optimum_ishrink.edge import write_gguf
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_gguf, "subprocess", SimpleNamespace(run=run_warm))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def asked_once() -> Iterator[None]:
+    """Ask transformers once what the class of each config expects; it builds the model to answer."""
+    from optimum_ishrink.architectures import model_class
+
+    ask, known = model_class.expected_tensors, dict[tuple[type, str], dict[str, tuple[int, ...]]]()
+
+    def asked(config: Any) -> dict[str, tuple[int, ...]]:
+        key = type(config), config.to_json_string(use_diff=False)
+        if key not in known:
+            known[key] = ask(config)
+        return dict(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_class, "expected_tensors", asked)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser() -> Iterator[None]:
+    """Make the parser of `ishrink` once: its hundreds of flags take longer than most requests that are refused."""
+    from optimum_ishrink.cli import program
+
+    add, made = program.add_verbs, dict[str, Any]()
+
+    def reuse(parser: Any) -> None:
+        if not made:
+            add(parser)
+            made.update(vars(parser))
+        vars(parser).update(made)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "add_verbs", reuse)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_pictures(pytestconfig: pytest.Config) -> Iterator[None]:
-    """In `make test`, draw the pictures of those cards alone whose pictures a test looks at."""
+    """In `make test`, draw the pictures of those cards and analyses alone whose pictures a test looks at."""
     if pytestconfig.getoption("markexpr") != "not slow":
         yield
         return

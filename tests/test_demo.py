@@ -14,6 +14,11 @@ def test_larger_targets_remove_more_layers() -> None:
     assert [demo_config(f"params=-{percent}%", 0).num_hidden_layers for percent in (10, 15, 20)] == [28, 27, 26]
 
 
+def test_rows_and_neurons_are_left_to_the_solver() -> None:
+    config = demo_config("params=-15%", 0)
+    assert (config.vocab_size, config.intermediate_size, config.prune) == (None, None, None)
+
+
 def test_recovery_starts_from_a_ridge_refit_on_text_sampled_by_the_model() -> None:
     plain, recovered = demo_config("params=-15%", 0), demo_config("params=-15%", 0, "kl")
     assert (plain.recovery, recovered.recovery) == ("none", "kl")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import ArchitectureError
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.recovery.loss_registry import LOSSES
+from tests.helpers import made_up_device
 from tests.helpers.edge_models import save_edge
 from tests.helpers.local_tasks import add_task
 from tests.helpers.masking import masked_state
 from tests.helpers.tiny import SMALL, in_full, tiny_tokenizer
+from tests.helpers.warm_process import run_warm
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,9 +74,7 @@ def test_the_tutorial_runs(
         if program == "ishrink":
             assert main(arguments) == 0
         elif program == "python":
-            done = subprocess.run(
-                [sys.executable, str(ROOT / arguments[0]), *arguments[1:]], capture_output=True, text=True, check=True
-            )
+            done = run_warm([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], check=True)
             assert done.stdout.startswith("Question: What is the capital of France?")
             answers += 1
         else:
@@ -126,6 +126,9 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         r"^## ", (DOCS / "reference" / "api-examples.md").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
     names: dict[str, Any] = {"QUICK": QUICK, "CUT": {**QUICK, "evaluate": False, "benchmark": False}}
+    names["SEARCH"] = {name: QUICK[name] for name in ("calibration_samples", "calibration_length")}
+    names["SEARCH"] |= {"search_samples": 2, "search_length": 32, "prompt_length": 16, "context": 64, "candidates": 1}
+    made_up_device.install(monkeypatch)
     ran = []
     for section in (opening, *sections):
         name = section.split("\n", 1)[0]
@@ -133,6 +136,8 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for written, run in (
             (HUB_ID, str(folder)),
             ('target="params=-15%"', "intermediate_size=64, **QUICK"),
+            ('target="bytes=80MB", save', 'target="bytes=-20%", **SEARCH, save'),
+            ("threads=1", "threads=1, timing_rounds=1, prompt_length=16, context=64"),
             ("**analysis.changes", "**{**CUT, **analysis.changes}"),
             ("levels=[10, 25, 50]", "levels=[25], analysis_length=32, **CUT"),
             ("recovery_tokens=200_000", SHORT_TRAINING),
@@ -142,7 +147,19 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             code = code.replace(written, run)
         exec(compile(code, f"api-examples.md, {name}", "exec"), names)
         ran.append(name)
-    verbs = ["plan", "analyze", "shrink", "recover", "evaluate", "benchmark", "export", "push_to_hub"]
+    verbs = [
+        "plan",
+        "analyze",
+        "shrink",
+        "search",
+        "profile",
+        "advise",
+        "recover",
+        "evaluate",
+        "benchmark",
+        "export",
+        "push_to_hub",
+    ]
     assert ran[1:] == verbs
     assert names["url"] == "commit of me/small"
     assert (tmp_path / "small.gguf").is_file() and (tmp_path / "small-int8").is_dir()
@@ -172,6 +189,7 @@ def test_every_example_runs(
         "compare_criteria.py": [str(llama_folder), *map(str, texts)],
     }[name]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(IShrinker, "shrink", partialmethod(IShrinker.shrink, **QUICK))
     runpy.run_path(str(ROOT / "examples" / name))
     assert len(capsys.readouterr().out.splitlines()) >= 3
 

@@ -92,7 +92,8 @@ def test_imports_point_downwards_on_at_most_nine_levels() -> None:
             )
         return levels[package]
 
-    assert max(map(level, IMPORTS)) <= 9, levels
+    # __main__ is the door, not a floor: all that it does is to call the command line.
+    assert max(map(level, IMPORTS.keys() - {"__main__"})) <= 9, levels
 
 
 def test_a_stage_imports_no_other_stage() -> None:

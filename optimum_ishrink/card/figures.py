@@ -88,12 +88,11 @@ def draw_removed(plan: Plan, path: Path) -> None:
         axis.set_xticks(range(0, total, 1 if total <= 32 else 4))
         axis.tick_params(labelsize=8)
     axes[-1].set_xlabel("layer of the base model")
-    dropped = total - len(plan.layers)
-    figure.suptitle(
-        f"{plan.removed_share:.2%} of all parameters removed; {dropped} of {total} layers dropped",
-        color=INK,
-        fontsize=11,
-    )
+    title = f"{plan.removed_share:.2%} of all parameters removed; {total - len(plan.layers)} of {total} layers dropped"
+    before, after = (shape.get("vocab_size", 0) for shape in (plan.shape, plan.new_shape))
+    if after < before:
+        title += f"; {before - after:,} of {before:,} rows of the vocabulary"
+    figure.suptitle(title, color=INK, fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     save_figure(figure, path)

@@ -16,6 +16,7 @@ from ..importance.options import ImportanceOptions
 from ..options.run import RunOptions
 from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
+from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
@@ -82,6 +83,27 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             "ishrink analyze --model HuggingFaceTB/SmolLM2-135M-Instruct --levels 0,10,25,50 --output analysis",
         )
     )
+    _search(
+        verb(
+            "search",
+            "find the best model under a budget: pruning, vocabulary and bit widths together, on the runtime",
+            "ishrink search --model HuggingFaceTB/SmolLM2-135M-Instruct --target bytes=80MB --output small",
+        )
+    )
+    _profile(
+        verb(
+            "profile",
+            "measure on this machine what a model's parts cost, for a search on another one",
+            "ishrink profile --model HuggingFaceTB/SmolLM2-135M-Instruct --threads 4 --output phone.json",
+        )
+    )
+    _advise(
+        verb(
+            "advise",
+            "list ways to meet a budget, with what to expect and their commands, from the config alone",
+            "ishrink advise --model meta-llama/Llama-3.2-1B --target bytes=700MB",
+        )
+    )
     _recover(
         verb(
             "recover",
@@ -128,6 +150,31 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     _demo(verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo"))
 
 
+def _search(parser: argparse.ArgumentParser) -> None:
+    _model(parser, recipe=True)
+    _output_folder(parser)
+    add_options(parser.add_argument_group("budget and runtime"), SearchOptions)
+    shape = parser.add_argument_group("what may change")
+    add_options(shape, ShapeOptions, only=("prune", "keep_first_layers", "keep_last_layers", "vocab_multiple"))
+    add_options(parser.add_argument_group("which tokens stay"), VocabularyOptions)
+    _importance(parser)
+    _common(parser)
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    _model(parser, recipe=True)
+    parser.add_argument("--output", metavar="FILE.json", required=True, help="the profile")
+    parser.add_argument("--overwrite", action="store_true", help="replace the profile")
+    add_options(parser.add_argument_group("what is timed"), ProfileOptions)
+    _common(parser)
+
+
+def _advise(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    add_options(parser.add_argument_group("budget"), AdviceOptions)
+    _json(parser)
+
+
 def _shrink(parser: argparse.ArgumentParser) -> None:
     _model(parser, recipe=True)
     _output_folder(parser, required=False)
@@ -152,7 +199,10 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     _model(parser, recipe=True)
     parser.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
     parser.add_argument(
-        "--shape-only", action="store_true", help="only the shape: reads config.json and no weights, in a second"
+        "--shape-only",
+        action="store_true",
+        help="only the shape: reads config.json and no weights, in a second; with --gguf-file the header alone, from "
+        "the Hub by ranged requests",
     )
     _shape(parser)
     _importance(parser)

@@ -231,6 +231,69 @@ def _analyze(args: argparse.Namespace) -> Any:
     return None
 
 
+def _search(args: argparse.Namespace) -> Any:
+    from ..search.options import SearchOptions
+    from .show_search import show_search
+
+    values = given(args, SearchOptions)
+    SearchOptions(**values)
+    budget, args.target = args.target, None  # the config's target is a number of parameters
+    model, config = _config(args)
+    args.target = budget
+    output = _check_output(args)
+    record = _shrinker(args, model).search(config, save_directory=output, overwrite=args.overwrite, **values)
+    if args.json:
+        return {"output": str(output), **record.to_json()}
+    show_search(record, output)
+    return None
+
+
+def _profile(args: argparse.Namespace) -> Any:
+    from ..core.output import check_output_file
+    from ..search.options import ProfileOptions
+    from .show_search import show_profile
+
+    values = given(args, ProfileOptions)
+    ProfileOptions(**values)
+    model, config = _config(args)
+    check_output_file(Path(args.output), args.overwrite)
+    found = _shrinker(args, model).profile(config, output=args.output, overwrite=args.overwrite, **values)
+    if not args.json:
+        show_profile(found, Path(args.output))
+    return found.to_json()
+
+
+def _advise(args: argparse.Namespace) -> Any:
+    from ..architectures.headers import bind_folder
+    from ..planning.limits import parse_limits
+    from ..search.cost_model import Workload
+    from ..search.options import AdviceOptions
+    from ..search.ways import find_ways
+    from .show_search import show_ways
+
+    options = AdviceOptions(**given(args, AdviceOptions))
+    _register(args)
+    folder = Path(args.model).expanduser()
+    binding = None if args.gguf_file or args.architecture else bind_folder(folder) if folder.is_dir() else None
+    if binding is None:
+        from ..checkpoint.source import open_config
+
+        _quiet_transformers()
+        binding = open_config(args.model, revision=args.revision, gguf_file=args.gguf_file).binding
+    ways = find_ways(
+        binding,
+        parse_limits(options.budget),
+        options.types,
+        model=args.model,
+        target=options.budget,
+        workload=Workload(prompt=options.prompt_length, context=options.context),
+    )
+    if args.json:
+        return {"target": options.budget, "ways": [way.to_json() for way in ways]}
+    show_ways(ways, options.budget)
+    return None
+
+
 def _recover(args: argparse.Namespace) -> Any:
     if args.recovery == "none":
         raise RequestError("--recovery none trains nothing; name a loss such as kl")
@@ -381,6 +444,9 @@ VERBS: dict[str, Verb] = {
     "recover": _recover,
     "plan": _plan,
     "analyze": _analyze,
+    "search": _search,
+    "profile": _profile,
+    "advise": _advise,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "export": _export,

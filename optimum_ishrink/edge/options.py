@@ -45,8 +45,15 @@ class ExportOptions(Options):
         None,
         metavar="NAME",
         help="GGUF: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; with llama.cpp's llama-quantize on the PATH also "
-        "K-quants such as q4_k_m. safetensors: int8, int4, int8-dynamic",
+        "K-quants such as q4_k_m; mixed, with --target. safetensors: int8, int4, int8-dynamic",
         default_help=" or ".join(EXPORT_QUANTIZATIONS.values()),
+    )
+    target: str | None = option(
+        None,
+        metavar="LIMIT",
+        help="mixed: the most bytes that the file may have, such as bytes=80MB",
+        doc='With `quantization="mixed"`: the most bytes that the file may have, such as `bytes=80MB`. Every matrix '
+        "gets its own of q8_0, q5_0 and q4_0, by what each costs in this model, measured on text that it samples.",
     )
     verify: bool = option(
         True,
@@ -99,6 +106,11 @@ class ExportOptions(Options):
             raise RequestError(f"--{given[0].replace('_', '-')} belongs to --format safetensors")
         if self.format != "gguf" and self.pre_tokenizer is not None:
             raise RequestError("--pre-tokenizer belongs to --format gguf")
+        if (self.target is not None) != self.is_mixed or (self.is_mixed and self.format != "gguf"):
+            raise RequestError(
+                "--quantization mixed chooses a type for each matrix of a GGUF file under a budget, and needs one: "
+                "--target bytes=80MB; other quantizations take none"
+            )
         if self.keep_share is not None and self.analysis is None:
             raise RequestError(
                 "--keep-share sets how many of an analysis' layers stay in 16 bits; name the analysis with "
@@ -109,6 +121,11 @@ class ExportOptions(Options):
     def quantization_name(self) -> str:
         """The quantization, that of the format where none is given."""
         return self.quantization or EXPORT_QUANTIZATIONS[self.format]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether every matrix gets a type of its own."""
+        return (self.quantization or "").lower() == "mixed"
 
     @property
     def analysis_share(self) -> float:

@@ -30,19 +30,24 @@ def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterato
         turns: For each turn the `length` of its prompt in tokens, one of `lengths`.
 
     Yields:
-        First `load_seconds` and `build`. Then for each turn `first` (seconds to the first token), `decode` (tokens per
-        second after it) and `peak_memory_bytes` so far (None where the system does not report it).
+        First `load_seconds`, `build`, and `memory_before_bytes`, the most that the process held before it loaded the
+        file. Then for each turn `first` (seconds to the first token), `decode` (tokens per second after it) and
+        `peak_memory_bytes` so far. Memory is None where the system does not report it.
     """
-    from .llama_server import LlamaServer, build_name
+    from .llama_server import LlamaServer, build_name, check_runtime
+
+    check_runtime()
+    import xllamacpp  # noqa: F401 - the library is not part of what the file takes
 
     lengths, new_tokens = request["lengths"], request["new_tokens"]
     longest = max([*lengths, 16])
+    before = peak_memory()
     server = LlamaServer(Path(request["model"]), threads=request["threads"], context=request["context"])
     draw = random.Random(0)
     prompt = [draw.randrange(request["vocabulary"]) for _ in range(longest)]
     if lengths:
         server.complete(prompt[:16], 4, reuse=False)
-    yield {"load_seconds": server.load_seconds, "build": build_name()}
+    yield {"load_seconds": server.load_seconds, "build": build_name(), "memory_before_bytes": before}
     for turn in turns:
         tokens = prompt[: turn["length"]]
         first = server.complete(tokens, 1, reuse=False).seconds

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.json_files import read_json
 from ..core.output import staged_file
 from ..core.progress import note, progress_bar
 from ..errors import RequestError, SourceError
-from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, GgufQuantization
+from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, TENSOR_TYPES, GgufQuantization
 from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
 from .pieces import write_piece_files
@@ -150,7 +150,17 @@ def program_failure(failure: str, log: str) -> Exception:
     return SourceError(f"{failure}: {failure_reason(log)}")
 
 
-def quantize_file(source: Path, target: Path, quantization: GgufQuantization) -> None:
+_OF_THE_FILE = ("general.architecture", "general.file_type", "general.quantization_version")
+"""What the header says of the file, among what it says of the model in general."""
+
+
+def quantize_file(
+    source: Path,
+    target: Path,
+    quantization: GgufQuantization,
+    types: Mapping[str, str] | None = None,
+    general: Sequence[tuple[str, Any, Any, Any]] | None = None,
+) -> None:
     """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
 
     As in `llama-quantize`, the matrix that gives the logits has more bits than the others: the head, or the
@@ -160,6 +170,9 @@ def quantize_file(source: Path, target: Path, quantization: GgufQuantization) ->
         source: A 16-bit file written by the converter.
         target: The new file.
         quantization: How the other matrices are stored; one that the `gguf` package can write.
+        types: Names of the types of single matrices, by the matrix's name in the file; these have precedence.
+        general: What the header says of the model in general: key, value, type, and type of an array's values; None
+            for what the source says.
     """
     import gguf
     import numpy
@@ -170,16 +183,21 @@ def quantize_file(source: Path, target: Path, quantization: GgufQuantization) ->
     for field in reader.fields.values():
         if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
             continue  # the writer sets these itself
+        if general is not None and field.name.startswith("general.") and field.name not in _OF_THE_FILE:
+            continue
         value, kind = field.contents(), field.types[0]
         if field.name == gguf.Keys.General.FILE_TYPE:
             value = quantization.file_type
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(field.name, value, kind, sub_type=inner)
+    for key, value, kind, inner in general or ():
+        if key not in _OF_THE_FILE:
+            writer.add_key_value(key, value, kind, sub_type=inner)
     if gguf.Keys.General.QUANTIZATION_VERSION not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = {tensor.name for tensor in reader.tensors}
     head = "output.weight" if "output.weight" in names else "token_embd.weight"
-    kinds = [_kind(tensor, head, quantization) for tensor in reader.tensors]
+    kinds = [_kind(tensor, head, quantization, types or {}) for tensor in reader.tensors]
     for tensor, kind in zip(reader.tensors, kinds, strict=True):
         if kind is None:
             data = tensor.data
@@ -201,11 +219,13 @@ def quantize_file(source: Path, target: Path, quantization: GgufQuantization) ->
     writer.close()
 
 
-def _kind(tensor: Any, head: str, quantization: GgufQuantization) -> Any:
+def _kind(tensor: Any, head: str, quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
     """Return a tensor's new type, or None where it stays: what the converter writes in f32 is not a matrix."""
     import gguf
 
     if tensor.tensor_type not in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
         return None
-    wanted = "q8_0" if tensor.name == head else quantization.tensor_type.name
+    wanted = types.get(tensor.name, "q8_0" if tensor.name == head else quantization.tensor_type.name)
+    if TENSOR_TYPES[wanted].block == 1:
+        return None  # 16 bits, as the source has them
     return gguf.GGMLQuantizationType[wanted.upper()]

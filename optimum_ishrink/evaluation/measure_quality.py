@@ -173,7 +173,7 @@ def _compare_shared(
     same = same_tokens(windows, tokens)
     if not same:
         note(
-            f"{evaluated.name} has {evaluated.source.config.vocab_size:,} of {base.name}'s "
+            f"{evaluated.name} has {evaluated.source.config.vocab_size:,} of the base's "
             f"{base.source.config.vocab_size:,} rows: on {label}, KL divergence and agreement are measured where both "
             "have a boundary between tokens, and perplexity is left out"
         )

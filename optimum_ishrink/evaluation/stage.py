@@ -79,16 +79,19 @@ class Evaluation:
             for source, tokenizer in tokenizers.items():
                 check_samples(source.config, tokenizer, options.sample_new_tokens, source.display_name)
 
-    def measure_divergence(self, folder: Path) -> tuple[Measurement, ...]:
+    def measure_divergence(self, folder: Path, *, name: str) -> tuple[Measurement, ...]:
         """Measure how far a checkpoint is from the run's source on the evaluation texts.
 
         Args:
             folder: The checkpoint.
+            name: Its name in messages.
 
         Returns:
             KL divergence and top-1 agreement on each text.
         """
-        found = measure_texts(self.inputs, self._checkpoint(folder), self._evaluated(self.session.source, "base"))
+        found = measure_texts(
+            self.inputs, self._checkpoint(folder, name), self._evaluated(self.session.source, "base")
+        )
         return tuple(each for each in found.shrunk if each.metric in ("kl_divergence", "top1_agreement"))
 
     def compare_checkpoint(self, folder: Path, *, name: str) -> Report:
@@ -100,7 +103,7 @@ class Evaluation:
         """
         base = size_report(self.session.source.tensors, self.session.base_name)
         return self._report(
-            self._checkpoint(folder),
+            self._checkpoint(folder, name),
             size_report(read_index(folder), name),
             self._evaluated(self.session.source, "base"),
             base,
@@ -113,7 +116,7 @@ class Evaluation:
             folder: The checkpoint.
             name: Its name in the report.
         """
-        return self._report(self._checkpoint(folder), size_report(read_index(folder), name), None, None)
+        return self._report(self._checkpoint(folder, name), size_report(read_index(folder), name), None, None)
 
     def measure_source(self, base: Source | None) -> Report:
         """Measure the run's source, compared with another model or alone.
@@ -132,8 +135,9 @@ class Evaluation:
     def _evaluated(self, source: Source, role: str) -> EvaluatedModel:
         return EvaluatedModel(source, self.session, self.options, role)
 
-    def _checkpoint(self, folder: Path) -> EvaluatedModel:
-        return self._evaluated(Source(folder.name, folder), "model")
+    def _checkpoint(self, folder: Path, name: str) -> EvaluatedModel:
+        # A folder has another name until it is complete.
+        return self._evaluated(Source(name, folder), "model")
 
     def _report(
         self,

@@ -25,7 +25,7 @@ from .tying import before_cut, find_head
 def check_cut(job: Job) -> None:
     """Check the shape, the calibration text, the model's limits and the weight files."""
     whole = job.session.source
-    found = find_vocabulary(whole, job.config)
+    found = find_vocabulary(whole, job.config, job.vocabulary)
     job.vocabulary, rows = (None, None) if found is None else found
     source, removed = before_cut(whole, job.config)
     job.shape = check_shape(source, job.config, rows, removed)

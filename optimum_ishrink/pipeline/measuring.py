@@ -57,8 +57,13 @@ def _origin(job: Job) -> Origin:
     )
 
 
+def write_run(job: Job) -> None:
+    """Write plan and report."""
+    Run(job.plan, job.finished).write(job.folder)
+
+
 def write_records(job: Job) -> None:
     """Write plan, report and card."""
-    Run(job.plan, job.finished).write(job.folder)
+    write_run(job)
     if job.plan is not None:
         build_card(job.folder)

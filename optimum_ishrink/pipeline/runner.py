@@ -24,7 +24,7 @@ from ..report.run import Run
 from ..text.sources import parse_sources
 from .cutting import check_cut, copy_student, repair_cut, score_and_plan, write_cut
 from .job import Job, Pipeline, Stage, shrink_job
-from .measuring import check_measuring, measure, write_records
+from .measuring import check_measuring, measure, write_records, write_run
 from .opening import open_written
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
@@ -48,6 +48,19 @@ SHRINK = Pipeline(
     ),
 )
 """Cut a model, repair it, recover it if requested, measure it."""
+
+
+CUT = Pipeline(
+    shared=(PLAN,),
+    writing=(
+        Stage(write_cut),
+        Stage(repair_cut),
+        Stage(open_written),
+        Stage(measure, check_measuring),
+        Stage(write_run),
+    ),
+)
+"""Cut a model and repair it, without a card: for one of many that are made to be compared."""
 
 
 RECOVER = Pipeline(

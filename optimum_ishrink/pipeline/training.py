@@ -112,7 +112,7 @@ def measure_before(job: Job) -> None:
     """Measure the divergence before recovery, where there is a base to diverge from."""
     measures = job.config.evaluate and job.config.recovers
     if measures and (job.is_base or job.student is None):
-        job.before = job.evaluation.measure_divergence(job.folder)
+        job.before = job.evaluation.measure_divergence(job.folder, name=job.name)
 
 
 def write_recovered(job: Job) -> None:

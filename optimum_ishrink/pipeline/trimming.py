@@ -38,12 +38,15 @@ from .known_rows import cost_cache, row_choices
 from .row_request import may_change_rows
 
 
-def find_vocabulary(source: Source, config: IShrinkConfig) -> tuple[Vocabulary, RowChoices] | None:
+def find_vocabulary(
+    source: Source, config: IShrinkConfig, known: Vocabulary | None = None
+) -> tuple[Vocabulary, RowChoices] | None:
     """Return the vocabulary of a model and the sizes that it can have; None where the request does not change it.
 
     Args:
         source: The model.
         config: The request.
+        known: The vocabulary, where another run over the same model and texts has counted its tokens.
 
     Raises:
         ShapeError: An option says which tokens stay, and none is removed.
@@ -53,7 +56,7 @@ def find_vocabulary(source: Source, config: IShrinkConfig) -> tuple[Vocabulary, 
     """
     if not may_change_rows(source.binding, config):
         return None
-    vocabulary = Vocabulary(source, config, parse_sources(config.calibration))
+    vocabulary = known or Vocabulary(source, config, parse_sources(config.calibration))
     cache = cost_cache(source.folder, source.binding, config)
     costs = cache.read()
     if costs is None:

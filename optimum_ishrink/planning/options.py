@@ -69,8 +69,9 @@ class ShapeOptions(Options):
     )
     target: str | None = option(
         None,
-        help="params=-15% or params=115M; changes the dimensions that are not given",
-        doc='`"params=-15%"` or `"params=115M"`, solved over the dimensions that are not given.',
+        help="params=-15%, params=115M or bytes=230MB; changes the dimensions that are not given",
+        doc='`"params=-15%"`, `"params=115M"`, or `"bytes=230MB"`, the most bytes that the weights may have; solved '
+        "over the dimensions that are not given. Limits on memory and time are met by `ishrink search`.",
     )
     prune: Sequence[str] | None = option(
         None,

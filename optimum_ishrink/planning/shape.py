@@ -72,7 +72,7 @@ def resolve_shape(
         )
     runtime = RuntimeCheck(binding, options.for_runtime, (first, last))
     if options.target:
-        target = parse_target(options.target, binding.num_parameters() + removed)
+        target = parse_target(options.target, binding.num_parameters() + removed, _parameter_bytes(binding))
         if options.prune is not None:
             fixed = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in options.prune]
             requested = {**{key: binding.shape[key] for key in fixed}, **requested}
@@ -100,6 +100,12 @@ def resolve_shape(
         raise ShapeError("the requested shape is the model's own; nothing would change")
     runtime.check(shape)
     return shape
+
+
+def _parameter_bytes(binding: Binding) -> int:
+    """Return the bytes of a parameter in the checkpoint's dtype, as its config says; 2 where it does not."""
+    dtype = str(getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None))
+    return 4 if "float32" in dtype else 2
 
 
 def complete_shape(binding: Binding, shape: Mapping[str, int]) -> dict[str, int]:

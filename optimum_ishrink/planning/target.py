@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ..architectures.binding import Binding
 from ..architectures.description import ROWS
 from ..architectures.shape_check import check_shape
-from ..errors import ShapeError
+from ..errors import RequestError, ShapeError
+from .limits import BYTES, parse_limits
 from .row_choices import RowChoices
 from .runtime_check import ADVICE, RuntimeCheck
 
@@ -49,22 +50,28 @@ class Target:
     Args:
         num_parameters: The number.
         text: The target as the user typed it.
+        at_most: Whether no more than that number is allowed; else it is met as nearly as possible, from either side.
     """
 
     num_parameters: int
     text: str
+    at_most: bool = False
 
 
-def parse_target(text: str, num_parameters: int) -> Target:
-    """Parse `params=-15%` (15 % fewer) or `params=115M`.
+def parse_target(text: str, num_parameters: int, parameter_bytes: int = 2) -> Target:
+    """Parse `params=-15%` (15 % fewer), `params=115M`, or `bytes=230MB`, the most bytes that the weights may have.
 
     Args:
         text: What was typed.
         num_parameters: Parameters of the unpruned model.
+        parameter_bytes: Bytes of a parameter in the checkpoint's dtype.
 
     Raises:
-        ShapeError: The text has another form, or the target is not smaller than the model.
+        ShapeError: The text has another form, the target is not smaller than the model, or it limits what only a
+            runtime can tell.
     """
+    if re.match(r"\s*(bytes|memory|decode|ttft)\s*=", text):
+        return _of_limits(text, num_parameters, parameter_bytes)
     relative = re.fullmatch(r"params\s*=\s*-\s*(\d+(?:\.\d+)?)\s*%", text.strip())
     absolute = re.fullmatch(r"params\s*=\s*(\d+(?:\.\d+)?)\s*([KMGB]?)", text.strip(), re.IGNORECASE)
     if relative:
@@ -76,6 +83,28 @@ def parse_target(text: str, num_parameters: int) -> Target:
     if not 0 < count < num_parameters:
         raise ShapeError(f"target {text!r} requests {count:,} parameters; the model has {num_parameters:,}")
     return Target(count, text)
+
+
+def _of_limits(text: str, num_parameters: int, parameter_bytes: int) -> Target:
+    """Return the target of a limit on the weights' bytes."""
+    try:
+        (limit, *others) = parse_limits(text)
+    except RequestError as error:
+        raise ShapeError(str(error)) from None
+    if others or limit.metric != BYTES:
+        named = next(each for each in (limit, *others) if each.metric != BYTES) if others else limit
+        raise ShapeError(
+            f"target {text!r} limits {named.metric}, which depends on the runtime and the types of the matrices: "
+            "`ishrink search` meets it; shrink takes params or bytes, one of them"
+        )
+    whole = num_parameters * parameter_bytes
+    most = limit.against(whole)
+    if most >= whole:
+        raise ShapeError(
+            f"target {text!r} is no less than the weights' {whole:,} bytes: nothing has to be removed; for fewer "
+            "bytes of a GGUF file, search or export with a quantization"
+        )
+    return Target(int(most // parameter_bytes), text, at_most=True)
 
 
 def default_multiple(intermediate_size: int) -> int:
@@ -266,7 +295,8 @@ def solve(
         if any(shape[key] == binding.shape[key] for key in pruned):
             continue
         cut = 1 - count / total
-        if abs(cut - share) <= TOLERANCE and cut > 0:
+        allowed = not target.at_most or count <= target.num_parameters
+        if abs(cut - share) <= TOLERANCE and cut > 0 and allowed:
             # Damage grows with the square of what is cut: without the ratio, the smallest cut would always win.
             cost = damage(shape, binding.shape, rows) * (share / cut) ** 2
             if (best is None or cost < best[0]) and runs(shape):
@@ -284,6 +314,6 @@ def solve(
         options.append(f"{named} ({count:,} parameters, -{1 - count / total:.2%})")
     raise ShapeError(
         f"no shape lies within {TOLERANCE:.1%} of {target.text!r} ({target.num_parameters:,} parameters); "
-        f"nearest: {'; '.join(options)}"
+        f"nearest: {'; '.join(options) or 'none, for what may change cannot become smaller'}"
         + ("" if refused is None else f"; others are ruled out, for instance because {refused}")
     )

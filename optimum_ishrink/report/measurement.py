@@ -50,7 +50,9 @@ class SpeedComparison:
         )
 
 
-_NOT_CONDITIONS = frozenset({"rounds", "warmup", "self_spread", "statistic", "hub_dataset", "shared"})
+_NOT_CONDITIONS = frozenset(
+    {"rounds", "warmup", "self_spread", "statistic", "hub_dataset", "shared", "libraries_bytes"}
+)
 """Settings that describe precision, results or the origin of the data, not what was measured."""
 
 

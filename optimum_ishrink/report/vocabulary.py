@@ -40,7 +40,7 @@ class VocabularyRecord:
         fingerprints: Fingerprints of the texts; None for a text that is not a file.
         languages: Languages whose words were counted.
         required: How many tokens had to stay, by the reason.
-        removed_scripts: How many of the removed tokens are of each script; `none` for those without letters.
+        removed_scripts: How many of the removed tokens are of each script; `no letters` for those without.
         removed_languages: Of the removed tokens that are words of a language: how many of each.
         lost: The removed tokens that are expected most often, as they are spelled, the most frequent first.
         tokens_per_byte: What the texts cost in tokens before and after.

@@ -49,7 +49,9 @@ def cut(session: Session, plan: Plan, folder: Path) -> None:
     edited = edit_config(source.raw_config, source.config, source.binding, plan.new_shape, plan.layers)
     if "auto_map" in source.raw_config:
         note(f"config.json: left out auto_map; transformers' own {source.config.model_type} reads the result")
-    with byte_bar("writing the checkpoint", source.nbytes * plan.new_num_parameters // plan.num_parameters) as written:
+    # Not the plan's own number: the source has lost rows of the vocabulary already, where it is to lose any.
+    nbytes = source.nbytes * plan.new_num_parameters // source.binding.num_parameters()
+    with byte_bar("writing the checkpoint", nbytes) as written:
         write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, folder, progress=written)
 
 

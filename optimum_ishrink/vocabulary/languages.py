@@ -170,6 +170,15 @@ def script(character: str) -> str:
     return unicodedata.name(character, "OTHER").split(" ")[0].split("-")[0]
 
 
+def script_name(name: str) -> str:
+    """Return a script as it is written in a sentence.
+
+    Args:
+        name: What `script` returned.
+    """
+    return name if name == "CJK" else name.capitalize()
+
+
 def scripts(texts: Iterable[str]) -> Counter[str]:
     """Return how many letters of each script texts have.
 

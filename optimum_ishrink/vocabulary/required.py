@@ -33,7 +33,7 @@ _ENDINGS = set(".,:;!?\"')]*-‘’“”–—…")
 """What a line of prose ends with."""
 
 _BYTES, _ALPHABET, _ADDED = "bytes", "characters that nothing else writes", "special and added tokens"
-_CONFIGS, _TEMPLATE = "named in the configs", "the chat template"
+_CONFIGS, _TEMPLATE = "named in the configs", "of the chat template"
 _DIGITS, _SPACES, _MARKS, _PARTS = "digits", "whitespace", "punctuation", "parts of these"
 
 

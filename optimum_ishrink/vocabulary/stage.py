@@ -20,7 +20,7 @@ from ..text.sources import TextSource, label_sources
 from .choice import Floats, RemovalOrder, order_removals, removable
 from .cost_cache import RemovalCosts, counted_texts
 from .counts import MOST_CHARACTERS, count_documents, count_ids, count_language, expected_counts, prior
-from .languages import check_languages, languages_of, own_scripts, scripts, word_of
+from .languages import check_languages, languages_of, own_scripts, script_name, scripts, word_of
 from .options import VocabularyOptions
 from .required import Required, find_required
 from .splits import Splits, find_splits
@@ -218,7 +218,7 @@ class Vocabulary:
                 most = max(letters, key=lambda name: letters[name])
                 each = measured[label]
                 found.append(
-                    f"{label} is mostly {most.capitalize()}, which {', '.join(self.languages)} is not written in: it "
+                    f"{label} is mostly {script_name(most)}, which {', '.join(self.languages)} is not written in: it "
                     f"takes {each.after:.3f} tokens per byte after {each.before:.3f}; name its language in "
                     "vocab_languages"
                 )
@@ -275,7 +275,7 @@ def _by_script(texts: Iterable[str]) -> dict[str, int]:
     found: Counter[str] = Counter()
     for text in texts:
         letters = scripts([text])
-        found[letters.most_common(1)[0][0].capitalize() if letters else "none"] += 1
+        found[script_name(letters.most_common(1)[0][0]) if letters else "no letters"] += 1
     return dict(found.most_common())
 
 

@@ -14,12 +14,12 @@ from optimum_ishrink.analysis.zeroing import KINDS, Removal, choose_removal
 from optimum_ishrink.errors import NotFiniteError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence, token_statistics
 from tests.helpers.scored_models import bound_model, random_scores
-from tests.helpers.tiny import CASES, VOCAB
+from tests.helpers.tiny import LAYOUT_CASES, VOCAB
 
 WINDOWS = torch.randint(3, VOCAB, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_nothing_masked_is_no_divergence_at_all(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     reference = Reference(model, WINDOWS)

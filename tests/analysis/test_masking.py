@@ -25,7 +25,7 @@ from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.core.json_files import read_json
 from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.scored_models import bound_model, random_scores
-from tests.helpers.tiny import CASES, VOCAB, save_tiny
+from tests.helpers.tiny import FIRST_VARIANTS, LAYOUT_CASES, VOCAB, save_tiny
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -49,7 +49,7 @@ def retained(gone: tuple[int, ...], count: int) -> list[int]:
     return sorted(set(range(count)) - set(gone))
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     removal = choose_removal(binding, random_scores(binding), (GROUPS,), 0.4)
@@ -74,7 +74,7 @@ def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, varian
     assert (logits(model) - found).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
 def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     dimension = binding.description.dimensions[GROUPS]
@@ -106,7 +106,7 @@ def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, v
         assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_a_skipped_layer_is_a_layer_that_is_not_in_the_checkpoint(
     model_type: str, variant: int, tmp_path: Path
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_skipped_layer_is_a_layer_that_is_not_in_the_checkpoint(
     torch.testing.assert_close(found, logits(cut), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_running_from_a_layer_on_gives_what_the_whole_run_gives(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     modules = [model.get_submodule(layer_module(binding, layer)) for layer in range(4)]
@@ -152,7 +152,7 @@ def test_running_from_a_layer_on_gives_what_the_whole_run_gives(model_type: str,
     assert not any("forward" in module.__dict__ for module in modules)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_the_parts_of_a_layer(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     whole = logits(model)

@@ -15,6 +15,7 @@ from optimum_ishrink.analysis.zero_out import write_analysis
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
 from tests.helpers.command_words import flags
+from tests.helpers.drawing import with_pictures
 from tests.helpers.local_tasks import add_task
 from tests.helpers.tiny import VARIANTS, in_full, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
@@ -43,7 +44,8 @@ def whole(
 ) -> tuple[Analysis, Path]:
     """An analysis that was not interrupted, and its folder."""
     output = tmp_path_factory.mktemp("analysis") / "out"
-    return IShrinker.from_pretrained(llama_folder).analyze(save_directory=output, **quick), output
+    with with_pictures():
+        return IShrinker.from_pretrained(llama_folder).analyze(save_directory=output, **quick), output
 
 
 def test_every_level_and_layer_is_measured_and_written(whole: tuple[Analysis, Path]) -> None:
@@ -246,7 +248,8 @@ def test_tasks_at_every_level(llama_folder: Path, quick: dict[str, Any], tmp_pat
 
 
 def test_writing_the_same_analysis_gives_the_same_files(whole: tuple[Analysis, Path], tmp_path: Path) -> None:
-    write_analysis(whole[0], tmp_path)
+    with with_pictures():
+        write_analysis(whole[0], tmp_path)
     for name in ("analysis.json", "figures/sparsity.png", "figures/sensitivity.png"):
         assert (tmp_path / name).read_bytes() == (whole[1] / name).read_bytes()
 

@@ -34,7 +34,7 @@ def test_every_architecture_has_an_entry() -> None:
     assert sorted(llama_cpp_limits()) == ALL
 
 
-@pytest.mark.parametrize("model_type", in_full(ALL, "gemma2", "qwen2", "helium"))
+@pytest.mark.parametrize("model_type", in_full(ALL, "gemma", "olmo", "helium"))
 def test_the_table_says_what_llama_cpp_does(model_type: str) -> None:
     pytest.importorskip("conversion", reason="pip install 'optimum-ishrink[edge]'")
     pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink.checkpoint.loading import load_tokenizer
 from optimum_ishrink.checkpoint.reopening import check_files, check_logits, check_tokenizer
 from optimum_ishrink.errors import VerificationError
-from tests.helpers.tiny import FIRST_VARIANTS, edit_json, save_tiny, tiny_config
+from tests.helpers.tiny import LAYOUT_CASES, edit_json, save_tiny, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def tied(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "tied", tiny_config("llama", 1))
 
 
-@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_every_architecture_opens(tmp_path: Path, model_type: str, variant: int) -> None:
     folder = save_tiny(tmp_path / "m", tiny_config(model_type, variant))
     check_logits(folder, check_files(folder, folder), torch.float32, CPU)

@@ -61,7 +61,7 @@ def test_a_bad_value_is_refused_in_one_line(
     verb: str, llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [verb, *([] if verb == "demo" else ["--model", str(llama_folder)])]
-    if verb in ("shrink", "recover", "analyze", "demo", "export"):
+    if verb in ("shrink", "recover", "analyze", "search", "profile", "demo", "export"):
         words += ["--output", str(tmp_path / "out.gguf")]
     if verb == "push":
         words += ["--repo-id", "me/x"]

@@ -315,8 +315,9 @@ def test_of_a_gguf_file_the_header_tells_how_many_rows_can_go(
 
 
 @pytest.mark.usefixtures("few_words")
-def test_rows_alone_need_no_scores(worded_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_alone_need_no_scores(worded_folder: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(worded_folder), "--vocab-size", "960", "--importance-group-size", "7"]
+    words += ["--calibration", str(text_file)]
     assert planned(capsys, *words, "--shape-only")["vocab_size"] == 960
     assert planned(capsys, *words)["vocab_size"] == 960
     assert main(["plan", *words, "--shape-only", "--intermediate-size", "8"]) == 2

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from optimum_ishrink.core.exchange import exchange
 from optimum_ishrink.core.locks import claimed_folder, hidden_folder, try_lock
 from optimum_ishrink.core.output import staged_folder
 from optimum_ishrink.errors import OutputError
+from tests.helpers.warm_process import run_warm
 
 KILLED = """
 import os, signal, sys
@@ -26,7 +26,7 @@ with how(Path(sys.argv[2])) as staging:
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, kind: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, kind, str(tmp_path / "a")], check=False)
+    done = run_warm([sys.executable, "-c", KILLED, kind, str(tmp_path / "a")])
     assert done.returncode == -9
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".a.")
@@ -46,7 +46,7 @@ locks._lock = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 with locks.hidden_folder(Path({str(tmp_path / "a")!r})):
     pass
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert run_warm([sys.executable, "-c", code]).returncode == -9
     assert len(list(tmp_path.iterdir())) == 1
     with staged_folder(tmp_path / "a"):
         pass

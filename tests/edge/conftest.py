@@ -23,7 +23,7 @@ INSTALL = "pip install 'optimum-ishrink[edge]'"
 
 @pytest.fixture(scope="session", autouse=True)
 def convert_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Convert each checkpoint once, and copy the file after that: the converter takes seconds to start."""
+    """Convert each checkpoint once, and copy the file after that: the converter takes seconds."""
     converted: dict[tuple[Path, str, str, GgufTokenizer], Path] = {}
     run = write_gguf._convert
 

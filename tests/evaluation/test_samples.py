@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, write_samples
-from tests.helpers.tiny import CASES, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import LAYOUT_CASES, tiny_config, tiny_model, tiny_tokenizer
 
 
 def test_samples_equal_greedy_generation() -> None:
@@ -26,7 +26,7 @@ def test_samples_equal_greedy_generation() -> None:
     assert write_samples(model, tokenizer, 8, PROMPTS[:2]) == found
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_batched_samples_equal_single_ones(model_type: str, variant: int) -> None:
     model, tokenizer = tiny_model(tiny_config(model_type, variant)), tiny_tokenizer()
     prompts = ["A", "A longer one.", "The longest of all three."]

@@ -7,7 +7,7 @@ from lm_eval.models.huggingface import HFLM
 
 from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
-from tests.helpers.tiny import VARIANTS, VOCAB, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import LAYOUTS, VARIANTS, VOCAB, in_full, tiny_config, tiny_model, tiny_tokenizer
 
 
 def requests(seed=0, questions=7, longest=20):
@@ -29,7 +29,7 @@ def plain(model, tokenizer, asked, **settings):
     return lm._loglikelihood_tokens(asked, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("kind", sorted(VARIANTS))
+@pytest.mark.parametrize("kind", in_full(sorted(VARIANTS), *LAYOUTS))
 def test_answers_are_those_of_lm_eval(kind):
     tokenizer = tiny_tokenizer()
     model = tiny_model(tiny_config(kind)).eval()

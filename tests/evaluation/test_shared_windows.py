@@ -316,14 +316,14 @@ def test_figures_agree_with_a_direct_computation(kind: str, begins: bool) -> Non
             assert figures.nll[number] == pytest.approx(nll, rel=1e-5)
             assert figures.tokens[number] == len(ids) - context
         values, same = [], []
+        shared = set(zip(window.base_at.tolist(), window.at.tolist(), strict=True))
         for i in range(window.base_context, len(window.base_ids)):
             for j in range(window.context, len(window.ids)):
-                if base_tokenizer.decode(window.base_ids[:i]) == tokenizer.decode(window.ids[:j]) and (
-                    (i - 1, j - 1) in set(zip(window.base_at.tolist(), window.at.tolist(), strict=True))
+                if (i - 1, j - 1) in shared and (
+                    base_tokenizer.decode(window.base_ids[:i]) == tokenizer.decode(window.ids[:j])
                 ):
                     moved = torch.zeros(len(rows), dtype=torch.float64)
-                    for row, target in enumerate(tokens.carried.tolist()):
-                        moved[target] += p[i - 1, row].exp()
+                    moved.index_add_(0, tokens.carried, p[i - 1].exp())
                     values.append(float((moved * (moved.log() - q[j - 1])).nansum()))
                     same.append(int(tokens.carried[p[i - 1].argmax()] == q[j - 1].argmax()))
         assert len(values) == len(window.at) == (new.shared or ())[number]

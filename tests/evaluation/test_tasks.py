@@ -79,7 +79,7 @@ def test_a_task_unknown_to_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_tasks(["quizz"], None)
 
 
-@pytest.mark.parametrize("num_fewshot", [None, 2])
+@pytest.mark.parametrize("num_fewshot", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_figures_are_those_of_lm_eval_alone(tmp_path: Path, num_fewshot: int | None) -> None:
     add_task(tmp_path, "quiz")
     add_generation_task(tmp_path, "words")

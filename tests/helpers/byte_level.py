@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
+
+from tests.helpers.warm_process import run_warm
 
 Merges = list[tuple[str, str]]
 
@@ -95,9 +96,7 @@ def write_byte_level_gguf(path: Path, name: str, vocabulary: Mapping[str, int], 
 def llama_cpp_tokens(paths: Sequence[Path], lines: Sequence[str]) -> list[list[list[int]]]:
     """Return each line's token ids in llama.cpp, for every file, from one separate process."""
     request = json.dumps({"paths": [str(path) for path in paths], "lines": list(lines)})
-    done = subprocess.run(
-        [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, encoding="utf-8", check=True
-    )
+    done = run_warm([sys.executable, "-m", __name__], input=request, check=True)
     found: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
     return found
 

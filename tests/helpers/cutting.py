@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -59,26 +60,44 @@ def random_plan(
     return plan, source.config, binding
 
 
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        result: torch.Tensor = model(IDS).logits
-    return result
-
-
-def load(folder: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+def load(folder: Path, **how: Any) -> Any:
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, **{"dtype": torch.float32, **how}, output_loading_info=True
+    )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     return model
 
 
-def masked_model(folder: Path, target: Path, binding: Any, plan: Plan) -> Any:
-    """The original with the removed parts at zero, written to disk and loaded as any checkpoint."""
+def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(ids).logits
+    return result
+
+
+def exact_logits(folder: Path, ids: torch.Tensor = IDS) -> torch.Tensor:
+    """A checkpoint's logits with every step in float64.
+
+    In float32, two orders of the same sum differ by more on one processor than on another. The models compute norms,
+    positions and softmax in float32 whatever their dtype, and no product of a batch of experts takes float64.
+    """
+    model = load(folder, dtype=torch.float64, experts_implementation="eager")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("float32", "float"):
+            patch.setattr(torch, name, torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        found = logits(model, ids)
+    assert found.dtype == torch.float64
+    return found
+
+
+def masked_checkpoint(folder: Path, target: Path, binding: Any, plan: Plan) -> Path:
+    """Write the original with the removed parts at zero."""
     shutil.copytree(folder, target)
     tensors = masked_state(binding, plan, load_file(folder / "model.safetensors"))
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"}
     )
-    return load(target)
+    return target
 
 
 def cut_to(folder: Path, target: Path, plan: Plan) -> Path:
@@ -87,3 +106,8 @@ def cut_to(folder: Path, target: Path, plan: Plan) -> Path:
     target.mkdir()
     write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, target)
     return target
+
+
+def assert_exact(found: torch.Tensor, expected: torch.Tensor, what: str = "logits") -> None:
+    """Equal but for the rounding of float64."""
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0, msg=lambda text: f"{what}: {text}")

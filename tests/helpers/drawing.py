@@ -1,4 +1,4 @@
-"""Cards without their figures: drawing them takes longer than everything else on tiny models."""
+"""Cards and analyses without their figures: drawing takes longer than everything else on tiny models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from optimum_ishrink.analysis import zero_out
 from optimum_ishrink.card import build
 
-_DRAWING = ("draw_removed", "draw_importance", "draw_quality", "draw_speed")
-_ORIGINAL = {name: getattr(build, name) for name in _DRAWING}
+_DRAWING = [(build, name) for name in ("draw_removed", "draw_importance", "draw_quality", "draw_speed")]
+_DRAWING += [(zero_out, name) for name in ("draw_sparsity", "draw_sensitivity")]
+_ORIGINAL = [getattr(module, name) for module, name in _DRAWING]
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
@@ -27,17 +29,17 @@ def _draw_a_pixel(*arguments: Any) -> None:
 
 @contextmanager
 def without_pictures() -> Iterator[None]:
-    """Replace each of a card's figures by one pixel."""
+    """Replace each figure of a card or of an analysis by one pixel."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in _DRAWING:
-            patch.setattr(build, name, _draw_a_pixel)
+        for module, name in _DRAWING:
+            patch.setattr(module, name, _draw_a_pixel)
         yield
 
 
 @contextmanager
 def with_pictures() -> Iterator[None]:
-    """Draw the card's figures, inside `without_pictures` too."""
+    """Draw all figures, inside `without_pictures` too."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, draw in _ORIGINAL.items():
-            patch.setattr(build, name, draw)
+        for (module, name), draw in zip(_DRAWING, _ORIGINAL, strict=True):
+            patch.setattr(module, name, draw)
         yield

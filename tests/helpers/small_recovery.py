@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from optimum_ishrink.recovery.options import RecoveryOptions
+from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
+from optimum_ishrink.recovery.training import train
 from optimum_ishrink.recovery.training_text import RecoveryText
+from tests.helpers.tiny import tiny_config, tiny_model
 
 SMALL = RecoveryOptions(
     recovery="kl",
@@ -20,7 +24,7 @@ SMALL = RecoveryOptions(
     recovery_batch_size=4,
     recovery_save_steps=4,
     recovery_patience=100,
-    batch_size=2,
+    batch_size=4,
 )
 
 _NAMES = {"loss": "recovery", "trained": "recovery_train", "micro_batch_size": "batch_size", "seed": "seed"}
@@ -47,3 +51,24 @@ def cut_model(model: Any, amount: float = 0.5, seed: int = 3) -> Any:
 
 
 LAYERS = [f"model.layers.{i}" for i in range(4)]
+
+
+def shallow(depth: int = 2) -> Any:
+    """A model with as many layers as most tests of a training need."""
+    return tiny_model(tiny_config("llama", num_hidden_layers=depth))
+
+
+def go(folder: Path, teacher: Any = None, *, model: Any = None, text: Any = None, **changes: Any) -> Any:
+    """Recover a tiny cut model; the same call gives the same result."""
+    model = model if model is not None else cut_model(shallow())
+    depth = model.config.num_hidden_layers
+    teacher = teacher or LiveTeacher(shallow(depth), layers=True, values=True)
+    return train(
+        model,
+        teacher,
+        text or random_text(),
+        settings(**changes),
+        folder,
+        layers=LAYERS[:depth],
+        layer_map=LayerMap.even(depth, depth),
+    )

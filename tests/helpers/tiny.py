@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -85,6 +88,31 @@ FIRST_VARIANTS = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else ca
 """All of `CASES`, of which the variants after each architecture's first are slow."""
 
 
+LAYOUTS = (
+    "llama",
+    "apertus",  # no gate
+    "cohere",  # attention and MLP side by side
+    "gemma3_text",  # norms around both, layers of two kinds
+    "gpt2",  # fused and transposed
+    "gpt_neox",  # fused head by head
+    "gpt_oss",  # experts in one tensor, with biases
+    "granitemoe",
+    "olmo2",  # one norm over all heads
+    "olmoe",
+    "phi",
+    "phi3",  # fused part by part
+    "qwen2_moe",  # an expert that all tokens share, and a dense layer
+    "qwen3",  # a norm for each head
+    "stablelm",
+)
+"""An architecture of every way in which a layer's tensors are laid out; the others repeat these."""
+
+LAYOUT_CASES = [
+    case if case[0] in LAYOUTS and not case[1] else pytest.param(*case, marks=pytest.mark.slow) for case in CASES
+]
+"""All of `CASES`, slow but for the first variant of each of `LAYOUTS`."""
+
+
 def in_full(names: Iterable[str], *fast: str) -> list[Any]:
     """All of the names as parameters of a test, slow but for those that `make test` runs."""
     assert {*fast} <= {*names}
@@ -139,10 +167,25 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny(folder: Path, config: Any, *, seed: int = 0, **how: Any) -> Path:
-    """Save a tiny model with its tokenizer, and return the folder."""
-    tiny_model(config, seed).save_pretrained(folder, **how)
-    tiny_tokenizer().save_pretrained(folder)
+    """Save a tiny model with its tokenizer, and return the folder. Each is made once and copied after that."""
+    key = (type(config), config.to_json_string(use_diff=False), seed, tuple(how.items()))
+    if key not in _SAVED:
+        made = _place() / str(len(_SAVED))
+        tiny_model(config, seed).save_pretrained(made, **how)
+        tiny_tokenizer().save_pretrained(made)
+        _SAVED[key] = made
+    shutil.copytree(_SAVED[key], folder, dirs_exist_ok=True)
     return folder
+
+
+_SAVED: dict[Any, Path] = {}
+
+
+@cache
+def _place() -> Path:
+    place = Path(tempfile.mkdtemp(prefix="tiny-models-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -13,7 +13,7 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.importance.changes import sampled_loss
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
-from tests.helpers.tiny import CASES, VOCAB, tiny_config
+from tests.helpers.tiny import LAYOUT_CASES, VOCAB, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +46,7 @@ def test_padding_is_ignored() -> None:
         torch.testing.assert_close(values, other[key])
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_type: str, variant: int) -> None:
     """Scaling a unit's channels by s at one token: the derivative of the loss at s = 1 is x . dL/dx."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.gram import RIDGE, with_ridge
 from tests.helpers.scored_models import KEYS, bound_model
-from tests.helpers.tiny import CASES, VOCAB
+from tests.helpers.tiny import LAYOUT_CASES, VOCAB
 
 MANY = torch.randint(3, VOCAB, (12, 16), generator=torch.Generator().manual_seed(0))
 
@@ -61,7 +61,7 @@ def test_a_channel_that_others_can_replace_scores_low_however_large() -> None:
     assert scores[0] < scores[2]
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads", "num_attention_heads"]

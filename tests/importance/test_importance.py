@@ -24,7 +24,7 @@ from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA, 
 from optimum_ishrink.importance.engine import backward, score_model
 from optimum_ishrink.importance.weights import score_weights
 from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
-from tests.helpers.tiny import FIRST_VARIANTS, save_tiny, tiny_config
+from tests.helpers.tiny import LAYOUT_CASES, save_tiny, tiny_config
 
 
 def test_formulas() -> None:
@@ -138,8 +138,20 @@ def test_padding_changes_no_score(name: str) -> None:
         torch.testing.assert_close(scores[key], plain[key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
-def test_every_criterion_scores_every_architecture(model_type: str, variant: int, tmp_path: Path) -> None:
+# Criteria that run the model without each unit take most of the time; tests/importance/test_removal.py has them, too.
+@pytest.mark.parametrize(
+    ("model_type", "variant", "removing"),
+    [
+        pytest.param(*getattr(case, "values", case), removing, marks=getattr(case, "marks", ()))
+        if not removing or case in [("llama", 0), ("gpt2", 0), ("gpt_oss", 0)]
+        else pytest.param(*getattr(case, "values", case), removing, marks=pytest.mark.slow)
+        for case in LAYOUT_CASES
+        for removing in (False, True)
+    ],
+)
+def test_every_criterion_scores_every_architecture(
+    model_type: str, variant: int, removing: bool, tmp_path: Path
+) -> None:
     source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
     model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
     sizes = binding.sizes
@@ -155,6 +167,8 @@ def test_every_criterion_scores_every_architecture(model_type: str, variant: int
     for registry, keys in ((UNIT_CRITERIA, unit_keys), (LAYER_CRITERIA, KEYS[:1])):
         for name in registry:
             criterion = registry[name]
+            if (criterion.needs in ("logits", "scores")) is not removing:
+                continue
             seen = keys if not criterion.parts else tuple(key for key in keys if key != "num_attention_heads")
             if criterion.needs == "weights":
                 scores = score_weights(source.tensors, binding, criterion, keys)

@@ -19,7 +19,7 @@ from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.removal import score_spans
 from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
-from tests.helpers.tiny import CASES
+from tests.helpers.tiny import LAYOUT_CASES
 
 CPU = torch.device("cpu")
 BATCHES = Batches(WINDOWS, None, 4, CPU)
@@ -37,7 +37,7 @@ def logits_without(model: Any, binding: Any, removed: Any) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: 
         assert value.item() == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads"]

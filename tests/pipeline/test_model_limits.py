@@ -223,7 +223,10 @@ def test_a_padding_token_outside_the_embedding(tmp_path: Path, capsys: pytest.Ca
     assert "config.json names pad_token_id=300, but the model has 300 embeddings, ids 0 to 299" in error
 
 
-@pytest.mark.parametrize(("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinite values")])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(math.nan, "NaN"), pytest.param(math.inf, "infinite values", marks=pytest.mark.slow)],
+)
 def test_a_damaged_model_is_reported_by_every_verb(
     value: float, kind: str, tmp_path: Path, text_file: Path, other_text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,10 +37,7 @@ QUIET: dict[str, Any] = {
 }
 
 
-FEW = [
-    case if case in (("llama", 1), ("phi", 0), ("gpt_neox", 0)) else pytest.param(*case, marks=pytest.mark.slow)
-    for case in CASES
-]
+FEW = [case if case in (("llama", 1), ("phi", 0)) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 """All variants of all architectures, most of them slow: a whole run each."""
 
 

@@ -123,7 +123,7 @@ def test_an_output_is_cut_again(worded_folder: Path, rows_alone: Path, quick: di
     assert check_plan(tmp_path / "layers", rows_alone).vocabulary is None
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_rows_are_cut_with_layers_heads_and_neurons(quick: dict[str, Any], tmp_path: Path, model_type: str) -> None:
     base = save_trained(
         tmp_path / "base", model_type, **({"n_inner": 24, "head_dim": None} if model_type == "gpt2" else {})

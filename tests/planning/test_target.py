@@ -43,7 +43,7 @@ def test_the_default_multiple_grows_with_the_width(width: int, multiple: int) ->
     assert default_multiple(width) == multiple
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(percent=st.integers(300, 6000).map(lambda hundredths: hundredths / 100), multiple=st.sampled_from([16, 32, 64]))
 def test_a_target_is_met_within_half_a_point_or_refused_with_the_nearest_shapes(percent: float, multiple: int) -> None:
     binding = BINDING
@@ -111,6 +111,12 @@ def test_a_target_that_rows_cannot_meet_names_the_nearest() -> None:
         resolve_shape(BINDING, coarse, zipfian(multiple=16_384))
 
 
+def test_where_nothing_can_become_smaller_the_message_says_so() -> None:
+    options = ShapeOptions(target="params=-10%", prune=["vocab_size"])
+    with pytest.raises(ShapeError, match="nearest: none, for what may change cannot become smaller$"):
+        resolve_shape(BINDING, options, zipfian(multiple=100_000))
+
+
 @settings(max_examples=20)
 @given(percent=st.integers(100, 4000).map(lambda hundredths: hundredths / 100), multiple=st.sampled_from([1, 64, 512]))
 def test_every_candidate_has_the_parameters_that_it_says(percent: float, multiple: int) -> None:
@@ -120,3 +126,26 @@ def test_every_candidate_has_the_parameters_that_it_says(percent: float, multipl
     for shape, count in candidates(BINDING, fixed, 256, 6, rows, wanted):
         assert count == BINDING.num_parameters(shape)
         rows.check(shape["vocab_size"])
+
+
+def test_a_limit_on_bytes_is_one_on_parameters_and_is_not_exceeded() -> None:
+    total = BINDING.num_parameters()
+    target = parse_target(f"bytes={total * 2 * 0.85 / 1e3:.3f}kB", total)
+    assert target.at_most and target.num_parameters == pytest.approx(0.85 * total, rel=1e-3)
+    assert parse_target("bytes=-15%", total, 4).num_parameters == int(0.85 * total)
+    shape = solve(BINDING, target, {}, 1, 0)
+    assert 0.84 * total < BINDING.num_parameters(shape) <= target.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bytes=1GB", "nothing has to be removed"),
+        ("memory=200MB", "limits memory, which depends on the runtime"),
+        ("bytes=1kB,decode=+20%", "limits decode, which depends on the runtime"),
+        ("ttft=5", "is not of the form ttft=-20%"),
+    ],
+)
+def test_what_only_a_search_can_meet_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        parse_target(text, 1000)

@@ -1,21 +1,10 @@
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from optimum_ishrink import IShrinker
-
-
-@pytest.fixture(scope="session", autouse=True)
-def frozen_libraries() -> Iterator[None]:
-    """Every training run begins with a full garbage collection; it need not walk through the libraries each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +29,7 @@ def flags(llama_folder: Path, text_file: Path, other_text: Path) -> list[str]:
     words = f"""
         --teacher {llama_folder} --recovery-data {text_file} --recovery-tokens 700 --recovery-length 16
         --recovery-lora-rank 4 --recovery-learning-rate 0.01 --recovery-save-steps 2 --recovery-batch-size 4
-        --batch-size 2 --eval-text {other_text} --eval-samples 3 --eval-length 16 --no-benchmark --dtype float32
+        --batch-size 4 --eval-text {other_text} --eval-samples 3 --eval-length 16 --no-benchmark --dtype float32
         --device cpu
     """
     return words.split()

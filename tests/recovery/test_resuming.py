@@ -24,7 +24,7 @@ from tests.helpers.torchrun import torchrun
 IDS = torch.arange(3, 12)[None]
 
 
-# tests/recovery/test_training.py stops a run, and sends it a signal.
+# tests/recovery/test_stopping.py stops a run, and sends it a signal.
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, flags: list[str], tmp_path: Path) -> None:
     words = [*changed(flags, recovery_tokens="1600"), "--no-evaluate", "--recovery-lora-dropout", "0.2"]

@@ -23,7 +23,7 @@ from optimum_ishrink.report.report import Report
 from optimum_ishrink.report.run import Run
 from tests.helpers.beginning import beginning_tokenizer
 from tests.helpers.recovery_runs import changed, recover, recovered
-from tests.helpers.tiny import save_tiny, tiny_config
+from tests.helpers.tiny import in_full, save_tiny, tiny_config
 
 IDS = torch.arange(3, 12)[None]
 
@@ -191,7 +191,7 @@ def test_only_tensors_that_were_trained_are_written(small: Path, flags: list[str
         assert torch.equal(old[name], new[name]) is ("norm" not in name), name
 
 
-@pytest.mark.parametrize("how", ["gpt2", "qwen3_moe", "bfloat16", "sharded"])
+@pytest.mark.parametrize("how", in_full(["gpt2", "qwen3_moe", "bfloat16", "sharded"], "gpt2", "sharded"))
 def test_checkpoints_of_every_make_are_written_back(how: str, text_file: Path, tmp_path: Path) -> None:
     """A checkpoint that ishrink did not cut, without a plan: the other layouts on disk."""
     config = tiny_config(how if how in ("gpt2", "qwen3_moe") else "llama")

@@ -63,7 +63,7 @@ def _byte_characters() -> list[str]:
     return [found[byte] for byte in range(256)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(removed, texts)
 def test_shared_positions_are_those_that_have_read_the_same_bytes(gone: set[int], text: str) -> None:
     pair = trimmed_pair(gone)
@@ -76,7 +76,7 @@ def test_shared_positions_are_those_that_have_read_the_same_bytes(gone: set[int]
         assert read_by_teacher.get(text_of(pair.tokenizer, both.ids[: at + 1]), APART) == position
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(removed, st.lists(texts, min_size=1, max_size=4), st.integers(0, 2))
 def test_windows_start_where_both_have_read_the_same(gone: set[int], documents: list[str], begun: int) -> None:
     pair = trimmed_pair(gone)
@@ -155,7 +155,7 @@ def test_labels_follow_the_tokens_of_the_student() -> None:
 # What the teacher samples.
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(removed, st.lists(st.integers(3, VOCAB - 1), min_size=12, max_size=12), st.integers(0, 2))
 def test_what_the_teacher_samples_is_read_by_both(gone: set[int], sampled: list[int], windows: int) -> None:
     pair = trimmed_pair(gone)

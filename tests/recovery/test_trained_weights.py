@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinker, RequestError
 from optimum_ishrink.checkpoint.source import open_source
-from tests.helpers.tiny import edit_json, save_tiny, tiny_config
+from tests.helpers.tiny import edit_json, in_full, save_tiny, tiny_config
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -43,7 +43,12 @@ def recover(folder: Path, text: Path, output: Path, trained: str, **more: object
     return output
 
 
-@pytest.mark.parametrize("trained", ["full", "head", "embeddings", "norms", "last:1", "norms+head", "lora"])
+@pytest.mark.parametrize(
+    "trained",
+    in_full(
+        ["full", "head", "embeddings", "norms", "last:1", "norms+head", "lora"], "embeddings", "norms+head", "lora"
+    ),
+)
 def test_a_tied_head_is_never_left_stale(twice: Path, text_file: Path, tmp_path: Path, trained: str) -> None:
     before = load_file(twice / "model.safetensors")
     out = recover(twice, text_file, tmp_path / "out", trained)
@@ -57,7 +62,7 @@ def test_a_tied_head_is_never_left_stale(twice: Path, text_file: Path, tmp_path:
     model.save_pretrained(tmp_path / "again")  # its generation config validates
 
 
-@pytest.mark.parametrize("trained", ["full", "head", "embeddings"])
+@pytest.mark.parametrize("trained", in_full(["full", "head", "embeddings"], "full", "head"))
 def test_an_untied_head_is_trained_in_its_own_place(
     llama_folder: Path, text_file: Path, tmp_path: Path, trained: str
 ) -> None:

@@ -37,8 +37,11 @@ ROWS = rows_without(GONE)
 PAIR = trimmed_pair(GONE)
 
 
+DEPTH = 2
+
+
 def base(variant: int = 0) -> Any:
-    return tiny_model(tiny_config("llama", variant))
+    return tiny_model(tiny_config("llama", variant, num_hidden_layers=DEPTH))
 
 
 def student(variant: int = 0) -> Any:
@@ -67,7 +70,7 @@ def translating(text: RecoveryText, model: Any = None, **how: Any) -> Translatin
 
 
 def loss_of(model: Any, teacher: Any, ids: torch.Tensor, windows: torch.Tensor, loss: str = "kl", **how: Any) -> Any:
-    layers = LayerMap.even(4, 4)
+    layers = LayerMap.even(DEPTH, DEPTH)
     return Student(model, parse_loss(loss), teacher, layers, **how)(ids, ids, windows, count_tokens(ids))
 
 
@@ -181,7 +184,7 @@ def test_hidden_states_are_compared_where_both_have_read_the_same(text: Recovery
         for at in range(15)
         if (position := int(taught.positions[row, at])) >= 0
     )
-    assert found[0].item() == pytest.approx(total / 4 / 30, rel=1e-4)
+    assert found[0].item() == pytest.approx(total / DEPTH / 30, rel=1e-4)
 
 
 # Training.
@@ -190,12 +193,18 @@ def test_hidden_states_are_compared_where_both_have_read_the_same(text: Recovery
 def go(folder: Path, text: RecoveryText, teacher: Any = None, *, variant: int = 0, **changes: Any) -> Any:
     how = settings(**changes)
     teacher = teacher or translating(text, base(variant), layers=how.reads("hidden_states"))
-    layers = LayerMap.even(4, 4)
-    return train(student(variant), teacher, text, how, folder, layers=LAYERS, layer_map=layers)
+    layers = LayerMap.even(DEPTH, DEPTH)
+    return train(student(variant), teacher, text, how, folder, layers=LAYERS[:DEPTH], layer_map=layers)
 
 
 @pytest.mark.parametrize(
-    ("loss", "trained"), [("kl", "embeddings"), ("kl", "lora"), ("kl+hidden:0.1", "full"), ("ce", "embeddings")]
+    ("loss", "trained"),
+    [
+        ("kl", "embeddings"),
+        pytest.param("kl", "lora", marks=pytest.mark.slow),
+        ("kl+hidden:0.1", "full"),
+        pytest.param("ce", "embeddings", marks=pytest.mark.slow),
+    ],
 )
 def test_training_lowers_the_held_out_loss(text: RecoveryText, loss: str, trained: str, tmp_path: Path) -> None:
     found = go(tmp_path, text, loss=loss, trained=trained, epochs=4)
@@ -313,7 +322,14 @@ def test_a_trimmed_model_is_recovered_from_its_base(
     assert len(texts) == (2 if source == "self" else 1) and texts[-1].teacher is not None
 
 
-@pytest.mark.parametrize(("loss", "teacher"), [("kl", None), ("kl", "another"), ("ce", None)])
+@pytest.mark.parametrize(
+    ("loss", "teacher"),
+    [
+        ("kl", None),
+        pytest.param("kl", "another", marks=pytest.mark.slow),
+        pytest.param("ce", None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_shrink_that_trims_is_recovered_from_its_base(
     folders: tuple[Path, Path],
     words_file: Path,

@@ -52,7 +52,7 @@ def test_a_record_survives_json() -> None:
         fingerprints=(None, "ab"),
         languages=("en",),
         required={"bytes": 2},
-        removed_scripts={"Latin": 2, "none": 1},
+        removed_scripts={"Latin": 2, "no letters": 1},
         removed_languages={"de": 1},
         lost=(" und",),
         tokens_per_byte=(TokensPerByte("a.txt", 0.25, 0.3, 40),),

@@ -13,7 +13,7 @@ RECORD = VocabularyRecord(
     fingerprints=(None,),
     languages=("en", "de"),
     required={"bytes": 256, "digits": 10},
-    removed_scripts={"Cyrillic": 1200, "Latin": 299, "none": 1},
+    removed_scripts={"Cyrillic": 1200, "Latin": 299, "no letters": 1},
     removed_languages={"ru": 900},
     lost=(" und", "a\tb\n\r"),
     tokens_per_byte=(TokensPerByte("self", 0.25, 0.26, 1234),),
@@ -36,7 +36,7 @@ def test_what_goes_and_why_the_rest_stays() -> None:
 def test_without_a_removed_token_nothing_is_said_of_any() -> None:
     rows = dict(vocabulary_rows(VocabularyRecord("0-9", 10, 10, required={"bytes": 10})))
     assert rows == {"tokens": "10 of 10 stay, 0 go", "chosen by": "the vocabulary's order", "always stay": "10 bytes"}
-    removed = VocabularyRecord("0-8", 10, 9, removed_scripts={"none": 1}, lost=("x",))
+    removed = VocabularyRecord("0-8", 10, 9, removed_scripts={"no letters": 1}, lost=("x",))
     assert [row[0] for row in vocabulary_rows(removed)][3:] == ["scripts that go", "most frequent that go"]
 
 

@@ -20,7 +20,7 @@ from optimum_ishrink.report.run import Run
 from optimum_ishrink.surgery import least_squares
 from optimum_ishrink.surgery.compensation import compensate, needs_cut_model
 from tests.helpers.cutting import cut_to, load, random_plan
-from tests.helpers.tiny import FIRST_VARIANTS, VOCAB, save_tiny, supported_shape, tiny_config
+from tests.helpers.tiny import LAYOUT_CASES, VOCAB, save_tiny, supported_shape, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
 
@@ -67,7 +67,7 @@ def test_removed_neurons_that_others_can_replace_leave_the_output_unchanged(tmp_
     assert divergence(base, model, WINDOWS) < before / 1000
 
 
-@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
+@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_every_architecture_is_repaired(
     model_type: str, variant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

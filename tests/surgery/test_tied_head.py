@@ -127,7 +127,7 @@ def test_nan_is_not_near(tmp_path: Path) -> None:
     assert found is not None and not is_near(found)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(error=st.floats(0.01, 0.4), seed=st.integers(0, 2**20))
 def test_the_whole_is_measured(error: float, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = save_with_head(tmp_path_factory.mktemp("head") / "base", tiny_config("llama"), error=error, seed=seed)

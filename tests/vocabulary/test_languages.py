@@ -14,6 +14,7 @@ from optimum_ishrink.vocabulary.languages import (
     languages_of,
     own_scripts,
     script,
+    script_name,
     scripts,
     word_of,
     words,
@@ -60,6 +61,7 @@ def test_scripts_are_counted_by_letter() -> None:
     assert script("a") == "LATIN" and script("я") == "CYRILLIC" and script("你") == "CJK"
     assert script("1") == script(" ") == ""
     assert scripts(["ab я", "1!", "c"]) == {"LATIN": 3, "CYRILLIC": 1}
+    assert [script_name(name) for name in ("LATIN", "CJK")] == ["Latin", "CJK"]
 
 
 def test_a_language_has_its_own_scripts() -> None:

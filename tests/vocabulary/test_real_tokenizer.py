@@ -48,7 +48,10 @@ def test_little_must_stay(real: Any) -> None:
     assert {*chat} <= required.ids
 
 
-@pytest.mark.parametrize(("seed", "share"), [(0, 0.0), (1, 0.2), (2, 0.6)])
+@pytest.mark.parametrize(
+    ("seed", "share"),
+    [pytest.param(0, 0.0, marks=pytest.mark.slow), (1, 0.2), pytest.param(2, 0.6, marks=pytest.mark.slow)],
+)
 def test_text_whose_tokens_all_stay_is_tokenised_as_before(real: Any, seed: int, share: float, tmp_path: Path) -> None:
     _, file, splits, required, ids = real
     rows = closed_rows(splits, required, ids, seed, share)

@@ -185,7 +185,7 @@ def test_what_the_chat_template_writes_stays(tmp_path: Path) -> None:
     assert ids(tmp_path, "[user number] Hi!") | ids(tmp_path, "OK.capital") <= found.ids
     (tmp_path / "chat_template.jinja").unlink()
     _, without = required(tmp_path)
-    assert len(found.reasons["the chat template"]) > 5 and not without.reasons["the chat template"]
+    assert len(found.reasons["of the chat template"]) > 5 and not without.reasons["of the chat template"]
 
 
 def test_every_template_of_several_counts(tmp_path: Path) -> None:

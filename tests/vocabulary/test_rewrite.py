@@ -62,7 +62,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=6), seed=st.integers(0, 99), share=st.floats(0, 0.4))
 def test_any_text_decodes_as_with_the_base(
     kind: str, base: Any, tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int, share: float
@@ -77,7 +77,7 @@ def test_any_text_decodes_as_with_the_base(
         assert found != text or expected == text
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=6), seed=st.integers(0, 99), share=st.floats(0, 0.3))
 def test_text_whose_tokens_all_stay_is_tokenised_as_before(
     kind: str, base: Any, tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int, share: float

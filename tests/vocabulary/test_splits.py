@@ -62,7 +62,7 @@ def vocabularies(draw: st.DrawFn) -> tuple[dict[str, int], list[tuple[str, str]]
     return {token: number for number, token in enumerate(tokens)}, draw(st.permutations(kept))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     made=vocabularies(),
     words=st.lists(st.text("abc", min_size=1, max_size=14), min_size=1, max_size=5),

@@ -24,15 +24,11 @@ def render_page(overview: Overview, plots: Sequence[Plot], *, title: str) -> str
         plots: The plots.
         title: The page's title.
     """
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
     tables = [
         (name, [column for column in overview.columns if column.part == part])
         for part, name in (("quality", "Quality"), ("speed", "Speed"))
     ]
-    return environment.from_string(template).render(
+    return load_template("report.html").render(
         title=title,
         overview=overview,
         tables=tables,
@@ -40,6 +36,26 @@ def render_page(overview: Overview, plots: Sequence[Plot], *, title: str) -> str
         optimal={plot.title: [point.label for point in plot.points if point.optimal] for plot in plots},
         params={model.label: model.params for model in overview.models},
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Return a template of this package; others can be included in it.
+
+    Args:
+        name: Its file's name.
+    """
+
+    def read(file: str) -> str:
+        return resources.files(__package__).joinpath("templates").joinpath(file).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def write_page(text: str, path: Path, *, overwrite: bool = False) -> None:

@@ -1,0 +1,202 @@
+"""A search on texts that it did not choose on, and what was expected against what was measured.
+
+    python -m benchmarks.search measure FOUND MODEL DATA --output search.jsonl [--eval-samples 16] [--eval-length 256]
+    python -m benchmarks.search table search.jsonl
+    python -m benchmarks.search expected FOUND
+    python -m benchmarks.search times FOUND MODEL [--threads 1] [--rounds 7]
+
+FOUND is the output folder of `ishrink search`, MODEL the base's folder, DATA one with the text files named below.
+`measure` takes the best model of every budget and the unpruned model in every plain quantisation, gives their matrices
+the values that the files hold, and compares them with the base on three texts. Rows that are in the output already are
+not made again. `times` profiles the machine anew and times the files that were found in the same minutes: how far
+times that a profile predicts are off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimum_ishrink import IShrinkConfig, IShrinker
+from optimum_ishrink.checkpoint.session import Session
+from optimum_ishrink.checkpoint.source import Source, open_source
+from optimum_ishrink.edge.gguf_file import read_gguf
+from optimum_ishrink.edge.tensor_names import gguf_names
+from optimum_ishrink.planning.limits import readable
+from optimum_ishrink.report.search import FoundModel, SearchRecord
+from optimum_ishrink.search.cost_model import Workload, features
+from optimum_ishrink.search.making import Maker, write_base_file
+from optimum_ishrink.search.profile import measure_profile
+from optimum_ishrink.search.shapes import MULTIPLE
+from optimum_ishrink.search.template import read_template
+from optimum_ishrink.search.timing import time_files
+from optimum_ishrink.search.weights import StoredWeights
+from optimum_ishrink.text.calibration import Calibration
+
+TEXTS = ("wikitext2.test.txt", "commonsense_qa.validation.jsonl", "pydoc")
+METRICS = ("kl_divergence", "bits_per_byte")
+
+
+def stored_checkpoint(source: Source, architecture: str, types: dict[str, str], folder: Path) -> Path:
+    """Write a checkpoint in float32 whose matrices have the values that a file of these types holds."""
+    model = source.load_model(torch.float32, torch.device("cpu"))
+    layers = source.binding.sizes["layers"]
+    inside = {
+        name: each for name, each in types.items() if not name.startswith("blk.") or int(name.split(".")[1]) < layers
+    }
+    parameters = dict(model.named_parameters())
+    translated = {there: here for here, there in gguf_names(source.binding, architecture).items()}
+    names = {name: translated[name] for name in inside if translated[name] in parameters}
+    StoredWeights(model, names).store({name: inside[name] for name in names})
+    model.save_pretrained(folder)
+    source.load_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure what is not in the output yet."""
+    record = SearchRecord.read(args.found)
+    done = [json.loads(line)["name"] for line in args.output.read_text().splitlines()] if args.output.exists() else []
+    file = next(answer.file for answer in record.answers if answer.file)
+    architecture = read_gguf(args.found / file).architecture
+    folders = {answer.best: answer.folder for answer in record.answers if answer.best}
+    for model in record.models:
+        if model.name in done or not (model.unpruned or model.name in folders):
+            continue
+        place = folders.get(model.name)
+        source = open_source(args.model if place is None else args.found / place)
+        with tempfile.TemporaryDirectory() as folder:
+            stored = stored_checkpoint(source, architecture, dict(model.types), Path(folder) / "stored")
+            report = IShrinker.from_pretrained(stored).evaluate(
+                base=args.model,
+                eval_text=[name if name == "pydoc" else str(args.data / name) for name in TEXTS],
+                eval_samples=args.eval_samples,
+                eval_length=args.eval_length,
+                sample_new_tokens=0,
+            )
+        row: dict[str, Any] = {"name": model.name, "bytes": model.figures.costs["bytes"], "figures": {}}
+        for each in report.shrunk.quality:
+            if each.metric in METRICS:
+                row["figures"].setdefault(each.metric, {})[each.dataset] = (each.value, each.stderr)
+        with args.output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(markdown([row]), flush=True)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the measured rows as a Markdown table, the smallest file first."""
+    names = list(rows[0]["figures"]["kl_divergence"])
+    head = ["model", "file, MB", *(f"KL, {name}" for name in names), "mean"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for row in sorted(rows, key=lambda row: row["bytes"]):
+        found = row["figures"]["kl_divergence"]
+        cells = [row["name"], f"{row['bytes'] / 1e6:.2f}"]
+        cells += [f"{found[name][0]:.3f} ± {found[name][1]:.3f}" for name in names]
+        lines.append("| " + " | ".join([*cells, f"{sum(found[name][0] for name in names) / len(names):.3f}"]) + " |")
+    return "\n".join(lines)
+
+
+def expected(record: SearchRecord) -> str:
+    """Return what was expected against what was measured, as a Markdown table."""
+    lines = [
+        "| model | KL expected | measured | bytes expected | measured | decode, expected / measured | first token, "
+        "expected / measured | memory, expected / measured |",
+        "| --- " * 8 + "|",
+    ]
+    lines += [_expected_row(model) for model in sorted(record.models, key=lambda each: each.figures.costs["bytes"])]
+    return "\n".join(lines)
+
+
+def _expected_row(model: FoundModel) -> str:
+    wanted, found = model.expected, model.figures
+    cells = [model.name, f"{wanted.divergence:.3f}", f"{found.divergence:.3f}"]
+    cells += [f"{wanted.costs['bytes']:,.0f}", f"{found.costs['bytes']:,.0f}"]
+    for metric in ("decode", "ttft", "memory"):
+        ratio = metric in wanted.costs and metric in found.costs
+        cells.append(f"{wanted.costs[metric] / found.costs[metric]:.3f}" if ratio else "not timed")
+    return "| " + " | ".join(cells) + " |"
+
+
+def times(args: argparse.Namespace) -> None:
+    """Print what a profile of this moment predicts of the files that were found, and what they take."""
+    record = SearchRecord.read(args.found)
+    config = IShrinkConfig(calibration=[str(path) for path in args.calibration] or ["self"])
+    session = Session(open_source(args.model), config)
+    workload = Workload(prompt=record.prompt, context=record.context)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "base.gguf"
+        write_base_file(session.source, path)
+        template = read_template(path, session.source.binding)
+        maker = Maker(session, config, Calibration(config, session), Path(folder))
+        found = {
+            answer.target: (args.found / answer.file, record.model_named(answer.best))
+            for answer in record.answers
+            if answer.file and answer.best
+        }
+        profile = measure_profile(
+            template,
+            maker,
+            record.quantizations,
+            model=record.model,
+            runtime=record.runtime,
+            threads=args.threads,
+            workload=workload,
+            rounds=args.rounds,
+            multiple=MULTIPLE,
+        )
+        files = {target: file for target, (file, _) in found.items()}
+        vocabulary = min(model.shape["vocab_size"] for _, model in found.values())
+        measured, _ = time_files(files, workload, threads=args.threads, vocabulary=vocabulary, rounds=args.rounds)
+    print("| file | decode | expected | first token | expected | memory | expected |")
+    print("| --- " * 7 + "|")
+    rows = [(probe.name, probe.features, probe.figures) for probe in profile.probes if not probe.fitted]
+    for target, (_, model) in found.items():
+        tensors = template.in_shape(model.shape)
+        rows.append((model.name, features(template, model.shape, model.types, workload, tensors), measured[target]))
+    for name, of, figures in rows:
+        expected_figures = profile.costs.predict(of)
+        cells = [name]
+        for metric in ("decode", "ttft", "memory"):
+            cells.append(readable(metric, figures[metric]))
+            cells.append(f"{expected_figures[metric] / figures[metric] - 1:+.1%}")
+        print("| " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Measure, or print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    measures = verbs.add_parser("measure")
+    measures.add_argument("found", type=Path)
+    measures.add_argument("model")
+    measures.add_argument("data", type=Path)
+    measures.add_argument("--output", type=Path, required=True)
+    measures.add_argument("--eval-samples", type=int, default=16)
+    measures.add_argument("--eval-length", type=int, default=256)
+    measures.set_defaults(work=measure)
+    tables = verbs.add_parser("table")
+    tables.add_argument("output", type=Path)
+    tables.set_defaults(
+        work=lambda args: print(markdown([json.loads(line) for line in args.output.read_text().splitlines()]))
+    )
+    compares = verbs.add_parser("expected")
+    compares.add_argument("found", type=Path)
+    compares.set_defaults(work=lambda args: print(expected(SearchRecord.read(args.found))))
+    timed = verbs.add_parser("times")
+    timed.add_argument("found", type=Path)
+    timed.add_argument("model")
+    timed.add_argument("--threads", type=int, default=1)
+    timed.add_argument("--rounds", type=int, default=7)
+    timed.add_argument("--calibration", type=Path, nargs="*", default=[])
+    timed.set_defaults(work=times)
+    args = parser.parse_args()
+    args.work(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The record of a search: the budget, every model that was made, what was expected of it, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.json_codec import from_plain, to_plain
+from ..core.json_files import read_json
+from ..errors import SourceError
+
+SEARCH_FILE = "search.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a recipe costs and loses, expected or measured.
+
+    Args:
+        divergence: KL divergence from the base over the text to choose on, nats for each of the base's tokens.
+        stderr: Its standard error over windows, where it was measured.
+        carried: The part of it at places that both models predict at, where it was measured.
+        costs: Parameters, bytes of the file, tokens per second, seconds to the first token and bytes of memory, as
+            far as they are known.
+    """
+
+    divergence: float
+    stderr: float | None
+    carried: float | None
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model of the search.
+
+    Args:
+        name: What tables and plots call it.
+        shape: Its sizes by config key.
+        types: Name of the type of each matrix, by its name in the file.
+        expected: What was expected of it before it was made.
+        measured: What was measured; None where it was not made.
+        unpruned: Whether it is the base in some types.
+        keeps: The budgets that it keeps, by their texts.
+    """
+
+    name: str
+    shape: Mapping[str, int]
+    types: Mapping[str, str]
+    expected: Figures
+    measured: Figures | None
+    unpruned: bool
+    keeps: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """What is known best: measured, or else expected."""
+        return self.measured or self.expected
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one budget.
+
+    Args:
+        target: The budget, as the user wrote it.
+        best: Name of the best model that was made; None where nothing keeps the budget.
+        binding: The limits that the best model comes within two percent of.
+        file: The GGUF file in the output folder; None where there is none.
+        folder: The checkpoint in the output folder; None where the model is the base's own.
+        nearest: What comes nearest to a budget that nothing keeps, in words.
+    """
+
+    target: str
+    best: str | None
+    binding: tuple[str, ...]
+    file: str | None = None
+    folder: str | None = None
+    nearest: str | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A shape in which one dimension changes, measured in 16 bits after repair.
+
+    Args:
+        dimension: Config key of the dimension.
+        size: Its size.
+        divergence: Nats for each of the base's tokens.
+        saves: What it saves of each cost in the first type, as a share; of tokens per second, what it gains.
+    """
+
+    dimension: str
+    size: int
+    divergence: float
+    saves: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """A search.
+
+    Args:
+        model: Name of the base.
+        base: Its sizes by config key.
+        runtime: Name of the runtime.
+        build: Its version; empty where no time was measured.
+        threads: Threads that it used.
+        prompt: Tokens of the timed prompt.
+        context: Tokens that the KV cache has room for.
+        texts: Names of the texts that were chosen on.
+        windows: Windows of these.
+        length: Tokens in each.
+        quantizations: Types that matrices can have.
+        reference: Figures of the unpruned model in the first type, which relative limits refer to.
+        models: Every model that was made, and the unpruned ones.
+        expected_front: Bytes and expected divergence of the best recipe at each size.
+        unpruned_front: The same of the unpruned model with types of its own for each matrix.
+        answers: What was found, for each budget.
+        advice: What follows, in sentences.
+        errors: Largest relative error of the cost model on files that it was not fitted to, by metric.
+        levels: Shapes in which one dimension changes.
+    """
+
+    model: str
+    base: Mapping[str, int]
+    runtime: str
+    build: str
+    threads: int
+    prompt: int
+    context: int
+    texts: tuple[str, ...]
+    windows: int
+    length: int
+    quantizations: tuple[str, ...]
+    reference: Mapping[str, float]
+    models: tuple[FoundModel, ...]
+    expected_front: tuple[tuple[float, float], ...]
+    unpruned_front: tuple[tuple[float, float], ...]
+    answers: tuple[Answer, ...]
+    advice: tuple[str, ...] = ()
+    errors: Mapping[str, float | None] = field(default_factory=dict)
+    levels: tuple[Level, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object."""
+        return {"schema": SCHEMA, **to_plain(self)}
+
+    def model_named(self, name: str) -> FoundModel:
+        """Return a model by its name.
+
+        Args:
+            name: The name.
+        """
+        return next(each for each in self.models if each.name == name)
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchRecord:
+        """Read the record of an output folder.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            SourceError: It has none, or the record is damaged or of another version.
+        """
+        data = read_json(folder / SEARCH_FILE)
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise SourceError(f"{folder / SEARCH_FILE} is of another version")
+        return from_plain(cls, {key: value for key, value in data.items() if key != "schema"}, kind="search")

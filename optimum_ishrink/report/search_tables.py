@@ -1,0 +1,89 @@
+"""Tables of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..core.table import Row
+from .search import FoundModel, Level, SearchRecord
+
+MODELS_HEADER: Row = ("model", "KL, nats/token", "expected", "file", "memory", "first token", "decode", "keeps")
+LEVELS_HEADER: Row = ("dimension", "size", "KL, nats/token", "bytes", "memory", "first token", "decode")
+
+
+def models_rows(record: SearchRecord) -> list[Row]:
+    """Return the rows of a table of all models, under `MODELS_HEADER`, the smallest file first.
+
+    Args:
+        record: The search.
+    """
+    best = {answer.best for answer in record.answers}
+    rows: list[Row] = []
+    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
+        costs, figures = costs_of(model), model.figures
+        spread = "" if figures.stderr is None else f" ± {figures.stderr:.3f}"
+        rows.append(
+            (
+                model.name + (" (best)" if model.name in best else ""),
+                f"{figures.divergence:.3f}{spread}",
+                f"{model.expected.divergence:.3f}",
+                _megabytes(costs, "bytes"),
+                _megabytes(costs, "memory"),
+                f"{costs['ttft'] * 1000:,.0f} ms" if "ttft" in costs else "",
+                f"{costs['decode']:,.1f} t/s" if "decode" in costs else "",
+                "; ".join(model.keeps),
+            )
+        )
+    return rows
+
+
+def costs_of(model: FoundModel) -> Mapping[str, float]:
+    """Return what is known best of a model's costs: what was measured, or else expected.
+
+    Args:
+        model: The model.
+    """
+    return {**model.expected.costs, **model.figures.costs}
+
+
+def _megabytes(costs: Mapping[str, float], name: str) -> str:
+    return f"{costs[name] / 1e6:,.2f} MB" if name in costs else ""
+
+
+def levels_rows(levels: tuple[Level, ...]) -> list[Row]:
+    """Return the rows of a table of what each dimension costs, under `LEVELS_HEADER`.
+
+    Args:
+        levels: What was measured.
+    """
+
+    def share(level: Level, name: str) -> str:
+        if name not in level.saves:
+            return ""
+        return f"+{level.saves[name]:.1%}" if name == "decode" else f"-{level.saves[name]:.1%}"
+
+    return [
+        (
+            level.dimension,
+            f"{level.size:,}",
+            f"{level.divergence:.3f}",
+            *(share(level, name) for name in ("bytes", "memory", "ttft", "decode")),
+        )
+        for level in levels
+    ]
+
+
+def conditions_line(record: SearchRecord) -> str:
+    """Return a line that says what was measured, and how.
+
+    Args:
+        record: The search.
+    """
+    threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
+    runtime = ", ".join(part for part in (record.runtime, threads, record.build) if part)
+    text = f"{record.windows} windows of {record.length} tokens of {', '.join(record.texts)}"
+    return (
+        f"KL divergence from the base over {text}, which nothing was calibrated on. Times of a prompt of "
+        f"{record.prompt} tokens, memory with a context of {record.context}: {runtime}. The best model is chosen on "
+        "this text; measure it on another."
+    )

@@ -1,0 +1,100 @@
+"""What follows from a search, in a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..planning.limits import BYTES, DECODE, TTFT, readable
+from ..report.search import Answer, FoundModel, Level, SearchRecord
+
+_WORTH = 0.95
+"""A pruned recipe is worth making where it is expected to lose less than this share of what quantising alone loses."""
+
+_DIMENSIONS = {
+    "vocab_size": "rows of the vocabulary",
+    "num_hidden_layers": "layers",
+    "intermediate_size": "neurons",
+    "num_key_value_heads": "KV groups",
+}
+
+_GOALS = {BYTES: "bytes", DECODE: "decoding speed", TTFT: "time to the first token"}
+
+
+def advise(record: SearchRecord) -> list[str]:
+    """Return the advice of a search.
+
+    Args:
+        record: What was measured and found.
+    """
+    found = [_of_answer(answer, record) for answer in record.answers]
+    found += _where_to_prune(record)
+    found += _bargains(record.levels)
+    return found
+
+
+def _of_answer(answer: Answer, record: SearchRecord) -> str:
+    if answer.best is None:
+        return f"{answer.target}: {answer.nearest or 'no model that was made keeps it; make more (--candidates)'}."
+    best = record.model_named(answer.best)
+    costs = {**best.expected.costs, **best.figures.costs}
+    figures = ", ".join(readable(name, costs[name]) for name in (BYTES, "memory", DECODE, TTFT) if name in costs)
+    spread = "" if best.figures.stderr is None else f" ± {best.figures.stderr:.3f}"
+    line = f"{answer.target}: {best.name}, {best.figures.divergence:.3f}{spread} nats/token from the base; {figures}."
+    single = _best_single(record, answer)
+    if best.unpruned and best.name.startswith(f"plain {record.quantizations[0]}"):
+        line += " The budget is above the model: nothing has to be removed."
+    elif single is not None:
+        line += f" Of plain quantisations that keep it, the best is {single.name}, at {single.figures.divergence:.3f}."
+    else:
+        line += " No plain quantisation of the unpruned model keeps it."
+    if answer.binding:
+        line += f" What binds: {', '.join(answer.binding)}."
+    return line
+
+
+def _best_single(record: SearchRecord, answer: Answer) -> FoundModel | None:
+    """Return the best plain quantisation of the unpruned model that keeps a budget; None if none does."""
+    single = [
+        each
+        for each in record.models
+        if each.unpruned and each.name.startswith("plain ") and answer.target in each.keeps
+    ]
+    return min(single, key=lambda each: each.figures.divergence, default=None)
+
+
+def _where_to_prune(record: SearchRecord) -> list[str]:
+    """Say from which size on pruning is worth it, by what is expected."""
+    smallest = record.unpruned_front[0][0]
+    worth = [
+        nbytes
+        for nbytes, divergence in record.expected_front
+        if nbytes >= smallest and divergence < _WORTH * _at(record.unpruned_front, nbytes)
+    ]
+    if not worth:
+        return [
+            f"Down to {readable(BYTES, smallest)}, quantise alone, each matrix in its own type; for fewer bytes, "
+            "prune as well."
+        ]
+    return [
+        f"Above {readable(BYTES, max(worth))}, quantise alone, each matrix in its own type; below, prune as well: "
+        f"unpruned, the smallest file has {readable(BYTES, smallest)}."
+    ]
+
+
+def _at(front: Sequence[tuple[float, float]], nbytes: float) -> float:
+    """Return the least divergence of a front at a size."""
+    return min((value for size, value in front if size <= nbytes), default=float("inf"))
+
+
+def _bargains(levels: Sequence[Level]) -> list[str]:
+    """Say which dimension buys what at the lowest price."""
+    parts = []
+    for goal, words in _GOALS.items():
+        useful = [level for level in levels if level.saves.get(goal, 0.0) > 0.005]
+        if not useful:
+            continue
+        best = min(useful, key=lambda level: level.divergence / level.saves[goal])
+        parts.append(
+            f"{_DIMENSIONS[best.dimension]} buy {words} ({best.saves[goal]:.0%} for {best.divergence:.3f} nats/token)"
+        )
+    return [f"At the lowest price, {'; '.join(parts)}."] if parts else []

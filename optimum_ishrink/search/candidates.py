@@ -1,0 +1,227 @@
+"""The models that a search really makes: their checkpoints and files, and what is measured of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..architectures.description import LAYERS, ROWS
+from ..checkpoint.source import Source
+from ..core.progress import note
+from ..errors import ShapeError
+from ..planning.limits import BYTES, DECODE, PARAMS, TTFT
+from ..report.search import Figures, FoundModel
+from .allocation import Budget, Candidate
+from .choosing import Choices, next_candidate
+from .cost_model import Workload
+from .damage import shape_key
+from .making import write_base_file, write_mixed_file
+from .measured_damage import Measuring
+from .options import SearchOptions
+from .recipe import Recipe
+from .timing import time_files
+
+
+class Candidates:
+    """The models that are made in one search.
+
+    Args:
+        measuring: What their measurements share.
+        options: How many are made, and how they are timed.
+        folder: Where the search works.
+        base_file: The base as a file of 16 bits.
+        workload: What is timed.
+        threads: Threads for the runtime.
+        deadline: When no further one is made, by the monotonic clock; None for no limit.
+    """
+
+    def __init__(
+        self,
+        measuring: Measuring,
+        options: SearchOptions,
+        folder: Path,
+        base_file: Path,
+        workload: Workload,
+        threads: int,
+        deadline: float | None,
+    ) -> None:
+        self._measuring = measuring
+        self._options = options
+        self._folder = folder
+        self._base_file = base_file
+        self._workload = workload
+        self._threads = threads
+        self._deadline = deadline
+        self.made: dict[str, FoundModel] = {}
+        """The models that were made, by their recipes' keys."""
+        self._refused: dict[str, float] = {}
+
+    @property
+    def _source(self) -> Source:
+        return self._measuring.maker.session.source
+
+    def answer(self, target: str, budget: Budget, choices: Choices) -> bool:
+        """Make the best expected recipes of a budget until the best one that was measured should stay the best.
+
+        Args:
+            target: The budget's text.
+            budget: The budget.
+            choices: All recipes; what is expected of them is corrected by what is measured.
+
+        Returns:
+            Whether anything keeps the budget.
+        """
+        plain = choices.allocator.damage
+        tried: list[tuple[Recipe, float]] = []
+        for number in range(self._options.candidates):
+            ranked = choices.best(budget)
+            if not ranked:
+                return False
+            measured = {key: model.figures.divergence for key, model in self.made.items()} | self._refused
+            chosen = next_candidate(ranked, measured, [recipe for recipe, _ in tried], plain.base, first=number == 0)
+            if chosen is None:
+                break
+            if self._deadline is not None and self.made and time.monotonic() > self._deadline:
+                note("the time is up: the best model that was measured is taken")
+                break
+            try:
+                model, shape_value = self._make(chosen)
+            except ShapeError as error:
+                note(f"{chosen.recipe.describe(plain.base)} cannot be made: {error}")
+                self._refused[chosen.recipe.key] = math.inf
+                continue
+            self.made[chosen.recipe.key] = model
+            tried.append((chosen.recipe, model.figures.divergence))
+            if shape_value is not None:
+                plain = replace(plain, known={**plain.known, shape_key(chosen.recipe.shape): shape_value})
+            choices.expect(plain.corrected(tried))
+        choices.expect(plain)
+        return True
+
+    def _make(self, candidate: Candidate) -> tuple[FoundModel, float | None]:
+        """Make a candidate and measure it; return it, and the divergence of its shape in 16 bits."""
+        measuring, recipe, base = self._measuring, candidate.recipe, self._source.binding.shape
+        changed = recipe.changes(base)
+        name, stored = folder_name(changed), f"recipe {recipe.key}"
+        note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
+        made = measuring.maker.make(recipe.shape, name)
+        shape_value: float | None = None
+        if changed:
+            known = measuring.store.has(stored) and measuring.store.has(f"shape {name}")
+            model = None if known else measuring.maker.load(made)
+            shape_value = measuring.divergence(f"shape {name}", model, made, {}).value
+            found = measuring.divergence(stored, model, made, own_layers(recipe))
+        else:
+            found = measuring.divergence(stored, measuring.maker.session.model, None, recipe.types)
+        note(f"measured {found.value:.3f} nats/token")
+        path = self.file(recipe)
+        costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(path.stat().st_size)}
+        model_made = FoundModel(
+            name=recipe.describe(base),
+            shape=dict(recipe.shape),
+            types=dict(recipe.types),
+            expected=Figures(candidate.divergence, None, None, candidate.figures),
+            measured=Figures(found.value, found.stderr, found.carried, costs),
+            unpruned=not changed,
+        )
+        return model_made, shape_value
+
+    def checkpoint(self, recipe: Recipe) -> Source:
+        """Return the checkpoint of a recipe's shape.
+
+        Args:
+            recipe: The recipe.
+        """
+        return self._measuring.maker.make(recipe.shape, folder_name(recipe.changes(self._source.binding.shape))).source
+
+    def file(self, recipe: Recipe) -> Path:
+        """Return the file of a recipe, written where it is not there yet.
+
+        Args:
+            recipe: The recipe.
+        """
+        path = self._folder / "files" / f"{recipe.key}.gguf"
+        if path.is_file():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exact = self._base_file
+        changed = recipe.changes(self._source.binding.shape)
+        if changed:
+            exact = self._folder / "made" / folder_name(changed) / "exact.gguf"
+            if not exact.is_file():
+                write_base_file(self.checkpoint(recipe), exact)
+        general = self._measuring.template.general(recipe.shape)
+        write_mixed_file(exact, own_layers(recipe), path, general=general, overwrite=True)
+        return path
+
+    def timed(
+        self, models: Sequence[FoundModel], budgets: Mapping[str, Budget], base: Mapping[str, float]
+    ) -> list[FoundModel]:
+        """Return models with their measured times, and the budgets that they keep.
+
+        A machine is not as fast at the end of a search as when the probes were timed. So the unpruned model in the
+        first type is timed in the same rounds, and times are stated as they would be at the pace of the probes.
+
+        Args:
+            models: The models; where no other device's profile is used, all are timed in turn.
+            budgets: The budgets by their texts.
+            base: The figures of the unpruned model in the first type, as the probes gave them.
+        """
+        measured: dict[str, dict[str, float]] = {}
+        if self._options.profile is None:
+            matrices = [tensor.name for tensor in self._measuring.template.tensors if tensor.is_matrix]
+            whole = Recipe(dict(self._source.binding.shape), dict.fromkeys(matrices, self._options.types[0]))
+            recipes = [whole, *(Recipe(model.shape, model.types) for model in models)]
+            files = {recipe.key: self.file(recipe) for recipe in recipes}
+            vocabulary = min(model.shape[ROWS] for model in models)
+            measured = self._measuring.store.measured(
+                "times " + " ".join(sorted(files)),
+                lambda: time_files(
+                    files,
+                    self._workload,
+                    threads=self._threads,
+                    vocabulary=vocabulary,
+                    rounds=self._options.timing_rounds,
+                )[0],
+            )
+            now = measured[whole.key]
+            pace = {name: base[name] / now[name] for name in (DECODE, TTFT)}
+            measured = {
+                key: {name: value * pace.get(name, 1.0) for name, value in of.items()} for key, of in measured.items()
+            }
+        found = []
+        for model in models:
+            figures = model.measured
+            if figures is not None:
+                times = measured.get(Recipe(model.shape, model.types).key, {})
+                figures = replace(figures, costs={**figures.costs, **times})
+            costs = {**model.expected.costs, **(figures.costs if figures else {})}
+            keeps = tuple(target for target, budget in budgets.items() if budget.allows(costs))
+            found.append(replace(model, measured=figures, keeps=keeps))
+        return found
+
+
+def own_layers(recipe: Recipe) -> dict[str, str]:
+    """Return the types of a recipe's matrices in its own file.
+
+    Args:
+        recipe: The recipe.
+    """
+    layers = recipe.shape[LAYERS]
+    return {
+        name: each
+        for name, each in recipe.types.items()
+        if not name.startswith("blk.") or int(name.split(".")[1]) < layers
+    }
+
+
+def folder_name(changed: Mapping[str, int]) -> str:
+    """Return the name of the folder of a shape.
+
+    Args:
+        changed: The sizes that are not the base's.
+    """
+    return "-".join(f"{key}-{size}" for key, size in sorted(changed.items())) or "base"

@@ -1,0 +1,213 @@
+"""Making models of a search: the checkpoint of a shape, repaired in closed form, and its file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..architectures.description import DIMENSIONS, ROWS
+from ..checkpoint.session import Session
+from ..checkpoint.source import Source, open_source
+from ..configuration import IShrinkConfig
+from ..core.output import staged_file
+from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, TENSOR_TYPES
+from ..edge.gguf_tokenizer import find_gguf_tokenizer
+from ..edge.write_gguf import quantize_file, write_gguf
+from ..options.option import own_options
+from ..pipeline.job import shrink_job
+from ..pipeline.runner import CUT, run
+from ..pipeline.trimming import find_vocabulary
+from ..planning.row_choices import RowChoices
+from ..recovery.teacher_text import TokenPair, pair_tokens
+from ..text.calibration import Calibration
+from ..vocabulary.choice import RemovalOrder
+from ..vocabulary.options import VocabularyOptions
+from ..vocabulary.rewrite import kept_merges
+from ..vocabulary.stage import Vocabulary
+from .probe_files import KeptTokens
+from .template import Template, TokenizerBytes
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint that was made.
+
+    Args:
+        source: The checkpoint.
+        pair: Its tokenizer and the base's; None where it has the base's.
+    """
+
+    source: Source
+    pair: TokenPair | None
+
+
+class Maker:
+    """Makes checkpoints of one model. Scores, windows and the loaded base are shared between them.
+
+    Args:
+        session: The run over the base.
+        config: Calibration, importance and compensation.
+        calibration: The calibration text, drawn already.
+        folder: Where the checkpoints lie.
+    """
+
+    def __init__(self, session: Session, config: IShrinkConfig, calibration: Calibration, folder: Path) -> None:
+        self.session = session
+        self.config = config.replace(
+            target=None, prune=None, recovery="none", evaluate=False, benchmark=False, for_runtime="llama.cpp"
+        )
+        self.calibration = calibration
+        self.folder = folder
+
+    @cached_property
+    def _vocabulary(self) -> tuple[Vocabulary, RowChoices] | None:
+        # Any smaller size says that rows may change; which sizes there are does not depend on it.
+        config = self.config.replace(target="params=-50%")
+        return find_vocabulary(self.session.source, config)
+
+    @property
+    def rows(self) -> RowChoices | None:
+        """The sizes that the vocabulary can have; None where it cannot be cut."""
+        return None if self._vocabulary is None else self._vocabulary[1]
+
+    @cached_property
+    def _order(self) -> RemovalOrder:
+        assert self._vocabulary is not None
+        # Text that the model samples counts where it was drawn anyway; a profile does not need it.
+        drawn = "windows" in self.calibration.__dict__
+        return self._vocabulary[0].order(self.calibration.sampled if drawn else None)
+
+    def kept_tokens(self, rows: int) -> KeptTokens | None:
+        """Return the vocabulary of a size; None for the base's own.
+
+        Args:
+            rows: The size.
+        """
+        if self._vocabulary is None or rows == self.session.source.binding.shape[ROWS]:
+            return None
+        kept = self._order.rows(rows)
+        file = self._vocabulary[0].file
+        merges = kept_merges(file, torch.tensor(kept).numpy()).tolist() if len(file.merges) else None
+        return KeptTokens(kept, merges)
+
+    def tokenizer_bytes(self, template: Template, rows: int) -> TokenizerBytes | None:
+        """Return what a vocabulary takes in a file's header; None for the base's own.
+
+        Args:
+            template: The base's file.
+            rows: Its size.
+        """
+        kept = self.kept_tokens(rows)
+        if kept is None:
+            return None
+        tokens = [template.tokens[row] for row in kept.rows]
+        ranks = kept.merges if kept.merges is not None and template.merges else ()  # files of pieces have no merges
+        return template.tokenizer_bytes(tokens, [template.merges[rank] for rank in ranks])
+
+    def make(self, shape: Mapping[str, int], name: str) -> Made:
+        """Return the checkpoint of a shape, made where it is not there yet.
+
+        Args:
+            shape: The sizes by config key.
+            name: Name of its folder.
+
+        Raises:
+            RequestError: The shape cannot be made.
+        """
+        base = self.session.source
+        changed = {key: size for key, size in shape.items() if size != base.binding.shape[key] and key in DIMENSIONS}
+        if not changed:
+            return Made(base, None)
+        folder = self.folder / name / base.display_name.split("/")[-1]
+        if not (folder / "config.json").is_file():
+            session = Session(base, self.config)
+            session.loaded = self.session.model
+            config = self.config
+            if ROWS not in changed:  # what stays of a vocabulary that does not change is not asked
+                config = config.replace(
+                    **{name: each.default for name, each in own_options(VocabularyOptions).items()}
+                )
+            job = shrink_job(session, config.replace(**changed), folder)
+            job.calibration = self.calibration
+            job.vocabulary = None if self._vocabulary is None else self._vocabulary[0]
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            run(CUT, job, overwrite=folder.exists())
+        source = open_source(folder)
+        pair = pair_tokens(
+            source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
+        )
+        return Made(source, pair)
+
+    def load(self, made: Made) -> Any:
+        """Load a checkpoint in the run's dtype, on its device.
+
+        Args:
+            made: The checkpoint.
+        """
+        return made.source.load_model(self.session.dtype, self.session.device)
+
+    def remove(self, name: str) -> None:
+        """Remove what was made under a name.
+
+        Args:
+            name: The name.
+        """
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def write_base_file(source: Source, path: Path) -> None:
+    """Write the base as a GGUF file of 16 bits.
+
+    Args:
+        source: The base.
+        path: The file; it appears whole or not at all.
+
+    Raises:
+        SourceError: The converter does not know the architecture or its tokenizer.
+    """
+    tokenizer = find_gguf_tokenizer(source.folder, source.load_tokenizer())
+    # `auto` is the checkpoint's own 16-bit dtype.
+    write_gguf(
+        source.folder, sixteen_bits(source), path, name=source.display_name, tokenizer=tokenizer, overwrite=True
+    )
+
+
+def sixteen_bits(source: Source) -> Any:
+    """Return the 16-bit type that a checkpoint's matrices have, bf16 or f16.
+
+    Args:
+        source: The checkpoint.
+    """
+    dtypes = {tensor.dtype for tensor in source.tensors.values() if len(tensor.shape) > 1}
+    return GGUF_QUANTIZATIONS["f16" if dtypes == {"F16"} else "bf16"]
+
+
+def write_mixed_file(
+    exact: Path,
+    types: Mapping[str, str],
+    path: Path,
+    *,
+    general: Sequence[tuple[str, Any, Any, Any]] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a file whose matrices have types of their own.
+
+    Args:
+        exact: The file of 16 bits.
+        types: Names of types, by the matrix's name in the file.
+        path: The file; it appears whole or not at all.
+        general: What its header says of the model in general (see `Template.general`); None for what `exact` says.
+        overwrite: Replace an existing file.
+    """
+    counts: dict[str, int] = {}
+    for each in types.values():
+        counts[each] = counts.get(each, 0) + 1
+    most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
+    with staged_file(path, overwrite=overwrite) as staged:
+        quantize_file(exact, staged, GGUF_QUANTIZATIONS[most], types, general)

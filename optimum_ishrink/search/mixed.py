@@ -1,0 +1,117 @@
+"""A model as it is, in a file of so many bytes: every matrix in its own type."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.session import Session
+from ..configuration import IShrinkConfig
+from ..core.output import check_output_file
+from ..edge.agreement import measure_agreements
+from ..edge.gguf_export import GgufExport, check_lines, check_runs
+from ..edge.gguf_file import read_gguf
+from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
+from ..edge.gguf_tokenizer import find_gguf_tokenizer
+from ..edge.llama_server import check_runtime, default_threads
+from ..edge.options import ExportOptions
+from ..edge.same_model import check_same_model
+from ..edge.write_gguf import check_tools
+from ..errors import RequestError, ShapeError
+from ..planning.limits import BYTES, parse_limits, readable
+from ..text.calibration import Calibration
+from .allocation import Allocator, Budget
+from .cost_model import Workload
+from .damage import DamageModel
+from .making import Maker, write_base_file, write_mixed_file
+from .measured_damage import Measuring, measure_types
+from .options import QUANTIZATIONS
+from .store import Store
+from .template import read_template
+from .text_divergence import Reference
+
+WINDOWS, LENGTH = 8, 128
+"""Text that types are chosen on."""
+
+
+def export_mixed(
+    session: Session, config: IShrinkConfig, options: ExportOptions, output: Path, *, overwrite: bool = False
+) -> GgufExport:
+    """Write a checkpoint as a GGUF file of so many bytes at most, and compare it in llama.cpp.
+
+    Args:
+        session: The run over the checkpoint.
+        config: The text that types are chosen on: its calibration sources.
+        options: The budget, and whether the file is compared.
+        output: The file. It appears whole or not at all.
+        overwrite: Replace an existing file.
+
+    Raises:
+        RequestError: The budget is not one of bytes, a tool is missing, or llama.cpp would run the model otherwise.
+        ShapeError: No allocation keeps the budget; the message says what the least is.
+        VerificationError: The written file is not the model of its 16 bits, or llama.cpp splits text otherwise.
+    """
+    limits = parse_limits(options.target or "")
+    if [limit.metric for limit in limits] != [BYTES]:
+        raise RequestError(f"a mixed export has a budget of bytes, such as bytes=80MB, not {options.target}")
+    check_output_file(output, overwrite)
+    if output.suffix != ".gguf":
+        raise RequestError(f"{output} does not end in .gguf, which llama.cpp's programs look for; name such a file")
+    source = session.source
+    check_tools(GGUF_QUANTIZATIONS["bf16"])
+    check_runtime()
+    source.check()
+    check_runs(source)
+    tokenizer = source.load_tokenizer()
+    with tempfile.TemporaryDirectory(prefix="ishrink-mixed-") as name:
+        folder = Path(name)
+        exact = folder / "base.gguf"
+        write_base_file(source, exact)
+        template = read_template(exact, source.binding)
+        drawn = Calibration(
+            config.replace(calibration_samples=max(WINDOWS, len(config.calibration)), calibration_length=LENGTH),
+            session,
+        )
+        maker = Maker(session, config, drawn, folder)
+        reference = Reference(session.model, drawn.windows, source.display_name)
+        types, _ = measure_types(Measuring(template, maker, reference, Store(folder, {})), QUANTIZATIONS)
+        damage = DamageModel(dict(source.binding.shape), {}, types)
+        allocator = Allocator(template, damage, None, Workload(), QUANTIZATIONS)
+        found = allocator.path(source.binding.shape)
+        whole = found.candidate(len(found) - 1).figures
+        best = found.best(Budget(limits, whole))
+        if best is None:
+            least = found.candidate(0).figures[BYTES]
+            raise ShapeError(
+                f"no types of {', '.join(QUANTIZATIONS)} keep {limits[0].text}: the smallest file has "
+                f"{readable(BYTES, least)}; `ishrink search` prunes as well"
+            )
+        general = template.general(source.binding.shape)
+        write_mixed_file(exact, best.recipe.types, folder / "mixed.gguf", general=general)
+        agreement = None
+        if options.verify:
+            check_same_model(exact, folder / "mixed.gguf")
+            model = source.load_model(torch.float32, torch.device("cpu"))
+            (agreement,) = measure_agreements(
+                model, tokenizer, [folder / "mixed.gguf"], threads=options.threads or default_threads()
+            )
+            check_lines(agreement, find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer))
+        write_mixed_file(exact, best.recipe.types, output, general=general, overwrite=overwrite)
+    file = read_gguf(output)
+    return GgufExport(
+        path=output,
+        model=source.display_name,
+        params=file.params,
+        nbytes=file.nbytes,
+        quantization=_named(best.recipe.by_kind()),
+        architecture=file.architecture,
+        agreement=agreement,
+    )
+
+
+def _named(kinds: Mapping[str, str]) -> str:
+    """Return the types in words, such as `mixed: token_embd q4_0, attn_v q8_0 (15), q5_0 (15)`."""
+    return "mixed: " + ", ".join(f"{kind} {types}" for kind, types in kinds.items())

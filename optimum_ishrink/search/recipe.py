@@ -1,0 +1,97 @@
+"""A recipe: the shape of a smaller model, and the type of each of its matrices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..architectures.description import LAYERS, ROWS
+
+if TYPE_CHECKING:
+    from .template import Template
+
+EMBEDDING = "token_embd.weight"
+HEAD = "output.weight"
+
+QUERY_HEADS = "num_attention_heads"
+"""The dimension that follows the KV groups."""
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a matrix: its name in the file without its layer, such as `ffn_down` or `token_embd`.
+
+    Args:
+        name: Its name in the file.
+    """
+    parts = name.split(".")
+    return ".".join(parts[2:-1] if parts[0] == "blk" else parts[:-1])
+
+
+def plain_types(template: Template, type_name: str) -> dict[str, str]:
+    """Return the types of a file that `export --quantization` writes: its head is q8_0 where the type is coarser.
+
+    Args:
+        template: The base's file.
+        type_name: Name of the type.
+    """
+    from ..edge.gguf_quantizations import TENSOR_TYPES
+
+    matrices = [tensor.name for tensor in template.tensors if tensor.is_matrix]
+    head = HEAD if HEAD in matrices else EMBEDDING
+    fine = TENSOR_TYPES["q8_0"] if TENSOR_TYPES[type_name].block > 1 else TENSOR_TYPES[type_name]
+    return {name: fine.name if name == head else type_name for name in matrices}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a smaller model is made.
+
+    Args:
+        shape: Its sizes by config key.
+        types: Name of the type of each matrix, by its name in the base's file; layers keep the base's numbers here,
+            and those of layers that are removed are not read.
+    """
+
+    shape: Mapping[str, int]
+    types: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """A short name: the same recipe has the same one."""
+        from ..core.digest import digest
+
+        return digest({"shape": dict(self.shape), "types": dict(self.types)})[:12]
+
+    def changes(self, base: Mapping[str, int]) -> dict[str, int]:
+        """Return the sizes that are not the base's.
+
+        Args:
+            base: The base's sizes.
+        """
+        return {key: size for key, size in self.shape.items() if size != base[key]}
+
+    def by_kind(self) -> dict[str, str]:
+        """Return the types of each kind of matrix, such as `q4_0` or `q4_0 (24), q5_0 (6)`."""
+        counts: dict[str, Counter[str]] = {}
+        for name, each in self.types.items():
+            counts.setdefault(kind_of(name), Counter())[each] += 1
+        return {
+            kind: next(iter(found))
+            if len(found) == 1
+            else ", ".join(f"{name} ({count})" for name, count in found.most_common())
+            for kind, found in counts.items()
+        }
+
+    def describe(self, base: Mapping[str, int]) -> str:
+        """Return the recipe in a few words.
+
+        Args:
+            base: The base's sizes.
+        """
+        words = {ROWS: "rows", LAYERS: "layers", "intermediate_size": "neurons", "num_key_value_heads": "KV groups"}
+        parts = [f"{size:,} {words[key]}" for key, size in self.changes(base).items() if key in words]
+        used = Counter(self.types.values())
+        named = "+".join(name for name, _ in used.most_common())
+        return f"{named}, {', '.join(parts)}" if parts else f"{named}, unpruned"

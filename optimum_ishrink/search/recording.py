@@ -1,0 +1,146 @@
+"""What is written of a search: its record, the best models, and the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..architectures.description import ROWS
+from ..card.build import build_card
+from ..core.json_files import write_json
+from ..planning.limits import BYTES, DECODE, PARAMS, Limit
+from ..report.page.search_page import write_search_page
+from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, SearchRecord
+from .allocation import Allocator, Budget
+from .candidates import Candidates
+from .choosing import best_made, binding_limits
+from .making import Maker
+from .recipe import QUERY_HEADS, Recipe, plain_types
+from .template import Template
+from .text_divergence import Divergence
+
+PAGE = "index.html"
+
+
+def limits_text(limits: Sequence[Limit]) -> str:
+    """Return limits as the user wrote them.
+
+    Args:
+        limits: The limits.
+    """
+    return ",".join(limit.text for limit in limits)
+
+
+def own_figures(template: Template, type_name: str) -> dict[str, float]:
+    """Return parameters and bytes of the unpruned model in a type.
+
+    Args:
+        template: The base's file.
+        type_name: Name of the type.
+    """
+    types = {tensor.name: type_name for tensor in template.tensors if tensor.is_matrix}
+    shape = template.binding.shape
+    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, types))}
+
+
+def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], value: float) -> Level:
+    """Return the record of a shape in which one dimension changes.
+
+    Args:
+        allocator: Says what it saves.
+        maker: Says what its vocabulary takes.
+        shape: The sizes by config key.
+        value: Its divergence.
+    """
+    base, template = allocator.damage.base, allocator.template
+    types = {tensor.name: allocator.types[-1] for tensor in template.tensors if tensor.is_matrix}
+    old = allocator.figures(Recipe(base, types))
+    new = allocator.figures(Recipe(shape, types), maker.tokenizer_bytes(template, shape[ROWS]))
+    saves = {name: new[name] / old[name] - 1 if name == DECODE else 1 - new[name] / old[name] for name in old}
+    (changed,) = (key for key, size in shape.items() if size != base[key] and key != QUERY_HEADS)
+    return Level(changed, shape[changed], value, saves)
+
+
+def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types: Sequence[str]) -> list[FoundModel]:
+    """Return the unpruned model in each type.
+
+    Args:
+        allocator: Says what is expected.
+        whole: What was measured, by type; a type of 16 bits loses nothing.
+        types: Names of the types.
+    """
+    base, found = dict(allocator.damage.base), []
+    for name in types:
+        recipe = Recipe(base, plain_types(allocator.template, name))
+        costs = allocator.figures(recipe)
+        of = whole.get(name)
+        known = {key: costs[key] for key in (PARAMS, BYTES)}
+        measured = Figures(0.0, None, 0.0, known) if of is None else Figures(of.value, of.stderr, of.carried, known)
+        found.append(
+            FoundModel(
+                name=f"plain {name}, unpruned",
+                shape=base,
+                types=recipe.types,
+                expected=Figures(allocator.damage.of(recipe), None, None, costs),
+                measured=measured,
+                unpruned=True,
+            )
+        )
+    return found
+
+
+def settled(target: str, budget: Budget, models: Sequence[FoundModel], nearest: str | None) -> Answer:
+    """Return the answer to a budget.
+
+    Args:
+        target: The budget's text.
+        budget: The budget.
+        models: All models, measured.
+        nearest: What comes nearest, where nothing keeps it.
+    """
+    best = best_made(models, target)
+    if best is None:
+        return Answer(target, None, (), nearest=nearest)
+    return Answer(target, best.name, binding_limits(budget, {**best.expected.costs, **best.figures.costs}))
+
+
+def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> SearchRecord:
+    """Write the best models, the record and the page.
+
+    Args:
+        record: The record.
+        candidates: The models that were made.
+        folder: An existing, empty folder.
+
+    Returns:
+        The record with the places of what was written.
+    """
+    answers = []
+    for number, answer in enumerate(record.answers, start=1):
+        if answer.best is None:
+            answers.append(answer)
+            continue
+        model = record.model_named(answer.best)
+        recipe = Recipe(model.shape, model.types)
+        place = folder if len(record.answers) == 1 else folder / str(number)
+        place.mkdir(exist_ok=True)
+        file = place / f"{record.model.split('/')[-1]}-ishrink.gguf"
+        shutil.copyfile(candidates.file(recipe), file)
+        checkpoint = None
+        if recipe.changes(record.base):
+            checkpoint = place / "model"
+            shutil.copytree(candidates.checkpoint(recipe).folder, checkpoint)
+            build_card(checkpoint)
+        answers.append(
+            replace(
+                answer,
+                file=file.relative_to(folder).as_posix(),
+                folder=None if checkpoint is None else checkpoint.relative_to(folder).as_posix(),
+            )
+        )
+    record = replace(record, answers=tuple(answers))
+    write_json(folder / SEARCH_FILE, record.to_json())
+    write_search_page(record, folder / PAGE)
+    return record

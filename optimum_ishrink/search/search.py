@@ -1,0 +1,366 @@
+"""A search from its request to its output folder.
+
+1. The base becomes a GGUF file of 16 bits, from whose header the bytes of every smaller file follow.
+2. Costs: probe files with random weights are timed in turn on the runtime, and prices fitted.
+3. Damage: each kind of matrix and each block of layers in the coarsest type, the whole model in each type, and each
+   dimension at a few sizes, made and repaired, on text that nothing is calibrated on.
+4. Every shape gets its best types under the budget. The best few are made and measured; the expectation is corrected,
+   and the next best is made, until the best expected recipe is the best measured one.
+5. The best model's checkpoint and file, the record and the page are written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from ..architectures.description import LAYERS
+from ..checkpoint.fingerprint import model_fingerprint
+from ..checkpoint.session import Session
+from ..checkpoint.source import Source
+from ..configuration import IShrinkConfig
+from ..core.durable import write_whole
+from ..core.limits import check_lengths
+from ..core.locks import claimed_folder
+from ..core.output import check_not_inside, check_output, check_output_file, staged_file, staged_folder
+from ..core.progress import note
+from ..core.version import __version__
+from ..edge.gguf_export import check_runs
+from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
+from ..edge.llama_server import check_runtime, default_threads
+from ..edge.write_gguf import check_tools
+from ..errors import RequestError, ShapeError
+from ..planning.limits import parse_families
+from ..planning.runtime_check import RuntimeCheck
+from ..report.search import SearchRecord
+from ..text.calibration import Calibration, held_out_windows
+from ..text.sources import TextSource, label_sources, parse_sources
+from .advice import advise
+from .allocation import Allocator, Budget
+from .candidates import Candidates
+from .choosing import Choices, describe_nearest
+from .cost_model import Workload
+from .damage import DamageModel, shape_key
+from .making import Maker, write_base_file
+from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels, measure_types
+from .options import ProfileOptions, SearchOptions
+from .profile import Profile, measure_profile
+from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
+from .shapes import MULTIPLE, dimension_sizes, shapes
+from .store import Store
+from .template import Template, read_template
+from .text_divergence import Reference
+
+
+def work_folder(output: Path) -> Path:
+    """Return where a search works: a folder beside its output, so that the same command finds it again.
+
+    Args:
+        output: The output folder.
+    """
+    resolved = output.resolve()
+    return resolved.with_name(f"{resolved.name}.partial")
+
+
+def search(
+    session: Session, config: IShrinkConfig, options: SearchOptions, output: Path, *, overwrite: bool = False
+) -> SearchRecord:
+    """Search for the best model under a budget, or under several, and write it.
+
+    Every finished measurement is stored in `OUTPUT.partial` at once; the same request resumes from there.
+
+    Args:
+        session: The run over the base.
+        config: How to calibrate, choose and repair. Its shape is not read; `prune` names the dimensions that may
+            change.
+        options: The budget, the runtime and the types to choose from.
+        output: The output folder; it appears whole or not at all.
+        overwrite: Replace what is in it.
+
+    Returns:
+        The record.
+
+    Raises:
+        RequestError: The request cannot be met; the message says what comes nearest.
+        KeyboardInterrupt: It was interrupted; the message says what is stored.
+    """
+    _check(session, config, options, output, overwrite)
+    folder = work_folder(output)
+    with claimed_folder(folder, "searches"):
+        try:
+            record, candidates = Search(session, config, options, folder).run()
+            with staged_folder(output, overwrite=overwrite) as staged:
+                record = write_search(record, candidates, staged)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"what was measured is stored in {folder}; run the same command again to resume"
+            ) from None
+        shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _check(session: Session, config: IShrinkConfig, options: SearchOptions, output: Path, overwrite: bool) -> None:
+    """Check all that can be known before long work."""
+    source = session.source
+    check_output(output, overwrite)
+    texts = [text.path for text in (*search_texts(config, options), *parse_sources(config.calibration)) if text.path]
+    check_not_inside(output, [source.folder, Path(source.name), *texts])
+    check_runtime()
+    check_tools(GGUF_QUANTIZATIONS["bf16"])
+    source.check()
+    check_runs(source)
+    if config.shape:
+        raise RequestError(
+            f"a search chooses the shape itself; leave out {', '.join(config.shape)}, or name what may change with "
+            "prune"
+        )
+    for text in (*search_texts(config, options), *parse_sources(config.calibration)):
+        text.check()
+    check_lengths(
+        source.config,
+        source.display_name,
+        calibration_length=config.calibration_length,
+        search_length=options.search_length,
+        prompt_length=options.prompt_length,
+    )
+
+
+def search_texts(config: IShrinkConfig, options: SearchOptions) -> tuple[TextSource, ...]:
+    """Return the texts to choose on.
+
+    Args:
+        config: The calibration.
+        options: Which texts; those of the calibration by default.
+    """
+    return parse_sources(options.search_text or config.calibration)
+
+
+class Search:
+    """One search.
+
+    Args:
+        session: The run over the base.
+        config: How to calibrate, choose and repair.
+        options: The budget, the runtime and the types to choose from.
+        folder: Where it works.
+    """
+
+    def __init__(self, session: Session, config: IShrinkConfig, options: SearchOptions, folder: Path) -> None:
+        self.session = session
+        self.config = config
+        self.options = options
+        self.folder = folder
+        self.workload = Workload(prompt=options.prompt_length, context=options.context)
+        limit = options.max_time
+        self.deadline = None if limit is None else time.monotonic() + limit * 60
+        self.store = Store(folder, _request(session.source, config, options))
+        if self.store.resumed:
+            note(f"resuming: {self.store.resumed} measurements are in {folder}")
+
+    @property
+    def threads(self) -> int:
+        """Threads for the runtime."""
+        return self.options.threads or default_threads()
+
+    @cached_property
+    def template(self) -> Template:
+        """The base as a file of 16 bits."""
+        path = self.folder / "base.gguf"
+        if not path.is_file():
+            write_base_file(self.session.source, path)
+        return read_template(path, self.session.source.binding)
+
+    @cached_property
+    def maker(self) -> Maker:
+        """What makes checkpoints."""
+        calibration = Calibration(self.config, self.session)
+        calibration.windows = self._stored_windows("calibration", lambda: calibration.windows)
+        return Maker(self.session, self.config, calibration, self.folder / "made")
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The text to choose on."""
+        config, options = self.config, self.options
+        windows = self._stored_windows(
+            "chosen-on",
+            lambda: held_out_windows(
+                search_texts(config, options),
+                self.session.model,
+                self.session.tokenizer,
+                samples=options.search_samples,
+                length=options.search_length,
+                seed=config.seed,
+                calibrated=parse_sources(config.calibration),
+                calibration_samples=config.calibration_samples,
+                calibration_length=config.calibration_length,
+            ),
+        )
+        return Reference(self.session.model, windows, self.session.source.display_name)
+
+    def _stored_windows(self, name: str, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return windows of text that were drawn before, or draw and store them: to sample them takes a minute."""
+        path = self.folder / f"{name}.safetensors"
+        if path.is_file():
+            return load_file(path)["windows"]
+        windows = draw()
+        write_whole(path, save({"windows": windows.contiguous()}))
+        return windows
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What shapes and types cost on the device."""
+        types, options = self.options.types, self.options
+        if options.profile is not None:
+            found = Profile.read(Path(options.profile).expanduser())
+            found.check(self.template, types, threads=options.threads, workload=self.workload)
+            return found
+        path = self.folder / "profile.json"
+        if not path.is_file():
+            measure_profile(
+                self.template,
+                self.maker,
+                types,
+                model=self.session.base_name,
+                runtime=options.runtime,
+                threads=self.threads,
+                workload=self.workload,
+                rounds=options.timing_rounds,
+                multiple=MULTIPLE,
+            ).write(path)
+        return Profile.read(path)
+
+    @cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """The sizes of each dimension that are considered."""
+        binding, prune = self.session.source.binding, self.config.prune
+        protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
+        found = {
+            key: dimension_sizes(binding, key, multiple=MULTIPLE, rows=self.maker.rows, protected=protected)
+            for key in binding.shape
+        }
+        return {key: sizes if prune is None or key in prune else sizes[:1] for key, sizes in found.items()}
+
+    def run(self) -> tuple[SearchRecord, Candidates]:
+        """Measure, choose and make; return the record, and the models that were made."""
+        base, options = dict(self.session.source.binding.shape), self.options
+        families = parse_families(options.target)
+        reference = {**self.profile.base, **own_figures(self.template, options.types[0])}
+        budgets = {limits_text(limits): Budget(limits, reference) for limits in families}
+        measuring = Measuring(self.template, self.maker, self.reference, self.store)
+        types, whole = measure_types(measuring, options.types)
+        binding = self.session.source.binding
+        runtime = RuntimeCheck(binding, "llama.cpp", self.config.protection(binding.shape[LAYERS]))
+        wanted = level_sizes(base, self.sizes, self.maker.rows)
+        levels = measure_levels(measuring, [each for each in wanted if runtime.refusal({**base, **each}) is None])
+        damage = DamageModel(
+            base=base,
+            curves=fit_curves(base, levels, self.maker.rows),
+            types=types,
+            rows=self.maker.rows,
+            known={shape_key(base): 0.0, **{shape_key(shape): value for shape, value in levels}},
+        )
+        allocator = Allocator(self.template, damage, self.profile.costs, self.workload, options.types)
+        choices = Choices(allocator, shapes(self.sizes, binding, runtime), self.maker)
+        candidates = Candidates(
+            measuring,
+            options,
+            self.folder,
+            self.template.path,
+            self.workload,
+            self.threads,
+            self.deadline,
+        )
+        nearest = {}
+        for target, budget in budgets.items():
+            if not candidates.answer(target, budget, choices):
+                nearest[target] = describe_nearest(budget, choices.nearest(budget), base)
+        if len(nearest) == len(budgets):
+            raise ShapeError("; ".join(nearest.values()))
+        unpruned = unpruned_models(allocator, whole, options.types)
+        models = candidates.timed([*unpruned, *candidates.made.values()], budgets, self.profile.base)
+        record = SearchRecord(
+            model=self.session.base_name,
+            base=base,
+            runtime=options.runtime,
+            build=self.profile.build,
+            threads=self.profile.threads,
+            prompt=self.workload.prompt,
+            context=self.workload.context,
+            texts=tuple(label_sources(search_texts(self.config, options))),
+            windows=options.search_samples,
+            length=options.search_length,
+            quantizations=options.types,
+            reference=reference,
+            models=tuple(models),
+            expected_front=tuple(choices.front()),
+            unpruned_front=tuple(Choices(allocator, [base], self.maker).front()),
+            answers=tuple(settled(target, budget, models, nearest.get(target)) for target, budget in budgets.items()),
+            errors=self.profile.costs.errors,
+            levels=tuple(level_record(allocator, self.maker, shape, value) for shape, value in levels),
+        )
+        return replace(record, advice=tuple(advise(record))), candidates
+
+
+def profile_device(
+    session: Session, config: IShrinkConfig, options: ProfileOptions, output: Path, *, overwrite: bool = False
+) -> Profile:
+    """Measure what a model's parts cost on this machine, and write it.
+
+    Args:
+        session: The run over the model. Its weights are read once, to write the file that probes are made from.
+        config: Which tokens stay in smaller vocabularies.
+        options: What is timed.
+        output: The file.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The profile.
+
+    Raises:
+        RequestError: The request cannot be met.
+        SourceError: llama.cpp cannot run a probe.
+    """
+    source = session.source
+    check_output_file(output, overwrite)
+    check_runtime()
+    check_tools(GGUF_QUANTIZATIONS["bf16"])
+    source.check()
+    check_runs(source)
+    check_lengths(source.config, source.display_name, prompt_length=options.prompt_length)
+    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
+        path = Path(folder) / "base.gguf"
+        write_base_file(source, path)
+        profile = measure_profile(
+            read_template(path, source.binding),
+            Maker(session, config, Calibration(config, session), Path(folder)),
+            options.types,
+            model=session.base_name,
+            runtime=options.runtime,
+            threads=options.threads or default_threads(),
+            workload=Workload(prompt=options.prompt_length, context=options.context),
+            rounds=options.timing_rounds,
+            multiple=MULTIPLE,
+        )
+    with staged_file(output, overwrite=overwrite) as staged:
+        profile.write(staged)
+    return profile
+
+
+def _request(source: Source, config: IShrinkConfig, options: SearchOptions) -> dict[str, Any]:
+    """Return all that measurements depend on. The budget is not among it: another one needs no new measurement."""
+    free = ("target", "max_time", "candidates", "profile")
+    return {
+        "version": __version__,
+        "model": model_fingerprint(source),
+        "config": config.to_dict(),
+        "options": {key: value for key, value in options.to_dict().items() if key not in free},
+    }

@@ -1,0 +1,312 @@
+"""The base as a GGUF file of 16 bits: from its header, the bytes of any smaller model's file follow exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..architectures.binding import Binding
+from ..architectures.description import ROWS
+from ..architectures.expressions import axis_length
+from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
+from ..edge.tensor_names import gguf_names
+from ..errors import RequestError
+
+ALIGNMENT = 32
+"""GGUF's tensors begin at multiples of this many bytes."""
+
+_STRING = 8
+"""Bytes before a string: its length."""
+
+TOKENS, KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
+
+_SIZE_LABEL = "general.size_label"
+
+_VERSION = "general.quantization_version"
+"""What a file with types of its own says, and one of the converter may leave out."""
+
+
+@dataclass(frozen=True)
+class HeaderValue:
+    """A value of a header.
+
+    Args:
+        key: Its key.
+        value: The value.
+        kind: Its type.
+        inner: The type of an array's values; None for what is no array.
+    """
+
+    key: str
+    value: Any
+    kind: Any
+    inner: Any
+
+
+@dataclass(frozen=True)
+class TemplateTensor:
+    """A tensor of the base's file.
+
+    Args:
+        name: What llama.cpp calls it.
+        source: What the checkpoint calls it; None where the converter made it from several, or from the config.
+        dims: Its sizes in the file's order, rows first.
+        type: Name of its type in the file of 16 bits.
+        layer: Its layer; None outside the layers.
+    """
+
+    name: str
+    source: str | None
+    dims: tuple[int, ...]
+    type: str
+    layer: int | None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether its type can be chosen: what the converter writes in f32 keeps that."""
+        return self.type in ("f16", "bf16") and len(self.dims) > 1
+
+    @property
+    def info_bytes(self) -> int:
+        """Bytes of its entry in the header: name, sizes, type and offset."""
+        return _STRING + len(self.name.encode()) + 4 + 8 * len(self.dims) + 4 + 8
+
+
+@dataclass(frozen=True)
+class TokenizerBytes:
+    """What a vocabulary takes in the header.
+
+    Args:
+        nbytes: Bytes of its tokens, their kinds and scores, and its merges.
+    """
+
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """The base's file of 16 bits, without the weights.
+
+    Args:
+        path: The file.
+        architecture: Its architecture, as llama.cpp names it.
+        binding: The checkpoint that it was made from.
+        tensors: Its tensors, in the file's order.
+        values_end: Bytes of the header before the entries of tensors.
+        values: The header's values.
+    """
+
+    path: Path
+    architecture: str
+    binding: Binding
+    tensors: tuple[TemplateTensor, ...]
+    values_end: int
+    values: tuple[HeaderValue, ...] = field(repr=False)
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return a value of the header.
+
+        Args:
+            key: Its key.
+            default: What to return where there is none.
+        """
+        return next((entry.value for entry in self.values if entry.key == key), default)
+
+    @cached_property
+    def tokens(self) -> Sequence[str]:
+        """The tokens of the base."""
+        found: Sequence[str] = self.value(TOKENS, ())
+        return found
+
+    @cached_property
+    def merges(self) -> Sequence[str]:
+        """Its merges; none where the tokenizer has none."""
+        found: Sequence[str] = self.value(MERGES, ())
+        return found
+
+    @cached_property
+    def own_tokenizer(self) -> TokenizerBytes:
+        """What the base's vocabulary takes in the header."""
+        return self.tokenizer_bytes(self.tokens, self.merges)
+
+    def tokenizer_bytes(self, tokens: Sequence[str], merges: Sequence[str]) -> TokenizerBytes:
+        """Return what a vocabulary takes in the header.
+
+        Args:
+            tokens: Its tokens.
+            merges: Its merges.
+        """
+        each = _STRING + 4 + (0 if self.value(SCORES) is None else 4)
+        strings = sum(len(token.encode("utf-8", "surrogatepass")) for token in tokens)
+        pairs = sum(_STRING + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
+        return TokenizerBytes(strings + each * len(tokens) + pairs)
+
+    def dims(self, tensor: TemplateTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return a tensor's sizes in a smaller model's file.
+
+        Args:
+            tensor: The tensor.
+            sizes: The smaller model's sizes, as `Binding.resized` gives them.
+        """
+        if tensor.source is None:
+            return tensor.dims
+        bound = self.binding.tensors[tensor.source]
+        lengths = tuple(axis_length(axis, sizes) for axis in bound.axes)
+        return lengths if bound.transposed else lengths[::-1]
+
+    def in_shape(self, shape: Mapping[str, int]) -> list[tuple[TemplateTensor, tuple[int, ...]]]:
+        """Return the tensors of a smaller model's file with their sizes.
+
+        Which layers stay does not matter for the file's size: as many of the first ones are taken.
+
+        Args:
+            shape: The smaller model's sizes, by config key.
+        """
+        sizes = self.binding.resized(shape)
+        return [
+            (tensor, self.dims(tensor, sizes))
+            for tensor in self.tensors
+            if tensor.layer is None or tensor.layer < sizes["layers"]
+        ]
+
+    def size_label(self, tensors: Sequence[tuple[TemplateTensor, tuple[int, ...]]]) -> str:
+        """Return how a file says how large its model is, such as `135M`.
+
+        Args:
+            tensors: What `in_shape` gives for its shape.
+        """
+        import gguf
+
+        return str(gguf.size_label(sum(prod(dims) for _, dims in tensors), 0, 0, 0))
+
+    def general(self, shape: Mapping[str, int]) -> list[tuple[str, Any, Any, Any]]:
+        """Return what the file of a smaller model says in general: what the base's says, and how large it is.
+
+        llama.cpp's converter makes up a name's parts from the size, so that headers would differ in length.
+
+        Args:
+            shape: The smaller model's sizes, by config key.
+        """
+        label = self.size_label(self.in_shape(shape))
+        return [
+            (entry.key, label if entry.key == _SIZE_LABEL else entry.value, entry.kind, entry.inner)
+            for entry in self.values
+            if entry.key.startswith("general.")
+        ]
+
+    def nbytes(
+        self,
+        shape: Mapping[str, int],
+        types: Mapping[str, str],
+        tokenizer: TokenizerBytes | None = None,
+        tensors: Sequence[tuple[TemplateTensor, tuple[int, ...]]] | None = None,
+    ) -> int:
+        """Return the bytes of a smaller model's file.
+
+        Args:
+            shape: The smaller model's sizes, by config key.
+            types: Name of the type of each matrix, by its name in the file.
+            tokenizer: What its vocabulary takes in the header; the base's by default.
+            tensors: What `in_shape` gives for the shape, where that is known.
+        """
+        tensors = self.in_shape(shape) if tensors is None else tensors
+        header = self.values_end
+        if tokenizer is not None:
+            header += tokenizer.nbytes - self.own_tokenizer.nbytes
+        if types and self.value(_VERSION) is None:
+            header += _STRING + len(_VERSION) + 4 + 4
+        header += sum(tensor.info_bytes for tensor, _ in tensors)
+        label = self.value(_SIZE_LABEL)
+        if label is not None and types:
+            header += len(self.size_label(tensors)) - len(label)
+        data = sum(_aligned(tensor_bytes(dims, types.get(tensor.name, tensor.type))) for tensor, dims in tensors)
+        return _aligned(header) + data
+
+
+def tensor_bytes(dims: Sequence[int], type_name: str) -> int:
+    """Return the bytes of a tensor's weights.
+
+    Args:
+        dims: Its sizes in the file's order, rows first.
+        type_name: Name of the requested type; rows that do not fit it are stored as its fallback.
+    """
+    row = dims[0] if dims else 1
+    return stored_as(row, TENSOR_TYPES[type_name]).size(prod(dims))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def read_template(path: Path, binding: Binding) -> Template:
+    """Read the base's file of 16 bits.
+
+    Args:
+        path: The file, as llama.cpp's converter wrote it.
+        binding: The checkpoint that it was made from.
+
+    Raises:
+        RequestError: The file's tensors are not those of the checkpoint: llama.cpp stores the architecture otherwise.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+
+    architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
+    names = {translated: name for name, translated in gguf_names(binding, architecture).items()}
+    tensors = []
+    for tensor in reader.tensors:
+        source = names.get(tensor.name)
+        bound = None if source is None else binding.tensors[source]
+        parts = tensor.name.split(".")
+        layer = int(parts[1]) if parts[0] == "blk" else None
+        dims = tuple(int(size) for size in tensor.shape)
+        if bound is not None and prod(dims) != prod(axis_length(axis, binding.sizes) for axis in bound.axes):
+            source = None
+        tensors.append(TemplateTensor(tensor.name, source, dims, tensor.tensor_type.name.lower(), layer))
+    template = Template(
+        path=path,
+        architecture=architecture,
+        binding=binding,
+        tensors=tuple(tensors),
+        values_end=int(reader.tensors[0].field.offset),
+        values=tuple(_value(entry) for entry in reader.fields.values() if not entry.name.startswith("GGUF.")),
+    )
+    _check(template)
+    return template
+
+
+def _value(entry: Any) -> HeaderValue:
+    import gguf
+
+    kind = entry.types[0]
+    return HeaderValue(
+        entry.name, entry.contents(), kind, entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+    )
+
+
+def _check(template: Template) -> None:
+    """Check that the file's tensors are understood: every matrix is one of the checkpoint, of the expected sizes."""
+    binding = template.binding
+    for tensor in template.tensors:
+        if tensor.is_matrix and (tensor.source is None or template.dims(tensor, binding.sizes) != tensor.dims):
+            raise RequestError(
+                f"llama.cpp stores {tensor.name} of {binding.description.model_type} otherwise than the checkpoint, "
+                "so the size of a smaller file cannot be computed; shrink and export the model by hand"
+            )
+    size = template.path.stat().st_size
+    expected = template.nbytes(binding.shape, {})
+    if size != expected:
+        raise RequestError(
+            f"a file of this model would be expected to have {expected:,} bytes, and llama.cpp's converter writes "
+            f"{size:,}; shrink and export the model by hand"
+        )
+    if template.tokens and len(template.tokens) != binding.shape[ROWS]:
+        raise RequestError(
+            f"the file names {len(template.tokens):,} tokens, and the model has {binding.shape[ROWS]:,} rows"
+        )
