@@ -32,7 +32,6 @@ from optimum_ishrink.report.search import FoundModel, SearchRecord
 from optimum_ishrink.search.cost_model import Workload, features
 from optimum_ishrink.search.making import Maker, write_base_file
 from optimum_ishrink.search.profile import measure_profile
-from optimum_ishrink.search.shapes import MULTIPLE
 from optimum_ishrink.search.template import read_template
 from optimum_ishrink.search.timing import time_files
 from optimum_ishrink.search.weights import StoredWeights
@@ -45,14 +44,10 @@ METRICS = ("kl_divergence", "bits_per_byte")
 def stored_checkpoint(source: Source, architecture: str, types: dict[str, str], folder: Path) -> Path:
     """Write a checkpoint in float32 whose matrices have the values that a file of these types holds."""
     model = source.load_model(torch.float32, torch.device("cpu"))
-    layers = source.binding.sizes["layers"]
-    inside = {
-        name: each for name, each in types.items() if not name.startswith("blk.") or int(name.split(".")[1]) < layers
-    }
     parameters = dict(model.named_parameters())
     translated = {there: here for here, there in gguf_names(source.binding, architecture).items()}
-    names = {name: translated[name] for name in inside if translated[name] in parameters}
-    StoredWeights(model, names).store({name: inside[name] for name in names})
+    names = {name: translated[name] for name in types if translated[name] in parameters}
+    StoredWeights(model, names).store({name: types[name] for name in names})
     model.save_pretrained(folder)
     source.load_tokenizer().save_pretrained(folder)
     return folder
@@ -147,7 +142,6 @@ def times(args: argparse.Namespace) -> None:
             threads=args.threads,
             workload=workload,
             rounds=args.rounds,
-            multiple=MULTIPLE,
         )
         files = {target: file for target, (file, _) in found.items()}
         vocabulary = min(model.shape["vocab_size"] for _, model in found.values())

@@ -81,15 +81,7 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
             one that the converter knows. Nothing was written.
     """
     quantization = _quantization(options)
-    check_output_file(output, overwrite)
-    if output.suffix != ".gguf":
-        raise RequestError(f"{output} does not end in .gguf, which llama.cpp's programs look for; name such a file")
-    check_tools(quantization)
-    if options.verify:
-        try:
-            check_runtime()
-        except RequestError as error:
-            raise RequestError(f"{error}; or pass --no-verify to export without comparing") from None
+    check_export(options, quantization, output, overwrite=overwrite)
     source.check()
     opened = source.load_tokenizer()  # the converter takes long to say that it is damaged
     check_rows(source.binding, quantization)
@@ -101,7 +93,7 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
     agreements: list[Agreement] = []
 
     def check(path: Path, exact: Path) -> None:
-        agreements.append(_verify(source, opened, path, exact, tokenizer, options.threads or default_threads()))
+        agreements.append(verify_file(source, opened, path, exact, tokenizer, options.threads))
 
     name, checked = source.display_name, check if options.verify else None
     write_gguf(source.folder, quantization, output, name=name, tokenizer=tokenizer, overwrite=overwrite, check=checked)
@@ -119,6 +111,32 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
         if quantization.written_by == PROGRAM
         else (),
     )
+
+
+def check_export(
+    options: ExportOptions, quantization: GgufQuantization, output: Path, *, overwrite: bool = False
+) -> None:
+    """Check the output file, and that the tools are installed that write and compare it.
+
+    Args:
+        options: Whether it is compared.
+        quantization: What it is written as.
+        output: The file.
+        overwrite: Replace an existing file.
+
+    Raises:
+        RequestError: A tool is missing, or the file's name is another kind's.
+        OutputError: The file exists or cannot be written.
+    """
+    check_output_file(output, overwrite)
+    if output.suffix != ".gguf":
+        raise RequestError(f"{output} does not end in .gguf, which llama.cpp's programs look for; name such a file")
+    check_tools(quantization)
+    if options.verify:
+        try:
+            check_runtime()
+        except RequestError as error:
+            raise RequestError(f"{error}; or pass --no-verify to export without comparing") from None
 
 
 def check_runs(source: Source) -> None:
@@ -156,13 +174,28 @@ def _quantization(options: ExportOptions) -> GgufQuantization:
     return parse_gguf_quantization(name)
 
 
-def _verify(source: Source, opened: Any, path: Path, exact: Path, tokenizer: GgufTokenizer, threads: int) -> Agreement:
-    """Compare a file with its checkpoint, a quantised one by way of the checkpoint in 16 bits, which must equal it."""
+def verify_file(
+    source: Source, opened: Any, path: Path, exact: Path, tokenizer: GgufTokenizer, threads: int | None = None
+) -> Agreement:
+    """Compare a file with its checkpoint, a quantised one by way of the checkpoint in 16 bits, which must equal it.
+
+    Args:
+        source: The checkpoint.
+        opened: Its tokenizer.
+        path: The file.
+        exact: The file of 16 bits that it was quantised from, or the same file.
+        tokenizer: What the converter was told.
+        threads: Threads for llama.cpp; the physical cores by default.
+
+    Raises:
+        VerificationError: The predictions of the 16 bits differ from the checkpoint's, the quantised file is not the
+            model of those, or its tokens differ where the tokenizer is not one that the converter knows.
+    """
     paths = [exact] if path == exact else [exact, path]
     if len(paths) > 1:
         check_same_model(exact, path)
     model = source.load_model(torch.float32, torch.device("cpu"))
-    found = measure_agreements(model, opened, paths, threads=threads)
+    found = measure_agreements(model, opened, paths, threads=threads or default_threads())
     check_lines(found[-1], tokenizer)
     divergence = found[0].divergence.value
     if not divergence < EXACT_LIMIT:

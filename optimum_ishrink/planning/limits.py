@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import RequestError, unknown_name
 
@@ -70,11 +71,11 @@ class Limit:
         assert self.change is not None
         return base * (1 + self.change)
 
-    def allows(self, value: float, base: float) -> bool:
+    def allows(self, value: Any, base: float) -> Any:
         """Whether a figure keeps the limit.
 
         Args:
-            value: The figure.
+            value: The figure, or an array of figures; the answer is one for each of them.
             base: The unpruned model's.
         """
         limit = self.against(base)

@@ -22,7 +22,7 @@ from ..planning.limits import BYTES, DECODE, MEMORY, PARAMS, TTFT, Limit
 from .cost_model import CostModel, Tensors, Workload, features
 from .damage import DamageModel
 from .recipe import EMBEDDING, HEAD, Recipe, kind_of
-from .template import Template, TokenizerBytes
+from .template import Template
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -76,18 +76,13 @@ class Budget:
     limits: Sequence[Limit]
     base: Mapping[str, float]
 
-    def allows(self, figures: Mapping[str, float], but: str | None = None) -> bool:
+    def allows(self, figures: Mapping[str, float]) -> bool:
         """Whether figures keep all limits.
 
         Args:
             figures: The figures.
-            but: A metric whose limit is left out.
         """
-        return all(
-            limit.allows(figures[limit.metric], self.base[limit.metric])
-            for limit in self.limits
-            if limit.metric != but
-        )
+        return all(limit.allows(figures[limit.metric], self.base[limit.metric]) for limit in self.limits)
 
     def excess(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Return by how much figures are beyond each limit, as a share of it; negative where there is room.
@@ -100,6 +95,16 @@ class Budget:
             wanted, value = limit.against(self.base[limit.metric]), figures[limit.metric]
             found[limit.metric] = wanted / value - 1 if limit.metric == DECODE else value / wanted - 1
         return found
+
+    def worst(self, figures: Mapping[str, float]) -> tuple[Limit, float]:
+        """Return the limit that figures are beyond by most, and by how much as a share of it.
+
+        Args:
+            figures: The figures.
+        """
+        excess = self.excess(figures)
+        limit = max(self.limits, key=lambda each: excess[each.metric])
+        return limit, excess[limit.metric]
 
 
 class Allocator:
@@ -139,12 +144,12 @@ class Allocator:
             last = share
         return found
 
-    def path(self, shape: Mapping[str, int], tokenizer: TokenizerBytes | None = None) -> Allocations:
+    def path(self, shape: Mapping[str, int], tokenizer: int | None = None) -> Allocations:
         """Return all allocations of a shape that are the best for some number of bytes.
 
         Args:
             shape: The sizes by config key.
-            tokenizer: What its vocabulary takes in the header; the base's by default.
+            tokenizer: Bytes of its vocabulary in the header; the base's by default.
         """
         template, damage = self.template, self.damage
         tensors = template.in_shape(shape)
@@ -198,13 +203,13 @@ class Allocator:
         return _Prices(self.costs, self.workload, tied)
 
     def figures(
-        self, recipe: Recipe, tokenizer: TokenizerBytes | None = None, tensors: Tensors | None = None
+        self, recipe: Recipe, tokenizer: int | None = None, tensors: Tensors | None = None
     ) -> dict[str, float]:
         """Return the figures of a recipe: parameters, the exact bytes of its file, and what is predicted.
 
         Args:
             recipe: The recipe.
-            tokenizer: What its vocabulary takes in the header; the base's by default.
+            tokenizer: Bytes of its vocabulary in the header; the base's by default.
             tensors: What `Template.in_shape` gives for its shape, where that is known.
         """
         tensors = self.template.in_shape(recipe.shape) if tensors is None else tensors
@@ -251,7 +256,7 @@ class Allocations:
         groups: Names of the matrices that are chosen together.
         steps: The steps, the best bargain first.
         start: What the types of the coarsest recipe cost, before the factor.
-        tokenizer: What the vocabulary takes in the header; None for the base's.
+        tokenizer: Bytes of the vocabulary in the header; None for the base's.
         tensors: The shape's tensors.
     """
 
@@ -262,7 +267,7 @@ class Allocations:
         groups: Sequence[tuple[str, ...]],
         steps: Sequence[_Step],
         start: float,
-        tokenizer: TokenizerBytes | None,
+        tokenizer: int | None,
         tensors: Tensors,
     ) -> None:
         self._allocator = allocator
@@ -328,8 +333,7 @@ class Allocations:
         """
         fits = np.ones(len(self), dtype=bool)
         for limit in budget.limits:
-            wanted, values = limit.against(budget.base[limit.metric]), self.figures[limit.metric]
-            fits &= values >= wanted if limit.metric == DECODE else values <= wanted
+            fits &= limit.allows(self.figures[limit.metric], budget.base[limit.metric])
         for count in reversed(np.flatnonzero(fits).tolist()):
             found = self.candidate(count)  # the sums leave out what fills tensors up to their alignment
             if budget.allows(found.figures):

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..architectures.description import LAYERS, ROWS
+from ..architectures.description import ROWS
 from ..checkpoint.source import Source
 from ..core.progress import note
+from ..edge.gguf_export import verify_file
+from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..errors import ShapeError
 from ..planning.limits import BYTES, DECODE, PARAMS, TTFT
 from ..report.search import Figures, FoundModel
@@ -32,7 +34,6 @@ class Candidates:
         measuring: What their measurements share.
         options: How many are made, and how they are timed.
         folder: Where the search works.
-        base_file: The base as a file of 16 bits.
         workload: What is timed.
         threads: Threads for the runtime.
         deadline: When no further one is made, by the monotonic clock; None for no limit.
@@ -43,7 +44,6 @@ class Candidates:
         measuring: Measuring,
         options: SearchOptions,
         folder: Path,
-        base_file: Path,
         workload: Workload,
         threads: int,
         deadline: float | None,
@@ -51,7 +51,6 @@ class Candidates:
         self._measuring = measuring
         self._options = options
         self._folder = folder
-        self._base_file = base_file
         self._workload = workload
         self._threads = threads
         self._deadline = deadline
@@ -63,11 +62,10 @@ class Candidates:
     def _source(self) -> Source:
         return self._measuring.maker.session.source
 
-    def answer(self, target: str, budget: Budget, choices: Choices) -> bool:
+    def answer(self, budget: Budget, choices: Choices) -> bool:
         """Make the best expected recipes of a budget until the best one that was measured should stay the best.
 
         Args:
-            target: The budget's text.
             budget: The budget.
             choices: All recipes; what is expected of them is corrected by what is measured.
 
@@ -105,17 +103,10 @@ class Candidates:
         """Make a candidate and measure it; return it, and the divergence of its shape in 16 bits."""
         measuring, recipe, base = self._measuring, candidate.recipe, self._source.binding.shape
         changed = recipe.changes(base)
-        name, stored = folder_name(changed), f"recipe {recipe.key}"
         note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
-        made = measuring.maker.make(recipe.shape, name)
-        shape_value: float | None = None
-        if changed:
-            known = measuring.store.has(stored) and measuring.store.has(f"shape {name}")
-            model = None if known else measuring.maker.load(made)
-            shape_value = measuring.divergence(f"shape {name}", model, made, {}).value
-            found = measuring.divergence(stored, model, made, own_layers(recipe))
-        else:
-            found = measuring.divergence(stored, measuring.maker.session.model, None, recipe.types)
+        made = measuring.maker.make(recipe.shape)
+        shape_value = measuring.of_shape(made).value if changed else None
+        found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
         note(f"measured {found.value:.3f} nats/token")
         path = self.file(recipe)
         costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(path.stat().st_size)}
@@ -135,7 +126,20 @@ class Candidates:
         Args:
             recipe: The recipe.
         """
-        return self._measuring.maker.make(recipe.shape, folder_name(recipe.changes(self._source.binding.shape))).source
+        return self._measuring.maker.make(recipe.shape).source
+
+    def exact_file(self, recipe: Recipe) -> Path:
+        """Return the file of 16 bits of a recipe's shape, written where it is not there yet.
+
+        Args:
+            recipe: The recipe.
+        """
+        if not recipe.changes(self._source.binding.shape):
+            return self._measuring.template.path
+        path = self._measuring.maker.place(recipe.shape) / "exact.gguf"
+        if not path.is_file():
+            write_base_file(self.checkpoint(recipe), path)
+        return path
 
     def file(self, recipe: Recipe) -> Path:
         """Return the file of a recipe, written where it is not there yet.
@@ -147,15 +151,24 @@ class Candidates:
         if path.is_file():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        exact = self._base_file
-        changed = recipe.changes(self._source.binding.shape)
-        if changed:
-            exact = self._folder / "made" / folder_name(changed) / "exact.gguf"
-            if not exact.is_file():
-                write_base_file(self.checkpoint(recipe), exact)
+        exact = self.exact_file(recipe)
         general = self._measuring.template.general(recipe.shape)
-        write_mixed_file(exact, own_layers(recipe), path, general=general, overwrite=True)
+        write_mixed_file(exact, recipe.types, path, general=general, overwrite=True)
         return path
+
+    def verify(self, recipe: Recipe) -> None:
+        """Compare the file of a recipe in llama.cpp with its checkpoint, as any export is.
+
+        Args:
+            recipe: The recipe.
+
+        Raises:
+            VerificationError: It predicts or tokenises otherwise than the checkpoint.
+        """
+        source = self.checkpoint(recipe)
+        opened = source.load_tokenizer()
+        told = find_gguf_tokenizer(source.folder, opened)
+        verify_file(source, opened, self.file(recipe), self.exact_file(recipe), told, self._threads)
 
     def timed(
         self, models: Sequence[FoundModel], budgets: Mapping[str, Budget], base: Mapping[str, float]
@@ -172,8 +185,8 @@ class Candidates:
         """
         measured: dict[str, dict[str, float]] = {}
         if self._options.profile is None:
-            matrices = [tensor.name for tensor in self._measuring.template.tensors if tensor.is_matrix]
-            whole = Recipe(dict(self._source.binding.shape), dict.fromkeys(matrices, self._options.types[0]))
+            every = dict.fromkeys(self._measuring.template.matrices, self._options.types[0])
+            whole = Recipe(dict(self._source.binding.shape), every)
             recipes = [whole, *(Recipe(model.shape, model.types) for model in models)]
             files = {recipe.key: self.file(recipe) for recipe in recipes}
             vocabulary = min(model.shape[ROWS] for model in models)
@@ -202,26 +215,3 @@ class Candidates:
             keeps = tuple(target for target, budget in budgets.items() if budget.allows(costs))
             found.append(replace(model, measured=figures, keeps=keeps))
         return found
-
-
-def own_layers(recipe: Recipe) -> dict[str, str]:
-    """Return the types of a recipe's matrices in its own file.
-
-    Args:
-        recipe: The recipe.
-    """
-    layers = recipe.shape[LAYERS]
-    return {
-        name: each
-        for name, each in recipe.types.items()
-        if not name.startswith("blk.") or int(name.split(".")[1]) < layers
-    }
-
-
-def folder_name(changed: Mapping[str, int]) -> str:
-    """Return the name of the folder of a shape.
-
-    Args:
-        changed: The sizes that are not the base's.
-    """
-    return "-".join(f"{key}-{size}" for key, size in sorted(changed.items())) or "base"

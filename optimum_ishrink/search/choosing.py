@@ -12,7 +12,6 @@ from .allocation import Allocations, Allocator, Budget, Candidate
 from .damage import DamageModel, shape_key
 from .making import Maker
 from .recipe import Recipe
-from .template import TokenizerBytes
 
 _REACH = 1.5
 """Shapes that are considered: those that alone lose so many times what the best recipe loses could not win, even if
@@ -32,18 +31,7 @@ class Choices:
         self.allocator = allocator
         self._shapes = list(shapes)
         self._maker = maker
-        self._tokenizers: dict[int, TokenizerBytes | None] = {}
         self._allocations: dict[tuple[tuple[str, int], ...], Allocations] = {}
-
-    def tokenizer(self, rows: int) -> TokenizerBytes | None:
-        """Return what a vocabulary takes in a file's header; None for the base's own.
-
-        Args:
-            rows: Its size.
-        """
-        if rows not in self._tokenizers:
-            self._tokenizers[rows] = self._maker.tokenizer_bytes(self.allocator.template, rows)
-        return self._tokenizers[rows]
 
     def expect(self, damage: DamageModel) -> None:
         """Let recipes be expected to cost what another model says; what is allocated does not depend on it.
@@ -56,7 +44,8 @@ class Choices:
     def _of(self, shape: Mapping[str, int]) -> Allocations:
         key = shape_key(shape)
         if key not in self._allocations:
-            self._allocations[key] = self.allocator.path(shape, self.tokenizer(shape[ROWS]))
+            nbytes = self._maker.tokenizer_bytes(self.allocator.template, shape[ROWS])
+            self._allocations[key] = self.allocator.path(shape, nbytes)
         return self._allocations[key]
 
     def best(self, budget: Budget) -> list[Candidate]:
@@ -86,7 +75,7 @@ class Choices:
             budget: The budget, which nothing keeps.
         """
         coarsest = [self._of(shape).candidate(0) for shape in self._shapes]
-        return min(coarsest, key=lambda candidate: max(budget.excess(candidate.figures).values()))
+        return min(coarsest, key=lambda candidate: budget.worst(candidate.figures)[1])
 
     def front(self) -> list[tuple[float, float]]:
         """Return the expected front: bytes of the file, and the least divergence that they can have."""
@@ -155,12 +144,10 @@ def describe_nearest(budget: Budget, nearest: Candidate, base: Mapping[str, int]
         nearest: The recipe.
         base: The base's sizes by config key.
     """
-    excess = budget.excess(nearest.figures)
-    worst = max(excess, key=lambda metric: excess[metric])
-    limit = next(each for each in budget.limits if each.metric == worst)
+    limit, _ = budget.worst(nearest.figures)
     return (
         f"nothing that can be made keeps {limit.text}: the nearest is {nearest.recipe.describe(base)}, at "
-        f"{readable(worst, nearest.figures[worst])}"
+        f"{readable(limit.metric, nearest.figures[limit.metric])}"
     )
 
 

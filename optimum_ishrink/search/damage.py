@@ -134,15 +134,13 @@ class DamageModel:
     spread: float = 0.25
 
     def share(self, key: str, size: int) -> float:
-        """Return what a size removes of a dimension; of the vocabulary, the additional tokens per token of text.
+        """Return what a size removes of a dimension (see `removed_share`).
 
         Args:
             key: Config key of the dimension.
             size: The size.
         """
-        if key == ROWS:
-            return 0.0 if self.rows is None or size == self.base[ROWS] else self.rows.extra(size)
-        return 1 - size / self.base[key]
+        return removed_share(self.base, key, size, self.rows)
 
     def of_shape(self, shape: Mapping[str, int]) -> float:
         """Return the divergence of a shape in 16 bits.
@@ -164,12 +162,9 @@ class DamageModel:
         layers = self.base[LAYERS]
         found = 0.0
         for name, each in recipe.types.items():
-            parts = name.split(".")
-            share = (
-                (self.types.blocks[int(parts[1])] if recipe.shape[LAYERS] == layers else 1 / layers)
-                if parts[0] == "blk"
-                else 1.0
-            )
+            share, parts = 1.0, name.split(".")
+            if parts[0] == "blk":
+                share = self.types.blocks[int(parts[1])] if recipe.shape[LAYERS] == layers else 1 / layers
             found += share * self.types.of_kind(kind_of(name), each)
         return self.factor * (self.of_shape(recipe.shape) + found)
 
@@ -187,6 +182,20 @@ class DamageModel:
         mean = sum(logs) / (len(logs) + 1)
         spread = (sum((each - mean) ** 2 for each in logs) + self.spread**2) / (len(logs) + 1)
         return replace(self, factor=exp(mean), spread=spread**0.5)
+
+
+def removed_share(base: Mapping[str, int], key: str, size: int, rows: RowChoices | None) -> float:
+    """Return what a size removes of a dimension; of the vocabulary, the additional tokens per token of text.
+
+    Args:
+        base: The base's sizes by config key.
+        key: Config key of the dimension.
+        size: The size.
+        rows: What a smaller vocabulary costs in tokens; None where it stays.
+    """
+    if key == ROWS:
+        return 0.0 if rows is None or size == base[ROWS] else rows.extra(size)
+    return 1 - size / base[key]
 
 
 def shape_key(shape: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

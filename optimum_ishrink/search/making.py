@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from ..architectures.description import DIMENSIONS, ROWS
+from ..architectures.description import ROWS
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
@@ -31,20 +31,22 @@ from ..vocabulary.options import VocabularyOptions
 from ..vocabulary.rewrite import kept_merges
 from ..vocabulary.stage import Vocabulary
 from .probe_files import KeptTokens
-from .template import Template, TokenizerBytes
+from .template import Template
 
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint that was made.
+    """A checkpoint that was made, or the base.
 
     Args:
         source: The checkpoint.
+        name: The sizes that are not the base's, as a name; `base` for the base.
         pair: Its tokenizer and the base's; None where it has the base's.
     """
 
     source: Source
-    pair: TokenPair | None
+    name: str
+    pair: TokenPair | None = None
 
 
 class Maker:
@@ -64,6 +66,7 @@ class Maker:
         )
         self.calibration = calibration
         self.folder = folder
+        self._tokenizer_bytes: dict[int, int | None] = {}
 
     @cached_property
     def _vocabulary(self) -> tuple[Vocabulary, RowChoices] | None:
@@ -93,16 +96,22 @@ class Maker:
             return None
         kept = self._order.rows(rows)
         file = self._vocabulary[0].file
-        merges = kept_merges(file, torch.tensor(kept).numpy()).tolist() if len(file.merges) else None
+        splits = self._vocabulary[0].splits
+        merges = kept_merges(file, np.asarray(kept), splits).tolist() if len(file.merges) else None
         return KeptTokens(kept, merges)
 
-    def tokenizer_bytes(self, template: Template, rows: int) -> TokenizerBytes | None:
-        """Return what a vocabulary takes in a file's header; None for the base's own.
+    def tokenizer_bytes(self, template: Template, rows: int) -> int | None:
+        """Return the bytes of a vocabulary in a file's header; None for the base's own.
 
         Args:
             template: The base's file.
             rows: Its size.
         """
+        if rows not in self._tokenizer_bytes:
+            self._tokenizer_bytes[rows] = self._count_tokenizer_bytes(template, rows)
+        return self._tokenizer_bytes[rows]
+
+    def _count_tokenizer_bytes(self, template: Template, rows: int) -> int | None:
         kept = self.kept_tokens(rows)
         if kept is None:
             return None
@@ -110,21 +119,31 @@ class Maker:
         ranks = kept.merges if kept.merges is not None and template.merges else ()  # files of pieces have no merges
         return template.tokenizer_bytes(tokens, [template.merges[rank] for rank in ranks])
 
-    def make(self, shape: Mapping[str, int], name: str) -> Made:
-        """Return the checkpoint of a shape, made where it is not there yet.
+    def _changed(self, shape: Mapping[str, int]) -> dict[str, int]:
+        base = self.session.source.binding.shape
+        return {key: size for key, size in shape.items() if size != base[key]}
+
+    def place(self, shape: Mapping[str, int]) -> Path:
+        """Return the folder in which everything of a shape lies.
 
         Args:
             shape: The sizes by config key.
-            name: Name of its folder.
+        """
+        return self.folder / _named(self._changed(shape))
+
+    def make(self, shape: Mapping[str, int]) -> Made:
+        """Return the checkpoint of a shape, made where it is not there yet; the base for its own shape.
+
+        Args:
+            shape: The sizes by config key.
 
         Raises:
             RequestError: The shape cannot be made.
         """
-        base = self.session.source
-        changed = {key: size for key, size in shape.items() if size != base.binding.shape[key] and key in DIMENSIONS}
+        base, changed = self.session.source, self._changed(shape)
         if not changed:
-            return Made(base, None)
-        folder = self.folder / name / base.display_name.split("/")[-1]
+            return Made(base, _named(changed))
+        folder = self.place(shape) / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
             session.loaded = self.session.model
@@ -142,37 +161,43 @@ class Maker:
         pair = pair_tokens(
             source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
         )
-        return Made(source, pair)
+        return Made(source, _named(changed), pair)
 
     def load(self, made: Made) -> Any:
-        """Load a checkpoint in the run's dtype, on its device.
+        """Load a checkpoint in the run's dtype, on its device; the base is loaded already.
 
         Args:
             made: The checkpoint.
         """
+        if made.source is self.session.source:
+            return self.session.model
         return made.source.load_model(self.session.dtype, self.session.device)
 
-    def remove(self, name: str) -> None:
-        """Remove what was made under a name.
+    def remove(self, shape: Mapping[str, int]) -> None:
+        """Remove what was made of a shape.
 
         Args:
-            name: The name.
+            shape: The sizes by config key.
         """
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(self.place(shape), ignore_errors=True)
 
 
-def write_base_file(source: Source, path: Path) -> None:
-    """Write the base as a GGUF file of 16 bits.
+def _named(changed: Mapping[str, int]) -> str:
+    return "-".join(f"{key}-{size}" for key, size in sorted(changed.items())) or "base"
+
+
+def write_base_file(source: Source, path: Path, pre_tokenizer: str | None = None) -> None:
+    """Write a checkpoint as a GGUF file of 16 bits: what files with other types are made from.
 
     Args:
-        source: The base.
+        source: The checkpoint.
         path: The file; it appears whole or not at all.
+        pre_tokenizer: What llama.cpp calls its pre-tokenizer; found by the tokenizer by default.
 
     Raises:
         SourceError: The converter does not know the architecture or its tokenizer.
     """
-    tokenizer = find_gguf_tokenizer(source.folder, source.load_tokenizer())
-    # `auto` is the checkpoint's own 16-bit dtype.
+    tokenizer = find_gguf_tokenizer(source.folder, source.load_tokenizer(), pre_tokenizer)
     write_gguf(
         source.folder, sixteen_bits(source), path, name=source.display_name, tokenizer=tokenizer, overwrite=True
     )
@@ -195,6 +220,7 @@ def write_mixed_file(
     *,
     general: Sequence[tuple[str, Any, Any, Any]] | None = None,
     overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a file whose matrices have types of their own.
 
@@ -204,6 +230,7 @@ def write_mixed_file(
         path: The file; it appears whole or not at all.
         general: What its header says of the model in general (see `Template.general`); None for what `exact` says.
         overwrite: Replace an existing file.
+        check: Called with the staged file. If it raises, nothing is written.
     """
     counts: dict[str, int] = {}
     for each in types.values():
@@ -211,3 +238,5 @@ def write_mixed_file(
     most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
     with staged_file(path, overwrite=overwrite) as staged:
         quantize_file(exact, staged, GGUF_QUANTIZATIONS[most], types, general)
+        if check is not None:
+            check(staged)

@@ -11,7 +11,7 @@ from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.progress import progress_bar
 from ..edge.gguf_quantizations import TENSOR_TYPES
 from ..planning.row_choices import RowChoices
-from .damage import PRIORS, Curve, TypeDamage, fit_curve
+from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
 from .making import Made, Maker
 from .recipe import QUERY_HEADS, kind_of, plain_types
 from .store import Store
@@ -64,24 +64,30 @@ class Measuring:
         }
         return StoredWeights(model, names, transposed)
 
-    def divergence(self, name: str, model: Any, made: Made | None, types: Mapping[str, str]) -> Divergence:
-        """Measure a model with its matrices as a file holds them, or return what is stored.
+    def divergence(self, name: str, made: Made, types: Mapping[str, str]) -> Divergence:
+        """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
 
         Args:
             name: Name of the measurement.
-            model: The loaded model.
-            made: The checkpoint that it is; None for the base.
+            made: The checkpoint, which is loaded where it has to be measured.
             types: Names of types by the matrix's name in the file; the others keep their bits.
         """
 
         def measure() -> dict[str, Any]:
-            with self.stored_weights(model).stored(types) as stored:
-                pair = None if made is None else made.pair
-                if pair is None:
+            with self.stored_weights(self.maker.load(made)).stored(types) as stored:
+                if made.pair is None:
                     return asdict(self.reference.measure(stored))
-                return asdict(self.reference.measure_trimmed(stored, pair))
+                return asdict(self.reference.measure_trimmed(stored, made.pair))
 
         return Divergence(**self.store.measured(name, measure))
+
+    def of_shape(self, made: Made) -> Divergence:
+        """Measure a checkpoint in 16 bits, or return what is stored.
+
+        Args:
+            made: The checkpoint.
+        """
+        return self.divergence(f"shape {made.name}", made, {})
 
 
 def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamage, dict[str, Divergence]]:
@@ -94,7 +100,8 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
     Returns:
         What the types cost, and the divergence of the unpruned model as it is exported in each type.
     """
-    model, store = measuring.maker.session.model, measuring.store
+    store = measuring.store
+    base = measuring.maker.make(measuring.template.binding.shape)
     matrices = [tensor for tensor in measuring.template.tensors if tensor.is_matrix]
     bits = {name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block for name in types}
     coarsest = min(types, key=lambda name: bits[name])
@@ -109,22 +116,20 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
         errors = store.measured("errors", lambda: _errors(measuring, inside, quantized))
         by_kind = {}
         for kind in kinds:
-            found = measuring.divergence(
-                f"type {coarsest} in {kind}", model, None, dict.fromkeys(inside[kind], coarsest)
-            )
+            found = measuring.divergence(f"type {coarsest} in {kind}", base, dict.fromkeys(inside[kind], coarsest))
             by_kind[kind] = found.value
             advance(1)
         by_block = []
         for number, block in enumerate(blocks):
             chosen = {tensor.name: coarsest for tensor in matrices if tensor.layer in block}
-            found = measuring.divergence(f"type {coarsest} in block {number} of {len(blocks)}", model, None, chosen)
+            found = measuring.divergence(f"type {coarsest} in block {number} of {len(blocks)}", base, chosen)
             by_block.append(found.value)
             advance(1)
         whole, plain = {}, {}
         for name in quantized:
-            every = {tensor.name: name for tensor in matrices}
-            whole[name] = measuring.divergence(f"type {name} everywhere", model, None, every)
-            plain[name] = measuring.divergence(f"plain {name}", model, None, plain_types(measuring.template, name))
+            every = dict.fromkeys(measuring.template.matrices, name)
+            whole[name] = measuring.divergence(f"type {name} everywhere", base, every)
+            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(measuring.template, name))
             advance(2)
     scaled = {
         kind: {name: errors[kind][name] / max(errors[kind][coarsest], 1e-30) for name in quantized} for kind in kinds
@@ -195,25 +200,9 @@ def measure_levels(measuring: Measuring, levels: Sequence[Mapping[str, int]]) ->
     for changed in levels:
         shape = {**base, **changed}
         shape[QUERY_HEADS] = base[QUERY_HEADS] // base[GROUPS] * shape[GROUPS]
-        name = "-".join(f"{key}-{size}" for key, size in changed.items())
-        found.append((shape, measure_shape(measuring, shape, name).value))
-        measuring.maker.remove(f"level-{name}")
+        found.append((shape, measuring.of_shape(measuring.maker.make(shape)).value))
+        measuring.maker.remove(shape)
     return found
-
-
-def measure_shape(measuring: Measuring, shape: Mapping[str, int], name: str) -> Divergence:
-    """Measure a shape in 16 bits, or return what is stored.
-
-    Args:
-        measuring: The search.
-        shape: The sizes by config key.
-        name: Its name.
-    """
-    stored = f"level {name}"
-    if measuring.store.has(stored):
-        return Divergence(**measuring.store.measured(stored, dict))
-    made = measuring.maker.make(shape, f"level-{name}")
-    return measuring.divergence(stored, measuring.maker.load(made), made, {})
 
 
 def fit_curves(
@@ -234,9 +223,6 @@ def fit_curves(
         for shape, value in measured:
             changed = {name for name, size in shape.items() if size != base[name]} - {QUERY_HEADS}
             if changed == {key}:
-                share = 1 - shape[key] / base[key]
-                if key == ROWS:
-                    share = 0.0 if rows is None else rows.extra(shape[key])
-                points.append((share, value))
+                points.append((removed_share(base, key, shape[key], rows), value))
         curves[key] = fit_curve(points, prior)
     return curves

@@ -6,20 +6,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
-from ..core.output import check_output_file
-from ..edge.agreement import measure_agreements
-from ..edge.gguf_export import GgufExport, check_lines, check_runs
+from ..edge.agreement import Agreement
+from ..edge.gguf_export import GgufExport, check_export, check_runs, verify_file
 from ..edge.gguf_file import read_gguf
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
-from ..edge.llama_server import check_runtime, default_threads
 from ..edge.options import ExportOptions
-from ..edge.same_model import check_same_model
-from ..edge.write_gguf import check_tools
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, parse_limits, readable
 from ..text.calibration import Calibration
@@ -57,19 +51,16 @@ def export_mixed(
     limits = parse_limits(options.target or "")
     if [limit.metric for limit in limits] != [BYTES]:
         raise RequestError(f"a mixed export has a budget of bytes, such as bytes=80MB, not {options.target}")
-    check_output_file(output, overwrite)
-    if output.suffix != ".gguf":
-        raise RequestError(f"{output} does not end in .gguf, which llama.cpp's programs look for; name such a file")
+    check_export(options, GGUF_QUANTIZATIONS["bf16"], output, overwrite=overwrite)
     source = session.source
-    check_tools(GGUF_QUANTIZATIONS["bf16"])
-    check_runtime()
     source.check()
     check_runs(source)
     tokenizer = source.load_tokenizer()
+    told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
     with tempfile.TemporaryDirectory(prefix="ishrink-mixed-") as name:
         folder = Path(name)
         exact = folder / "base.gguf"
-        write_base_file(source, exact)
+        write_base_file(source, exact, options.pre_tokenizer)
         template = read_template(exact, source.binding)
         drawn = Calibration(
             config.replace(calibration_samples=max(WINDOWS, len(config.calibration)), calibration_length=LENGTH),
@@ -89,17 +80,20 @@ def export_mixed(
                 f"no types of {', '.join(QUANTIZATIONS)} keep {limits[0].text}: the smallest file has "
                 f"{readable(BYTES, least)}; `ishrink search` prunes as well"
             )
+        agreements: list[Agreement] = []
+
+        def check(path: Path) -> None:
+            agreements.append(verify_file(source, tokenizer, path, exact, told, options.threads))
+
         general = template.general(source.binding.shape)
-        write_mixed_file(exact, best.recipe.types, folder / "mixed.gguf", general=general)
-        agreement = None
-        if options.verify:
-            check_same_model(exact, folder / "mixed.gguf")
-            model = source.load_model(torch.float32, torch.device("cpu"))
-            (agreement,) = measure_agreements(
-                model, tokenizer, [folder / "mixed.gguf"], threads=options.threads or default_threads()
-            )
-            check_lines(agreement, find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer))
-        write_mixed_file(exact, best.recipe.types, output, general=general, overwrite=overwrite)
+        write_mixed_file(
+            exact,
+            best.recipe.types,
+            output,
+            general=general,
+            overwrite=overwrite,
+            check=check if options.verify else None,
+        )
     file = read_gguf(output)
     return GgufExport(
         path=output,
@@ -108,7 +102,7 @@ def export_mixed(
         nbytes=file.nbytes,
         quantization=_named(best.recipe.by_kind()),
         architecture=file.architecture,
-        agreement=agreement,
+        agreement=agreements[0] if agreements else None,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..architectures.binding import Binding
 from ..architectures.description import HEADS, INDEX
 from ..architectures.expressions import axis_length
-from .recipe import EMBEDDING, HEAD
+from .recipe import EMBEDDING, HEAD, kind_of
 from .template import Template, TemplateTensor
 
 _TOKEN_BYTES = 36
@@ -25,14 +25,12 @@ def outline(binding: Binding) -> Template:
         binding: The model.
     """
     tensors = []
-    names = set(HEADS)
     for name, bound in binding.tensors.items():
         dims = tuple(axis_length(axis, binding.sizes) for axis in bound.axes)
         if 0 in dims:
             continue
-        counts_rows = bound.counts("vocab") and len(dims) > 1
-        if counts_rows:
-            translated = HEAD if name in names else EMBEDDING
+        if bound.counts("vocab") and len(dims) > 1:
+            translated = HEAD if name in HEADS else EMBEDDING
         elif bound.layer is None:
             translated = name
         else:
@@ -40,7 +38,7 @@ def outline(binding: Binding) -> Template:
         matrix = len(dims) > 1 and "norm" not in name.split(".")[-2]
         ordered = dims if bound.transposed else dims[::-1]
         tensors.append(TemplateTensor(translated, name, ordered, "bf16" if matrix else "f32", bound.layer))
-    if not any(tensor.name == HEAD for tensor in tensors) or _tied(binding):
+    if getattr(binding.config, "tie_word_embeddings", False):
         tensors = [tensor for tensor in tensors if tensor.name != HEAD]
     return Template(
         path=Path(),
@@ -57,18 +55,12 @@ def _after_layer(name: str) -> str:
     return INDEX.split(name, maxsplit=1)[-1].lstrip(".")
 
 
-def _tied(binding: Binding) -> bool:
-    return bool(getattr(binding.config, "tie_word_embeddings", False))
-
-
 def weights_in(template: Template) -> dict[str, int]:
     """Return how many weights each kind of matrix has.
 
     Args:
         template: The model's file.
     """
-    from .recipe import kind_of
-
     found: dict[str, int] = {}
     for tensor in template.tensors:
         if tensor.is_matrix:

@@ -130,7 +130,6 @@ def probe_recipes(
         sizes: The sizes that each dimension can have.
     """
     base = dict(template.binding.shape)
-    matrices = [tensor.name for tensor in template.tensors if tensor.is_matrix]
     group = base[QUERY_HEADS] // base[GROUPS]
 
     def near(key: str, share: float) -> int:
@@ -143,11 +142,11 @@ def probe_recipes(
 
     found = []
     for number, name in enumerate(types):
-        every = dict.fromkeys(matrices, name)
+        every = dict.fromkeys(template.matrices, name)
         found.append((f"{name}", shape(), every, True))
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
         found.append((f"{name}, narrower and shallower", shape(**smaller), every, True))
-    first = dict.fromkeys(matrices, types[0])
+    first = dict.fromkeys(template.matrices, types[0])
     found.append((f"{types[0]}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), first, True))
     if len(sizes[GROUPS]) > 1:
         found.append((f"{types[0]}, fewer groups", shape(**{GROUPS: near(GROUPS, 0.6)}), first, True))
@@ -155,7 +154,7 @@ def probe_recipes(
         found.append((f"{types[0]}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), first, True))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
-        mixed = {name: draw.choice(list(types)) for name in matrices}
+        mixed = {name: draw.choice(list(types)) for name in template.matrices}
         changes = {
             LAYERS: near(LAYERS, 0.95 - 0.1 * number),
             NEURONS: near(NEURONS, 0.7 + 0.1 * number),
@@ -175,7 +174,6 @@ def measure_profile(
     threads: int,
     workload: Workload,
     rounds: int,
-    multiple: int,
 ) -> Profile:
     """Measure the costs of a model's parts on this machine.
 
@@ -188,15 +186,12 @@ def measure_profile(
         threads: Threads for it.
         workload: What is timed.
         rounds: Turns of each probe.
-        multiple: What MLP widths are multiples of.
 
     Raises:
         SourceError: llama.cpp cannot run a probe.
     """
     binding = template.binding
-    sizes = {
-        key: dimension_sizes(binding, key, multiple=multiple, rows=maker.rows, protected=1) for key in binding.shape
-    }
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
     recipes = probe_recipes(template, types, sizes)
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}

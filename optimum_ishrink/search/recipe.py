@@ -38,10 +38,9 @@ def plain_types(template: Template, type_name: str) -> dict[str, str]:
     """
     from ..edge.gguf_quantizations import TENSOR_TYPES
 
-    matrices = [tensor.name for tensor in template.tensors if tensor.is_matrix]
-    head = HEAD if HEAD in matrices else EMBEDDING
+    head = HEAD if HEAD in template.matrices else EMBEDDING
     fine = TENSOR_TYPES["q8_0"] if TENSOR_TYPES[type_name].block > 1 else TENSOR_TYPES[type_name]
-    return {name: fine.name if name == head else type_name for name in matrices}
+    return {name: fine.name if name == head else type_name for name in template.matrices}
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class Recipe:
 
     Args:
         shape: Its sizes by config key.
-        types: Name of the type of each matrix, by its name in the base's file; layers keep the base's numbers here,
-            and those of layers that are removed are not read.
+        types: Name of the type of each matrix, by its name in the smaller model's file.
     """
 
     shape: Mapping[str, int]

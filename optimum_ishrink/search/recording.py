@@ -40,7 +40,7 @@ def own_figures(template: Template, type_name: str) -> dict[str, float]:
         template: The base's file.
         type_name: Name of the type.
     """
-    types = {tensor.name: type_name for tensor in template.tensors if tensor.is_matrix}
+    types = dict.fromkeys(template.matrices, type_name)
     shape = template.binding.shape
     return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, types))}
 
@@ -55,7 +55,7 @@ def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], v
         value: Its divergence.
     """
     base, template = allocator.damage.base, allocator.template
-    types = {tensor.name: allocator.types[-1] for tensor in template.tensors if tensor.is_matrix}
+    types = dict.fromkeys(template.matrices, allocator.types[-1])
     old = allocator.figures(Recipe(base, types))
     new = allocator.figures(Recipe(shape, types), maker.tokenizer_bytes(template, shape[ROWS]))
     saves = {name: new[name] / old[name] - 1 if name == DECODE else 1 - new[name] / old[name] for name in old}
@@ -124,6 +124,7 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
             continue
         model = record.model_named(answer.best)
         recipe = Recipe(model.shape, model.types)
+        candidates.verify(recipe)
         place = folder if len(record.answers) == 1 else folder / str(number)
         place.mkdir(exist_ok=True)
         file = place / f"{record.model.split('/')[-1]}-ishrink.gguf"

@@ -55,7 +55,7 @@ from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels,
 from .options import ProfileOptions, SearchOptions
 from .profile import Profile, measure_profile
 from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
-from .shapes import MULTIPLE, dimension_sizes, shapes
+from .shapes import dimension_sizes, shapes
 from .store import Store
 from .template import Template, read_template
 from .text_divergence import Reference
@@ -234,7 +234,6 @@ class Search:
                 threads=self.threads,
                 workload=self.workload,
                 rounds=options.timing_rounds,
-                multiple=MULTIPLE,
             ).write(path)
         return Profile.read(path)
 
@@ -244,8 +243,7 @@ class Search:
         binding, prune = self.session.source.binding, self.config.prune
         protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
         found = {
-            key: dimension_sizes(binding, key, multiple=MULTIPLE, rows=self.maker.rows, protected=protected)
-            for key in binding.shape
+            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected) for key in binding.shape
         }
         return {key: sizes if prune is None or key in prune else sizes[:1] for key, sizes in found.items()}
 
@@ -274,14 +272,13 @@ class Search:
             measuring,
             options,
             self.folder,
-            self.template.path,
             self.workload,
             self.threads,
             self.deadline,
         )
         nearest = {}
         for target, budget in budgets.items():
-            if not candidates.answer(target, budget, choices):
+            if not candidates.answer(budget, choices):
                 nearest[target] = describe_nearest(budget, choices.nearest(budget), base)
         if len(nearest) == len(budgets):
             raise ShapeError("; ".join(nearest.values()))
@@ -348,7 +345,6 @@ def profile_device(
             threads=options.threads or default_threads(),
             workload=Workload(prompt=options.prompt_length, context=options.context),
             rounds=options.timing_rounds,
-            multiple=MULTIPLE,
         )
     with staged_file(output, overwrite=overwrite) as staged:
         profile.write(staged)

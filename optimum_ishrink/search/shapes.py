@@ -21,15 +21,12 @@ _MOST_REMOVED = {ROWS: 0.8, LAYERS: 0.4, NEURONS: 0.6, GROUPS: 0.7}
 """Shares of dimensions that are removed at most: what is beyond is not a language model without long training."""
 
 
-def dimension_sizes(
-    binding: Binding, key: str, *, multiple: int, rows: RowChoices | None, protected: int
-) -> list[int]:
+def dimension_sizes(binding: Binding, key: str, *, rows: RowChoices | None, protected: int) -> list[int]:
     """Return the sizes of one dimension, descending from the model's own.
 
     Args:
         binding: The model.
         key: Config key of the dimension.
-        multiple: What MLP widths are multiples of.
         rows: The sizes that the vocabulary can have; None where it stays.
         protected: Layers that cannot be removed.
     """
@@ -47,7 +44,7 @@ def dimension_sizes(
     if key == LAYERS:
         return [each for each in range(size, 0, -1) if each >= max(least, protected, 1)]
     if key == NEURONS:
-        step = -(-max(1, size // STEPS) // multiple) * multiple
+        step = -(-max(1, size // STEPS) // MULTIPLE) * MULTIPLE
         top = size // step * step
         return [size, *(each for each in range(top, 0, -step) if each >= least and each != size)]
     if key == GROUPS:

@@ -78,17 +78,6 @@ class TemplateTensor:
 
 
 @dataclass(frozen=True)
-class TokenizerBytes:
-    """What a vocabulary takes in the header.
-
-    Args:
-        nbytes: Bytes of its tokens, their kinds and scores, and its merges.
-    """
-
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class Template:
     """The base's file of 16 bits, without the weights.
 
@@ -118,6 +107,11 @@ class Template:
         return next((entry.value for entry in self.values if entry.key == key), default)
 
     @cached_property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the matrices: the tensors whose type can be chosen."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.is_matrix)
+
+    @cached_property
     def tokens(self) -> Sequence[str]:
         """The tokens of the base."""
         found: Sequence[str] = self.value(TOKENS, ())
@@ -130,12 +124,12 @@ class Template:
         return found
 
     @cached_property
-    def own_tokenizer(self) -> TokenizerBytes:
-        """What the base's vocabulary takes in the header."""
+    def own_tokenizer(self) -> int:
+        """Bytes of the base's vocabulary in the header."""
         return self.tokenizer_bytes(self.tokens, self.merges)
 
-    def tokenizer_bytes(self, tokens: Sequence[str], merges: Sequence[str]) -> TokenizerBytes:
-        """Return what a vocabulary takes in the header.
+    def tokenizer_bytes(self, tokens: Sequence[str], merges: Sequence[str]) -> int:
+        """Return the bytes of a vocabulary in the header: its tokens, their kinds and scores, and its merges.
 
         Args:
             tokens: Its tokens.
@@ -144,7 +138,7 @@ class Template:
         each = _STRING + 4 + (0 if self.value(SCORES) is None else 4)
         strings = sum(len(token.encode("utf-8", "surrogatepass")) for token in tokens)
         pairs = sum(_STRING + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
-        return TokenizerBytes(strings + each * len(tokens) + pairs)
+        return strings + each * len(tokens) + pairs
 
     def dims(self, tensor: TemplateTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return a tensor's sizes in a smaller model's file.
@@ -203,7 +197,7 @@ class Template:
         self,
         shape: Mapping[str, int],
         types: Mapping[str, str],
-        tokenizer: TokenizerBytes | None = None,
+        tokenizer: int | None = None,
         tensors: Sequence[tuple[TemplateTensor, tuple[int, ...]]] | None = None,
     ) -> int:
         """Return the bytes of a smaller model's file.
@@ -211,13 +205,13 @@ class Template:
         Args:
             shape: The smaller model's sizes, by config key.
             types: Name of the type of each matrix, by its name in the file.
-            tokenizer: What its vocabulary takes in the header; the base's by default.
+            tokenizer: Bytes of its vocabulary in the header; the base's by default.
             tensors: What `in_shape` gives for the shape, where that is known.
         """
         tensors = self.in_shape(shape) if tensors is None else tensors
         header = self.values_end
         if tokenizer is not None:
-            header += tokenizer.nbytes - self.own_tokenizer.nbytes
+            header += tokenizer - self.own_tokenizer
         if types and self.value(_VERSION) is None:
             header += _STRING + len(_VERSION) + 4 + 4
         header += sum(tensor.info_bytes for tensor, _ in tensors)

@@ -19,7 +19,7 @@ from .cost_model import CostModel, Workload
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
 from .outline import outline, weights_in
 from .recipe import QUERY_HEADS, Recipe, plain_types
-from .shapes import MULTIPLE, dimension_sizes, shapes
+from .shapes import dimension_sizes, shapes
 
 UNCERTAINTY = 2.5
 """Factor by which expected divergences are off, either way: models differ that much from one another."""
@@ -111,12 +111,10 @@ def find_ways(
     template = outline(binding)
     rows = None if binding.description.dimensions[ROWS].fixed else expected_rows(binding.shape[ROWS])
     allocator = Allocator(template, expected_damage(binding, types, rows), expected_costs(types), workload, types)
-    whole = Recipe(dict(binding.shape), {tensor.name: types[0] for tensor in template.tensors if tensor.is_matrix})
+    whole = Recipe(dict(binding.shape), dict.fromkeys(template.matrices, types[0]))
     budget = Budget(limits, allocator.figures(whole))
     protected = sum(default_protection(binding.shape[LAYERS]))
-    sizes = {
-        key: dimension_sizes(binding, key, multiple=MULTIPLE, rows=rows, protected=protected) for key in binding.shape
-    }
+    sizes = {key: dimension_sizes(binding, key, rows=rows, protected=protected) for key in binding.shape}
     found: dict[tuple[Any, ...], Candidate] = {}
     coarsest: Candidate | None = None
     least = math.inf
@@ -131,7 +129,7 @@ def find_ways(
         best = path.best(budget)
         if best is None:
             first = path.candidate(0)
-            if coarsest is None or _worst(budget, first) < _worst(budget, coarsest):
+            if coarsest is None or budget.worst(first.figures)[1] < budget.worst(coarsest.figures)[1]:
                 coarsest = first
             continue
         least = min(least, best.divergence)
@@ -144,19 +142,14 @@ def find_ways(
             found["type", name] = Candidate(recipe, allocator.damage.of(recipe), figures)
     if not found:
         assert coarsest is not None
-        excess = budget.excess(coarsest.figures)
-        worst = max(excess, key=lambda metric: excess[metric])
+        limit, excess = budget.worst(coarsest.figures)
         raise ShapeError(
             f"nothing that can be made keeps {target}: the nearest is {coarsest.recipe.describe(binding.shape)}, "
-            f"which is beyond {worst} by {excess[worst]:.0%}"
+            f"which is beyond {limit.metric} by {excess:.0%}"
         )
     unique = {each.recipe.key: each for each in found.values()}
     ranked = sorted(unique.values(), key=lambda each: each.divergence)[:count]
     return [_way(each, binding, budget, model, target, types) for each in ranked]
-
-
-def _worst(budget: Budget, candidate: Candidate) -> float:
-    return max(budget.excess(candidate.figures).values())
 
 
 def expected_damage(binding: Binding, types: Sequence[str], rows: RowChoices | None) -> DamageModel:

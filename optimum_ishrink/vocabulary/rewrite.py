@@ -17,7 +17,7 @@ from ..core.json_files import read_json, write_json
 from ..errors import ShapeError, SourceError, VerificationError
 from .merging import Merges
 from .sentencepiece_model import trimmed_sentencepiece
-from .splits import find_splits
+from .splits import Splits, find_splits
 from .tokenizer_file import TOKENIZER_FILE, UNIGRAM, Ints, TokenizerFile, read_tokenizer_file
 
 _TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
@@ -127,14 +127,15 @@ def trimmed_contents(tokenizer: TokenizerFile, rows: Ints) -> dict[str, Any]:
     return contents
 
 
-def kept_merges(tokenizer: TokenizerFile, rows: Ints) -> Ints:
+def kept_merges(tokenizer: TokenizerFile, rows: Ints, splits: Splits | None = None) -> Ints:
     """Return the ranks of the merges that tokens are made by, where their parts stay, too, ascending.
 
     Args:
         tokenizer: The tokenizer.
         rows: The rows that stay.
+        splits: The parts of its tokens, where they are known: to find them takes seconds.
     """
-    splits = find_splits(tokenizer)
+    splits = splits or find_splits(tokenizer)
     kept = np.zeros(len(tokenizer.tokens), dtype=bool)
     kept[rows[rows < len(kept)]] = True
     whole = np.flatnonzero(kept & (splits.left >= 0))

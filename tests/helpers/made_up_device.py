@@ -13,6 +13,9 @@ import pytest
 from optimum_ishrink.checkpoint.source import Source
 from tests.helpers.base_file import write_base_file
 
+VERIFIED: list[str] = []
+"""Names of the files that would be compared in llama.cpp."""
+
 TIMED: list[list[str]] = []
 """Names of the files of each call."""
 
@@ -36,7 +39,7 @@ def time_files(files: Mapping[str, Path], workload: Any, **_: Any) -> tuple[dict
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let searches use the device, and files that are written without llama.cpp's converter."""
 
-    def write(source: Source, path: Path) -> None:
+    def write(source: Source, path: Path, pre_tokenizer: str | None = None) -> None:
         path.unlink(missing_ok=True)
         write_base_file(source, path)
 
@@ -45,6 +48,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.write_base_file", write)
     for module in ("profile", "candidates"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.time_files", time_files)
-    for module in ("search", "mixed"):
-        for name in ("check_runtime", "check_tools"):
-            monkeypatch.setattr(f"optimum_ishrink.search.{module}.{name}", lambda *_: None)
+    for name in ("check_runtime", "check_tools"):
+        for module in ("search.search", "edge.gguf_export"):
+            monkeypatch.setattr(f"optimum_ishrink.{module}.{name}", lambda *_: None)
+    VERIFIED.clear()
+    monkeypatch.setattr(
+        "optimum_ishrink.search.candidates.verify_file", lambda source, opened, path, *_: VERIFIED.append(path.name)
+    )

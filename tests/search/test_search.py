@@ -62,6 +62,7 @@ def test_the_best_model_is_written_with_its_record(base_source: Source, text_fil
         AutoModelForCausalLM.from_pretrained(tmp_path / "out" / answer.folder)
     assert not work_folder(tmp_path / "out").exists()
     assert any("bytes=-35%: " in line for line in record.advice)
+    assert len(made_up_device.VERIFIED) == 1
 
 
 @pytest.mark.slow
