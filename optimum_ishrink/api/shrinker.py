@@ -27,18 +27,12 @@ from ..pipeline.job import Job, recover_job, shrink_job
 from ..pipeline.runner import RECOVER, SHRINK, make_plan
 from ..pipeline.trimming import find_vocabulary
 from ..pipeline.tying import before_cut
-from ..planning.limits import parse_limits
 from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis
 from ..report.plan import Plan
 from ..report.report import Report
-from ..report.search import SearchRecord
-from ..search.cost_model import Workload
 from ..search.mixed import export_mixed
-from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
-from ..search.profile import Profile
-from ..search.search import profile_device, search
-from ..search.ways import Way, find_ways
+from .finding import FindsModels
 from .given_model import given_model
 from .llama_cpp import report_in_llama_cpp
 from .measuring import measure
@@ -50,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class IShrinker(PushToHub):
+class IShrinker(PushToHub, FindsModels):
     """Shrinks, recovers, measures, exports and publishes one model, as often and in as many shapes as needed.
 
     Args:
@@ -196,83 +190,6 @@ class IShrinker(PushToHub):
         config = self._config(config, changes)
         output = None if save_directory is None else expanded(save_directory)
         return analyze(self._open(config), config, options, output, overwrite=overwrite)
-
-    def search(
-        self,
-        config: IShrinkConfig | None = None,
-        *,
-        save_directory: str | Path,
-        overwrite: bool = False,
-        **changes: Any,
-    ) -> SearchRecord:
-        """Search for the best model under a budget: pruning, vocabulary and bit widths together, on the runtime.
-
-        Args:
-            config: How to calibrate, choose and repair; the defaults when None. Its shape and target are not read.
-            save_directory: The output folder, for the best checkpoint, its GGUF file, `search.json` and a page. Every
-                measurement is stored beside it, in `SAVE_DIRECTORY.partial`, and the same call resumes from there.
-            overwrite: Replace what is in the output folder.
-            **changes: Values that replace the config's, and the fields of
-                `optimum_ishrink.search.options.SearchOptions`, such as `target="bytes=80MB"`.
-
-        Returns:
-            The record.
-
-        Raises:
-            RequestError: The request cannot be met; the message says what comes nearest.
-        """
-        values = {name: changes.pop(name) for name in own_options(SearchOptions) if name in changes}
-        options = SearchOptions(**values)
-        config = self._config(config, changes).replace(target=None)
-        return search(self._open(config), config, options, expanded(save_directory), overwrite=overwrite)
-
-    def profile(
-        self,
-        config: IShrinkConfig | None = None,
-        *,
-        output: str | Path,
-        overwrite: bool = False,
-        **changes: Any,
-    ) -> Profile:
-        """Measure what the model's parts cost on this machine, for a search on another one.
-
-        Args:
-            config: Which tokens stay in smaller vocabularies; the defaults when None.
-            output: The file.
-            overwrite: Replace an existing file.
-            **changes: Values that replace the config's, and the fields of
-                `optimum_ishrink.search.options.ProfileOptions`, such as `threads=4`.
-
-        Returns:
-            The profile.
-
-        Raises:
-            RequestError: The request cannot be met.
-            SourceError: llama.cpp cannot run a probe.
-        """
-        values = {name: changes.pop(name) for name in own_options(ProfileOptions) if name in changes}
-        options, config = ProfileOptions(**values), self._config(config, changes)
-        return profile_device(self._open(config), config, options, expanded(output), overwrite=overwrite)
-
-    def advise(self, **options: Any) -> list[Way]:
-        """Return ways to meet a budget, by config and sizes alone. Reads no weights.
-
-        Args:
-            **options: The fields of `optimum_ishrink.search.options.AdviceOptions`, such as `target="bytes=80MB"`.
-
-        Raises:
-            ShapeError: Nothing meets the budget; the message says what comes nearest.
-            RequestError: An option is not allowed.
-        """
-        asked = AdviceOptions(**options)
-        return find_ways(
-            self.source.binding,
-            parse_limits(asked.budget),
-            asked.types,
-            model=self.source.display_name,
-            target=asked.budget,
-            workload=Workload(prompt=asked.prompt_length, context=asked.context),
-        )
 
     def shrink(
         self,

@@ -153,7 +153,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 def _search(parser: argparse.ArgumentParser) -> None:
     _model(parser, recipe=True)
     _output_folder(parser)
-    add_options(parser.add_argument_group("budget and runtime"), SearchOptions)
+    group = parser.add_argument_group("budget and runtime")
+    add_options(group, SearchOptions)
+    add_options(group, ProfileOptions)
     shape = parser.add_argument_group("what may change")
     add_options(shape, ShapeOptions, only=("prune", "keep_first_layers", "keep_last_layers", "vocab_multiple"))
     add_options(parser.add_argument_group("which tokens stay"), VocabularyOptions)

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..configuration import IShrinkConfig, read_recipe
+from ..configuration import IShrinkConfig
 from ..core.processes import is_main_process
 from ..edge.options import ExportOptions, RuntimeOptions
 from ..errors import RequestError
 from ..hub.options import PushOptions
 from .flags import given
+from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
+from .search_verbs import advise, profile, search
 from .show import print_table, say
 
 if TYPE_CHECKING:
@@ -26,54 +28,9 @@ if TYPE_CHECKING:
 Verb = Callable[[argparse.Namespace], Any]
 
 
-def _quiet_transformers() -> None:
-    """Silence transformers and the Hub client, which are imported by now or will be at once."""
-    import transformers
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _config(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
-    """Return the model's name and the config: the recipe's values, overridden by the flags."""
-    values: dict[str, Any] = read_recipe(args.config) if getattr(args, "config", None) else {}
-    recipe_model = values.pop("model", None)
-    values.update(given(args, IShrinkConfig))
-    model = args.model or recipe_model
-    if not model:
-        raise RequestError("name the model: --model with a Hub id or folder, or --config with a recipe that names it")
-    return str(model), IShrinkConfig(**values)
-
-
-def _register(args: argparse.Namespace) -> None:
-    if args.architecture:
-        from ..architectures.description import register_architecture
-
-        register_architecture(args.architecture)
-
-
-def _shrinker(args: argparse.Namespace, model: str) -> IShrinker:
-    from ..api.shrinker import IShrinker
-    from ..checkpoint.source import open_source
-
-    _quiet_transformers()
-    _register(args)
-    revision, gguf_file = getattr(args, "revision", None), getattr(args, "gguf_file", None)
-    return IShrinker(open_source(model, revision=revision, gguf_file=gguf_file))
-
-
 def _say(args: argparse.Namespace, text: str) -> None:
     if not args.json:
         say(text)
-
-
-def _check_output(args: argparse.Namespace) -> Path:
-    from ..core.output import check_output
-
-    check_output(Path(args.output), args.overwrite)
-    return Path(args.output)
 
 
 def _lists_criteria(args: argparse.Namespace) -> bool:
@@ -85,14 +42,14 @@ def _shrink(args: argparse.Namespace) -> Any:
 
     if _lists_criteria(args):
         return show_criteria(args)
-    model, config = _config(args)
+    model, config = read_request(args)
     if not args.output and not args.dry_run:
         raise RequestError("name the output folder with --output, or pass --dry-run")
     if args.output and not args.dry_run:
-        _check_output(args)
+        checked_output(args)
     if args.push_to_hub:
         _check_destination(args)
-    shrinker = _shrinker(args, model)
+    shrinker = open_shrinker(args, model)
     if args.dry_run:
         return _show_plan_alone(args, shrinker, config, check_all=True)
     words = ["--architecture", Path(args.architecture).name] if args.architecture else []
@@ -166,7 +123,7 @@ def _plan(args: argparse.Namespace) -> Any:
 
     if _lists_criteria(args):
         return show_criteria(args)
-    model, config = _config(args)
+    model, config = read_request(args)
     if args.output:
         if args.shape_only:
             raise RequestError("--shape-only chooses nothing, so there is no plan to save; leave out --output")
@@ -175,19 +132,19 @@ def _plan(args: argparse.Namespace) -> Any:
         check_output_file(Path(args.output), None)
     if args.shape_only:
         return _plan_shape(args, model, config)
-    return _show_plan_alone(args, _shrinker(args, model), config, check_all=False)
+    return _show_plan_alone(args, open_shrinker(args, model), config, check_all=False)
 
 
 def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> Any:
     from ..pipeline.shape_alone import shape_alone
     from .show import show_runtime, show_shape
 
-    _register(args)
+    register_description(args)
 
     def open_model() -> Source:
         from ..checkpoint.source import open_config
 
-        _quiet_transformers()
+        quiet_transformers()
         # A vocabulary that may change has to be read.
         reads = bool(config.target or config.vocab_size)
         return open_config(model, revision=args.revision, gguf_file=args.gguf_file, tokenizer=reads)
@@ -212,11 +169,11 @@ def _analyze(args: argparse.Namespace) -> Any:
         from .show import show_criteria
 
         return show_criteria(args)
-    model, config = _config(args)
+    model, config = read_request(args)
     values = given(args, AnalysisOptions)
     options = AnalysisOptions(**values)
-    output = _check_output(args)
-    analysis = _shrinker(args, model).analyze(config, save_directory=output, overwrite=args.overwrite, **values)
+    output = checked_output(args)
+    analysis = open_shrinker(args, model).analyze(config, save_directory=output, overwrite=args.overwrite, **values)
     if args.json:
         return {"output": str(output), **analysis.to_json()}
     show_analysis(analysis)
@@ -231,75 +188,12 @@ def _analyze(args: argparse.Namespace) -> Any:
     return None
 
 
-def _search(args: argparse.Namespace) -> Any:
-    from ..search.options import SearchOptions
-    from .show_search import show_search
-
-    values = given(args, SearchOptions)
-    SearchOptions(**values)
-    budget, args.target = args.target, None  # the config's target is a number of parameters
-    model, config = _config(args)
-    args.target = budget
-    output = _check_output(args)
-    record = _shrinker(args, model).search(config, save_directory=output, overwrite=args.overwrite, **values)
-    if args.json:
-        return {"output": str(output), **record.to_json()}
-    show_search(record, output)
-    return None
-
-
-def _profile(args: argparse.Namespace) -> Any:
-    from ..core.output import check_output_file
-    from ..search.options import ProfileOptions
-    from .show_search import show_profile
-
-    values = given(args, ProfileOptions)
-    ProfileOptions(**values)
-    model, config = _config(args)
-    check_output_file(Path(args.output), args.overwrite)
-    found = _shrinker(args, model).profile(config, output=args.output, overwrite=args.overwrite, **values)
-    if not args.json:
-        show_profile(found, Path(args.output))
-    return found.to_json()
-
-
-def _advise(args: argparse.Namespace) -> Any:
-    from ..architectures.headers import bind_folder
-    from ..planning.limits import parse_limits
-    from ..search.cost_model import Workload
-    from ..search.options import AdviceOptions
-    from ..search.ways import find_ways
-    from .show_search import show_ways
-
-    options = AdviceOptions(**given(args, AdviceOptions))
-    _register(args)
-    folder = Path(args.model).expanduser()
-    binding = None if args.gguf_file or args.architecture else bind_folder(folder) if folder.is_dir() else None
-    if binding is None:
-        from ..checkpoint.source import open_config
-
-        _quiet_transformers()
-        binding = open_config(args.model, revision=args.revision, gguf_file=args.gguf_file).binding
-    ways = find_ways(
-        binding,
-        parse_limits(options.budget),
-        options.types,
-        model=args.model,
-        target=options.budget,
-        workload=Workload(prompt=options.prompt_length, context=options.context),
-    )
-    if args.json:
-        return {"target": options.budget, "ways": [way.to_json() for way in ways]}
-    show_ways(ways, options.budget)
-    return None
-
-
 def _recover(args: argparse.Namespace) -> Any:
     if args.recovery == "none":
         raise RequestError("--recovery none trains nothing; name a loss such as kl")
-    model, config = _config(args)
-    output = _check_output(args)
-    result = _shrinker(args, model).recover(config, save_directory=output, overwrite=args.overwrite)
+    model, config = read_request(args)
+    output = checked_output(args)
+    result = open_shrinker(args, model).recover(config, save_directory=output, overwrite=args.overwrite)
     if not is_main_process():
         return None
     _show_report(args, result.report)
@@ -312,8 +206,8 @@ def _recover(args: argparse.Namespace) -> Any:
 
 
 def _evaluate(args: argparse.Namespace) -> Any:
-    model, config = _config(args)
-    report = _shrinker(args, model).evaluate(config, base=args.base, update_report=not args.no_update_report)
+    model, config = read_request(args)
+    report = open_shrinker(args, model).evaluate(config, base=args.base, update_report=not args.no_update_report)
     _show_report(args, report)
     return report.to_json()
 
@@ -325,8 +219,8 @@ def _benchmark(args: argparse.Namespace) -> Any:
     from ..evaluation.options import BENCHMARK_LENGTHS
 
     args.benchmark_prompt_length = args.benchmark_prompt_length or BENCHMARK_LENGTHS
-    model, config = _config(args)
-    report = _shrinker(args, model).benchmark(config, base=args.base, update_report=not args.no_update_report)
+    model, config = read_request(args)
+    report = open_shrinker(args, model).benchmark(config, base=args.base, update_report=not args.no_update_report)
     _show_report(args, report)
     return report.to_json()
 
@@ -336,8 +230,8 @@ def _benchmark_llama_cpp(args: argparse.Namespace, options: RuntimeOptions) -> A
     from ..evaluation.options import SpeedOptions
     from .show_export import show_llama_cpp
 
-    _quiet_transformers()
-    _register(args)
+    quiet_transformers()
+    register_description(args)
     found = benchmark_llama_cpp(
         str(Path(args.model) / args.gguf_file) if args.gguf_file else args.model,
         args.base,
@@ -357,7 +251,7 @@ def _export(args: argparse.Namespace) -> Any:
 
     values = given(args, ExportOptions)
     ExportOptions(**values)
-    found = _shrinker(args, args.model).export(Path(args.output), overwrite=args.overwrite, **values)
+    found = open_shrinker(args, args.model).export(Path(args.output), overwrite=args.overwrite, **values)
     if not args.json:
         show_export(found)
     return found.to_json()
@@ -428,8 +322,8 @@ def _upload(args: argparse.Namespace, folder: Path, repo_id: str) -> str:
 def _demo(args: argparse.Namespace) -> Any:
     from ..demo import INSTALL, demo_config, demo_source
 
-    _quiet_transformers()
-    _check_output(args)
+    quiet_transformers()
+    checked_output(args)
     config = demo_config(args.target, args.seed, args.recovery)
     from ..api.shrinker import IShrinker
 
@@ -444,9 +338,9 @@ VERBS: dict[str, Verb] = {
     "recover": _recover,
     "plan": _plan,
     "analyze": _analyze,
-    "search": _search,
-    "profile": _profile,
-    "advise": _advise,
+    "search": search,
+    "profile": profile,
+    "advise": advise,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "export": _export,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..errors import RequestError, unknown_name
@@ -101,6 +101,25 @@ GGUF_QUANTIZATIONS: Mapping[str, GgufQuantization] = {
         ("iq4_xs", "iq4_xs", PROGRAM, 30),
     )
 }
+
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+"""Names of the embedding and of the head in a file. Where there is no head, the embedding is the head too."""
+
+
+def plain_type(matrix: str, matrices: Collection[str], requested: str) -> str:
+    """Return the type of a matrix in a file of one quantisation.
+
+    As in `llama-quantize`, the matrix that gives the logits has more bits than the others: the head, or the embedding
+    where it is the head too. llama.cpp uses q6_k there, which numpy cannot write; here it is q8_0.
+
+    Args:
+        matrix: The matrix's name in the file.
+        matrices: Names of all of them.
+        requested: Name of the type of the others.
+    """
+    head = HEAD if HEAD in matrices else EMBEDDING
+    return "q8_0" if matrix == head and TENSOR_TYPES[requested].block > 1 else requested
 
 
 def parse_gguf_quantization(name: str) -> GgufQuantization:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.json_files import read_json
 from ..core.output import staged_file
 from ..core.progress import note, progress_bar
 from ..errors import RequestError, SourceError
-from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, TENSOR_TYPES, GgufQuantization
+from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, TENSOR_TYPES, GgufQuantization, plain_type
 from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
 from .pieces import write_piece_files
@@ -163,8 +163,7 @@ def quantize_file(
 ) -> None:
     """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
 
-    As in `llama-quantize`, the matrix that gives the logits has more bits than the others: the head, or the
-    embedding where it is the head too. llama.cpp uses q6_k there, which numpy cannot write; here it is q8_0.
+    Types are those of `plain_type`, but for matrices that are given one of their own.
 
     Args:
         source: A 16-bit file written by the converter.
@@ -196,8 +195,7 @@ def quantize_file(
     if gguf.Keys.General.QUANTIZATION_VERSION not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = {tensor.name for tensor in reader.tensors}
-    head = "output.weight" if "output.weight" in names else "token_embd.weight"
-    kinds = [_kind(tensor, head, quantization, types or {}) for tensor in reader.tensors]
+    kinds = [_kind(tensor, names, quantization, types or {}) for tensor in reader.tensors]
     for tensor, kind in zip(reader.tensors, kinds, strict=True):
         if kind is None:
             data = tensor.data
@@ -219,13 +217,13 @@ def quantize_file(
     writer.close()
 
 
-def _kind(tensor: Any, head: str, quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
+def _kind(tensor: Any, names: Collection[str], quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
     """Return a tensor's new type, or None where it stays: what the converter writes in f32 is not a matrix."""
     import gguf
 
     if tensor.tensor_type not in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
         return None
-    wanted = types.get(tensor.name, "q8_0" if tensor.name == head else quantization.tensor_type.name)
+    wanted = types.get(tensor.name) or plain_type(tensor.name, names, quantization.tensor_type.name)
     if TENSOR_TYPES[wanted].block == 1:
         return None  # 16 bits, as the source has them
     return gguf.GGMLQuantizationType[wanted.upper()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,33 @@ class Figures:
     stderr: float | None
     carried: float | None
     costs: Mapping[str, float]
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a matrix: its name in the file without its layer, such as `ffn_down` or `token_embd`.
+
+    Args:
+        name: Its name in the file.
+    """
+    parts = name.split(".")
+    return ".".join(parts[2:-1] if parts[0] == "blk" else parts[:-1])
+
+
+def types_by_kind(types: Mapping[str, str]) -> dict[str, str]:
+    """Return the types of each kind of matrix, such as `q4_0` or `q4_0 (24), q5_0 (6)`.
+
+    Args:
+        types: Name of the type of each matrix, by its name in the file.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for name, each in types.items():
+        counts.setdefault(kind_of(name), Counter())[each] += 1
+    return {
+        kind: next(iter(found))
+        if len(found) == 1
+        else ", ".join(f"{name} ({count})" for name, count in found.most_common())
+        for kind, found in counts.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..architectures.description import LAYERS
-from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
+from ..edge.gguf_quantizations import EMBEDDING, HEAD, TENSOR_TYPES, stored_as
 from ..planning.limits import BYTES, DECODE, MEMORY, PARAMS, TTFT, Limit
+from ..report.search import kind_of
 from .cost_model import CostModel, Tensors, Workload, features
 from .damage import DamageModel
-from .recipe import EMBEDDING, HEAD, Recipe, kind_of
+from .recipe import Recipe
 from .template import Template
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

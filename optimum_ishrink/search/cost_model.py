@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..edge.gguf_quantizations import EMBEDDING, HEAD
 from ..planning.limits import DECODE, MEMORY, TTFT
-from .recipe import EMBEDDING, HEAD
 from .template import Template, TemplateTensor
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

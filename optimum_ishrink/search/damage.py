@@ -16,8 +16,9 @@ import numpy as np
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..planning.row_choices import RowChoices
+from ..report.search import kind_of
 from .cost_model import non_negative_least_squares
-from .recipe import Recipe, kind_of
+from .recipe import Recipe
 
 _LEAST = 1e-6
 """Nats per token that stand for nothing where a logarithm is taken."""

@@ -11,9 +11,10 @@ from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.progress import progress_bar
 from ..edge.gguf_quantizations import TENSOR_TYPES
 from ..planning.row_choices import RowChoices
+from ..report.search import kind_of
 from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
 from .making import Made, Maker
-from .recipe import QUERY_HEADS, kind_of, plain_types
+from .recipe import QUERY_HEADS, plain_types
 from .store import Store
 from .template import Template
 from .text_divergence import Divergence, Reference

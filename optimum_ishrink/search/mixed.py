@@ -16,6 +16,7 @@ from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..edge.options import ExportOptions
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, parse_limits, readable
+from ..report.search import types_by_kind
 from ..text.calibration import Calibration
 from .allocation import Allocator, Budget
 from .cost_model import Workload
@@ -100,7 +101,7 @@ def export_mixed(
         model=source.display_name,
         params=file.params,
         nbytes=file.nbytes,
-        quantization=_named(best.recipe.by_kind()),
+        quantization=_named(types_by_kind(best.recipe.types)),
         architecture=file.architecture,
         agreement=agreements[0] if agreements else None,
     )

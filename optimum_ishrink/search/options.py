@@ -44,21 +44,11 @@ def _check_target(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SearchOptions(Options):
-    """What a search looks for, and how much it measures."""
+class ProfileOptions(Options):
+    """What is timed, and on what."""
 
     KIND = "option"
 
-    target: str = option(
-        "bytes=-50%",
-        check=_check_target,
-        metavar="LIMIT[,LIMIT...]",
-        help="the budget: bytes=80MB, memory=200MB, decode=+20%%, ttft=-20%%, params=-15%%; several joined by commas; "
-        "several budgets, for a family of models, joined by semicolons",
-        doc="The budget: limits on `bytes` of the file, `memory`, `decode` (tokens per second), `ttft` (time to the "
-        "first token) and `params`, absolute (`bytes=80MB`) or relative to the unpruned model in the first of "
-        "`quantization` (`decode=+20%`), joined by commas. Several budgets joined by semicolons give a family.",
-    )
     runtime: str = option("llama.cpp", choices=RUNTIMES, help="what will run the model")
     quantization: Sequence[str] = option(
         QUANTIZATIONS,
@@ -72,6 +62,27 @@ class SearchOptions(Options):
     prompt_length: int = option(128, metavar="N", help="tokens of the timed prompt")
     context: int = option(2048, metavar="N", help="tokens that the KV cache has room for, in the memory that counts")
     timing_rounds: int = option(5, metavar="N", help="turns of each timed file")
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types in lower case."""
+        return tuple(name.lower() for name in self.quantization)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchOptions(ProfileOptions):
+    """What a search looks for, and how much it measures."""
+
+    target: str = option(
+        "bytes=-50%",
+        check=_check_target,
+        metavar="LIMIT[,LIMIT...]",
+        help="the budget: bytes=80MB, memory=200MB, decode=+20%%, ttft=-20%%, params=-15%%; several joined by commas; "
+        "several budgets, for a family of models, joined by semicolons",
+        doc="The budget: limits on `bytes` of the file, `memory`, `decode` (tokens per second), `ttft` (time to the "
+        "first token) and `params`, absolute (`bytes=80MB`) or relative to the unpruned model in the first of "
+        "`quantization` (`decode=+20%`), joined by commas. Several budgets joined by semicolons give a family.",
+    )
     candidates: int = option(
         4,
         metavar="N",
@@ -102,11 +113,6 @@ class SearchOptions(Options):
         help="stop making candidates after so long, and take the best that was measured",
         default_help="no limit",
     )
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The types in lower case."""
-        return tuple(name.lower() for name in self.quantization)
 
 
 SCENARIOS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -168,24 +174,3 @@ class AdviceOptions(Options):
         """The types in lower case."""
         named = self.quantization or (SCENARIOS[self.scenario][1] if self.scenario else QUANTIZATIONS)
         return tuple(name.lower() for name in named)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ProfileOptions(Options):
-    """What is profiled."""
-
-    KIND = "option"
-
-    runtime: str = option("llama.cpp", choices=RUNTIMES, help="what will run the model")
-    quantization: Sequence[str] = option(
-        QUANTIZATIONS, check=check_quantizations, metavar="NAME[,NAME...]", help="types that are timed"
-    )
-    threads: int | None = option(None, metavar="N", help="threads for the runtime", default_help="physical cores")
-    prompt_length: int = option(128, metavar="N", help="tokens of the timed prompt")
-    context: int = option(2048, metavar="N", help="tokens that the KV cache has room for")
-    timing_rounds: int = option(5, metavar="N", help="turns of each probe")
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The types in lower case."""
-        return tuple(name.lower() for name in self.quantization)

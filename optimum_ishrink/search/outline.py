@@ -8,7 +8,8 @@ from pathlib import Path
 from ..architectures.binding import Binding
 from ..architectures.description import HEADS, INDEX
 from ..architectures.expressions import axis_length
-from .recipe import EMBEDDING, HEAD, kind_of
+from ..edge.gguf_quantizations import EMBEDDING, HEAD
+from ..report.search import kind_of
 from .template import Template, TemplateTensor
 
 _TOKEN_BYTES = 36

@@ -8,39 +8,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..architectures.description import LAYERS, ROWS
+from ..edge.gguf_quantizations import plain_type
 
 if TYPE_CHECKING:
     from .template import Template
-
-EMBEDDING = "token_embd.weight"
-HEAD = "output.weight"
 
 QUERY_HEADS = "num_attention_heads"
 """The dimension that follows the KV groups."""
 
 
-def kind_of(name: str) -> str:
-    """Return the kind of a matrix: its name in the file without its layer, such as `ffn_down` or `token_embd`.
-
-    Args:
-        name: Its name in the file.
-    """
-    parts = name.split(".")
-    return ".".join(parts[2:-1] if parts[0] == "blk" else parts[:-1])
-
-
 def plain_types(template: Template, type_name: str) -> dict[str, str]:
-    """Return the types of a file that `export --quantization` writes: its head is q8_0 where the type is coarser.
+    """Return the types of a file that `export --quantization` writes.
 
     Args:
         template: The base's file.
         type_name: Name of the type.
     """
-    from ..edge.gguf_quantizations import TENSOR_TYPES
-
-    head = HEAD if HEAD in template.matrices else EMBEDDING
-    fine = TENSOR_TYPES["q8_0"] if TENSOR_TYPES[type_name].block > 1 else TENSOR_TYPES[type_name]
-    return {name: fine.name if name == head else type_name for name in template.matrices}
+    return {name: plain_type(name, template.matrices, type_name) for name in template.matrices}
 
 
 @dataclass(frozen=True)
@@ -69,18 +53,6 @@ class Recipe:
             base: The base's sizes.
         """
         return {key: size for key, size in self.shape.items() if size != base[key]}
-
-    def by_kind(self) -> dict[str, str]:
-        """Return the types of each kind of matrix, such as `q4_0` or `q4_0 (24), q5_0 (6)`."""
-        counts: dict[str, Counter[str]] = {}
-        for name, each in self.types.items():
-            counts.setdefault(kind_of(name), Counter())[each] += 1
-        return {
-            kind: next(iter(found))
-            if len(found) == 1
-            else ", ".join(f"{name} ({count})" for name, count in found.most_common())
-            for kind, found in counts.items()
-        }
 
     def describe(self, base: Mapping[str, int]) -> str:
         """Return the recipe in a few words.

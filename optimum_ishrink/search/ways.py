@@ -11,12 +11,14 @@ from typing import Any
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS, ROWS
 from ..errors import ShapeError
-from ..planning.limits import BYTES, DECODE, MEMORY, TTFT, Limit
+from ..planning.limits import BYTES, DECODE, MEMORY, TTFT, parse_limits
 from ..planning.protection import default_protection
 from ..planning.row_choices import RowChoices
+from ..report.search import types_by_kind
 from .allocation import Allocator, Budget, Candidate
 from .cost_model import CostModel, Workload
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
+from .options import AdviceOptions
 from .outline import outline, weights_in
 from .recipe import QUERY_HEADS, Recipe, plain_types
 from .shapes import dimension_sizes, shapes
@@ -84,35 +86,24 @@ def expected_rows(total: int) -> RowChoices:
     )
 
 
-def find_ways(
-    binding: Binding,
-    limits: Sequence[Limit],
-    types: Sequence[str],
-    *,
-    model: str,
-    target: str,
-    workload: Workload,
-    count: int = 6,
-) -> list[Way]:
+def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: int = 6) -> list[Way]:
     """Return ways to meet a budget, the one with the least expected divergence first.
 
     Args:
         binding: The model.
-        limits: The budget.
-        types: Names of the types to choose from.
+        options: The budget, the types to choose from, and what times and memory are expected of.
         model: The model's name, for the commands.
-        target: The budget's text, for the commands.
-        workload: What times are expected of.
         count: How many at most.
 
     Raises:
         ShapeError: Nothing meets it; the message says what comes nearest.
     """
-    template = outline(binding)
+    template, types, target = outline(binding), options.types, options.budget
+    workload = Workload(prompt=options.prompt_length, context=options.context)
     rows = None if binding.description.dimensions[ROWS].fixed else expected_rows(binding.shape[ROWS])
     allocator = Allocator(template, expected_damage(binding, types, rows), expected_costs(types), workload, types)
     whole = Recipe(dict(binding.shape), dict.fromkeys(template.matrices, types[0]))
-    budget = Budget(limits, allocator.figures(whole))
+    budget = Budget(parse_limits(target), allocator.figures(whole))
     protected = sum(default_protection(binding.shape[LAYERS]))
     sizes = {key: dimension_sizes(binding, key, rows=rows, protected=protected) for key in binding.shape}
     found: dict[tuple[Any, ...], Candidate] = {}
@@ -199,7 +190,7 @@ def _way(candidate: Candidate, binding: Binding, budget: Budget, model: str, tar
     return Way(
         name=recipe.describe(base),
         shape=changed,
-        types=recipe.by_kind(),
+        types=types_by_kind(recipe.types),
         divergence=candidate.divergence,
         low=candidate.divergence / UNCERTAINTY,
         high=candidate.divergence * UNCERTAINTY,

@@ -9,8 +9,6 @@ from optimum_ishrink.architectures.headers import bind_folder
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import RequestError, ShapeError
-from optimum_ishrink.planning.limits import parse_limits
-from optimum_ishrink.search.cost_model import Workload
 from optimum_ishrink.search.options import AdviceOptions
 from optimum_ishrink.search.ways import expected_rows, find_ways
 from tests.helpers.edge_models import save_edge
@@ -26,7 +24,7 @@ def ways(folder: Path, target: str) -> list:
     binding = bind_folder(folder)
     assert binding is not None
     types = ("q8_0", "q5_0", "q4_0")
-    return find_ways(binding, parse_limits(target), types, model="me/m", target=target, workload=Workload())
+    return find_ways(binding, AdviceOptions(target=target, quantization=types), model="me/m")
 
 
 def test_every_way_keeps_the_budget_and_the_best_is_first(folder: Path) -> None:
@@ -98,7 +96,7 @@ def test_every_architecture_has_ways(model_type: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny", tiny_config(model_type))
     binding = open_source(folder).binding
     types = ("q8_0", "q4_0")
-    found = find_ways(binding, parse_limits("bytes=10MB"), types, model="m", target="bytes=10MB", workload=Workload())
+    found = find_ways(binding, AdviceOptions(target="bytes=10MB", quantization=types), model="m")
     assert found[0].shape == {}
     with pytest.raises(ShapeError, match="the nearest is"):
-        find_ways(binding, parse_limits("bytes=1kB"), types, model="m", target="bytes=1kB", workload=Workload())
+        find_ways(binding, AdviceOptions(target="bytes=1kB", quantization=types), model="m")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-from ..search import FoundModel, SearchRecord
+from ..search import FoundModel, SearchRecord, types_by_kind
 from ..search_tables import (
     LEVELS_HEADER,
     MODELS_HEADER,
@@ -75,7 +74,14 @@ def render_search(record: SearchRecord) -> str:
         drawings=[draw(plot) for plot in plots],
         optimal={plot.title: [point.label for point in plot.points if point.optimal] for plot in plots},
         models=(MODELS_HEADER, models_rows(record)),
-        recipes=[(each.name, _shape(record, each), _types(each)) for each in record.models],
+        recipes=[
+            (
+                each.name,
+                _shape(record, each),
+                "; ".join(f"{kind} {types}" for kind, types in types_by_kind(each.types).items()),
+            )
+            for each in record.models
+        ],
         levels=(LEVELS_HEADER, levels_rows(record.levels)),
     )
 
@@ -83,17 +89,6 @@ def render_search(record: SearchRecord) -> str:
 def _shape(record: SearchRecord, model: FoundModel) -> str:
     changed = [f"{key}={size}" for key, size in model.shape.items() if size != record.base[key]]
     return ", ".join(changed) or "the base's"
-
-
-def _types(model: FoundModel) -> str:
-    kinds: dict[str, Counter[str]] = {}
-    for name, each in model.types.items():
-        parts = name.split(".")
-        kinds.setdefault(parts[2] if parts[0] == "blk" else parts[0], Counter())[each] += 1
-    return "; ".join(
-        f"{kind} " + ", ".join(name if len(found) == 1 else f"{name} x{count}" for name, count in found.most_common())
-        for kind, found in kinds.items()
-    )
 
 
 def write_search_page(record: SearchRecord, path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Methods that find a model for a budget: search, the profile of a device, and advice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..options.option import options_of
+from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
+from ..search.profile import Profile
+from ..search.search import profile_device, search
+from ..search.ways import Way, find_ways
+from .output_folder import expanded
+
+if TYPE_CHECKING:
+    from ..checkpoint.session import Session
+    from ..checkpoint.source import Source
+    from ..configuration import IShrinkConfig
+    from ..report.search import SearchRecord
+
+
+class FindsModels:
+    """What `IShrinker` can do for a budget."""
+
+    source: Source
+
+    if TYPE_CHECKING:
+
+        def _config(self, config: IShrinkConfig | None, changes: dict[str, Any]) -> IShrinkConfig: ...
+
+        def _open(self, config: IShrinkConfig) -> Session: ...
+
+    def search(
+        self,
+        config: IShrinkConfig | None = None,
+        *,
+        save_directory: str | Path,
+        overwrite: bool = False,
+        **changes: Any,
+    ) -> SearchRecord:
+        """Search for the best model under a budget: pruning, vocabulary and bit widths together, on the runtime.
+
+        Args:
+            config: How to calibrate, choose and repair; the defaults when None. Its shape and target are not read.
+            save_directory: The output folder, for the best checkpoint, its GGUF file, `search.json` and a page. Every
+                measurement is stored beside it, in `SAVE_DIRECTORY.partial`, and the same call resumes from there.
+            overwrite: Replace what is in the output folder.
+            **changes: Values that replace the config's, and the fields of
+                `optimum_ishrink.search.options.SearchOptions`, such as `target="bytes=80MB"`.
+
+        Returns:
+            The record.
+
+        Raises:
+            RequestError: The request cannot be met; the message says what comes nearest.
+        """
+        values = {name: changes.pop(name) for name in options_of(SearchOptions) if name in changes}
+        options = SearchOptions(**values)
+        config = self._config(config, changes).replace(target=None)
+        return search(self._open(config), config, options, expanded(save_directory), overwrite=overwrite)
+
+    def profile(
+        self,
+        config: IShrinkConfig | None = None,
+        *,
+        output: str | Path,
+        overwrite: bool = False,
+        **changes: Any,
+    ) -> Profile:
+        """Measure what the model's parts cost on this machine, for a search on another one.
+
+        Args:
+            config: Which tokens stay in smaller vocabularies; the defaults when None.
+            output: The file.
+            overwrite: Replace an existing file.
+            **changes: Values that replace the config's, and the fields of
+                `optimum_ishrink.search.options.ProfileOptions`, such as `threads=4`.
+
+        Returns:
+            The profile.
+
+        Raises:
+            RequestError: The request cannot be met.
+            SourceError: llama.cpp cannot run a probe.
+        """
+        values = {name: changes.pop(name) for name in options_of(ProfileOptions) if name in changes}
+        options, config = ProfileOptions(**values), self._config(config, changes)
+        return profile_device(self._open(config), config, options, expanded(output), overwrite=overwrite)
+
+    def advise(self, **options: Any) -> list[Way]:
+        """Return ways to meet a budget, by config and sizes alone. Reads no weights.
+
+        Args:
+            **options: The fields of `optimum_ishrink.search.options.AdviceOptions`, such as `target="bytes=80MB"`.
+
+        Raises:
+            ShapeError: Nothing meets the budget; the message says what comes nearest.
+            RequestError: An option is not allowed.
+        """
+        return find_ways(self.source.binding, AdviceOptions(**options), model=self.source.display_name)
