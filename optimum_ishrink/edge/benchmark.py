@@ -85,7 +85,7 @@ def fitting_lengths(requested: tuple[int, ...] | None, new_tokens: int, context:
 
 
 _COLD = ", cold file cache"
-_PROCESS = 128 * 2**20
+PROCESS_BYTES = 128 * 2**20
 """Bytes that a process needs in addition to its model: Python, and llama.cpp's buffers."""
 
 Samples = dict[tuple[str, str], list[float]]
@@ -145,7 +145,7 @@ def run_benchmark(
     }
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
-    needed = sum(HEADROOM * model.nbytes + _PROCESS for model in models.values())
+    needed = sum(HEADROOM * model.nbytes + PROCESS_BYTES for model in models.values())
     free = psutil.virtual_memory().available
     together = len(models) == 1 or needed <= free
 

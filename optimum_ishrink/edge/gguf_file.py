@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import SourceError
 from .gguf_quantizations import GGUF_QUANTIZATIONS
@@ -86,3 +87,37 @@ def read_gguf(path: Path, name: str | None = None) -> GgufFile:
     except Exception as error:  # the reader raises many types for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(f"cannot read {path} as GGUF ({reason})") from None
+
+
+@dataclass(frozen=True)
+class HeaderValue:
+    """A value of a header.
+
+    Args:
+        key: Its key.
+        value: The value.
+        kind: Its type.
+        inner: The type of an array's values; None for what is no array.
+    """
+
+    key: str
+    value: Any
+    kind: Any
+    inner: Any
+
+
+def header_values(reader: Any) -> list[HeaderValue]:
+    """Return the values of a file's header, without what describes the header itself.
+
+    Args:
+        reader: A `gguf.GGUFReader`.
+    """
+    import gguf
+
+    found = []
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF."):
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            found.append(HeaderValue(field.name, field.contents(), kind, inner))
+    return found

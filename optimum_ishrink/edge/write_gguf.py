@@ -20,6 +20,7 @@ from ..core.json_files import read_json
 from ..core.output import staged_file
 from ..core.progress import note, progress_bar
 from ..errors import RequestError, SourceError
+from .gguf_file import HeaderValue, header_values
 from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, TENSOR_TYPES, GgufQuantization, plain_type
 from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
@@ -159,7 +160,7 @@ def quantize_file(
     target: Path,
     quantization: GgufQuantization,
     types: Mapping[str, str] | None = None,
-    general: Sequence[tuple[str, Any, Any, Any]] | None = None,
+    general: Sequence[HeaderValue] | None = None,
 ) -> None:
     """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
 
@@ -170,8 +171,7 @@ def quantize_file(
         target: The new file.
         quantization: How the other matrices are stored; one that the `gguf` package can write.
         types: Names of the types of single matrices, by the matrix's name in the file; these have precedence.
-        general: What the header says of the model in general: key, value, type, and type of an array's values; None
-            for what the source says.
+        general: What the header says of the model in general; None for what the source says.
     """
     import gguf
     import numpy
@@ -179,19 +179,14 @@ def quantize_file(
     reader = gguf.GGUFReader(source)
     architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE).contents()
     writer = gguf.GGUFWriter(target, architecture)
-    for field in reader.fields.values():
-        if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
-            continue  # the writer sets these itself
-        if general is not None and field.name.startswith("general.") and field.name not in _OF_THE_FILE:
-            continue
-        value, kind = field.contents(), field.types[0]
-        if field.name == gguf.Keys.General.FILE_TYPE:
-            value = quantization.file_type
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, value, kind, sub_type=inner)
-    for key, value, kind, inner in general or ():
-        if key not in _OF_THE_FILE:
-            writer.add_key_value(key, value, kind, sub_type=inner)
+    values = header_values(reader)
+    if general is not None:
+        values = [each for each in values if not each.key.startswith("general.") or each.key in _OF_THE_FILE]
+        values += [each for each in general if each.key not in _OF_THE_FILE]
+    for each in values:
+        if each.key != gguf.Keys.General.ARCHITECTURE:  # the writer sets this itself
+            value = quantization.file_type if each.key == gguf.Keys.General.FILE_TYPE else each.value
+            writer.add_key_value(each.key, value, each.kind, sub_type=each.inner)
     if gguf.Keys.General.QUANTIZATION_VERSION not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = {tensor.name for tensor in reader.tensors}

@@ -16,6 +16,7 @@ from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
 from ..core.output import staged_file
+from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, TENSOR_TYPES
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..edge.write_gguf import quantize_file, write_gguf
@@ -218,7 +219,7 @@ def write_mixed_file(
     types: Mapping[str, str],
     path: Path,
     *,
-    general: Sequence[tuple[str, Any, Any, Any]] | None = None,
+    general: Sequence[HeaderValue] | None = None,
     overwrite: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
-from .template import KINDS, MERGES, SCORES, TOKENS, HeaderValue, Template
+from .template import KINDS, MERGES, SCORES, TOKENS, Template
 
 _TILE = 2**16
 """Random weights that are repeated: values do not matter for the time, as long as all are finite."""
@@ -64,7 +65,7 @@ def smaller_values(template: Template, shape: Mapping[str, int], tokens: KeptTok
             value = [value[index] for index in lists[entry.key]]
         elif numbers and entry.key.endswith("_token_id"):
             value = numbers.get(value, 0)
-        found.append(HeaderValue(entry.key, value, entry.kind, entry.inner))
+        found.append(replace(entry, value=value))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from ..architectures.binding import Binding
 from ..architectures.description import ROWS
 from ..architectures.expressions import axis_length
+from ..edge.gguf_file import HeaderValue, header_values
 from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
 from ..edge.tensor_names import gguf_names
 from ..errors import RequestError
@@ -29,23 +30,6 @@ _SIZE_LABEL = "general.size_label"
 
 _VERSION = "general.quantization_version"
 """What a file with types of its own says, and one of the converter may leave out."""
-
-
-@dataclass(frozen=True)
-class HeaderValue:
-    """A value of a header.
-
-    Args:
-        key: Its key.
-        value: The value.
-        kind: Its type.
-        inner: The type of an array's values; None for what is no array.
-    """
-
-    key: str
-    value: Any
-    kind: Any
-    inner: Any
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,7 @@ class Template:
 
         return str(gguf.size_label(sum(prod(dims) for _, dims in tensors), 0, 0, 0))
 
-    def general(self, shape: Mapping[str, int]) -> list[tuple[str, Any, Any, Any]]:
+    def general(self, shape: Mapping[str, int]) -> list[HeaderValue]:
         """Return what the file of a smaller model says in general: what the base's says, and how large it is.
 
         llama.cpp's converter makes up a name's parts from the size, so that headers would differ in length.
@@ -188,7 +172,7 @@ class Template:
         """
         label = self.size_label(self.in_shape(shape))
         return [
-            (entry.key, label if entry.key == _SIZE_LABEL else entry.value, entry.kind, entry.inner)
+            replace(entry, value=label) if entry.key == _SIZE_LABEL else entry
             for entry in self.values
             if entry.key.startswith("general.")
         ]
@@ -269,19 +253,10 @@ def read_template(path: Path, binding: Binding) -> Template:
         binding=binding,
         tensors=tuple(tensors),
         values_end=int(reader.tensors[0].field.offset),
-        values=tuple(_value(entry) for entry in reader.fields.values() if not entry.name.startswith("GGUF.")),
+        values=tuple(header_values(reader)),
     )
     _check(template)
     return template
-
-
-def _value(entry: Any) -> HeaderValue:
-    import gguf
-
-    kind = entry.types[0]
-    return HeaderValue(
-        entry.name, entry.contents(), kind, entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-    )
 
 
 def _check(template: Template) -> None:

@@ -11,15 +11,12 @@ from typing import Any
 import psutil
 
 from ..core.progress import progress_bar
-from ..edge.benchmark import MARGIN, Process
+from ..edge.benchmark import MARGIN, PROCESS_BYTES, Process
 from ..edge.worker_process import WorkerProcess
 from ..planning.limits import DECODE, MEMORY, TTFT
 from .cost_model import Workload
 
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
-
-_PROCESS = 128 * 2**20
-"""Bytes that a process needs in addition to its model."""
 
 _HEADROOM = 2.2
 """Memory of a file's weights in bytes of the file: llama.cpp may hold them in a second layout."""
@@ -63,7 +60,7 @@ def time_files(
         "context": max(workload.context, workload.prompt + workload.new_tokens + MARGIN),
     }
     samples: dict[str, dict[str, list[float]]] = {name: {DECODE: [], TTFT: [], MEMORY: []} for name in files}
-    needed = sum(_HEADROOM * path.stat().st_size + _PROCESS for path in files.values())
+    needed = sum(_HEADROOM * path.stat().st_size + PROCESS_BYTES for path in files.values())
     together = needed <= psutil.virtual_memory().available
     build = ""
     with ExitStack() as stack, progress_bar("timing in turn", rounds * len(files)) as advance:

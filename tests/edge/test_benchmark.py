@@ -121,7 +121,7 @@ def test_models_that_memory_does_not_hold_together_answer_alone(
 ) -> None:
     monkeypatch.setattr(benchmark_module, "evict", lambda path: True)
     turns: list[tuple[str, int]] = []
-    needed = 4550 + 2 * benchmark_module._PROCESS  # 1.3 times 3,500
+    needed = 4550 + 2 * benchmark_module.PROCESS_BYTES  # 1.3 times 3,500
     for free, alone in ((needed, False), (needed - 1, True)):
         memory = SimpleNamespace(available=free)
         monkeypatch.setattr(benchmark_module.psutil, "virtual_memory", lambda memory=memory: memory)
