@@ -9,7 +9,7 @@ import pytest
 
 from optimum_ishrink import IShrinkConfig, RequestError
 from optimum_ishrink.cli.parser import Parser, add_verbs
-from optimum_ishrink.cli.verbs import _config
+from optimum_ishrink.cli.requests import read_request
 from optimum_ishrink.errors import PublishError, SourceError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -142,7 +142,7 @@ def test_recipes_that_are_none(tmp_path: Path, text: str | None, message: str) -
 def parse(command: str) -> IShrinkConfig:
     parser = Parser(prog="ishrink")
     add_verbs(parser)
-    return _config(parser.parse_args(shlex.split(command)[1:]))[1]
+    return read_request(parser.parse_args(shlex.split(command)[1:]))[1]
 
 
 def test_the_command_line_asks_for_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +131,10 @@ def _parse(text: str) -> Limit:
     if absolute is None or absolute[2] not in _UNITS[metric]:
         raise RequestError(f"target {text!r} is not of the form {EXAMPLES[metric]}")
     value = float(absolute[1]) * _UNITS[metric][absolute[2]]
+    if not math.isfinite(value):
+        raise RequestError(
+            f"target {text!r} is no number that a computer holds; write for instance {EXAMPLES[metric]}"
+        )
     if not value > 0:
         raise RequestError(f"target {text!r} leaves nothing of the model; write for instance {EXAMPLES[metric]}")
     return Limit(metric, value, None, text)

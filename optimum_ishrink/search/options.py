@@ -9,7 +9,7 @@ from ..edge.gguf_quantizations import NUMPY, parse_gguf_quantization
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
-from ..planning.limits import parse_families
+from ..planning.limits import DECODE, EXAMPLES, TTFT, parse_families, parse_limits
 from ..text.options import SOURCES
 
 RUNTIMES = ("llama.cpp",)
@@ -163,6 +163,12 @@ class AdviceOptions(Options):
             raise RequestError("name a budget, such as --target bytes=80MB, or a --scenario")
         if self.target is not None and len(parse_families(self.target)) > 1:
             raise RequestError("advise takes one budget; ask again for each further one")
+        for limit in parse_limits(self.budget):
+            if limit.value is not None and limit.metric in (DECODE, TTFT):
+                raise RequestError(
+                    f"advise knows no device, and so not what {limit.text} takes; ask for a change, such as "
+                    f"{EXAMPLES[limit.metric].split()[0]}, or search, which measures"
+                )
 
     @property
     def budget(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ class Store:
         if found is not None and found != wanted:
             changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             note(f"starting over: what is in {folder} is of another request ({', '.join(changed)} differ)")
-            (folder / _MEASURED).unlink(missing_ok=True)
-            found = None
-        if found is None:
+        if found != wanted:
+            _empty(folder)  # files and models that were made for another request, or left by a kill
             write_whole(path, json.dumps(wanted, indent=2).encode())
         else:
             self._load()
@@ -92,6 +92,18 @@ class Store:
             name: Its name.
         """
         return name in self._values
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that a search left in its working folder."""
+    if not folder.is_dir():
+        return
+    with disk_errors(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _read(path: Path) -> Any:

@@ -11,7 +11,7 @@ from optimum_ishrink.analysis.advice import Advice, advise, furthest_below, prot
 from optimum_ishrink.analysis.advised_command import advised_command
 from optimum_ishrink.analysis.options import AnalysisOptions
 from optimum_ishrink.cli.parser import Parser, add_verbs
-from optimum_ishrink.cli.verbs import _config
+from optimum_ishrink.cli.requests import read_request
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.report.analysis import LayerSensitivity, SparsityLevel
 from optimum_ishrink.report.measurement import Measurement
@@ -129,10 +129,10 @@ def test_the_command_line_of_either() -> None:
     found = advice()
     words = shlex.split(advised_command(config, AnalysisOptions(), found.changes, (), "org/model"))
     assert words[1:6] == ["shrink", "--model", "org/model", "--output", "model-shrunk"]
-    assert _config(parser.parse_args(words[1:]))[1] == config.replace(**found.changes)
+    assert read_request(parser.parse_args(words[1:]))[1] == config.replace(**found.changes)
     options = AnalysisOptions(analysis_samples=3, analysis_text=("a.txt", "self"), max_divergence=0.2)
     words = shlex.split(advised_command(config, options, {}, (0, 2.5), "org/model", "--gguf-file", "f"))
     args = parser.parse_args(words[1:])
     assert (args.verb, args.output, args.gguf_file, args.levels) == ("analyze", "model-analysis", "f", "0,2.5")
     assert (args.analysis_samples, args.analysis_text, args.max_divergence) == (3, "a.txt,self", 0.2)
-    assert _config(args)[1] == config.replace(eval_samples=32)
+    assert read_request(args)[1] == config.replace(eval_samples=32)

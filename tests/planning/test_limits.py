@@ -49,6 +49,7 @@ def test_units(text: str, value: float | None) -> None:
         ("bytes=-100%", "has to ask for less, and less than all of it"),
         ("decode=-20%", "has to ask for more"),
         ("ttft=0ms", "leaves nothing of the model"),
+        ("bytes=1e400MB", "is no number that a computer holds"),
         ("memory=2 apples", "is not of the form memory=200MB"),
         ("bytes=80MB,bytes=-10%", "bytes is limited twice: bytes=80MB and bytes=-10%"),
         ("", "names no metric"),

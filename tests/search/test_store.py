@@ -34,6 +34,10 @@ def test_a_line_that_a_kill_left_unfinished_is_ignored(tmp_path: Path) -> None:
 
 def test_another_request_starts_over_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Store(tmp_path, {"model": "a", "seed": 0}).add("x", 1)
+    (tmp_path / "base.gguf").write_text("the other model's")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").touch()
     assert not Store(tmp_path, {"model": "b", "seed": 0}).has("x")
     assert "(model differ)" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["request.json"]
     assert not Store(tmp_path, {"model": "b", "seed": 0}).has("x")
