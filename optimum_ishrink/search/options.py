@@ -77,7 +77,7 @@ class SearchOptions(ProfileOptions):
         "bytes=-50%",
         check=_check_target,
         metavar="LIMIT[,LIMIT...]",
-        help="the budget: bytes=80MB, memory=200MB, decode=+20%%, ttft=-20%%, params=-15%%; several joined by commas; "
+        help="the budget: bytes=80MB, memory=200MB, decode=+20%, ttft=-20%, params=-15%; several joined by commas; "
         "several budgets, for a family of models, joined by semicolons",
         doc="The budget: limits on `bytes` of the file, `memory`, `decode` (tokens per second), `ttft` (time to the "
         "first token) and `params`, absolute (`bytes=80MB`) or relative to the unpruned model in the first of "
@@ -139,7 +139,7 @@ class AdviceOptions(Options):
     scenario: str | None = option(
         None,
         choices=tuple(SCENARIOS),
-        help="phone: under 100 MB; embedded: q4_0 and 30 %% fewer parameters; server: 16 bits and 15 %% fewer",
+        help="phone: under 100 MB; embedded: q4_0 and 30 % fewer parameters; server: 16 bits and 15 % fewer",
         doc="A budget of the field: `phone` (under 100 MB), `embedded` (q4_0 and 30 % fewer parameters) or `server` "
         "(16 bits and 15 % fewer parameters).",
     )
