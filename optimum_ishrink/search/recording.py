@@ -11,7 +11,9 @@ from ..architectures.description import ROWS
 from ..card.build import build_card
 from ..core.json_files import write_json
 from ..planning.limits import BYTES, DECODE, PARAMS, Limit
+from ..report.budget import BudgetRecord, budget_record
 from ..report.page.search_page import write_search_page
+from ..report.run import Run
 from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, SearchRecord
 from .allocation import Allocator, Budget
 from .candidates import Candidates
@@ -133,6 +135,7 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
         if recipe.changes(record.base):
             checkpoint = place / "model"
             shutil.copytree(candidates.checkpoint(recipe).folder, checkpoint)
+            _report_budget(checkpoint, budget_record(record, answer))
             build_card(checkpoint)
         answers.append(
             replace(
@@ -145,3 +148,8 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
     write_json(folder / SEARCH_FILE, record.to_json())
     write_search_page(record, folder / PAGE)
     return record
+
+
+def _report_budget(folder: Path, budget: BudgetRecord) -> None:
+    run = Run.read(folder)
+    replace(run, report=replace(run.report, budget=budget)).write(folder)

@@ -11,6 +11,7 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError
+from optimum_ishrink.report.run import Run
 from optimum_ishrink.report.search import SearchRecord
 from optimum_ishrink.search import candidates
 from optimum_ishrink.search.profile import Profile
@@ -56,6 +57,12 @@ def test_the_best_model_is_written_with_its_record(base_source: Source, text_fil
     for metric in ("decode", "ttft", "memory"):
         assert best.measured.costs[metric] == pytest.approx(best.expected.costs[metric], rel=0.1)
     assert SearchRecord.read(tmp_path / "out") == record
+    budget = Run.read(tmp_path / "out" / "model").report.budget
+    assert budget is not None and (budget.target, budget.binding) == ("bytes=-35%", ("bytes",))
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert (
+        "Searched for `bytes=-35%` in llama.cpp" in card and "What binds: bytes." in card and "| this model |" in card
+    )
     page = (tmp_path / "out" / "index.html").read_text()
     assert best.name in page and "Pareto-optimal" in page and "http" not in page.replace("http://www.w3.org", "")
     if answer.folder is not None:
