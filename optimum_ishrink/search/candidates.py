@@ -105,8 +105,8 @@ class Candidates:
         changed = recipe.changes(base)
         note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
         made = measuring.maker.make(recipe.shape)
-        shape_value = measuring.of_shape(made).value if changed else None
-        found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
+        shape_value = measuring.of_shape(recipe.shape).value if changed else None
+        found = measuring.divergence(f"recipe {recipe.key}", recipe.shape, recipe.types)
         note(f"measured {found.value:.3f} nats/token")
         path = self.file(recipe)
         costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(path.stat().st_size)}

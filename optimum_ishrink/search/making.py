@@ -41,12 +41,10 @@ class Made:
 
     Args:
         source: The checkpoint.
-        name: The sizes that are not the base's, as a name; `base` for the base.
         pair: Its tokenizer and the base's; None where it has the base's.
     """
 
     source: Source
-    name: str
     pair: TokenPair | None = None
 
 
@@ -130,7 +128,15 @@ class Maker:
         Args:
             shape: The sizes by config key.
         """
-        return self.folder / _named(self._changed(shape))
+        return self.folder / self.name(shape)
+
+    def name(self, shape: Mapping[str, int]) -> str:
+        """Return the sizes that are not the base's, as a name; `base` for the base.
+
+        Args:
+            shape: The sizes by config key.
+        """
+        return "-".join(f"{key}-{size}" for key, size in sorted(self._changed(shape).items())) or "base"
 
     def make(self, shape: Mapping[str, int]) -> Made:
         """Return the checkpoint of a shape, made where it is not there yet; the base for its own shape.
@@ -143,7 +149,7 @@ class Maker:
         """
         base, changed = self.session.source, self._changed(shape)
         if not changed:
-            return Made(base, _named(changed))
+            return Made(base)
         folder = self.place(shape) / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
@@ -162,7 +168,7 @@ class Maker:
         pair = pair_tokens(
             source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
         )
-        return Made(source, _named(changed), pair)
+        return Made(source, pair)
 
     def load(self, made: Made) -> Any:
         """Load a checkpoint in the run's dtype, on its device; the base is loaded already.
@@ -181,10 +187,6 @@ class Maker:
             shape: The sizes by config key.
         """
         shutil.rmtree(self.place(shape), ignore_errors=True)
-
-
-def _named(changed: Mapping[str, int]) -> str:
-    return "-".join(f"{key}-{size}" for key, size in sorted(changed.items())) or "base"
 
 
 def write_base_file(source: Source, path: Path, pre_tokenizer: str | None = None) -> None:

@@ -13,7 +13,7 @@ from ..edge.gguf_quantizations import TENSOR_TYPES
 from ..planning.row_choices import RowChoices
 from ..report.search import kind_of
 from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
-from .making import Made, Maker
+from .making import Maker
 from .recipe import QUERY_HEADS, plain_types
 from .store import Store
 from .template import Template
@@ -65,16 +65,17 @@ class Measuring:
         }
         return StoredWeights(model, names, transposed)
 
-    def divergence(self, name: str, made: Made, types: Mapping[str, str]) -> Divergence:
-        """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
+    def divergence(self, name: str, shape: Mapping[str, int], types: Mapping[str, str]) -> Divergence:
+        """Measure a shape with its matrices as a file holds them, or return what is stored.
 
         Args:
             name: Name of the measurement.
-            made: The checkpoint, which is loaded where it has to be measured.
+            shape: The sizes by config key. The checkpoint is made and loaded only where it has to be measured.
             types: Names of types by the matrix's name in the file; the others keep their bits.
         """
 
         def measure() -> dict[str, Any]:
+            made = self.maker.make(shape)
             with self.stored_weights(self.maker.load(made)).stored(types) as stored:
                 if made.pair is None:
                     return asdict(self.reference.measure(stored))
@@ -82,13 +83,13 @@ class Measuring:
 
         return Divergence(**self.store.measured(name, measure))
 
-    def of_shape(self, made: Made) -> Divergence:
-        """Measure a checkpoint in 16 bits, or return what is stored.
+    def of_shape(self, shape: Mapping[str, int]) -> Divergence:
+        """Measure a shape in 16 bits, or return what is stored.
 
         Args:
-            made: The checkpoint.
+            shape: The sizes by config key.
         """
-        return self.divergence(f"shape {made.name}", made, {})
+        return self.divergence(f"shape {self.maker.name(shape)}", shape, {})
 
 
 def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamage, dict[str, Divergence]]:
@@ -102,7 +103,7 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
         What the types cost, and the divergence of the unpruned model as it is exported in each type.
     """
     store = measuring.store
-    base = measuring.maker.make(measuring.template.binding.shape)
+    base = measuring.template.binding.shape
     matrices = [tensor for tensor in measuring.template.tensors if tensor.is_matrix]
     bits = {name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block for name in types}
     coarsest = min(types, key=lambda name: bits[name])
@@ -201,7 +202,7 @@ def measure_levels(measuring: Measuring, levels: Sequence[Mapping[str, int]]) ->
     for changed in levels:
         shape = {**base, **changed}
         shape[QUERY_HEADS] = base[QUERY_HEADS] // base[GROUPS] * shape[GROUPS]
-        found.append((shape, measuring.of_shape(measuring.maker.make(shape)).value))
+        found.append((shape, measuring.of_shape(shape).value))
         measuring.maker.remove(shape)
     return found
 

@@ -13,7 +13,7 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.report.search import SearchRecord
-from optimum_ishrink.search import candidates
+from optimum_ishrink.search import candidates, making
 from optimum_ishrink.search.profile import Profile
 from optimum_ishrink.search.search import work_folder
 from tests.helpers import made_up_device
@@ -106,10 +106,15 @@ def test_a_search_that_stopped_repeats_no_measurement(
         return add(self, name, *args)
 
     monkeypatch.setattr(candidates.Measuring, "divergence", watched)
+    made = []
+    cut = making.run
+    monkeypatch.setattr(making, "run", lambda *args, **kwargs: made.append(args[1].output) or cut(*args, **kwargs))
     record = search(base_source, output, text_file, target="bytes=-30%")
     assert record.answers[0].best
     names = {json.loads(line)["name"] for line in stored}
     assert len(names) > 15 and not names & set(measured)
+    remade = {f"shape {folder.parent.name}" for folder in made}
+    assert not remade & names, "a checkpoint whose measurement is stored is not made again"
 
 
 @pytest.mark.slow
