@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.json_files import read_json
 from ..core.output import staged_file
@@ -26,6 +26,9 @@ from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
 from .pieces import write_piece_files
 from .program_log import failure_reason
+
+if TYPE_CHECKING:
+    from .rounded_matrices import RoundedMatrices
 
 _CONVERTER = "convert_hf_to_gguf"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
@@ -161,6 +164,7 @@ def quantize_file(
     quantization: GgufQuantization,
     types: Mapping[str, str] | None = None,
     general: Sequence[HeaderValue] | None = None,
+    rounded: RoundedMatrices | None = None,
 ) -> None:
     """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
 
@@ -172,6 +176,7 @@ def quantize_file(
         quantization: How the other matrices are stored; one that the `gguf` package can write.
         types: Names of the types of single matrices, by the matrix's name in the file; these have precedence.
         general: What the header says of the model in general; None for what the source says.
+        rounded: Matrices that are rounded already; the others have the nearest values.
     """
     import gguf
     import numpy
@@ -206,7 +211,10 @@ def quantize_file(
         for tensor, kind in zip(reader.tensors, kinds, strict=True):
             data = tensor.data
             if kind is not None:
-                data = gguf.quants.quantize(gguf.quants.dequantize(data, tensor.tensor_type), kind)
+                blocks = None if rounded is None else rounded.blocks(tensor.name, kind.name.lower())
+                data = blocks
+                if blocks is None:
+                    data = gguf.quants.quantize(gguf.quants.dequantize(tensor.data, tensor.tensor_type), kind)
             writer.write_tensor_data(data)
             advance(1)
     writer.close()
