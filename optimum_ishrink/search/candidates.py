@@ -23,7 +23,7 @@ from .damage import shape_key
 from .making import write_base_file, write_mixed_file
 from .measured_damage import Measuring
 from .options import SearchOptions
-from .recipe import Recipe
+from .recipe import Recipe, uniform_types
 from .timing import time_files
 
 
@@ -105,7 +105,7 @@ class Candidates:
         changed = recipe.changes(base)
         note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
         made = measuring.maker.make(recipe.shape)
-        shape_value = measuring.of_shape(made).value if changed else None
+        shape_value = measuring.of_shape(recipe.shape).value if changed else None
         found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
         note(f"measured {found.value:.3f} nats/token")
         path = self.file(recipe)
@@ -185,8 +185,8 @@ class Candidates:
         """
         measured: dict[str, dict[str, float]] = {}
         if self._options.profile is None:
-            every = dict.fromkeys(self._measuring.template.matrices, self._options.types[0])
-            whole = Recipe(dict(self._source.binding.shape), every)
+            types = self._options.types
+            whole = Recipe(dict(self._source.binding.shape), uniform_types(self._measuring.template, types[0], types))
             recipes = [whole, *(Recipe(model.shape, model.types) for model in models)]
             files = {recipe.key: self.file(recipe) for recipe in recipes}
             vocabulary = min(model.shape[ROWS] for model in models)

@@ -29,7 +29,7 @@ class Choices:
 
     def __init__(self, allocator: Allocator, shapes: Iterable[Mapping[str, int]], maker: Maker) -> None:
         self.allocator = allocator
-        self._shapes = list(shapes)
+        self._shapes = [shape for shape in shapes if allocator.takes(shape)]
         self._maker = maker
         self._allocations: dict[tuple[tuple[str, int], ...], Allocations] = {}
 

@@ -124,13 +124,21 @@ class Maker:
         base = self.session.source.binding.shape
         return {key: size for key, size in shape.items() if size != base[key]}
 
+    def name(self, shape: Mapping[str, int]) -> str:
+        """Return the name of what is made of a shape.
+
+        Args:
+            shape: The sizes by config key.
+        """
+        return _named(self._changed(shape))
+
     def place(self, shape: Mapping[str, int]) -> Path:
         """Return the folder in which everything of a shape lies.
 
         Args:
             shape: The sizes by config key.
         """
-        return self.folder / _named(self._changed(shape))
+        return self.folder / self.name(shape)
 
     def make(self, shape: Mapping[str, int]) -> Made:
         """Return the checkpoint of a shape, made where it is not there yet; the base for its own shape.
@@ -143,7 +151,7 @@ class Maker:
         """
         base, changed = self.session.source, self._changed(shape)
         if not changed:
-            return Made(base, _named(changed))
+            return Made(base, self.name(shape))
         folder = self.place(shape) / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
@@ -162,7 +170,7 @@ class Maker:
         pair = pair_tokens(
             source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
         )
-        return Made(source, _named(changed), pair)
+        return Made(source, self.name(shape), pair)
 
     def load(self, made: Made) -> Any:
         """Load a checkpoint in the run's dtype, on its device; the base is loaded already.
@@ -237,7 +245,8 @@ def write_mixed_file(
     for each in types.values():
         counts[each] = counts.get(each, 0) + 1
     most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
+    named = next(each for each in GGUF_QUANTIZATIONS.values() if each.tensor_type.name == most)
     with staged_file(path, overwrite=overwrite) as staged:
-        quantize_file(exact, staged, GGUF_QUANTIZATIONS[most], types, general)
+        quantize_file(exact, staged, named, types, general)
         if check is not None:
             check(staged)

@@ -17,7 +17,7 @@ from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import best_made, binding_limits
 from .making import Maker
-from .recipe import QUERY_HEADS, Recipe, plain_types
+from .recipe import QUERY_HEADS, Recipe, plain_types, uniform_types
 from .template import Template
 from .text_divergence import Divergence
 
@@ -33,16 +33,17 @@ def limits_text(limits: Sequence[Limit]) -> str:
     return ",".join(limit.text for limit in limits)
 
 
-def own_figures(template: Template, type_name: str) -> dict[str, float]:
+def own_figures(template: Template, type_name: str, types: Sequence[str]) -> dict[str, float]:
     """Return parameters and bytes of the unpruned model in a type.
 
     Args:
         template: The base's file.
         type_name: Name of the type.
+        types: Names of the types to choose from, for matrices whose rows do not fit it.
     """
-    types = dict.fromkeys(template.matrices, type_name)
     shape = template.binding.shape
-    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, types))}
+    chosen = uniform_types(template, type_name, types)
+    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, chosen))}
 
 
 def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], value: float) -> Level:
@@ -55,9 +56,10 @@ def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], v
         value: Its divergence.
     """
     base, template = allocator.damage.base, allocator.template
-    types = dict.fromkeys(template.matrices, allocator.types[-1])
-    old = allocator.figures(Recipe(base, types))
-    new = allocator.figures(Recipe(shape, types), maker.tokenizer_bytes(template, shape[ROWS]))
+    finest = allocator.types[-1]
+    before, after = (Recipe(of, uniform_types(template, finest, allocator.types, of)) for of in (base, shape))
+    old = allocator.figures(before)
+    new = allocator.figures(after, maker.tokenizer_bytes(template, shape[ROWS]))
     saves = {name: new[name] / old[name] - 1 if name == DECODE else 1 - new[name] / old[name] for name in old}
     (changed,) = (key for key, size in shape.items() if size != base[key] and key != QUERY_HEADS)
     return Level(changed, shape[changed], value, saves)
@@ -73,7 +75,7 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
     """
     base, found = dict(allocator.damage.base), []
     for name in types:
-        recipe = Recipe(base, plain_types(allocator.template, name))
+        recipe = Recipe(base, plain_types(allocator.template, name, types))
         costs = allocator.figures(recipe)
         of = whole.get(name)
         known = {key: costs[key] for key in (PARAMS, BYTES)}

@@ -34,7 +34,6 @@ from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, check_output_file, staged_file, staged_folder
 from ..core.progress import note
 from ..core.version import __version__
-from ..edge.gguf_export import check_runs
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.llama_server import check_runtime, default_threads
 from ..edge.write_gguf import check_tools
@@ -55,6 +54,7 @@ from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels,
 from .options import ProfileOptions, SearchOptions
 from .profile import Profile, measure_profile
 from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
+from .requirements import check_model
 from .shapes import dimension_sizes, shapes
 from .store import Store
 from .template import Template, read_template
@@ -116,8 +116,7 @@ def _check(session: Session, config: IShrinkConfig, options: SearchOptions, outp
     check_not_inside(output, [source.folder, Path(source.name), *texts])
     check_runtime()
     check_tools(GGUF_QUANTIZATIONS["bf16"])
-    source.check()
-    check_runs(source)
+    check_model(source, options.types)
     if config.shape:
         raise RequestError(
             f"a search chooses the shape itself; leave out {', '.join(config.shape)}, or name what may change with "
@@ -243,7 +242,8 @@ class Search:
         binding, prune = self.session.source.binding, self.config.prune
         protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
         found = {
-            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected) for key in binding.shape
+            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected, types=self.options.types)
+            for key in binding.shape
         }
         return {key: sizes if prune is None or key in prune else sizes[:1] for key, sizes in found.items()}
 
@@ -251,7 +251,7 @@ class Search:
         """Measure, choose and make; return the record, and the models that were made."""
         base, options = dict(self.session.source.binding.shape), self.options
         families = parse_families(options.target)
-        reference = {**self.profile.base, **own_figures(self.template, options.types[0])}
+        reference = {**self.profile.base, **own_figures(self.template, options.types[0], options.types)}
         budgets = {limits_text(limits): Budget(limits, reference) for limits in families}
         measuring = Measuring(self.template, self.maker, self.reference, self.store)
         types, whole = measure_types(measuring, options.types)
@@ -330,8 +330,7 @@ def profile_device(
     check_output_file(output, overwrite)
     check_runtime()
     check_tools(GGUF_QUANTIZATIONS["bf16"])
-    source.check()
-    check_runs(source)
+    check_model(source, options.types)
     check_lengths(source.config, source.display_name, prompt_length=options.prompt_length)
     with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
         path = Path(folder) / "base.gguf"

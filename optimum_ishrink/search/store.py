@@ -85,6 +85,14 @@ class Store:
             sync(path)
         self._values[name] = json.loads(json.dumps(value))
 
+    def value(self, name: str) -> Any:
+        """Return a measurement that is there.
+
+        Args:
+            name: Its name.
+        """
+        return self._values[name]
+
     def has(self, name: str) -> bool:
         """Whether a measurement is there.
 
