@@ -117,10 +117,10 @@ def _numbered(number: int) -> str:
 
 
 def _write_matrices(names: Sequence[str], read: Callable[[str], Rows], path: Path) -> None:
-    """Write matrices into a file that the program takes for a llama of one layer."""
+    """Write matrices into a file that the program takes for a model of one layer."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for add in (
         writer.add_context_length,

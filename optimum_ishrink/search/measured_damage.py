@@ -86,16 +86,17 @@ class Measuring:
 
         return Divergence(**self.store.measured(name, measure))
 
-    def of_shape(self, shape: Mapping[str, int]) -> Divergence:
+    def of_shape(self, shape: Mapping[str, int], within: str = "") -> Divergence:
         """Measure the checkpoint of a shape in 16 bits, or return what is stored; then it is not made.
 
         Args:
             shape: The sizes by config key.
+            within: Name of the larger model that it is a part of; empty for the base.
         """
-        name = f"shape {self.maker.name(shape)}"
+        name = f"shape {self.maker.name(shape, within)}"
         if self.store.has(name):
             return Divergence(**self.store.value(name))
-        return self.divergence(name, self.maker.make(shape), {})
+        return self.divergence(name, self.maker.make(shape, within), {})
 
 
 def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamage, dict[str, Divergence]]:

@@ -84,6 +84,15 @@ class SearchOptions(ProfileOptions):
         help="costs of another device, as `ishrink profile` measured them there; without it this machine is measured",
         doc="Costs of another device, as `ishrink profile` measured them there. Without it this machine is measured.",
     )
+    reuse: str | None = option(
+        None,
+        metavar="DIR",
+        help="output of an earlier search of this model with the same settings, for another budget: nothing that it "
+        "measured is measured again",
+        doc="Output folder of an earlier search of this model with the same settings, for another budget: nothing "
+        "that it measured is measured again. Where the output is the earlier one's, it is used without being named.",
+        default_help="the output folder, with --overwrite",
+    )
     max_time: float | None = option(
         None,
         gt=0,

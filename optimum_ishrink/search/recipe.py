@@ -83,17 +83,20 @@ class Recipe:
     Args:
         shape: Its sizes by config key.
         types: Name of the type of each matrix, by its name in the smaller model's file.
+        within: Name of the larger model that it is a part of (see `Maker.name`); empty for the base.
     """
 
     shape: Mapping[str, int]
     types: Mapping[str, str]
+    within: str = ""
 
     @property
     def key(self) -> str:
         """A short name: the same recipe has the same one."""
         from ..core.digest import digest
 
-        return digest({"shape": dict(self.shape), "types": dict(self.types)})[:12]
+        inside = {"within": self.within} if self.within else {}
+        return digest({"shape": dict(self.shape), "types": dict(self.types), **inside})[:12]
 
     def changes(self, base: Mapping[str, int]) -> dict[str, int]:
         """Return the sizes that are not the base's.

@@ -16,6 +16,7 @@ from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, Sea
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import best_made, binding_limits
+from .family import best_of_family
 from .making import Maker
 from .recipe import QUERY_HEADS, Recipe, plain_types, uniform_types
 from .template import Template
@@ -93,19 +94,38 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
     return found
 
 
-def settled(target: str, budget: Budget, models: Sequence[FoundModel], nearest: str | None) -> Answer:
-    """Return the answer to a budget.
+def settled(
+    budgets: Mapping[str, Budget],
+    models: Sequence[FoundModel],
+    nearest: Mapping[str, str],
+    family: Sequence[str] | None,
+    candidates: Candidates,
+) -> tuple[Answer, ...]:
+    """Return the answers to all budgets, in their order.
 
     Args:
-        target: The budget's text.
-        budget: The budget.
+        budgets: The budgets by their texts.
         models: All models, measured.
-        nearest: What comes nearest, where nothing keeps it.
+        nearest: What comes nearest, for budgets that nothing keeps.
+        family: Texts of the budgets from the loosest to the tightest, where each model is to be a part of the last;
+            None where each budget has the best model for itself.
+        candidates: Says what the models retain.
     """
-    best = best_made(models, target)
-    if best is None:
-        return Answer(target, None, (), nearest=nearest)
-    return Answer(target, best.name, binding_limits(budget, {**best.expected.costs, **best.figures.costs}))
+    if family is None:
+        best = {target: best_made(models, target) for target in budgets}
+    else:
+        best = best_of_family(models, family, candidates.plan)
+    answers = {}
+    last = None
+    for target in family or budgets:
+        model = best[target]
+        if model is None:
+            answers[target] = Answer(target, None, (), nearest=nearest.get(target))
+            continue
+        limits = binding_limits(budgets[target], {**model.expected.costs, **model.figures.costs})
+        answers[target] = Answer(target, model.name, limits, part_of=last)
+        last = None if family is None else target
+    return tuple(answers[target] for target in budgets)
 
 
 def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> SearchRecord:
@@ -125,7 +145,7 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
             answers.append(answer)
             continue
         model = record.model_named(answer.best)
-        recipe = Recipe(model.shape, model.types)
+        recipe = candidates.recipe(model)
         candidates.verify(recipe)
         place = folder if len(record.answers) == 1 else folder / str(number)
         place.mkdir(exist_ok=True)

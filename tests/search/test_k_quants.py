@@ -117,6 +117,28 @@ def test_widths_in_whole_blocks_are_considered(wide_file: Template) -> None:
     assert set(plain) <= set(with_k) and 256 in with_k and sorted(with_k, reverse=True) == with_k
 
 
+def test_every_matrix_of_the_shape_of_llama_3_2_1b_takes_k_quants(tmp_path: Path) -> None:
+    shape = {
+        "vocab_size": 128_256,
+        "hidden_size": 2_048,
+        "intermediate_size": 8_192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    }
+    tiny_config("llama", tie_word_embeddings=True, **shape).save_pretrained(tmp_path)
+    binding = open_source(tmp_path).binding
+    template, weights = outline(binding), 1_235_746_816  # 1,235,814,400 parameters, and 67,584 of them in norms
+    base = template.nbytes(binding.shape, dict.fromkeys(template.matrices, "bf16"))
+    for name in ("q6_k", "q5_k", "q4_k", "q3_k", "q2_k"):
+        check_types(binding, [name])
+        types = uniform_types(template, name, [name])
+        assert set(types.values()) == {name}
+        kind = TENSOR_TYPES[name]
+        assert base - template.nbytes(binding.shape, types) == 2 * weights - weights // kind.block * kind.nbytes
+
+
 @pytest.mark.usefixtures("program")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_those_that_the_program_stores(wide_file: Template, tmp_path: Path, dtype: torch.dtype) -> None:

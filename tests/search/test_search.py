@@ -65,17 +65,6 @@ def test_the_best_model_is_written_with_its_record(base_source: Source, text_fil
     assert len(made_up_device.VERIFIED) == 1
 
 
-@pytest.mark.slow
-def test_a_family_is_one_search(base_source: Source, text_file: Path, tmp_path: Path) -> None:
-    prune = ["intermediate_size", "num_hidden_layers"]
-    record = search(base_source, tmp_path / "out", text_file, target="params=-8%;params=-14%", prune=prune)
-    smaller = [record.model_named(answer.best or "") for answer in record.answers]
-    assert [answer.folder for answer in record.answers] == ["1/model", "2/model"]
-    for share, model in zip((0.08, 0.14), smaller, strict=True):
-        assert model.figures.costs["params"] <= (1 - share) * record.reference["params"]
-    assert smaller[0].figures.costs["params"] > smaller[1].figures.costs["params"]
-
-
 def test_a_search_that_stopped_repeats_no_measurement(
     base_source: Source, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
