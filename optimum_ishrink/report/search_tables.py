@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
+from string import ascii_uppercase
 
 from ..core.table import Row
 from .search import FoundModel, Level, SearchRecord
@@ -35,6 +38,20 @@ def models_rows(record: SearchRecord) -> list[Row]:
             )
         )
     return rows
+
+
+def short_names(record: SearchRecord) -> dict[str, str]:
+    """Return what plots call the models, by their names: plain ones by their type, the others by letters.
+
+    Args:
+        record: The search. The smallest of the models that were made is A.
+    """
+    letters = (f"{letter}{round_ or ''}" for round_ in itertools.count() for letter in ascii_uppercase)
+    found = {}
+    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
+        plain = re.fullmatch(r"plain (\S+), unpruned", model.name)
+        found[model.name] = plain[1] if plain else next(letters)
+    return found
 
 
 def costs_of(model: FoundModel) -> Mapping[str, float]:
