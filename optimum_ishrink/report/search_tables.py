@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
+from string import ascii_uppercase
 
 from ..core.table import Row
 from .budget import BudgetRecord
@@ -54,6 +57,20 @@ def _costs(costs: Mapping[str, float]) -> Row:
         f"{costs['ttft'] * 1000:,.0f} ms" if "ttft" in costs else "",
         f"{costs['decode']:,.1f} t/s" if "decode" in costs else "",
     )
+
+
+def short_names(record: SearchRecord) -> dict[str, str]:
+    """Return what plots call the models, by their names: plain ones by their type, the others by letters.
+
+    Args:
+        record: The search. The smallest of the models that were made is A.
+    """
+    letters = (f"{letter}{round_ or ''}" for round_ in itertools.count() for letter in ascii_uppercase)
+    found = {}
+    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
+        plain = re.fullmatch(r"plain (\S+), unpruned", model.name)
+        found[model.name] = plain[1] if plain else next(letters)
+    return found
 
 
 def costs_of(model: FoundModel) -> Mapping[str, float]:

@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..edge.gguf_file import HeaderValue
-from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
+from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
+from ..edge.program_types import Rows, quantized_by_program
 from .template import KINDS, MERGES, SCORES, TOKENS, Template
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _TILE = 2**16
 """Random weights that are repeated: values do not matter for the time, as long as all are finite."""
+
+_ROWS = 256
+"""Rows of the random weights where `llama-quantize` writes them: it takes a single row for no matrix."""
 
 _STANDARD_DEVIATION = 0.02
 
@@ -119,8 +126,22 @@ def write_probe(
             data = np.ones(dims[::-1], dtype=np.float32)
         else:
             if kind not in tiles:
-                tiles[kind] = gguf.quants.quantize(tile[None], kind).reshape(-1).view(np.uint8)
+                tiles[kind] = _quantized(tile, kind.name.lower(), path.parent)
             block, nbytes = gguf.GGML_QUANT_SIZES[kind]
             data = np.resize(tiles[kind], prod(dims) // block * nbytes)
         writer.write_tensor_data(data)
     writer.close()
+
+
+def _quantized(tile: np.ndarray[Any, np.dtype[np.float32]], type_name: str, folder: Path) -> np.ndarray[Any, Any]:
+    """Return weights as bytes of a type, uint8, shape (bytes,)."""
+    import gguf
+    import numpy as np
+
+    if type_name in PROGRAM_TYPES:
+        rows: Rows = (tile.reshape(_ROWS, -1), gguf.GGMLQuantizationType.F32)
+        with quantized_by_program({"tile": type_name}, lambda _: rows, folder) as written:
+            return np.array(written["tile"].data).reshape(-1)
+    kind = gguf.GGMLQuantizationType[type_name.upper()]
+    stored: np.ndarray[Any, Any] = gguf.quants.quantize(tile[None], kind).reshape(-1).view(np.uint8)
+    return stored

@@ -17,7 +17,7 @@ from ..errors import RequestError, SourceError
 from .cost_model import CostModel, Probe, Workload, features, fit
 from .making import Maker
 from .probe_files import write_probe
-from .recipe import QUERY_HEADS
+from .recipe import QUERY_HEADS, priced_types, uniform_types
 from .shapes import dimension_sizes
 from .template import Template
 from .timing import time_files
@@ -100,7 +100,7 @@ class Profile:
                 f"the profile is of {self.model} ({self.model_type}), another model; make one of this model with "
                 "`ishrink profile` on the device"
             )
-        missing = [name for name in types if name not in self.costs.prices["decode"]]
+        missing = [name for name in priced_types(types) if name not in self.costs.prices["decode"]]
         if missing:
             raise RequestError(f"the profile has no costs of {', '.join(missing)}; profile the device with it")
         if threads is not None and threads != self.threads:
@@ -142,25 +142,28 @@ def probe_recipes(
 
     found = []
     for number, name in enumerate(types):
-        every = dict.fromkeys(template.matrices, name)
-        found.append((f"{name}", shape(), every, True))
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
-        found.append((f"{name}, narrower and shallower", shape(**smaller), every, True))
-    first = dict.fromkeys(template.matrices, types[0])
-    found.append((f"{types[0]}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), first, True))
+        for words, changed in (("", shape()), (", narrower and shallower", shape(**smaller))):
+            found.append((f"{name}{words}", changed, uniform_types(template, name, types, changed), True))
+    first, others = types[0], [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
     if len(sizes[GROUPS]) > 1:
-        found.append((f"{types[0]}, fewer groups", shape(**{GROUPS: near(GROUPS, 0.6)}), first, True))
+        others.append(("fewer groups", shape(**{GROUPS: near(GROUPS, 0.6)})))
     if len(sizes[ROWS]) > 1:
-        found.append((f"{types[0]}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), first, True))
+        others.append(("fewer rows", shape(**{ROWS: near(ROWS, 0.5)})))
+    for words, changed in others:
+        found.append((f"{first}, {words}", changed, uniform_types(template, first, types, changed), True))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
-        mixed = {name: draw.choice(list(types)) for name in template.matrices}
-        changes = {
-            LAYERS: near(LAYERS, 0.95 - 0.1 * number),
-            NEURONS: near(NEURONS, 0.7 + 0.1 * number),
-            ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
-        }
-        found.append((f"held out {number + 1}", shape(**changes), mixed, False))
+        changed = shape(
+            **{
+                LAYERS: near(LAYERS, 0.95 - 0.1 * number),
+                NEURONS: near(NEURONS, 0.7 + 0.1 * number),
+                ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
+            }
+        )
+        each = {name: uniform_types(template, name, types, changed) for name in types}
+        mixed = {name: each[draw.choice(list(types))][name] for name in each[types[0]]}
+        found.append((f"held out {number + 1}", changed, mixed, False))
     return found
 
 
@@ -190,8 +193,8 @@ def measure_profile(
     Raises:
         SourceError: llama.cpp cannot run a probe.
     """
-    binding = template.binding
-    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
+    binding, types = template.binding, priced_types(types)
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1, types=types) for key in binding.shape}
     recipes = probe_recipes(template, types, sizes)
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}

@@ -11,7 +11,6 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError
-from optimum_ishrink.report.run import Run
 from optimum_ishrink.report.search import SearchRecord
 from optimum_ishrink.search import candidates, making
 from optimum_ishrink.search.profile import Profile
@@ -64,22 +63,6 @@ def test_the_best_model_is_written_with_its_record(base_source: Source, text_fil
     assert not work_folder(tmp_path / "out").exists()
     assert any("bytes=-35%: " in line for line in record.advice)
     assert len(made_up_device.VERIFIED) == 1
-
-
-@pytest.mark.slow
-def test_a_family_is_one_search(base_source: Source, text_file: Path, tmp_path: Path) -> None:
-    prune = ["intermediate_size", "num_hidden_layers"]
-    record = search(base_source, tmp_path / "out", text_file, target="params=-8%;params=-14%", prune=prune)
-    smaller = [record.model_named(answer.best or "") for answer in record.answers]
-    assert [answer.folder for answer in record.answers] == ["1/model", "2/model"]
-    for folder, target in (("1/model", "params=-8%"), ("2/model", "params=-14%")):
-        budget = Run.read(tmp_path / "out" / folder).report.budget
-        assert budget is not None and budget.target == target
-        card = (tmp_path / "out" / folder / "README.md").read_text()
-        assert f"Searched for `{target}` in llama.cpp" in card and "| this model |" in card
-    for share, model in zip((0.08, 0.14), smaller, strict=True):
-        assert model.figures.costs["params"] <= (1 - share) * record.reference["params"]
-    assert smaller[0].figures.costs["params"] > smaller[1].figures.costs["params"]
 
 
 def test_a_search_that_stopped_repeats_no_measurement(
