@@ -31,7 +31,7 @@ from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis
 from ..report.plan import Plan
 from ..report.report import Report
-from ..search.mixed import export_mixed
+from ..search.chosen_export import export_chosen
 from .finding import FindsModels
 from .given_model import given_model
 from .llama_cpp import report_in_llama_cpp
@@ -392,7 +392,7 @@ class IShrinker(PushToHub, FindsModels):
             VerificationError: The export's predictions differ from the checkpoint's; nothing was left behind.
         """
         asked = ExportOptions(**options)
-        if asked.is_mixed:
-            config = self._config(None, {})
-            return export_mixed(self._open(config), config, asked, expanded(output), overwrite=overwrite)
+        if asked.is_mixed or asked.is_calibrated:
+            config = self._config(None, {} if asked.calibration is None else {"calibration": asked.calibration})
+            return export_chosen(self._open(config), config, asked, expanded(output), overwrite=overwrite)
         return export_source(self.source, asked, expanded(output), overwrite=overwrite)

@@ -31,9 +31,6 @@ _SYMMETRIC = {"q4_0": 8, "q5_0": 16}
 _AFFINE = {"q4_1": 15, "q5_1": 31}
 """Types of which a weight is a scale times a whole number from 0 to this, plus the block's least value."""
 
-CALIBRATED = (*_SYMMETRIC, *_AFFINE, "q8_0")
-"""Types that can be rounded to so."""
-
 _ROWS = 16_384
 """Rows that are rounded at a time: they do not depend on each other, and the head of a large vocabulary would take
 gigabytes."""

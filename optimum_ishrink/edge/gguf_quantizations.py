@@ -59,6 +59,10 @@ TENSOR_TYPES: Mapping[str, TensorType] = {
 """Sizes are those of ggml (a test compares them with the `gguf` package); fallbacks are those of `llama-quantize`."""
 
 
+CALIBRATED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Types that weights can be rounded to for what their matrices compute."""
+
+
 @dataclass(frozen=True)
 class GgufQuantization:
     """A quantisation of a whole model, by the name that people type.

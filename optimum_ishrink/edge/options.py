@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
+from ..text.options import SOURCES
+from .gguf_quantizations import CALIBRATED
 from .mixed_types import MIXED_TYPES, TYPES_HELP, check_quantizations
 
 FORMATS = ("gguf", "safetensors")
+NEAREST_ROUNDING, CALIBRATED_ROUNDING = ROUNDINGS = ("nearest", "calibrated")
 RUNTIMES = ("pytorch", "llama.cpp")
 
 EXPORT_QUANTIZATIONS = {"gguf": "f16", "safetensors": "int8"}
@@ -63,6 +66,23 @@ class ExportOptions(Options):
         help=f"mixed: {TYPES_HELP}",
         doc='With `quantization="mixed"`: the types to choose from, as of `ishrink search --quantization`.',
         default_help=",".join(MIXED_TYPES),
+    )
+    rounding: str | None = option(
+        None,
+        choices=ROUNDINGS,
+        help="GGUF: weights have the nearest values of their type; or calibrated: those that change least of what "
+        "matrices compute on the calibration text",
+        doc="How weights are rounded to a type of GGUF: to its `nearest` values, as llama.cpp does, or `calibrated`, "
+        "so that what matrices compute on the calibration text changes least.",
+        default_help="nearest; calibrated with mixed",
+    )
+    calibration: Sequence[str] | None = option(
+        None,
+        metavar="SRC[,SRC...]",
+        path="text",
+        help=f"mixed, or calibrated rounding: text to calibrate on: {SOURCES}",
+        doc="With mixed types or calibrated rounding: text sources to calibrate on.",
+        default_help="self",
     )
     verify: bool = option(
         True,
@@ -120,6 +140,14 @@ class ExportOptions(Options):
                 "--quantization mixed chooses a type for each matrix of a GGUF file under a budget, and needs one: "
                 "--target bytes=80MB; other quantizations take none"
             )
+        fits = self.format == "gguf" and self.quantization_name.lower() in CALIBRATED
+        if self.rounding == CALIBRATED_ROUNDING and not (fits or self.is_mixed):
+            raise RequestError(
+                f"--rounding calibrated rounds to {', '.join(CALIBRATED)} of --format gguf, not to "
+                f"{self.quantization_name}"
+            )
+        if self.calibration is not None and not (self.is_mixed or self.is_calibrated):
+            raise RequestError("--calibration belongs to --rounding calibrated or --quantization mixed")
         if self.types is not None and not self.is_mixed:
             raise RequestError("--types belongs to --quantization mixed; name the one type with --quantization")
         if self.keep_share is not None and self.analysis is None:
@@ -137,6 +165,11 @@ class ExportOptions(Options):
     def is_mixed(self) -> bool:
         """Whether every matrix gets a type of its own."""
         return (self.quantization or "").lower() == "mixed"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether weights are rounded for what matrices compute."""
+        return (self.rounding or (CALIBRATED_ROUNDING if self.is_mixed else NEAREST_ROUNDING)) == CALIBRATED_ROUNDING
 
     @property
     def mixed_types(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,12 @@ import torch
 
 from ..core.durable import write_whole
 from ..core.progress import progress_bar
-from .calibrated_rounding import CALIBRATED, calibrated_blocks
-from .gguf_quantizations import TENSOR_TYPES, stored_as
+from .calibrated_rounding import calibrated_blocks
+from .gguf_quantizations import CALIBRATED, TENSOR_TYPES, stored_as
 from .input_moments import input_moments
 
 if TYPE_CHECKING:
     import numpy as np
-
-_ERRORS = "errors.json"
 
 
 class RoundedMatrices:
@@ -50,37 +47,41 @@ class RoundedMatrices:
             windows: Token ids, int64, shape (windows, length).
             types: Names of types, by the matrix's name in the file.
         """
-        wanted = {name: [each for each in of if self._takes(name, each)] for name, of in types.items()}
-        wanted = {name: [each for each in of if not self._path(name, each).is_file()] for name, of in wanted.items()}
-        names = {name: self._parameters[name] for name, of in wanted.items() if of and name in self._parameters}
+        wanted = self.missing(types)
+        names = {name: self._parameters[name] for name in wanted}
         if not names:
             return
-        errors = self._errors()
         with progress_bar("rounding for what is computed", len(names)) as advance:
             done = 0
             for moments, share in input_moments(model, windows, names):
                 for name, moment in moments.items():
                     if self.order(name, model) is not None:
                         for each in wanted[name]:
-                            errors[f"{name} {each}"] = self._round(name, each, moment)
+                            self._round(name, each, moment)
                     advance(1)
                     done += 1
-                write_whole(self._folder / _ERRORS, json.dumps(errors).encode())
                 advance(round(share * len(names)) - done)  # those that no module reads
                 done = round(share * len(names))
 
-    def _round(self, name: str, type_name: str, moment: torch.Tensor) -> float:
-        """Round a matrix; return the error of what it computes."""
-        import gguf
+    def missing(self, types: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+        """Return what has to be rounded yet, as `round` takes it.
+
+        Args:
+            types: Names of types, by the matrix's name in the file.
+        """
+        found = {
+            name: [each for each in of if self._takes(name, each) and not self._path(name, each).is_file()]
+            for name, of in types.items()
+            if name in self._parameters
+        }
+        return {name: of for name, of in found.items() if of}
+
+    def _round(self, name: str, type_name: str, moment: torch.Tensor) -> None:
         import numpy as np
 
-        rows = self._exact(name)
-        blocks = calibrated_blocks(rows, moment, type_name)
         stored = io.BytesIO()
-        np.save(stored, blocks)
+        np.save(stored, calibrated_blocks(self._exact(name), moment, type_name))
         write_whole(self._path(name, type_name), stored.getvalue())
-        off = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_name.upper()])) - rows
-        return float(((off @ moment.cpu()) * off).sum())
 
     def _takes(self, name: str, type_name: str) -> bool:
         if type_name not in CALIBRATED or name not in self._tensors:
@@ -91,25 +92,11 @@ class RoundedMatrices:
     def _path(self, name: str, type_name: str) -> Path:
         return self._folder / type_name / f"{name}.npy"
 
-    def _errors(self) -> dict[str, float]:
-        path = self._folder / _ERRORS
-        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found
-
     def _exact(self, name: str) -> torch.Tensor:
         import gguf
 
         tensor = self._tensors[name]
         return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-
-    def error(self, name: str, type_name: str) -> float | None:
-        """Return the mean squared error of what a rounded matrix computes, summed over outputs; None if not rounded.
-
-        Args:
-            name: The matrix's name in the file.
-            type_name: Name of the type.
-        """
-        return self._errors().get(f"{name} {type_name}")
 
     def blocks(self, name: str, type_name: str) -> np.ndarray[Any, Any] | None:
         """Return a matrix as a file of the type stores it, uint8, shape (rows, bytes); None if it is not rounded.

@@ -22,7 +22,7 @@ from .allocation import Budget, Candidate
 from .choosing import Choices, next_candidate
 from .cost_model import Workload
 from .damage import shape_key
-from .making import write_base_file, write_mixed_file
+from .making import write_mixed_file
 from .measured_damage import Measuring
 from .options import SearchOptions
 from .recipe import Recipe, uniform_types
@@ -122,7 +122,7 @@ class Candidates:
         Args:
             model: A model that was made, or the base in some types.
         """
-        return self._recipes.get(model.name) or Recipe(model.shape, model.types)
+        return self._recipes.get(model.name) or Recipe(model.shape, model.types, nearest=True)
 
     def plan(self, model: FoundModel) -> Plan | None:
         """Return what a model retains; None for the base.
@@ -194,12 +194,7 @@ class Candidates:
         Args:
             recipe: The recipe.
         """
-        if not recipe.changes(self._source.binding.shape):
-            return self._measuring.template.path
-        path = self._measuring.maker.place(recipe.shape, recipe.within) / "exact.gguf"
-        if not path.is_file():
-            write_base_file(self.checkpoint(recipe), path)
-        return path
+        return self._measuring.exact_file(self._measuring.maker.make(recipe.shape, recipe.within))
 
     def file(self, recipe: Recipe) -> Path:
         """Return the file of a recipe, written where it is not there yet.
@@ -211,9 +206,16 @@ class Candidates:
         if path.is_file():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        exact = self.exact_file(recipe)
-        general = self._measuring.template.general(recipe.shape)
-        write_mixed_file(exact, recipe.types, path, general=general, overwrite=True)
+        made = self._measuring.maker.make(recipe.shape, recipe.within)
+        types = {name: (each,) for name, each in recipe.types.items()}
+        write_mixed_file(
+            self.exact_file(recipe),
+            recipe.types,
+            path,
+            general=self._measuring.template.general(recipe.shape),
+            rounded=None if recipe.nearest else self._measuring.rounded(made, types),
+            overwrite=True,
+        )
         return path
 
     def verify(self, recipe: Recipe) -> None:
@@ -246,7 +248,11 @@ class Candidates:
         measured: dict[str, dict[str, float]] = {}
         if self._options.profile is None:
             types = self._options.types
-            whole = Recipe(dict(self._source.binding.shape), uniform_types(self._measuring.template, types[0], types))
+            whole = Recipe(
+                dict(self._source.binding.shape),
+                uniform_types(self._measuring.template, types[0], types),
+                nearest=True,
+            )
             recipes = [whole, *map(self.recipe, models)]
             files = {recipe.key: self.file(recipe) for recipe in recipes}
             vocabulary = min(model.shape[ROWS] for model in models)

@@ -20,6 +20,7 @@ from ..core.output import staged_file
 from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, TENSOR_TYPES
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
+from ..edge.rounded_matrices import RoundedMatrices
 from ..edge.write_gguf import quantize_file, write_gguf
 from ..options.option import own_options
 from ..pipeline.job import shrink_job
@@ -253,6 +254,7 @@ def write_mixed_file(
     path: Path,
     *,
     general: Sequence[HeaderValue] | None = None,
+    rounded: RoundedMatrices | None = None,
     overwrite: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -263,6 +265,7 @@ def write_mixed_file(
         types: Names of types, by the matrix's name in the file.
         path: The file; it appears whole or not at all.
         general: What its header says of the model in general (see `Template.general`); None for what `exact` says.
+        rounded: Matrices that are rounded already; the others have the nearest values.
         overwrite: Replace an existing file.
         check: Called with the staged file. If it raises, nothing is written.
     """
@@ -272,6 +275,6 @@ def write_mixed_file(
     most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
     named = next(each for each in GGUF_QUANTIZATIONS.values() if each.tensor_type.name == most)
     with staged_file(path, overwrite=overwrite) as staged:
-        quantize_file(exact, staged, named, types, general)
+        quantize_file(exact, staged, named, types, general, rounded)
         if check is not None:
             check(staged)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.progress import progress_bar
 from ..edge.gguf_quantizations import TENSOR_TYPES, bits, fits
+from ..edge.rounded_matrices import RoundedMatrices
 from ..planning.row_choices import RowChoices
 from ..report.search import kind_of
 from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
-from .making import Made, Maker
+from .making import Made, Maker, write_base_file
 from .recipe import QUERY_HEADS, plain_types, uniform_types
+from .rounding import Rounding, matrix_parameters
 from .store import Store
 from .template import Template
 from .text_divergence import Divergence, Reference
@@ -45,41 +48,61 @@ class Measuring:
         maker: Makes checkpoints.
         reference: The text to choose on, with the base's predictions.
         store: Where measurements are stored.
+        rounding: Rounds matrices for what they compute; None where they have the nearest values.
     """
 
     template: Template
     maker: Maker
     reference: Reference
     store: Store
+    rounding: Rounding | None = None
 
-    def stored_weights(self, model: Any) -> StoredWeights:
+    def stored_weights(self, model: Any, rounded: RoundedMatrices | None = None) -> StoredWeights:
         """Return a model's matrices as a file can hold them.
 
         Args:
             model: The base, or a checkpoint that was made from it.
+            rounded: Matrices that are rounded already; the others have the nearest values.
         """
-        tensors = self.template.binding.tensors
-        parameters = dict(model.named_parameters())
-        transposed = [name for name, tensor in tensors.items() if tensor.transposed]
-        names = {
-            tensor.name: tensor.source
-            for tensor in self.template.tensors
-            if tensor.is_matrix and tensor.source is not None and tensor.source in parameters
-        }
+        names, transposed = matrix_parameters(self.template, model)
         folder = self.maker.folder / "types" if model is self.maker.session.loaded else None
-        return StoredWeights(model, names, transposed, folder)
+        return StoredWeights(model, names, transposed, rounded, folder)
 
-    def divergence(self, name: str, made: Made, types: Mapping[str, str]) -> Divergence:
+    def exact_file(self, made: Made) -> Path:
+        """Return the file of 16 bits of a checkpoint, written where it is not there yet.
+
+        Args:
+            made: The checkpoint.
+        """
+        if made.source is self.maker.session.source:
+            return self.template.path
+        path = self.maker.folder / made.name / "exact.gguf"
+        if not path.is_file():
+            write_base_file(made.source, path)
+        return path
+
+    def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices | None:
+        """Return a checkpoint's rounded matrices, rounded where they are not yet; None for the nearest values.
+
+        Args:
+            made: The checkpoint.
+            types: Names of types, by the matrix's name in its file.
+        """
+        return None if self.rounding is None else self.rounding.rounded(made, types, self.exact_file(made))
+
+    def divergence(self, name: str, made: Made, types: Mapping[str, str], *, nearest: bool = False) -> Divergence:
         """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
 
         Args:
             name: Name of the measurement.
             made: The checkpoint, which is loaded where it has to be measured.
             types: Names of types by the matrix's name in the file; the others keep their bits.
+            nearest: Whether matrices have the nearest values, where the search rounds otherwise.
         """
 
         def measure() -> dict[str, Any]:
-            with self.stored_weights(self.maker.load(made)).stored(types) as stored:
+            rounded = None if nearest else self.rounded(made, {name: (each,) for name, each in types.items()})
+            with self.stored_weights(self.maker.load(made), rounded).stored(types) as stored:
                 if made.pair is None:
                     return asdict(self.reference.measure(stored))
                 return asdict(self.reference.measure_trimmed(stored, made.pair))
@@ -126,6 +149,9 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
     lowest = every[coarsest]
     able = {kind_of(tensor.name): [name for name in quantized if fits(tensor.dims[0], name)] for tensor in matrices}
     with progress_bar("what each type costs", len(inside) + len(blocks) + 2 * len(quantized)) as advance:
+        if not store.has("errors"):
+            able_of = {tensor.name: able[kind_of(tensor.name)] for tensor in matrices}
+            measuring.rounded(base, able_of)
         errors = store.measured("errors", lambda: _errors(measuring, inside, able))
         by_kind = {}
         for kind, names in inside.items():
@@ -142,7 +168,7 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
         whole, plain = {}, {}
         for name in quantized:
             whole[name] = measuring.divergence(f"type {name} everywhere", base, every[name])
-            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(template, name, types))
+            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(template, name, types), nearest=True)
             advance(2)
     scaled = {
         kind: {name: errors[kind][name] / max(errors[kind][lowest[names[0]]], 1e-30) for name in able[kind]}
@@ -182,7 +208,8 @@ def _errors(
     measuring: Measuring, inside: Mapping[str, Sequence[str]], able: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Return the squared error of each type in each kind of matrix whose rows fit it."""
-    weights = measuring.stored_weights(measuring.maker.session.model)
+    base = measuring.maker.make(measuring.template.binding.shape)
+    weights = measuring.stored_weights(measuring.maker.session.model, measuring.rounded(base, {}))
     return {
         kind: {name: sum(weights.error(matrix, name) for matrix in matrices) for name in able[kind]}
         for kind, matrices in inside.items()

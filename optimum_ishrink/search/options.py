@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..edge.mixed_types import MIXED_TYPES, TYPES_HELP, check_quantizations
+from ..edge.options import CALIBRATED_ROUNDING, ROUNDINGS
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
@@ -78,6 +79,12 @@ class SearchOptions(ProfileOptions):
     )
     search_samples: int = option(8, metavar="N", help="windows of the text to choose on")
     search_length: int = option(128, ge=2, metavar="N", help="tokens in each of them")
+    rounding: str = option(
+        CALIBRATED_ROUNDING,
+        choices=ROUNDINGS,
+        help="how weights are rounded to their types: calibrated, so that what matrices compute on the calibration "
+        "text changes least, or to the nearest values",
+    )
     profile: str | None = option(
         None,
         metavar="FILE",

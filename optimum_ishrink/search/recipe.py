@@ -84,18 +84,20 @@ class Recipe:
         shape: Its sizes by config key.
         types: Name of the type of each matrix, by its name in the smaller model's file.
         within: Name of the larger model that it is a part of (see `Maker.name`); empty for the base.
+        nearest: Whether matrices have the nearest values, where a search rounds otherwise.
     """
 
     shape: Mapping[str, int]
     types: Mapping[str, str]
     within: str = ""
+    nearest: bool = False
 
     @property
     def key(self) -> str:
         """A short name: the same recipe has the same one."""
         from ..core.digest import digest
 
-        inside = {"within": self.within} if self.within else {}
+        inside = {key: value for key, value in (("within", self.within), ("nearest", self.nearest)) if value}
         return digest({"shape": dict(self.shape), "types": dict(self.types), **inside})[:12]
 
     def changes(self, base: Mapping[str, int]) -> dict[str, int]:

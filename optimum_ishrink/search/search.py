@@ -36,6 +36,7 @@ from ..core.progress import note
 from ..core.version import __version__
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.llama_server import check_runtime, default_threads
+from ..edge.options import CALIBRATED_ROUNDING
 from ..edge.write_gguf import check_tools
 from ..errors import RequestError, ShapeError
 from ..planning.limits import parse_families
@@ -57,6 +58,7 @@ from .profile import Profile, measure_profile
 from .recipe import Recipe
 from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
 from .requirements import check_model
+from .rounding import Rounding
 from .shapes import dimension_sizes, shapes
 from .store import MEASUREMENTS, PROFILE, Store, reuse_measurements, save_measurements
 from .template import Template, read_template
@@ -261,7 +263,8 @@ class Search:
         families = parse_families(options.target)
         reference = {**self.profile.base, **own_figures(self.template, options.types[0], options.types)}
         budgets = {limits_text(limits): Budget(limits, reference) for limits in families}
-        measuring = Measuring(self.template, self.maker, self.reference, self.store)
+        rounding = Rounding(self.template, self.maker) if options.rounding == CALIBRATED_ROUNDING else None
+        measuring = Measuring(self.template, self.maker, self.reference, self.store, rounding)
         types, whole = measure_types(measuring, options.types)
         binding = self.session.source.binding
         runtime = RuntimeCheck(binding, "llama.cpp", self.config.protection(binding.shape[LAYERS]))

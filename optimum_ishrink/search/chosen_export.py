@@ -1,0 +1,150 @@
+"""A model as it is, in a GGUF file of its own making: a type for every matrix, or values that fit the text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.session import Session
+from ..configuration import IShrinkConfig
+from ..edge.agreement import Agreement
+from ..edge.gguf_export import GgufExport, check_export, verify_file
+from ..edge.gguf_file import read_gguf
+from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
+from ..edge.gguf_tokenizer import find_gguf_tokenizer
+from ..edge.options import ExportOptions
+from ..errors import RequestError, ShapeError
+from ..planning.limits import BYTES, Limit, parse_limits, readable
+from ..report.search import types_by_kind
+from ..text.calibration import Calibration, held_out_windows
+from ..text.sources import parse_sources
+from .allocation import Allocator, Budget
+from .cost_model import Workload
+from .damage import DamageModel
+from .making import Maker, write_base_file, write_mixed_file
+from .measured_damage import Measuring, measure_types
+from .recipe import plain_types
+from .requirements import check_model
+from .rounding import Rounding
+from .store import Store
+from .template import read_template
+from .text_divergence import Reference
+
+WINDOWS, LENGTH = 8, 128
+"""Text that types are chosen on."""
+
+
+def export_chosen(
+    session: Session, config: IShrinkConfig, options: ExportOptions, output: Path, *, overwrite: bool = False
+) -> GgufExport:
+    """Write a checkpoint as a GGUF file, and compare it in llama.cpp.
+
+    With `quantization="mixed"` every matrix has its own type, and the file so many bytes at most. With calibrated
+    rounding weights are rounded for what matrices compute on the calibration text.
+
+    Args:
+        session: The run over the checkpoint.
+        config: The calibration text. Types are chosen on further windows of it.
+        options: The quantisation and the budget, and whether the file is compared.
+        output: The file. It appears whole or not at all.
+        overwrite: Replace an existing file.
+
+    Raises:
+        RequestError: The budget is not one of bytes, a tool is missing, or llama.cpp would run the model otherwise.
+        ShapeError: No allocation keeps the budget; the message says what the least is.
+        VerificationError: The written file is not the model of its 16 bits, or llama.cpp splits text otherwise.
+    """
+    limits = parse_limits(options.target) if options.target is not None else ()
+    if options.is_mixed and [limit.metric for limit in limits] != [BYTES]:
+        raise RequestError(f"a mixed export has a budget of bytes, such as bytes=80MB, not {options.target}")
+    check_export(options, GGUF_QUANTIZATIONS["bf16"], output, overwrite=overwrite)
+    source = session.source
+    types = options.mixed_types if options.is_mixed else (options.quantization_name.lower(),)
+    check_model(source, types)
+    for text in Calibration(config, session).sources:
+        text.check()
+    tokenizer = source.load_tokenizer()
+    told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
+    with tempfile.TemporaryDirectory(prefix="ishrink-export-") as name:
+        folder = Path(name)
+        exact = folder / "base.gguf"
+        write_base_file(source, exact, options.pre_tokenizer)
+        template = read_template(exact, source.binding)
+        maker = Maker(session, config, Calibration(config, session), folder)
+        rounding = Rounding(template, maker) if options.is_calibrated else None
+        if options.is_mixed:
+            reference = Reference(session.model, _held_out(session, config), source.display_name)
+            store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
+            chosen = _choose(Measuring(template, maker, reference, store, rounding), limits, types)
+        else:
+            chosen = plain_types(template, types[0])
+        agreements: list[Agreement] = []
+
+        def check(path: Path) -> None:
+            agreements.append(verify_file(source, tokenizer, path, exact, told, options.threads))
+
+        rounded = None
+        if rounding is not None:
+            every = {name: (each,) for name, each in chosen.items()}
+            rounded = rounding.rounded(maker.make(source.binding.shape), every, exact)
+        write_mixed_file(
+            exact,
+            chosen,
+            output,
+            general=template.general(source.binding.shape),
+            rounded=rounded,
+            overwrite=overwrite,
+            check=check if options.verify else None,
+        )
+    file = read_gguf(output)
+    return GgufExport(
+        path=output,
+        model=source.display_name,
+        params=file.params,
+        nbytes=file.nbytes,
+        quantization=_named(types_by_kind(chosen)) if options.is_mixed else f"{types[0]}, calibrated rounding",
+        architecture=file.architecture,
+        agreement=agreements[0] if agreements else None,
+    )
+
+
+def _choose(measuring: Measuring, limits: Sequence[Limit], types: Sequence[str]) -> Mapping[str, str]:
+    """Return the types that lose least under a limit on bytes."""
+    template = measuring.template
+    shape = template.binding.shape
+    found_types, _ = measure_types(measuring, types)
+    allocator = Allocator(template, DamageModel(dict(shape), {}, found_types), None, Workload(), types)
+    found = allocator.path(shape)
+    whole = found.candidate(len(found) - 1).figures
+    best = found.best(Budget(limits, whole))
+    if best is None:
+        least = found.candidate(0).figures[BYTES]
+        raise ShapeError(
+            f"no types of {', '.join(types)} keep {limits[0].text}: the smallest file has "
+            f"{readable(BYTES, least)}; `ishrink search` prunes as well"
+        )
+    return best.recipe.types
+
+
+def _held_out(session: Session, config: IShrinkConfig) -> torch.Tensor:
+    """Return further text of the calibration's sources: weights are rounded for the first part of it."""
+    sources = parse_sources(config.calibration)
+    return held_out_windows(
+        sources,
+        session.model,
+        session.tokenizer,
+        samples=max(WINDOWS, len(sources)),
+        length=LENGTH,
+        seed=config.seed,
+        calibrated=sources,
+        calibration_samples=config.calibration_samples,
+        calibration_length=config.calibration_length,
+    )
+
+
+def _named(kinds: Mapping[str, str]) -> str:
+    """Return the types in words, such as `mixed: token_embd q4_0, attn_v q8_0 (15), q5_0 (15)`."""
+    return "mixed: " + ", ".join(f"{kind} {types}" for kind, types in kinds.items())

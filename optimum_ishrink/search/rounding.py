@@ -1,0 +1,69 @@
+"""Rounding the matrices of a search's models for what they compute on calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.session import Session
+from ..edge.rounded_matrices import RoundedMatrices
+from ..text.calibration import Calibration
+from .making import Made, Maker
+from .template import Template
+
+
+def matrix_parameters(template: Template, model: Any) -> tuple[dict[str, str], list[str]]:
+    """Return a model's parameter for each matrix of its file, and the parameters that checkpoints store transposed.
+
+    Args:
+        template: The base's file.
+        model: The base, or a checkpoint that was made from it.
+    """
+    tensors, parameters = template.binding.tensors, dict(model.named_parameters())
+    names = {
+        tensor.name: tensor.source
+        for tensor in template.tensors
+        if tensor.is_matrix and tensor.source is not None and tensor.source in parameters
+    }
+    return names, [name for name, tensor in tensors.items() if tensor.transposed]
+
+
+class Rounding:
+    """Rounds the matrices of models. What was rounded is on disk beside the model, and is not rounded again.
+
+    Args:
+        template: The base's file.
+        maker: Has the models and the calibration text.
+    """
+
+    def __init__(self, template: Template, maker: Maker) -> None:
+        self._template = template
+        self._maker = maker
+        self._matrices: dict[Path, RoundedMatrices] = {}
+
+    def rounded(self, made: Made, types: Mapping[str, Collection[str]], exact: Path) -> RoundedMatrices:
+        """Return a checkpoint's rounded matrices, rounded where they are not yet.
+
+        Args:
+            made: The checkpoint.
+            types: Names of types, by the matrix's name in its file.
+            exact: Its file of 16 bits.
+        """
+        folder = self._maker.folder / made.name / "rounded"
+        if folder not in self._matrices:
+            names, transposed = matrix_parameters(self._template, self._maker.load(made))
+            self._matrices[folder] = RoundedMatrices(exact, folder, names, transposed)
+        found = self._matrices[folder]
+        if found.missing(types):
+            found.round(self._maker.load(made), self._windows(made), types)
+        return found
+
+    def _windows(self, made: Made) -> torch.Tensor:
+        """Return the calibration text in a checkpoint's own tokens."""
+        config, drawn = self._maker.config, self._maker.calibration
+        if made.pair is not None:
+            drawn = Calibration(config, Session(made.source, config), whole=drawn)
+        return drawn.windows[: config.importance_samples]
