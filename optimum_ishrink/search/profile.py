@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,20 @@ from ..core.progress import progress_bar
 from ..errors import RequestError, SourceError
 from .cost_model import CostModel, Probe, Workload, features, fit
 from .making import Maker
+from .on_device import SCHEMA
 from .probe_files import write_probe
 from .recipe import QUERY_HEADS
 from .shapes import dimension_sizes
 from .template import Template
 from .timing import time_files
 
-SCHEMA = 1
 _HELD_OUT = 3
 """Probes that the prices are not fitted to."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Prices of one model's parts on one device.
+    """What probes of one model took on one device, and the prices that follow.
 
     Args:
         model: The model's name.
@@ -39,9 +40,7 @@ class Profile:
         build: Its version, and the processor instructions that it used.
         threads: Threads that it used.
         workload: What was timed.
-        costs: The prices.
-        probes: What was measured.
-        base: The figures of the unpruned model in the first type.
+        probes: What was measured; the first is the unpruned model in the first type.
     """
 
     model: str
@@ -51,9 +50,17 @@ class Profile:
     build: str
     threads: int
     workload: Workload
-    costs: CostModel
     probes: tuple[Probe, ...]
-    base: Mapping[str, float]
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """The prices."""
+        return fit(self.probes)
+
+    @property
+    def base(self) -> Mapping[str, float]:
+        """The figures of the unpruned model in the first type."""
+        return self.probes[0].figures
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as a JSON object."""
@@ -116,10 +123,25 @@ class Profile:
             )
 
 
-def probe_recipes(
-    template: Template, types: Sequence[str], sizes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, dict[str, int], dict[str, str], bool]]:
-    """Return the probes of a model: name, shape, types, and whether the prices are fitted to it.
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """What a probe is.
+
+    Args:
+        name: Its name.
+        shape: Its sizes by config key.
+        types: Name of the type of each matrix, by its name in the file.
+        fitted: Whether the prices are fitted to it.
+    """
+
+    name: str
+    shape: Mapping[str, int]
+    types: Mapping[str, str]
+    fitted: bool = True
+
+
+def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> list[ProbeRecipe]:
+    """Return the probes of a model, the unpruned model in the first type first.
 
     Each type has the whole model and a smaller one, so that its price and what every layer costs can be told apart;
     three further ones have types and sizes mixed, and say how far the prices are off.
@@ -127,9 +149,11 @@ def probe_recipes(
     Args:
         template: The base's file.
         types: Names of the types to choose from.
-        sizes: The sizes that each dimension can have.
+        maker: Says which sizes the vocabulary can have.
     """
-    base = dict(template.binding.shape)
+    binding = template.binding
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
+    base = dict(binding.shape)
     group = base[QUERY_HEADS] // base[GROUPS]
 
     def near(key: str, share: float) -> int:
@@ -141,17 +165,19 @@ def probe_recipes(
         return found
 
     found = []
+    fewest = min(sizes[GROUPS])
     for number, name in enumerate(types):
         every = dict.fromkeys(template.matrices, name)
-        found.append((f"{name}", shape(), every, True))
+        found.append(ProbeRecipe(name, shape(), every))
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
-        found.append((f"{name}, narrower and shallower", shape(**smaller), every, True))
+        smaller[GROUPS] = (base[GROUPS], fewest, near(GROUPS, 0.6))[number % 3]
+        found.append(ProbeRecipe(f"{name}, smaller", shape(**smaller), every))
     first = dict.fromkeys(template.matrices, types[0])
-    found.append((f"{types[0]}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), first, True))
+    found.append(ProbeRecipe(f"{types[0]}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), first))
     if len(sizes[GROUPS]) > 1:
-        found.append((f"{types[0]}, fewer groups", shape(**{GROUPS: near(GROUPS, 0.6)}), first, True))
+        found.append(ProbeRecipe(f"{types[0]}, fewest groups", shape(**{GROUPS: fewest}), first))
     if len(sizes[ROWS]) > 1:
-        found.append((f"{types[0]}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), first, True))
+        found.append(ProbeRecipe(f"{types[0]}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), first))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
         mixed = {name: draw.choice(list(types)) for name in template.matrices}
@@ -159,8 +185,9 @@ def probe_recipes(
             LAYERS: near(LAYERS, 0.95 - 0.1 * number),
             NEURONS: near(NEURONS, 0.7 + 0.1 * number),
             ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
+            GROUPS: near(GROUPS, 1.0 - 0.33 * number),
         }
-        found.append((f"held out {number + 1}", shape(**changes), mixed, False))
+        found.append(ProbeRecipe(f"held out {number + 1}", shape(**changes), mixed, fitted=False))
     return found
 
 
@@ -174,6 +201,7 @@ def measure_profile(
     threads: int,
     workload: Workload,
     rounds: int,
+    held_out: Sequence[ProbeRecipe] = (),
 ) -> Profile:
     """Measure the costs of a model's parts on this machine.
 
@@ -186,37 +214,43 @@ def measure_profile(
         threads: Threads for it.
         workload: What is timed.
         rounds: Turns of each probe.
+        held_out: Further files that are timed and not fitted.
 
     Raises:
         SourceError: llama.cpp cannot run a probe.
     """
-    binding = template.binding
-    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
-    recipes = probe_recipes(template, types, sizes)
+    recipes = [*probe_recipes(template, types, maker), *held_out]
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}
-        vocabulary = binding.shape[ROWS]
         with progress_bar("writing probes of random weights", len(recipes)) as advance:
-            for number, (name, shape, chosen, _) in enumerate(recipes):
-                kept = maker.kept_tokens(shape[ROWS])
-                vocabulary = min(vocabulary, shape[ROWS])
-                files[name] = Path(folder) / f"{number}.gguf"
-                write_probe(template, shape, chosen, files[name], kept)
+            for number, each in enumerate(recipes):
+                files[each.name] = Path(folder) / f"{number}.gguf"
+                tokens = maker.kept_tokens(each.shape[ROWS])
+                write_probe(template, each.shape, each.types, files[each.name], tokens)
                 advance(1)
+        vocabulary = min(each.shape[ROWS] for each in recipes)
         figures, build = time_files(files, workload, threads=threads, vocabulary=vocabulary, rounds=rounds)
-    probes = tuple(
-        Probe(name, features(template, shape, chosen, workload, template.in_shape(shape)), figures[name], fitted)
-        for name, shape, chosen, fitted in recipes
-    )
     return Profile(
         model=model,
-        model_type=binding.description.model_type,
-        shape=dict(binding.shape),
+        model_type=template.binding.description.model_type,
+        shape=dict(template.binding.shape),
         runtime=runtime,
         build=build,
         threads=threads,
         workload=workload,
-        costs=fit(probes),
-        probes=probes,
-        base=figures[types[0]],
+        probes=tuple(
+            Probe(each.name, probe_features(template, each, workload), figures[each.name], each.fitted)
+            for each in recipes
+        ),
     )
+
+
+def probe_features(template: Template, recipe: ProbeRecipe, workload: Workload) -> dict[str, dict[str, float]]:
+    """Return what a probe's figures are linear functions of (see `features`).
+
+    Args:
+        template: The base's file.
+        recipe: The probe.
+        workload: What is timed.
+    """
+    return features(template, recipe.shape, recipe.types, workload, template.in_shape(recipe.shape))
