@@ -176,8 +176,8 @@ def expected_costs(types: Sequence[str]) -> CostModel:
     from ..edge.gguf_quantizations import TENSOR_TYPES
 
     nbytes = {name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block for name in (*types, "bf16")}
-    decode = {"once": 0.0, "layers": 0.0, **{name: each / 1e10 for name, each in nbytes.items()}}
-    prompt = {"once": 0.0, "layers": 0.0, "head": 1e-10, **dict.fromkeys(nbytes, 1e-11)}
+    decode = {"once": 0.0, "layers": 0.0, "attention": 0.0, **{name: each / 1e10 for name, each in nbytes.items()}}
+    prompt = {"once": 0.0, "layers": 0.0, "attention": 0.0, "head": 1e-10, **dict.fromkeys(nbytes, 1e-11)}
     memory = {"once": 3e7, "kv": 1.0, "rows": 0.0, **nbytes}
     return CostModel({DECODE: decode, TTFT: prompt, MEMORY: memory}, {})
 
