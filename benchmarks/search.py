@@ -3,13 +3,14 @@
     python -m benchmarks.search measure FOUND MODEL DATA --output search.jsonl [--eval-samples 16] [--eval-length 256]
     python -m benchmarks.search table search.jsonl
     python -m benchmarks.search expected FOUND
+    python -m benchmarks.search files MODEL [--seed 0]
     python -m benchmarks.search times MODEL [--files 10] [--found FOUND] [--threads 1] [--rounds 5] [--seed 0]
 
 FOUND is the output folder of `ishrink search`, MODEL the base's folder, DATA one with the text files named below.
 `measure` takes the best model of every budget and the unpruned model in every plain quantisation, gives their matrices
 the values that the files hold, and compares them with the base on three texts. Rows that are in the output already are
-not made again. `times` profiles the machine and times further files of random sizes and types in the same rounds: how
-far what a profile predicts is off.
+not made again. `files` compares the bytes of two files of mixed types with what is expected. `times` takes the profile
+of this machine, and times further files of random sizes and types in the same rounds: how far expectations are off.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from typing import Any
 import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker
-from optimum_ishrink.architectures.description import GROUPS
+from optimum_ishrink.architectures.description import GROUPS, NEURONS
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import Source, open_source
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.tensor_names import gguf_names
 from optimum_ishrink.planning.limits import readable
 from optimum_ishrink.report.search import FoundModel, SearchRecord, kind_of
-from optimum_ishrink.search.cost_model import MEASURED, Workload
-from optimum_ishrink.search.making import Maker, write_base_file
+from optimum_ishrink.search.cost_model import MEASURED
+from optimum_ishrink.search.making import Maker, write_base_file, write_mixed_file
 from optimum_ishrink.search.options import QUANTIZATIONS
 from optimum_ishrink.search.profile import ProbeRecipe, Profile, measure_profile
 from optimum_ishrink.search.recipe import QUERY_HEADS
 from optimum_ishrink.search.shapes import dimension_sizes
 from optimum_ishrink.search.template import Template, read_template
+from optimum_ishrink.search.turns import Workload
 from optimum_ishrink.search.weights import StoredWeights
 from optimum_ishrink.text.calibration import Calibration
 
@@ -170,6 +172,36 @@ def times(args: argparse.Namespace) -> None:
     print(f"\nLoad average of the last 1, 5 and 15 minutes: {', '.join(f'{load:.1f}' for load in os.getloadavg())}.")
 
 
+def files(args: argparse.Namespace) -> None:
+    """Print the bytes of two files, expected and written: the unpruned model's, and a narrower one's."""
+    source = open_source(args.model)
+    print("| file | bytes expected | bytes written |\n| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        base = folder / "base.gguf"
+        write_base_file(source, base)
+        template = read_template(base, source.binding)
+        width = max(size for size in dimension_sizes(source.binding, NEURONS, rows=None, protected=1)[1:])
+        draw = random.Random(args.seed)
+        types = {name: draw.choice(args.quantization) for name in template.matrices}
+        shape = {**source.binding.shape, NEURONS: width}
+        config = IShrinkConfig(
+            importance="l2-norm",
+            intermediate_size=width,
+            compensation="none",
+            evaluate=False,
+            benchmark=False,
+            calibration=["self"],
+        )
+        IShrinker(source).shrink(config, save_directory=folder / "narrower")
+        narrower = folder / "narrower.gguf"
+        write_base_file(open_source(folder / "narrower"), narrower)
+        for name, exact, of in (("unpruned", base, source.binding.shape), (f"{width:,} neurons", narrower, shape)):
+            path = folder / "mixed.gguf"
+            write_mixed_file(exact, types, path, general=template.general(of), overwrite=True)
+            print(f"| {name}, mixed types | {template.nbytes(of, types):,} | {path.stat().st_size:,} |", flush=True)
+
+
 def times_table(profile: Profile) -> str:
     """Return the files that prices are not fitted to, measured and expected, and how far nine of ten are off."""
     lines = ["| file | decode | expected | first token | expected | memory | expected |", "| --- " * 7 + "|"]
@@ -220,6 +252,11 @@ def main() -> None:
     timed.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
     timed.add_argument("--profile", type=Path, help="write what was measured")
     timed.set_defaults(work=times)
+    written = verbs.add_parser("files")
+    written.add_argument("model")
+    written.add_argument("--seed", type=int, default=0)
+    written.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
+    written.set_defaults(work=files)
     args = parser.parse_args()
     args.work(args)
 

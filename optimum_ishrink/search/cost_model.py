@@ -19,26 +19,12 @@ import numpy as np
 from ..edge.gguf_quantizations import EMBEDDING, HEAD
 from ..planning.limits import DECODE, MEMORY, TTFT
 from .template import Template, TemplateTensor
+from .turns import Workload
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MEASURED = (DECODE, TTFT, MEMORY)
 """What the model predicts. Decoding is fitted as seconds for a token."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is timed.
-
-    Args:
-        prompt: Tokens of the prompt.
-        new_tokens: Tokens that are decoded after it.
-        context: Tokens that the KV cache has room for.
-    """
-
-    prompt: int = 128
-    new_tokens: int = 32
-    context: int = 2048
 
 
 @dataclass(frozen=True)

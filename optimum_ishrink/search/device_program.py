@@ -15,12 +15,13 @@ from pathlib import Path
 from ..architectures.description import ROWS
 from ..core.json_codec import to_plain
 from ..core.progress import progress_bar
-from .cost_model import Workload, kv_bytes
+from .cost_model import kv_bytes
 from .making import Maker
 from .on_device import HEADERS, PLAN, TILES
 from .probe_files import random_tiles, write_header
 from .profile import probe_features, probe_recipes
 from .template import Template
+from .turns import Workload
 
 _PACKAGE = "ishrink_device"
 

@@ -19,7 +19,6 @@ from ..planning.limits import BYTES, parse_limits, readable
 from ..report.search import types_by_kind
 from ..text.calibration import Calibration
 from .allocation import Allocator, Budget
-from .cost_model import Workload
 from .damage import DamageModel
 from .making import Maker, write_base_file, write_mixed_file
 from .measured_damage import Measuring, measure_types
@@ -27,6 +26,7 @@ from .options import QUANTIZATIONS
 from .store import Store
 from .template import read_template
 from .text_divergence import Reference
+from .turns import Workload
 
 WINDOWS, LENGTH = 8, 128
 """Text that types are chosen on."""
@@ -69,7 +69,8 @@ def export_mixed(
         )
         maker = Maker(session, config, drawn, folder)
         reference = Reference(session.model, drawn.windows, source.display_name)
-        types, _ = measure_types(Measuring(template, maker, reference, Store(folder, {})), QUANTIZATIONS)
+        store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
+        types, _ = measure_types(Measuring(template, maker, reference, store), QUANTIZATIONS)
         damage = DamageModel(dict(source.binding.shape), {}, types)
         allocator = Allocator(template, damage, None, Workload(), QUANTIZATIONS)
         found = allocator.path(source.binding.shape)

@@ -21,8 +21,8 @@ from typing import Any
 from ..edge.llama_bench import PROGRAM, LlamaBench
 from ..edge.worker_process import Start, WorkerProcess
 from ..errors import OutputError, RequestError
-from .probe_weights import append_weights, file_bytes
-from .turns import fit_together, settle, take_turns
+from .probe_weights import append_weights, check_room, file_bytes
+from .turns import Workload, fit_together, settle, take_turns
 
 SCHEMA = 2
 """Number of the form of profiles."""
@@ -81,7 +81,6 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
     """
     plan, output = read_plan(archive), request.output
     profile = plan["profile"]
-    workload = profile["workload"]
     threads = plan["threads"] or _cores() if request.threads is None else request.threads
     rounds = plan["rounds"] if request.rounds is None else request.rounds
     if min(threads, rounds) < 1:
@@ -109,9 +108,7 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
 
         turns, build = take_turns(
             files,
-            prompt=workload["prompt"],
-            new_tokens=workload["new_tokens"],
-            context=workload["context"],
+            Workload(**profile["workload"]),
             threads=threads,
             vocabulary=plan["vocabulary"],
             rounds=rounds,
@@ -158,12 +155,7 @@ def write_probes(archive: Path, plan: dict[str, Any], folder: Path) -> dict[str,
         OutputError: There is too little room.
     """
     needed = sum(file_bytes(file["header"], file["parts"]) for file in plan["files"])
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"the probes take {needed / 1e6:,.0f} MB and {folder.parent} has {free / 1e6:,.0f} MB free; name another "
-            "place with --folder"
-        )
+    check_room(folder, needed, "--folder")
     found = {}
     with zipfile.ZipFile(archive) as opened:
         tiles = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from ..errors import OutputError
 
 ALIGNMENT = 32
 """GGUF's tensors begin at multiples of this many bytes."""
@@ -46,3 +49,22 @@ def file_bytes(header: int, parts: Parts) -> int:
         parts: The tensors.
     """
     return sum(nbytes + -nbytes % ALIGNMENT for nbytes in (header, *(nbytes for _, nbytes in parts)))
+
+
+def check_room(folder: Path, needed: int, elsewhere: str) -> None:
+    """Check that probes fit on the disk, before the first is written.
+
+    Args:
+        folder: Where they are written.
+        needed: Their bytes.
+        elsewhere: How another place is named.
+
+    Raises:
+        OutputError: They do not fit.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"the probes take {needed / 1e6:,.0f} MB and {folder.parent} has {free / 1e6:,.0f} MB free; name another "
+            f"place with {elsewhere}"
+        )

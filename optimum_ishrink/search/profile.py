@@ -14,15 +14,18 @@ from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.json_codec import from_plain, to_plain
 from ..core.json_files import read_json, write_json
 from ..core.progress import progress_bar
+from ..edge.gguf_quantizations import TENSOR_TYPES
 from ..errors import RequestError, SourceError
-from .cost_model import CostModel, Probe, Workload, features, fit
+from .cost_model import CostModel, Probe, features, fit
 from .making import Maker
 from .on_device import SCHEMA
 from .probe_files import write_probe
+from .probe_weights import check_room
 from .recipe import QUERY_HEADS
 from .shapes import dimension_sizes
 from .template import Template
 from .timing import time_files
+from .turns import Workload
 
 _HELD_OUT = 3
 """Probes that the prices are not fitted to."""
@@ -172,12 +175,13 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
         smaller[GROUPS] = (base[GROUPS], fewest, near(GROUPS, 0.6))[number % 3]
         found.append(ProbeRecipe(f"{name}, smaller", shape(**smaller), every))
-    first = dict.fromkeys(template.matrices, types[0])
-    found.append(ProbeRecipe(f"{types[0]}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), first))
+    coarsest = min(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
+    every = dict.fromkeys(template.matrices, coarsest)  # the smallest files, in which the rest costs the largest share
+    found.append(ProbeRecipe(f"{coarsest}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), every))
     if len(sizes[GROUPS]) > 1:
-        found.append(ProbeRecipe(f"{types[0]}, fewest groups", shape(**{GROUPS: fewest}), first))
+        found.append(ProbeRecipe(f"{coarsest}, fewest groups", shape(**{GROUPS: fewest}), every))
     if len(sizes[ROWS]) > 1:
-        found.append(ProbeRecipe(f"{types[0]}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), first))
+        found.append(ProbeRecipe(f"{coarsest}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), every))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
         mixed = {name: draw.choice(list(types)) for name in template.matrices}
@@ -217,11 +221,13 @@ def measure_profile(
         held_out: Further files that are timed and not fitted.
 
     Raises:
+        OutputError: The temporary folder has too little room for the probes.
         SourceError: llama.cpp cannot run a probe.
     """
     recipes = [*probe_recipes(template, types, maker), *held_out]
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}
+        check_room(Path(folder), sum(template.nbytes(each.shape, each.types) for each in recipes), "TMPDIR")
         with progress_bar("writing probes of random weights", len(recipes)) as advance:
             for number, each in enumerate(recipes):
                 files[each.name] = Path(folder) / f"{number}.gguf"

@@ -17,12 +17,12 @@ from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.llama_server import check_runtime, default_threads
 from ..edge.write_gguf import check_tools
 from ..text.calibration import Calibration
-from .cost_model import Workload
 from .device_program import write_device_program
 from .making import Maker, write_base_file
 from .options import ProfileOptions
 from .profile import Profile, measure_profile
 from .template import Template, read_template
+from .turns import Workload
 
 
 def profile_device(

@@ -47,7 +47,6 @@ from .advice import advise
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import Choices, describe_nearest
-from .cost_model import Workload
 from .damage import DamageModel, shape_key
 from .making import Maker, write_base_file
 from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels, measure_types
@@ -58,6 +57,7 @@ from .shapes import dimension_sizes, shapes
 from .store import Store
 from .template import Template, read_template
 from .text_divergence import Reference
+from .turns import Workload
 
 
 def work_folder(output: Path) -> Path:

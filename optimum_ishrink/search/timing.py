@@ -9,8 +9,7 @@ import psutil
 
 from ..core.progress import progress_bar
 from ..edge.worker_process import Start, WorkerProcess
-from .cost_model import Workload
-from .turns import fit_together, settle, take_turns
+from .turns import Workload, fit_together, settle, take_turns
 
 
 def time_files(
@@ -44,9 +43,7 @@ def time_files(
     with progress_bar("timing in turn", rounds * len(files)) as advance:
         turns, build = take_turns(
             files,
-            prompt=workload.prompt,
-            new_tokens=workload.new_tokens,
-            context=workload.context,
+            workload,
             threads=threads,
             vocabulary=vocabulary,
             rounds=rounds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,21 @@ Turns = Mapping[str, Sequence[Mapping[str, float]]]
 """For each file the figures of each of its turns."""
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What is timed.
+
+    Args:
+        prompt: Tokens of the prompt.
+        new_tokens: Tokens that are decoded after it.
+        context: Tokens that the KV cache has room for.
+    """
+
+    prompt: int = 128
+    new_tokens: int = 32
+    context: int = 2048
+
+
 def fit_together(files: Mapping[str, Path], available: int | None) -> bool:
     """Whether all files fit in memory at once, so that each can keep its process.
 
@@ -32,10 +48,8 @@ def fit_together(files: Mapping[str, Path], available: int | None) -> bool:
 
 def take_turns(
     files: Mapping[str, Path],
+    workload: Workload,
     *,
-    prompt: int,
-    new_tokens: int,
-    context: int,
     threads: int,
     vocabulary: int,
     rounds: int,
@@ -47,9 +61,7 @@ def take_turns(
 
     Args:
         files: The files by name.
-        prompt: Tokens of the prompt.
-        new_tokens: Tokens that are decoded after it.
-        context: Tokens that the KV cache has room for.
+        workload: What is timed.
         threads: Threads for llama.cpp.
         vocabulary: Tokens that the prompt is drawn from; all files have so many.
         rounds: Turns of each file.
@@ -69,10 +81,10 @@ def take_turns(
     request = {
         "task": "measure",
         "threads": threads,
-        "lengths": [prompt],
-        "new_tokens": new_tokens,
+        "lengths": [workload.prompt],
+        "new_tokens": workload.new_tokens,
         "vocabulary": vocabulary,
-        "context": max(context, prompt + new_tokens + MARGIN),
+        "context": max(workload.context, workload.prompt + workload.new_tokens + MARGIN),
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in files}
     build = ""
@@ -88,7 +100,7 @@ def take_turns(
                             alive[name] = process
                     else:
                         process = alive[name]
-                    found[name].append(_figures(process.ask({"length": prompt}), process.first, threads))
+                    found[name].append(_figures(process.ask({"length": workload.prompt}), process.first, threads))
                     build = process.first["build"]
                 advance(1)
     return found, build

@@ -16,12 +16,13 @@ from ..planning.protection import default_protection
 from ..planning.row_choices import RowChoices
 from ..report.search import types_by_kind
 from .allocation import Allocator, Budget, Candidate
-from .cost_model import CostModel, Workload
+from .cost_model import CostModel
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
 from .options import AdviceOptions
 from .outline import outline, weights_in
 from .recipe import QUERY_HEADS, Recipe, plain_types
 from .shapes import dimension_sizes, shapes
+from .turns import Workload
 
 UNCERTAINTY = 2.5
 """Factor by which expected divergences are off, either way: models differ that much from one another."""

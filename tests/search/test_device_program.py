@@ -16,11 +16,12 @@ from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.on_device import main as run
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.edge.llama_bench import LlamaBench, _memory_before
-from optimum_ishrink.errors import SourceError
+from optimum_ishrink.errors import OutputError, SourceError
 from optimum_ishrink.search import on_device as device
-from optimum_ishrink.search.cost_model import Workload
+from optimum_ishrink.search import probe_weights
 from optimum_ishrink.search.profile import Profile
 from optimum_ishrink.search.template import Template
+from optimum_ishrink.search.turns import Workload
 from tests.helpers import made_up_device
 from tests.helpers.fake_llama_bench import write_program
 
@@ -90,7 +91,11 @@ def test_its_probes_are_those_of_a_profile(
 
 
 def test_requests_that_it_cannot_meet(
-    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    program: Path,
+    base_source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
@@ -111,9 +116,11 @@ def test_requests_that_it_cannot_meet(
     with monkeypatch.context() as patched:
         patched.setattr(device, "take_turns", stop)
         assert run(program, []) == 130
-    monkeypatch.setattr(device.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(probe_weights.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     assert run(program, []) == 2
     assert "MB and " in (error := capsys.readouterr().err) and "name another place with --folder" in error
+    with pytest.raises(OutputError, match="name another place with TMPDIR"):
+        IShrinker(base_source).profile(output=tmp_path / "here.json", **ASKED)
 
 
 def test_a_program_that_fails_or_answers_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

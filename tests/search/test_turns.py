@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.search.turns import fit_together, settle, take_turns
+from optimum_ishrink.search.turns import Workload, fit_together, settle, take_turns
 
 STARTED: list[str] = []
 
@@ -37,9 +37,16 @@ def turns(tmp_path: Path, *, threads: int, together: bool) -> Any:
     STARTED.clear()
     Process.asked = 0
     files = {name: tmp_path / name for name in "abc"}
-    lengths = {"prompt": 8, "new_tokens": 2, "context": 4, "vocabulary": 9}
+    workload = Workload(prompt=8, new_tokens=2, context=4)
     return take_turns(
-        files, **lengths, threads=threads, rounds=2, together=together, start=start, advance=lambda _: None
+        files,
+        workload,
+        vocabulary=9,
+        threads=threads,
+        rounds=2,
+        together=together,
+        start=start,
+        advance=lambda _: None,
     )
 
 
