@@ -65,10 +65,10 @@ def loading_in_this_process() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def converter_in_a_fork() -> Iterator[None]:
     """Let llama.cpp's converter start in a fork, too."""
-    from optimum_ishrink.edge import write_gguf
+    from optimum_ishrink.edge import programs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_gguf, "subprocess", SimpleNamespace(run=run_warm))
+        patch.setattr(programs, "subprocess", SimpleNamespace(run=run_warm))
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +13,9 @@ import jinja2
 
 from ..core.durable import replace_file
 from ..core.json_files import read_json
-from ..core.table import escape_cell, literal_table, markdown_table
+from ..core.table import Row, escape_cell, literal_table, markdown_table
 from ..errors import SourceError
+from ..report.budget import BudgetRecord
 from ..report.compensation import CompensationRecord
 from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
 from ..report.origin import Origin
@@ -23,6 +24,7 @@ from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, head_line, layer_ro
 from ..report.report import Report
 from ..report.run import Run
 from ..report.scores import read_scores
+from ..report.search_tables import BUDGET_HEADER, budget_rows
 from ..report.tables import (
     METRICS,
     RECOVERY_HEADER,
@@ -98,7 +100,14 @@ def render_card(
         ),
         environment=report.environment,
         command=origin.command,
+        budget=report.budget,
+        budget_table=_budget_table(report.budget) if report.budget else "",
     )
+
+
+def _budget_table(budget: BudgetRecord) -> str:
+    """Return the table of a model and its neighbours on the front without empty columns."""
+    return _without_empty_columns(BUDGET_HEADER, budget_rows(budget))
 
 
 def _shared(report: Report) -> str:
@@ -112,8 +121,12 @@ def _retained_table(report: Report) -> str:
     rows = retained_rows(report)
     if not rows:
         return ""
-    used = [i for i in range(len(RETAINED_HEADER)) if any(row[i] for row in rows)]
-    return literal_table(tuple(RETAINED_HEADER[i] for i in used), [tuple(row[i] for i in used) for row in rows])
+    return _without_empty_columns(RETAINED_HEADER, rows)
+
+
+def _without_empty_columns(header: Row, rows: Sequence[Row]) -> str:
+    used = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return literal_table(tuple(header[i] for i in used), [tuple(row[i] for i in used) for row in rows])
 
 
 def _refitted(compensation: CompensationRecord | None) -> dict[str, str] | None:

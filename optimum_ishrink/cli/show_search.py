@@ -35,6 +35,7 @@ def show_search(record: SearchRecord, output: Path) -> None:
             say(f"Run it:   llama-cli -m {output / answer.file}")
         if answer.folder is not None:
             say(f"Measure:  ishrink evaluate --model {output / answer.folder} --base {record.model} --eval-text FILE")
+    say(f"A further size, without measuring again:  add --reuse {output} to the same command with another --target")
     say(f"Written to {output} (page: {output / 'index.html'})")
 
 

@@ -11,6 +11,10 @@ CONVERTER, NUMPY, PROGRAM = "llama.cpp's converter", "gguf", "llama-quantize"
 """What writes a quantisation: llama.cpp's converter, the `gguf` package in numpy, or llama.cpp's `llama-quantize`."""
 
 
+PLAIN_BLOCK = 32
+"""Weights in a block of the plain types."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """How GGUF stores a row of weights.
@@ -103,6 +107,19 @@ GGUF_QUANTIZATIONS: Mapping[str, GgufQuantization] = {
 }
 
 
+PROGRAM_TYPES: Mapping[str, str] = {
+    "q6_k": "Q6_K",
+    "q5_k": "Q5_K_S",
+    "q4_k": "Q4_K_S",
+    "q3_k": "Q3_K_S",
+    "q2_k": "Q2_K",
+    "iq4_nl": "IQ4_NL",
+    "iq4_xs": "IQ4_XS",
+}
+"""Types of single matrices that `llama-quantize` alone writes, and the quantisation whose matrices are all of this
+type with `--pure`."""
+
+
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 """Names of the embedding and of the head in a file. Where there is no head, the embedding is the head too."""
 
@@ -143,6 +160,45 @@ def stored_as(row: int, requested: TensorType) -> TensorType:
     while row % requested.block:
         requested = TENSOR_TYPES[requested.fallback or "f16"]
     return requested
+
+
+def fits(row: int, type_name: str) -> bool:
+    """Whether a row can be stored in a type whose blocks are longer than those of the plain types.
+
+    Rows that do not fit the plain types' blocks of 32 are stored in 16 bits, which any runtime reads; what a K-quant
+    falls back to depends on the version of llama.cpp, so that nothing here relies on it.
+
+    Args:
+        row: Weights in the row.
+        type_name: Name of the type.
+    """
+    block = TENSOR_TYPES[type_name].block
+    return block <= PLAIN_BLOCK or row % block == 0
+
+
+def bits(type_name: str) -> float:
+    """Return the bytes of a weight in a type, scales included.
+
+    Args:
+        type_name: Name of the type.
+    """
+    return TENSOR_TYPES[type_name].nbytes / TENSOR_TYPES[type_name].block
+
+
+def fitting_type(row: int, wanted: str, types: Collection[str]) -> str | None:
+    """Return a type for a row: the wanted one where the row fits it, else the next finer one of some that it fits.
+
+    Args:
+        row: Weights in the row.
+        wanted: Name of the wanted type.
+        types: Names of the types to choose from. Where the row fits no finer one, it gets the finest coarser one.
+
+    Returns:
+        Its name; None where the row fits none.
+    """
+    able = [name for name in (wanted, *sorted(types, key=bits)) if fits(row, name)]
+    finer = [name for name in able if bits(name) >= bits(wanted)]
+    return finer[0] if finer else able[-1] if able else None
 
 
 def nearest_multiples(row: int, block: int) -> tuple[int, ...]:

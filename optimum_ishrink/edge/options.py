@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
+from .mixed_types import MIXED_TYPES, TYPES_HELP, check_quantizations
 
 FORMATS = ("gguf", "safetensors")
 RUNTIMES = ("pytorch", "llama.cpp")
@@ -53,7 +54,15 @@ class ExportOptions(Options):
         metavar="LIMIT",
         help="mixed: the most bytes that the file may have, such as bytes=80MB",
         doc='With `quantization="mixed"`: the most bytes that the file may have, such as `bytes=80MB`. Every matrix '
-        "gets its own of q8_0, q5_0 and q4_0, by what each costs in this model, measured on text that it samples.",
+        "gets its own of `types`, by what each costs in this model, measured on text that it samples.",
+    )
+    types: Sequence[str] | None = option(
+        None,
+        check=check_quantizations,
+        metavar="NAME[,NAME...]",
+        help=f"mixed: {TYPES_HELP}",
+        doc='With `quantization="mixed"`: the types to choose from, as of `ishrink search --quantization`.',
+        default_help=",".join(MIXED_TYPES),
     )
     verify: bool = option(
         True,
@@ -111,6 +120,8 @@ class ExportOptions(Options):
                 "--quantization mixed chooses a type for each matrix of a GGUF file under a budget, and needs one: "
                 "--target bytes=80MB; other quantizations take none"
             )
+        if self.types is not None and not self.is_mixed:
+            raise RequestError("--types belongs to --quantization mixed; name the one type with --quantization")
         if self.keep_share is not None and self.analysis is None:
             raise RequestError(
                 "--keep-share sets how many of an analysis' layers stay in 16 bits; name the analysis with "
@@ -126,6 +137,11 @@ class ExportOptions(Options):
     def is_mixed(self) -> bool:
         """Whether every matrix gets a type of its own."""
         return (self.quantization or "").lower() == "mixed"
+
+    @property
+    def mixed_types(self) -> tuple[str, ...]:
+        """The types that a mixed file is chosen from, in lower case."""
+        return tuple(name.lower() for name in self.types or MIXED_TYPES)
 
     @property
     def analysis_share(self) -> float:

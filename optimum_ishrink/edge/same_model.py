@@ -15,8 +15,9 @@ from ..errors import VerificationError
 if TYPE_CHECKING:
     import numpy as np
 
-MAY_DIFFER = ("general.file_type", "general.quantization_version")
-"""The only metadata that say how weights are stored."""
+MAY_DIFFER = ("general.file_type", "general.quantization_version", "general.size_label")
+"""The only metadata that say how weights are stored, and the size in words, which the converter takes from the name of
+the model that it was cut from."""
 
 NEAR = 0.5
 """Largest distance of a matrix from its 16-bit weights, as a share of their norm. Quantisations of 4 bits stay below

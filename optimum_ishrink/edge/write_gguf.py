@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import math
-import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.json_files import read_json
 from ..core.output import staged_file
 from ..core.progress import note, progress_bar
-from ..errors import RequestError, SourceError
+from ..errors import RequestError
 from .gguf_file import HeaderValue, header_values
-from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, TENSOR_TYPES, GgufQuantization, plain_type
+from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, PROGRAM_TYPES, TENSOR_TYPES, GgufQuantization, plain_type
 from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
 from .pieces import write_piece_files
-from .program_log import failure_reason
+from .program_types import Rows, quantized_by_program
+from .programs import check_program, run_program
+
+if TYPE_CHECKING:
+    from .rounded_matrices import RoundedMatrices
 
 _CONVERTER = "convert_hf_to_gguf"
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
 
 
 def check_tools(quantization: GgufQuantization) -> None:
@@ -39,16 +38,8 @@ def check_tools(quantization: GgufQuantization) -> None:
     """
     if importlib.util.find_spec(_CONVERTER) is None:
         raise RequestError(f"the export needs llama.cpp's converter; install it with: {INSTALL}")
-    if quantization.written_by == PROGRAM and shutil.which(PROGRAM) is None:
-        raise RequestError(
-            f"{quantization.name} is written by llama.cpp's program {PROGRAM}, which is not on the PATH: install "
-            "llama.cpp (its releases, Homebrew, conda-forge and nixpkgs have it), or choose q4_0, q4_1, q5_0, q5_1 or "
-            "q8_0, which do not need it"
-        )
-
-
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|\d+ requested and \d+ written")
-"""What Python, and numpy after a part of an array, say in the log of a program that cannot write on."""
+    if quantization.written_by == PROGRAM:
+        check_program([quantization.name])
 
 
 def write_gguf(
@@ -108,7 +99,7 @@ def _write(
             advance(1)
         if quantization.written_by == PROGRAM:
             note(f"quantising to {quantization.name} with {shutil.which(PROGRAM)}")
-            _run([PROGRAM, str(exact), str(output), quantization.name.upper()], f"{PROGRAM} failed")
+            run_program([PROGRAM, str(exact), str(output), quantization.name.upper()], f"{PROGRAM} failed")
         elif quantization.written_by == NUMPY:
             quantize_file(exact, output, quantization)
         if check is not None:
@@ -125,30 +116,7 @@ def _convert(folder: Path, outtype: str, output: Path, name: str, tokenizer: Ggu
             settings["tokenizer_folder"] = files
         command = [sys.executable, "-m", f"{__package__}.converter", json.dumps(settings), str(folder)]
         command += ["--outfile", str(output), "--outtype", outtype, "--model-name", name]
-        _run(command, f"llama.cpp's converter refuses {name}")
-
-
-def _run(command: Sequence[str], failure: str) -> None:
-    """Run a program without network access to the Hub and without secrets; an error has the reason from its log."""
-    environment = {key: value for key, value in os.environ.items() if not _SECRET.search(key.upper())}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, check=False
-    )
-    if done.returncode:
-        raise program_failure(failure, done.stderr or done.stdout)
-
-
-def program_failure(failure: str, log: str) -> Exception:
-    """Return what to raise when a program failed.
-
-    Args:
-        failure: What could not be done.
-        log: What the program wrote.
-    """
-    if _FULL.search(log):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `staged_file` names the file
-    return SourceError(f"{failure}: {failure_reason(log)}")
+        run_program(command, f"llama.cpp's converter refuses {name}")
 
 
 _OF_THE_FILE = ("general.architecture", "general.file_type", "general.quantization_version")
@@ -161,10 +129,12 @@ def quantize_file(
     quantization: GgufQuantization,
     types: Mapping[str, str] | None = None,
     general: Sequence[HeaderValue] | None = None,
+    rounded: RoundedMatrices | None = None,
 ) -> None:
-    """Quantise the matrices of a 16-bit GGUF file in numpy, tensor by tensor.
+    """Quantise the matrices of a 16-bit GGUF file, tensor by tensor.
 
-    Types are those of `plain_type`, but for matrices that are given one of their own.
+    Types are those of `plain_type`, but for matrices that are given one of their own. Those that numpy cannot write
+    are written by `llama-quantize`, and copied from its file.
 
     Args:
         source: A 16-bit file written by the converter.
@@ -172,6 +142,10 @@ def quantize_file(
         quantization: How the other matrices are stored; one that the `gguf` package can write.
         types: Names of the types of single matrices, by the matrix's name in the file; these have precedence.
         general: What the header says of the model in general; None for what the source says.
+        rounded: Matrices that are rounded already; the others have the nearest values.
+
+    Raises:
+        SourceError: `llama-quantize` failed, or stored a matrix otherwise.
     """
     import gguf
     import numpy
@@ -202,11 +176,25 @@ def quantize_file(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    with progress_bar(f"quantising to {quantization.name}", len(kinds)) as advance:
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    asked = {name: each for name, each in (types or {}).items() if each in PROGRAM_TYPES and name in tensors}
+
+    def rows(name: str) -> Rows:
+        return tensors[name].data, tensors[name].tensor_type
+
+    with (
+        quantized_by_program(asked, rows, target.parent) as written,
+        progress_bar(f"quantising to {quantization.name}", len(kinds)) as advance,
+    ):
         for tensor, kind in zip(reader.tensors, kinds, strict=True):
             data = tensor.data
-            if kind is not None:
-                data = gguf.quants.quantize(gguf.quants.dequantize(data, tensor.tensor_type), kind)
+            if tensor.name in written:
+                data = written[tensor.name].data
+            elif kind is not None:
+                blocks = None if rounded is None else rounded.blocks(tensor.name, kind.name.lower())
+                data = blocks
+                if blocks is None:
+                    data = gguf.quants.quantize(gguf.quants.dequantize(tensor.data, tensor.tensor_type), kind)
             writer.write_tensor_data(data)
             advance(1)
     writer.close()

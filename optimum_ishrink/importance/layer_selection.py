@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 
 from ..architectures.layer_order import LayerOrder
+from ..errors import ShapeError
 
 
 def choose_greedily(
@@ -15,6 +16,7 @@ def choose_greedily(
     count: int,
     removable: range,
     order: LayerOrder | None = None,
+    gone: Collection[int] = (),
 ) -> tuple[int, ...]:
     """Return the retained layers: remove the lowest scored, score the rest again without it, and repeat.
 
@@ -28,11 +30,13 @@ def choose_greedily(
         count: Layers of the result.
         removable: The layers that can be removed, at least as many as have to be.
         order: The order that the retained ones must come in; None for any, and left out where none come in it.
+        gone: Layers that are removed in any case, at most as many as have to be.
     """
     total = len(first_scores)
-    remaining = list(removable)
-    removed: tuple[int, ...] = ()
-    scores = first_scores[remaining]
+    removed: tuple[int, ...] = tuple(sorted(gone))
+    remaining = [layer for layer in removable if layer not in removed]
+    again = 0 < len(removed) < total - count
+    scores = score_again(remaining, removed) if again else first_scores[remaining]
     while total - len(removed) > count:
         candidates = [layer for layer in remaining if allows(order, {*removed, layer}, total, removable)]
         costs = {layer: float(score) for layer, score in zip(remaining, scores, strict=True)}
@@ -64,6 +68,25 @@ def removable_spans(length: int, removable: range) -> list[tuple[int, int]]:
         removable: The layers that can be removed.
     """
     return [(start, start + length) for start in range(removable.start, removable.stop - length + 1)]
+
+
+def spans_with(gone: Collection[int], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the spans that have some layers in them.
+
+    Args:
+        gone: The layers.
+        spans: The spans.
+
+    Raises:
+        ShapeError: None has all of them.
+    """
+    found = [span for span in spans if set(gone) <= set(range(*span))]
+    if spans and not found:
+        raise ShapeError(
+            f"no span of so many layers has layers {', '.join(map(str, sorted(gone)))}, which the larger model of the "
+            "family has lost; choose layers with layer_selection one-shot or greedy"
+        )
+    return found
 
 
 def choose_span(costs: torch.Tensor, spans: list[tuple[int, int]], total: int) -> tuple[int, ...]:

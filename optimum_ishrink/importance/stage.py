@@ -23,7 +23,7 @@ from ..text.calibration import Calibration
 from .batches import Batches
 from .criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from .engine import score_model
-from .layer_selection import allows, choose_greedily, choose_span, removable_spans, summed_costs
+from .layer_selection import allows, choose_greedily, choose_span, removable_spans, spans_with, summed_costs
 from .options import ImportanceOptions
 from .removal import score_spans
 from .score_cache import ScoreCache
@@ -203,6 +203,7 @@ def select_layers(
     count: int,
     removable: range,
     order: LayerOrder | None = None,
+    gone: Collection[int] = (),
 ) -> tuple[int, ...] | None:
     """Return the retained layers where their choice needs more than one score each, else None.
 
@@ -217,6 +218,10 @@ def select_layers(
         removable: The layers that can be removed.
         order: The order that the retained layers must come in; None for any. It is left out of account where no
             layers come in it.
+        gone: Layers that are removed in any case, which a larger model of the same family has lost.
+
+    Raises:
+        ShapeError: Spans are removed, and none of this length has all of `gone`.
     """
     binding = session.source.binding
     total = binding.shape[LAYERS]
@@ -234,8 +239,8 @@ def select_layers(
         def score_again(remaining: Sequence[int], removed: tuple[int, ...]) -> torch.Tensor:
             return measure([(layer, layer + 1) for layer in remaining], removed)
 
-        return choose_greedily(scores[LAYERS], score_again, count, removable, order)
-    spans = removable_spans(total - count, removable)
+        return choose_greedily(scores[LAYERS], score_again, count, removable, order, gone)
+    spans = spans_with(gone, removable_spans(total - count, removable))
     spans = [span for span in spans if allows(order, range(*span), total, removable)] or spans
     costs = measure(spans) if criterion.measures_removal else summed_costs(scores[LAYERS], spans)
     return choose_span(costs, spans, total)

@@ -9,6 +9,7 @@ from ..core.limits import check_lengths
 from ..core.processes import process_count
 from ..importance.stage import reads_text, score, scored_dimensions, select_layers, used_criteria
 from ..importance.weights import key_value_similarity
+from ..planning.nesting import confined_scores, removed_layers
 from ..planning.runtime_check import RuntimeCheck
 from ..planning.stage import check_shape, layers_to_remove, plan
 from ..report.compensation import CompensationRecord
@@ -87,8 +88,11 @@ def score_and_plan(job: Job) -> None:
         job.scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
     removable = layers_to_remove(source, config, shape)
     order = RuntimeCheck(source.binding, config.for_runtime).order(shape)
-    layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable, order)
-    made = plan(source, config, shape, job.scores, _choice(job), layers=layers, name=job.session.base_name)
+    scores, gone = job.scores, tuple[int, ...]()
+    if job.within is not None:
+        scores, gone = confined_scores(scores, job.within), removed_layers(job.within)
+    layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable, order, gone)
+    made = plan(source, config, shape, scores, _choice(job), layers=layers, name=job.session.base_name)
     job.plan = of_whole(made, job.session.source, job.kept_rows, job.head)
     job.on_plan(job.plan)
 

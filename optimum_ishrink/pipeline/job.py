@@ -74,6 +74,8 @@ class Job:
         self.kept_rows: VocabularyRecord | None = None
         self.head: HeadRecord | None = None
         """How far the head is from the embedding, where that can stand in for it."""
+        self.within: Plan | None = None
+        """The plan of a larger model of the same base; nothing is retained that it has lost. None for any."""
         self.text: RecoveryText | None = None
         """The text to train on, once it has been read; None where some of it is sampled, or its tokens are not known
         before the vocabulary is cut."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.json_codec import from_plain, to_plain
+from .budget import BudgetRecord
 from .compensation import CompensationRecord
 from .environment import Environment
 from .files import SCHEMA, read_schema
@@ -48,6 +49,7 @@ class Report:
         origin: Where the shrunk model comes from; None where nothing was cut.
         compensation: What compensation did; None where nothing was cut.
         recovery: What recovery did; None where there was none.
+        budget: What the model was searched for; None where no search made it.
     """
 
     base: ModelReport | None
@@ -59,6 +61,7 @@ class Report:
     origin: Origin | None = None
     compensation: CompensationRecord | None = None
     recovery: RecoveryRecord | None = None
+    budget: BudgetRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.json_codec import from_plain, to_plain
+from ..core.json_codec import from_plain, rare_entry, to_plain
 from ..core.json_files import read_json
 from ..errors import SourceError
 
@@ -100,6 +100,8 @@ class Answer:
         file: The GGUF file in the output folder; None where there is none.
         folder: The checkpoint in the output folder; None where the model is the base's own.
         nearest: What comes nearest to a budget that nothing keeps, in words.
+        part_of: The looser budget whose model this one is a part of: it retains nothing that the other has lost. None
+            for the largest model of a family, and where budgets are no family.
     """
 
     target: str
@@ -108,6 +110,7 @@ class Answer:
     file: str | None = None
     folder: str | None = None
     nearest: str | None = None
+    part_of: str | None = rare_entry()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
+from string import ascii_uppercase
 
 from ..core.table import Row
-from .search import FoundModel, Level, SearchRecord
+from .budget import BudgetRecord
+from .search import Figures, FoundModel, Level, SearchRecord
 
 MODELS_HEADER: Row = ("model", "KL, nats/token", "expected", "file", "memory", "first token", "decode", "keeps")
+BUDGET_HEADER: Row = ("model", "KL, nats/token", "file", "memory", "first token", "decode")
 LEVELS_HEADER: Row = ("dimension", "size", "KL, nats/token", "bytes", "memory", "first token", "decode")
 
 
@@ -20,21 +25,52 @@ def models_rows(record: SearchRecord) -> list[Row]:
     best = {answer.best for answer in record.answers}
     rows: list[Row] = []
     for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
-        costs, figures = costs_of(model), model.figures
-        spread = "" if figures.stderr is None else f" ± {figures.stderr:.3f}"
         rows.append(
             (
                 model.name + (" (best)" if model.name in best else ""),
-                f"{figures.divergence:.3f}{spread}",
+                _divergence(model.figures),
                 f"{model.expected.divergence:.3f}",
-                _megabytes(costs, "bytes"),
-                _megabytes(costs, "memory"),
-                f"{costs['ttft'] * 1000:,.0f} ms" if "ttft" in costs else "",
-                f"{costs['decode']:,.1f} t/s" if "decode" in costs else "",
+                *_costs(costs_of(model)),
                 "; ".join(model.keeps),
             )
         )
     return rows
+
+
+def budget_rows(budget: BudgetRecord) -> list[Row]:
+    """Return the rows of a table of a model and its neighbours on the front, under `BUDGET_HEADER`.
+
+    Args:
+        budget: What the model was searched for.
+    """
+    return [(each.name, _divergence(each.figures), *_costs(each.figures.costs)) for each in budget.models]
+
+
+def _divergence(figures: Figures) -> str:
+    return f"{figures.divergence:.3f}" + ("" if figures.stderr is None else f" ± {figures.stderr:.3f}")
+
+
+def _costs(costs: Mapping[str, float]) -> Row:
+    return (
+        _megabytes(costs, "bytes"),
+        _megabytes(costs, "memory"),
+        f"{costs['ttft'] * 1000:,.0f} ms" if "ttft" in costs else "",
+        f"{costs['decode']:,.1f} t/s" if "decode" in costs else "",
+    )
+
+
+def short_names(record: SearchRecord) -> dict[str, str]:
+    """Return what plots call the models, by their names: plain ones by their type, the others by letters.
+
+    Args:
+        record: The search. The smallest of the models that were made is A.
+    """
+    letters = (f"{letter}{round_ or ''}" for round_ in itertools.count() for letter in ascii_uppercase)
+    found = {}
+    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
+        plain = re.fullmatch(r"plain (\S+), unpruned", model.name)
+        found[model.name] = plain[1] if plain else next(letters)
+    return found
 
 
 def costs_of(model: FoundModel) -> Mapping[str, float]:

@@ -47,6 +47,8 @@ def _of_answer(answer: Answer, record: SearchRecord) -> str:
         line += f" Of plain quantisations that keep it, the best is {single.name}, at {single.figures.divergence:.3f}."
     else:
         line += " No plain quantisation of the unpruned model keeps it."
+    if answer.part_of is not None:
+        line += f" It is a part of the model for {answer.part_of}."
     if answer.binding:
         line += f" What binds: {', '.join(answer.binding)}."
     return line

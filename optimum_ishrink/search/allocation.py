@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..architectures.description import LAYERS
-from ..edge.gguf_quantizations import EMBEDDING, HEAD, TENSOR_TYPES, stored_as
+from ..edge.gguf_quantizations import EMBEDDING, HEAD, PLAIN_BLOCK, TENSOR_TYPES, bits, fits, stored_as
 from ..planning.limits import BYTES, DECODE, MEMORY, PARAMS, TTFT, Limit
 from ..report.search import kind_of
 from .cost_model import CostModel, Tensors, features
@@ -132,7 +132,7 @@ class Allocator:
         self.damage = damage
         self.costs = costs
         self.workload = workload
-        self.types = sorted(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
+        self.types = sorted(types, key=bits)
 
     @cached_property
     def _blocks(self) -> list[list[int]]:
@@ -145,6 +145,17 @@ class Allocator:
             found[-1].append(layer)
             last = share
         return found
+
+    def takes(self, shape: Mapping[str, int]) -> bool:
+        """Whether every matrix of a shape can be stored in some of the types.
+
+        Args:
+            shape: The sizes by config key.
+        """
+        if any(TENSOR_TYPES[name].block <= PLAIN_BLOCK for name in self.types):
+            return True
+        rows = {dims[0] for tensor, dims in self.template.in_shape(shape) if tensor.is_matrix}
+        return all(any(fits(row, name) for name in self.types) for row in rows)
 
     def path(self, shape: Mapping[str, int], tokenizer: int | None = None) -> Allocations:
         """Return all allocations of a shape that are the best for some number of bytes.
@@ -169,10 +180,10 @@ class Allocator:
                 by_kind.setdefault(kind_of(tensor.name), []).append((tensor.name, dims, tensor.layer))
         for kind, members in by_kind.items():
             row = members[0][1][0]
-            stored = {name: stored_as(row, TENSOR_TYPES[name]) for name in self.types}
-            bits = [stored[name].nbytes / stored[name].block for name in self.types]
-            losses = [damage.types.of_kind(kind, name) for name in self.types]
-            hull = _lower_hull(bits, losses)
+            able = [name for name in self.types if fits(row, name)]
+            sizes = [bits(stored_as(row, TENSOR_TYPES[name]).name) for name in able]
+            losses = [damage.types.of_kind(kind, name) for name in able]
+            hull = _lower_hull(sizes, losses)
             parts = blocks if members[0][2] is not None else [[-1]]
             for block in parts:
                 names = tuple(name for name, _, layer in members if layer is None or layer in block)
@@ -182,17 +193,17 @@ class Allocator:
                 share = 1.0
                 if members[0][2] is not None:
                     share = sum(shares[layer] for layer in block) if layers == total else layers / total
-                coarsest.update(dict.fromkeys(names, self.types[hull[0]]))
+                coarsest.update(dict.fromkeys(names, able[hull[0]]))
                 start += share * losses[hull[0]]
                 for old, new in pairwise(hull):
                     steps.append(
                         _Step(
                             len(groups),
-                            self.types[new],
-                            weights * (bits[new] - bits[old]),
+                            able[new],
+                            weights * (sizes[new] - sizes[old]),
                             share * (losses[old] - losses[new]),
-                            prices.seconds(names[0], weights, self.types[old], self.types[new]),
-                            prices.memory(weights, self.types[old], self.types[new]),
+                            prices.seconds(names[0], weights, able[old], able[new]),
+                            prices.memory(weights, able[old], able[new]),
                         )
                     )
                 groups.append(names)

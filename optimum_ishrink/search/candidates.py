@@ -15,6 +15,8 @@ from ..edge.gguf_export import verify_file
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..errors import ShapeError
 from ..planning.limits import BYTES, DECODE, PARAMS, TTFT
+from ..planning.nesting import is_nested
+from ..report.plan import Plan
 from ..report.search import Figures, FoundModel
 from .allocation import Budget, Candidate
 from .choosing import Choices, next_candidate
@@ -22,7 +24,7 @@ from .damage import shape_key
 from .making import write_base_file, write_mixed_file
 from .measured_damage import Measuring
 from .options import SearchOptions
-from .recipe import Recipe
+from .recipe import Recipe, uniform_types
 from .timing import time_files
 from .turns import Workload
 
@@ -56,18 +58,20 @@ class Candidates:
         self._deadline = deadline
         self.made: dict[str, FoundModel] = {}
         """The models that were made, by their recipes' keys."""
+        self._recipes: dict[str, Recipe] = {}
         self._refused: dict[str, float] = {}
 
     @property
     def _source(self) -> Source:
         return self._measuring.maker.session.source
 
-    def answer(self, budget: Budget, choices: Choices) -> bool:
+    def answer(self, budget: Budget, choices: Choices, larger: Recipe | None = None) -> bool:
         """Make the best expected recipes of a budget until the best one that was measured should stay the best.
 
         Args:
             budget: The budget.
             choices: All recipes; what is expected of them is corrected by what is measured.
+            larger: The recipe of the larger model that they are to be parts of; None for the base.
 
         Returns:
             Whether anything keeps the budget.
@@ -75,7 +79,7 @@ class Candidates:
         plain = choices.allocator.damage
         tried: list[tuple[Recipe, float]] = []
         for number in range(self._options.candidates):
-            ranked = choices.best(budget)
+            ranked = self._ranked(budget, choices, larger)
             if not ranked:
                 return False
             measured = {key: model.figures.divergence for key, model in self.made.items()} | self._refused
@@ -92,6 +96,7 @@ class Candidates:
                 self._refused[chosen.recipe.key] = math.inf
                 continue
             self.made[chosen.recipe.key] = model
+            self._recipes[model.name] = chosen.recipe
             tried.append((chosen.recipe, model.figures.divergence))
             if shape_value is not None:
                 plain = replace(plain, known={**plain.known, shape_key(chosen.recipe.shape): shape_value})
@@ -99,19 +104,54 @@ class Candidates:
         choices.expect(plain)
         return True
 
+    def _ranked(self, budget: Budget, choices: Choices, larger: Recipe | None) -> list[Candidate]:
+        """Return the best recipes of a budget as parts of a larger one, the least expected divergence first."""
+        ranked, maker = choices.best(budget, larger), self._measuring.maker
+        if larger is None or maker.plan(larger.shape, larger.within) is None:
+            return ranked
+        name = maker.name(larger.shape, larger.within)
+        found = []
+        for each in ranked:
+            itself = each.recipe.shape == larger.shape  # the same sizes within a model are that model
+            found.append(replace(each, recipe=replace(each.recipe, within=larger.within if itself else name)))
+        return found
+
+    def recipe(self, model: FoundModel) -> Recipe:
+        """Return the recipe of a model.
+
+        Args:
+            model: A model that was made, or the base in some types.
+        """
+        return self._recipes.get(model.name) or Recipe(model.shape, model.types)
+
+    def plan(self, model: FoundModel) -> Plan | None:
+        """Return what a model retains; None for the base.
+
+        Args:
+            model: A model that was made, or the base in some types.
+        """
+        recipe = self.recipe(model)
+        return self._measuring.maker.plan(recipe.shape, recipe.within)
+
+    def _name(self, recipe: Recipe) -> str:
+        """Return what tables call a recipe: no two of them the same."""
+        name = recipe.describe(self._source.binding.shape)
+        alike = sum(each == name or each.startswith(f"{name} (") for each in self._recipes)
+        return f"{name} ({alike + 1})" if alike else name
+
     def _make(self, candidate: Candidate) -> tuple[FoundModel, float | None]:
         """Make a candidate and measure it; return it, and the divergence of its shape in 16 bits."""
         measuring, recipe, base = self._measuring, candidate.recipe, self._source.binding.shape
         changed = recipe.changes(base)
         note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
-        made = measuring.maker.make(recipe.shape)
-        shape_value = measuring.of_shape(made).value if changed else None
+        made = measuring.maker.make(recipe.shape, recipe.within)
+        shape_value = measuring.of_shape(recipe.shape, recipe.within).value if changed else None
         found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
         note(f"measured {found.value:.3f} nats/token")
         path = self.file(recipe)
         costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(path.stat().st_size)}
         model_made = FoundModel(
-            name=recipe.describe(base),
+            name=self._name(recipe),
             shape=dict(recipe.shape),
             types=dict(recipe.types),
             expected=Figures(candidate.divergence, None, None, candidate.figures),
@@ -120,13 +160,33 @@ class Candidates:
         )
         return model_made, shape_value
 
+    def best(self, unpruned: Sequence[FoundModel], budget: Budget, larger: Recipe | None) -> Recipe | None:
+        """Return the recipe of the best model so far that keeps a budget and is a part of a larger one.
+
+        Args:
+            unpruned: The base in each type.
+            budget: The budget. Times are those that were expected.
+            larger: The recipe of the larger model; None for the base.
+
+        Returns:
+            The recipe; the larger one where no model that was made keeps the budget.
+        """
+        enclosing = None if larger is None else self._measuring.maker.plan(larger.shape, larger.within)
+        found = [
+            each
+            for each in (*unpruned, *self.made.values())
+            if budget.allows({**each.expected.costs, **each.figures.costs}) and is_nested(enclosing, self.plan(each))
+        ]
+        best = min(found, key=lambda each: each.figures.divergence, default=None)
+        return larger if best is None else self.recipe(best)
+
     def checkpoint(self, recipe: Recipe) -> Source:
         """Return the checkpoint of a recipe's shape.
 
         Args:
             recipe: The recipe.
         """
-        return self._measuring.maker.make(recipe.shape).source
+        return self._measuring.maker.make(recipe.shape, recipe.within).source
 
     def exact_file(self, recipe: Recipe) -> Path:
         """Return the file of 16 bits of a recipe's shape, written where it is not there yet.
@@ -136,7 +196,7 @@ class Candidates:
         """
         if not recipe.changes(self._source.binding.shape):
             return self._measuring.template.path
-        path = self._measuring.maker.place(recipe.shape) / "exact.gguf"
+        path = self._measuring.maker.place(recipe.shape, recipe.within) / "exact.gguf"
         if not path.is_file():
             write_base_file(self.checkpoint(recipe), path)
         return path
@@ -185,9 +245,9 @@ class Candidates:
         """
         measured: dict[str, dict[str, float]] = {}
         if self._options.profile is None:
-            every = dict.fromkeys(self._measuring.template.matrices, self._options.types[0])
-            whole = Recipe(dict(self._source.binding.shape), every)
-            recipes = [whole, *(Recipe(model.shape, model.types) for model in models)]
+            types = self._options.types
+            whole = Recipe(dict(self._source.binding.shape), uniform_types(self._measuring.template, types[0], types))
+            recipes = [whole, *map(self.recipe, models)]
             files = {recipe.key: self.file(recipe) for recipe in recipes}
             vocabulary = min(model.shape[ROWS] for model in models)
             measured = self._measuring.store.measured(
@@ -209,7 +269,7 @@ class Candidates:
         for model in models:
             figures = model.measured
             if figures is not None:
-                times = measured.get(Recipe(model.shape, model.types).key, {})
+                times = measured.get(self.recipe(model).key, {})
                 figures = replace(figures, costs={**figures.costs, **times})
             costs = {**model.expected.costs, **(figures.costs if figures else {})}
             keeps = tuple(target for target, budget in budgets.items() if budget.allows(costs))

@@ -29,7 +29,7 @@ class Choices:
 
     def __init__(self, allocator: Allocator, shapes: Iterable[Mapping[str, int]], maker: Maker) -> None:
         self.allocator = allocator
-        self._shapes = list(shapes)
+        self._shapes = [shape for shape in shapes if allocator.takes(shape)]
         self._maker = maker
         self._allocations: dict[tuple[tuple[str, int], ...], Allocations] = {}
 
@@ -48,18 +48,27 @@ class Choices:
             self._allocations[key] = self.allocator.path(shape, nbytes)
         return self._allocations[key]
 
-    def best(self, budget: Budget) -> list[Candidate]:
+    def _within(self, larger: Recipe | None) -> list[Mapping[str, int]]:
+        """Return the shapes that are larger than another one in no dimension."""
+        return [
+            shape
+            for shape in self._shapes
+            if larger is None or all(size <= larger.shape[key] for key, size in shape.items())
+        ]
+
+    def best(self, budget: Budget, larger: Recipe | None = None) -> list[Candidate]:
         """Return the best allocation of shapes that keep a budget, the least expected divergence first.
 
         Shapes that lose more than `_REACH` times as much in 16 bits as the best recipe in its types are left out.
 
         Args:
             budget: The budget.
+            larger: The recipe that they are to be parts of; None for the base.
         """
         damage = self.allocator.damage
         found: list[Candidate] = []
         least = math.inf
-        for shape in sorted(self._shapes, key=damage.of_shape):
+        for shape in sorted(self._within(larger), key=damage.of_shape):
             if damage.factor * damage.of_shape(shape) > _REACH * least:
                 break
             best = self._of(shape).best(budget)
@@ -68,13 +77,14 @@ class Choices:
                 least = min(least, best.divergence)
         return sorted(found, key=lambda candidate: candidate.divergence)
 
-    def nearest(self, budget: Budget) -> Candidate:
+    def nearest(self, budget: Budget, larger: Recipe | None = None) -> Candidate:
         """Return the recipe that is beyond a budget by least.
 
         Args:
             budget: The budget, which nothing keeps.
+            larger: The recipe that it is to be a part of; None for the base.
         """
-        coarsest = [self._of(shape).candidate(0) for shape in self._shapes]
+        coarsest = [self._of(shape).candidate(0) for shape in self._within(larger)]
         return min(coarsest, key=lambda candidate: budget.worst(candidate.figures)[1])
 
     def front(self) -> list[tuple[float, float]]:

@@ -128,7 +128,7 @@ def write_device_program(
         entries[f"{_PACKAGE}/{name}"] = (root / name).read_bytes()
     for folder in {Path(name).parent for name in MODULES}:
         entries[(Path(_PACKAGE) / folder / "__init__.py").as_posix()] = ""
-    entries |= {f"{TILES}/{name}": tile for name, tile in random_tiles(used).items()}
+    entries |= {f"{TILES}/{name}": tile for name, tile in random_tiles(used, path.parent).items()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in sorted(entries.items()):
             archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)

@@ -15,6 +15,7 @@ from ..architectures.description import ROWS
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
+from ..core.digest import digest
 from ..core.output import staged_file
 from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, TENSOR_TYPES
@@ -26,6 +27,8 @@ from ..pipeline.runner import CUT, run
 from ..pipeline.trimming import find_vocabulary
 from ..planning.row_choices import RowChoices
 from ..recovery.teacher_text import TokenPair, pair_tokens
+from ..report.plan import Plan
+from ..report.run import read_run
 from ..text.calibration import Calibration
 from ..vocabulary.choice import RemovalOrder
 from ..vocabulary.options import VocabularyOptions
@@ -68,6 +71,7 @@ class Maker:
         self.calibration = calibration
         self.folder = folder
         self._tokenizer_bytes: dict[int, int | None] = {}
+        self._plans: dict[str, Plan] = {}
 
     @cached_property
     def _vocabulary(self) -> tuple[Vocabulary, RowChoices] | None:
@@ -124,27 +128,55 @@ class Maker:
         base = self.session.source.binding.shape
         return {key: size for key, size in shape.items() if size != base[key]}
 
-    def place(self, shape: Mapping[str, int]) -> Path:
+    def name(self, shape: Mapping[str, int], within: str = "") -> str:
+        """Return the name of what is made of a shape.
+
+        Args:
+            shape: The sizes by config key.
+            within: Name of the larger model that it is a part of; empty for the base.
+        """
+        return _named(self._changed(shape)) + (f"-in-{digest(within)[:8]}" if within else "")
+
+    def place(self, shape: Mapping[str, int], within: str = "") -> Path:
         """Return the folder in which everything of a shape lies.
 
         Args:
             shape: The sizes by config key.
+            within: Name of the larger model that it is a part of; empty for the base.
         """
-        return self.folder / _named(self._changed(shape))
+        return self.folder / self.name(shape, within)
 
-    def make(self, shape: Mapping[str, int]) -> Made:
+    def plan(self, shape: Mapping[str, int], within: str = "") -> Plan | None:
+        """Return what the model of a shape retains; None for the base.
+
+        Args:
+            shape: The sizes by config key.
+            within: Name of the larger model that it is a part of; empty for the base.
+
+        Raises:
+            RequestError: The shape cannot be made.
+        """
+        name = self.name(shape, within)
+        if name not in self._plans and self._changed(shape):
+            found, _ = read_run(self.make(shape, within).source.folder)
+            assert found is not None, "what is cut has a plan"
+            self._plans[name] = found
+        return self._plans.get(name)
+
+    def make(self, shape: Mapping[str, int], within: str = "") -> Made:
         """Return the checkpoint of a shape, made where it is not there yet; the base for its own shape.
 
         Args:
             shape: The sizes by config key.
+            within: Name of the larger model that it is a part of, whose plan was asked for; empty for the base.
 
         Raises:
             RequestError: The shape cannot be made.
         """
         base, changed = self.session.source, self._changed(shape)
         if not changed:
-            return Made(base, _named(changed))
-        folder = self.place(shape) / base.display_name.split("/")[-1]
+            return Made(base, self.name(shape, within))
+        folder = self.place(shape, within) / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
             session.loaded = self.session.model
@@ -156,13 +188,14 @@ class Maker:
             job = shrink_job(session, config.replace(**changed), folder)
             job.calibration = self.calibration
             job.vocabulary = None if self._vocabulary is None else self._vocabulary[0]
+            job.within = self._plans[within] if within else None
             folder.parent.mkdir(parents=True, exist_ok=True)
             run(CUT, job, overwrite=folder.exists())
         source = open_source(folder)
         pair = pair_tokens(
             source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
         )
-        return Made(source, _named(changed), pair)
+        return Made(source, self.name(shape, within), pair)
 
     def load(self, made: Made) -> Any:
         """Load a checkpoint in the run's dtype, on its device; the base is loaded already.
@@ -237,7 +270,8 @@ def write_mixed_file(
     for each in types.values():
         counts[each] = counts.get(each, 0) + 1
     most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
+    named = next(each for each in GGUF_QUANTIZATIONS.values() if each.tensor_type.name == most)
     with staged_file(path, overwrite=overwrite) as staged:
-        quantize_file(exact, staged, GGUF_QUANTIZATIONS[most], types, general)
+        quantize_file(exact, staged, named, types, general)
         if check is not None:
             check(staged)

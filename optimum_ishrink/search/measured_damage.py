@@ -9,12 +9,12 @@ from typing import Any
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.progress import progress_bar
-from ..edge.gguf_quantizations import TENSOR_TYPES
+from ..edge.gguf_quantizations import TENSOR_TYPES, bits, fits
 from ..planning.row_choices import RowChoices
 from ..report.search import kind_of
 from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
 from .making import Made, Maker
-from .recipe import QUERY_HEADS, plain_types
+from .recipe import QUERY_HEADS, plain_types, uniform_types
 from .store import Store
 from .template import Template
 from .text_divergence import Divergence, Reference
@@ -23,6 +23,9 @@ from .weights import StoredWeights
 MOST_BLOCKS = 10
 """Blocks of neighbouring layers whose share of the damage is measured together: neighbours' damages are alike, and
 what they do together counts."""
+
+_LEAST_REST = 0.1
+"""Least share of what squared errors say that a type costs in some kinds, where what the others cost is subtracted."""
 
 LEVELS: Mapping[str, tuple[float, ...]] = {
     ROWS: (0.2, 0.45),
@@ -63,7 +66,8 @@ class Measuring:
             for tensor in self.template.tensors
             if tensor.is_matrix and tensor.source is not None and tensor.source in parameters
         }
-        return StoredWeights(model, names, transposed)
+        folder = self.maker.folder / "types" if model is self.maker.session.loaded else None
+        return StoredWeights(model, names, transposed, folder)
 
     def divergence(self, name: str, made: Made, types: Mapping[str, str]) -> Divergence:
         """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
@@ -82,13 +86,17 @@ class Measuring:
 
         return Divergence(**self.store.measured(name, measure))
 
-    def of_shape(self, made: Made) -> Divergence:
-        """Measure a checkpoint in 16 bits, or return what is stored.
+    def of_shape(self, shape: Mapping[str, int], within: str = "") -> Divergence:
+        """Measure the checkpoint of a shape in 16 bits, or return what is stored; then it is not made.
 
         Args:
-            made: The checkpoint.
+            shape: The sizes by config key.
+            within: Name of the larger model that it is a part of; empty for the base.
         """
-        return self.divergence(f"shape {made.name}", made, {})
+        name = f"shape {self.maker.name(shape, within)}"
+        if self.store.has(name):
+            return Divergence(**self.store.value(name))
+        return self.divergence(name, self.maker.make(shape, within), {})
 
 
 def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamage, dict[str, Divergence]]:
@@ -101,51 +109,67 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
     Returns:
         What the types cost, and the divergence of the unpruned model as it is exported in each type.
     """
-    store = measuring.store
-    base = measuring.maker.make(measuring.template.binding.shape)
-    matrices = [tensor for tensor in measuring.template.tensors if tensor.is_matrix]
-    bits = {name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block for name in types}
-    coarsest = min(types, key=lambda name: bits[name])
+    store, template = measuring.store, measuring.template
+    base = measuring.maker.make(template.binding.shape)
+    matrices = [tensor for tensor in template.tensors if tensor.is_matrix]
     quantized = [name for name in types if TENSOR_TYPES[name].block > 1]
-    layers = measuring.template.binding.sizes["layers"]
+    layers = template.binding.sizes["layers"]
     blocks = _blocks(layers)
-    kinds = list(dict.fromkeys(kind_of(tensor.name) for tensor in matrices))
-    inside = {kind: [tensor.name for tensor in matrices if kind_of(tensor.name) == kind] for kind in kinds}
+    inside: dict[str, list[str]] = {}
+    for tensor in matrices:
+        inside.setdefault(kind_of(tensor.name), []).append(tensor.name)
     if not quantized:
         return TypeDamage({}, [1 / layers] * layers, {}), {}
-    with progress_bar("what each type costs", len(kinds) + len(blocks) + 2 * len(quantized)) as advance:
-        errors = store.measured("errors", lambda: _errors(measuring, inside, quantized))
+    coarsest = min(types, key=bits)
+    # Where rows do not fit a type, they have the next finer one that they fit.
+    every = {name: uniform_types(template, name, types) for name in quantized}
+    lowest = every[coarsest]
+    able = {kind_of(tensor.name): [name for name in quantized if fits(tensor.dims[0], name)] for tensor in matrices}
+    with progress_bar("what each type costs", len(inside) + len(blocks) + 2 * len(quantized)) as advance:
+        errors = store.measured("errors", lambda: _errors(measuring, inside, able))
         by_kind = {}
-        for kind in kinds:
-            found = measuring.divergence(f"type {coarsest} in {kind}", base, dict.fromkeys(inside[kind], coarsest))
+        for kind, names in inside.items():
+            found = measuring.divergence(f"type {lowest[names[0]]} in {kind}", base, _only(lowest, names))
             by_kind[kind] = found.value
             advance(1)
         by_block = []
         for number, block in enumerate(blocks):
-            chosen = {tensor.name: coarsest for tensor in matrices if tensor.layer in block}
-            found = measuring.divergence(f"type {coarsest} in block {number} of {len(blocks)}", base, chosen)
+            chosen = _only(lowest, [tensor.name for tensor in matrices if tensor.layer in block])
+            label = "+".join(dict.fromkeys(chosen.values()))
+            found = measuring.divergence(f"type {label} in block {number} of {len(blocks)}", base, chosen)
             by_block.append(found.value)
             advance(1)
         whole, plain = {}, {}
         for name in quantized:
-            every = dict.fromkeys(measuring.template.matrices, name)
-            whole[name] = measuring.divergence(f"type {name} everywhere", base, every)
-            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(measuring.template, name))
+            whole[name] = measuring.divergence(f"type {name} everywhere", base, every[name])
+            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(template, name, types))
             advance(2)
     scaled = {
-        kind: {name: errors[kind][name] / max(errors[kind][coarsest], 1e-30) for name in quantized} for kind in kinds
+        kind: {name: errors[kind][name] / max(errors[kind][lowest[names[0]]], 1e-30) for name in able[kind]}
+        for kind, names in inside.items()
+        if able[kind] and lowest[names[0]] in errors[kind]
     }
     total = sum(by_block) or 1.0
     shares = [value / total / len(block) for value, block in zip(by_block, blocks, strict=True) for _ in block]
-    found_types = TypeDamage(by_kind, shares, scaled)
     together = whole[coarsest].value / max(sum(by_kind.values()), 1e-9)
+    found_types = TypeDamage(by_kind, shares, scaled, together)
     # Squared errors say how types compare within a matrix; how the model takes them is measured for all together.
-    for name in quantized:
-        expected = together * sum(found_types.of_kind(kind, name) for kind in kinds)
-        factor = whole[name].value / max(expected, 1e-12)
-        for kind in kinds:
-            scaled[kind][name] *= factor
-    return TypeDamage(by_kind, shares, scaled, together), plain
+    # A type that only some kinds fit comes last: what the others cost in theirs is known by then.
+    for name in sorted(quantized, key=lambda each: -sum(each in of for of in scaled.values())):
+        stored = {kind: every[name][names[0]] for kind, names in inside.items()}
+        own = sum(found_types.of_kind(kind, name) for kind in inside if stored[kind] == name)
+        others = sum(found_types.of_kind(kind, each) for kind, each in stored.items() if each != name)
+        rest = whole[name].value - others
+        factor = (max(rest, _LEAST_REST * own) if others else rest) / max(own, 1e-12)
+        for kind in scaled:
+            if name in scaled[kind]:
+                scaled[kind][name] *= factor
+    return found_types, plain
+
+
+def _only(types: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the types of some matrices."""
+    return {name: types[name] for name in names}
 
 
 def _blocks(layers: int) -> list[list[int]]:
@@ -155,12 +179,12 @@ def _blocks(layers: int) -> list[list[int]]:
 
 
 def _errors(
-    measuring: Measuring, inside: Mapping[str, Sequence[str]], types: Sequence[str]
+    measuring: Measuring, inside: Mapping[str, Sequence[str]], able: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """Return the squared error of each type in each kind of matrix."""
+    """Return the squared error of each type in each kind of matrix whose rows fit it."""
     weights = measuring.stored_weights(measuring.maker.session.model)
     return {
-        kind: {name: sum(weights.error(matrix, name) for matrix in matrices) for name in types}
+        kind: {name: sum(weights.error(matrix, name) for matrix in matrices) for name in able[kind]}
         for kind, matrices in inside.items()
     }
 
@@ -201,7 +225,7 @@ def measure_levels(measuring: Measuring, levels: Sequence[Mapping[str, int]]) ->
     for changed in levels:
         shape = {**base, **changed}
         shape[QUERY_HEADS] = base[QUERY_HEADS] // base[GROUPS] * shape[GROUPS]
-        found.append((shape, measuring.of_shape(measuring.maker.make(shape)).value))
+        found.append((shape, measuring.of_shape(shape).value))
         measuring.maker.remove(shape)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..edge.agreement import Agreement
-from ..edge.gguf_export import GgufExport, check_export, check_runs, verify_file
+from ..edge.gguf_export import GgufExport, check_export, verify_file
 from ..edge.gguf_file import read_gguf
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
@@ -22,7 +22,7 @@ from .allocation import Allocator, Budget
 from .damage import DamageModel
 from .making import Maker, write_base_file, write_mixed_file
 from .measured_damage import Measuring, measure_types
-from .options import QUANTIZATIONS
+from .requirements import check_model
 from .store import Store
 from .template import read_template
 from .text_divergence import Reference
@@ -45,17 +45,17 @@ def export_mixed(
         overwrite: Replace an existing file.
 
     Raises:
-        RequestError: The budget is not one of bytes, a tool is missing, or llama.cpp would run the model otherwise.
-        ShapeError: No allocation keeps the budget; the message says what the least is.
+        RequestError: The budget is not one of bytes, a tool is missing, the model has experts, or llama.cpp would run
+            it otherwise.
+        ShapeError: No allocation keeps the budget; the message says what the least is. A type fits no matrix.
         VerificationError: The written file is not the model of its 16 bits, or llama.cpp splits text otherwise.
     """
     limits = parse_limits(options.target or "")
     if [limit.metric for limit in limits] != [BYTES]:
         raise RequestError(f"a mixed export has a budget of bytes, such as bytes=80MB, not {options.target}")
     check_export(options, GGUF_QUANTIZATIONS["bf16"], output, overwrite=overwrite)
-    source = session.source
-    source.check()
-    check_runs(source)
+    source, types = session.source, options.mixed_types
+    check_model(source, types)
     tokenizer = source.load_tokenizer()
     told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
     with tempfile.TemporaryDirectory(prefix="ishrink-mixed-") as name:
@@ -70,16 +70,16 @@ def export_mixed(
         maker = Maker(session, config, drawn, folder)
         reference = Reference(session.model, drawn.windows, source.display_name)
         store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
-        types, _ = measure_types(Measuring(template, maker, reference, store), QUANTIZATIONS)
-        damage = DamageModel(dict(source.binding.shape), {}, types)
-        allocator = Allocator(template, damage, None, Workload(), QUANTIZATIONS)
+        found_types, _ = measure_types(Measuring(template, maker, reference, store), types)
+        damage = DamageModel(dict(source.binding.shape), {}, found_types)
+        allocator = Allocator(template, damage, None, Workload(), types)
         found = allocator.path(source.binding.shape)
         whole = found.candidate(len(found) - 1).figures
         best = found.best(Budget(limits, whole))
         if best is None:
             least = found.candidate(0).figures[BYTES]
             raise ShapeError(
-                f"no types of {', '.join(QUANTIZATIONS)} keep {limits[0].text}: the smallest file has "
+                f"no types of {', '.join(types)} keep {limits[0].text}: the smallest file has "
                 f"{readable(BYTES, least)}; `ishrink search` prunes as well"
             )
         agreements: list[Agreement] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..edge.gguf_quantizations import NUMPY, parse_gguf_quantization
+from ..edge.mixed_types import MIXED_TYPES, TYPES_HELP, check_quantizations
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
@@ -13,30 +13,6 @@ from ..planning.limits import DECODE, EXAMPLES, TTFT, parse_families, parse_limi
 from ..text.options import SOURCES
 
 RUNTIMES = ("llama.cpp",)
-
-QUANTIZATIONS = ("q8_0", "q5_0", "q4_0")
-"""Types to choose from: those that every build of llama.cpp runs fast, and that need no other program to write."""
-
-
-def check_quantizations(names: Sequence[str]) -> None:
-    """Check that types exist, and that this package can write each of them for a single matrix.
-
-    Args:
-        names: Their names.
-
-    Raises:
-        RequestError: One does not exist, is written by llama.cpp's program alone, or is named twice.
-    """
-    for name in names:
-        found = parse_gguf_quantization(name)
-        if found.written_by != NUMPY and found.name not in ("q8_0", "f16", "bf16"):
-            raise RequestError(
-                f"{found.name} cannot be chosen matrix by matrix here: name some of q8_0, q5_1, q5_0, q4_1, q4_0, "
-                "and bf16 or f16 for the checkpoint's own 16 bits"
-            )
-    lower = [name.lower() for name in names]
-    if len(set(lower)) < len(lower) or not lower:
-        raise RequestError("name each quantization once, and at least one")
 
 
 def _check_target(text: str) -> None:
@@ -51,12 +27,14 @@ class ProfileOptions(Options):
 
     runtime: str = option("llama.cpp", choices=RUNTIMES, help="what will run the model")
     quantization: Sequence[str] = option(
-        QUANTIZATIONS,
+        MIXED_TYPES,
         check=check_quantizations,
         metavar="NAME[,NAME...]",
-        help="types that matrices can have: q8_0, q5_1, q5_0, q4_1, q4_0; bf16 or f16 for the checkpoint's own bits",
-        doc="Types that matrices can have, each matrix its own. Relative limits refer to the unpruned model in the "
-        "first one.",
+        help=TYPES_HELP,
+        doc="Types that matrices can have, each its own: `q8_0`, `q5_1`, `q5_0`, `q4_1`, `q4_0`; with llama.cpp's "
+        "`llama-quantize` on the PATH also `q6_k`, `q5_k`, `q4_k`, `q3_k`, `q2_k`, `iq4_nl` and `iq4_xs`, where rows "
+        "fit their blocks; `bf16` or `f16` for the checkpoint's own bits. Relative limits refer to the unpruned model "
+        "in the first one.",
     )
     threads: int | None = option(None, metavar="N", help="threads for the runtime", default_help="physical cores")
     prompt_length: int = option(128, metavar="N", help="tokens of the timed prompt")
@@ -106,6 +84,15 @@ class SearchOptions(ProfileOptions):
         help="costs of another device, as `ishrink profile` measured them there; without it this machine is measured",
         doc="Costs of another device, as `ishrink profile` measured them there. Without it this machine is measured.",
     )
+    reuse: str | None = option(
+        None,
+        metavar="DIR",
+        help="output of an earlier search of this model with the same settings, for another budget: nothing that it "
+        "measured is measured again",
+        doc="Output folder of an earlier search of this model with the same settings, for another budget: nothing "
+        "that it measured is measured again. Where the output is the earlier one's, it is used without being named.",
+        default_help="the output folder, with --overwrite",
+    )
     max_time: float | None = option(
         None,
         gt=0,
@@ -148,7 +135,7 @@ class AdviceOptions(Options):
         check=check_quantizations,
         metavar="NAME[,NAME...]",
         help="types that matrices can have",
-        default_help=",".join(QUANTIZATIONS),
+        default_help=",".join(MIXED_TYPES),
     )
     prompt_length: int = option(128, metavar="N", help="tokens of the prompt that times are expected of")
     context: int = option(2048, metavar="N", help="tokens that the KV cache has room for, in the memory that counts")
@@ -178,5 +165,5 @@ class AdviceOptions(Options):
     @property
     def types(self) -> tuple[str, ...]:
         """The types in lower case."""
-        named = self.quantization or (SCENARIOS[self.scenario][1] if self.scenario else QUANTIZATIONS)
+        named = self.quantization or (SCENARIOS[self.scenario][1] if self.scenario else MIXED_TYPES)
         return tuple(name.lower() for name in named)

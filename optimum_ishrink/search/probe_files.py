@@ -6,15 +6,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..edge.gguf_file import HeaderValue
-from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
+from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
+from ..edge.program_types import Rows, quantized_by_program
 from .probe_weights import append_weights
 from .template import KINDS, MERGES, SCORES, TOKENS, Template
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _TILE = 2**16
 """Random weights that are repeated: values do not matter for the time, as long as all are finite."""
+
+_ROWS = 256
+"""Rows of the random weights where `llama-quantize` writes them: it takes a single row for no matrix."""
 
 _STANDARD_DEVIATION = 0.02
 
@@ -87,7 +94,7 @@ def write_probe(
         tokens: Its vocabulary; None for the base's.
     """
     parts = write_header(template, shape, types, path, tokens)
-    append_weights(path, parts, random_tiles({name for name, _ in parts}))
+    append_weights(path, parts, random_tiles({name for name, _ in parts}, path.parent))
 
 
 def write_header(
@@ -128,20 +135,33 @@ def write_header(
     return parts
 
 
-def random_tiles(types: Collection[str]) -> dict[str, bytes]:
+def random_tiles(types: Collection[str], folder: Path) -> dict[str, bytes]:
     """Return random weights to repeat, in each type; what is in f32 is a norm, and one everywhere.
 
     Args:
         types: Names of the types.
+        folder: Where llama.cpp's program writes, for types that it alone writes.
     """
-    import gguf
     import numpy as np
 
     draw = np.random.default_rng(0)
     weights = (draw.standard_normal(_TILE) * _STANDARD_DEVIATION).astype(np.float32)
     found = {}
     for name in sorted(types):
-        kind = gguf.GGMLQuantizationType[name.upper()]
         values = np.ones_like(weights) if name == "f32" else weights
-        found[name] = gguf.quants.quantize(values[None], kind).tobytes()
+        found[name] = _quantized(values, name, folder).tobytes()
     return found
+
+
+def _quantized(tile: np.ndarray[Any, np.dtype[np.float32]], type_name: str, folder: Path) -> np.ndarray[Any, Any]:
+    """Return weights as bytes of a type, uint8, shape (bytes,)."""
+    import gguf
+    import numpy as np
+
+    if type_name in PROGRAM_TYPES:
+        rows: Rows = (tile.reshape(_ROWS, -1), gguf.GGMLQuantizationType.F32)
+        with quantized_by_program({"tile": type_name}, lambda _: rows, folder) as written:
+            return np.array(written["tile"].data).reshape(-1)
+    kind = gguf.GGMLQuantizationType[type_name.upper()]
+    stored: np.ndarray[Any, Any] = gguf.quants.quantize(tile[None], kind).reshape(-1).view(np.uint8)
+    return stored

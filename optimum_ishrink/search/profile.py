@@ -21,7 +21,7 @@ from .making import Maker
 from .on_device import SCHEMA
 from .probe_files import write_probe
 from .probe_weights import check_room
-from .recipe import QUERY_HEADS
+from .recipe import QUERY_HEADS, priced_types, uniform_types
 from .shapes import dimension_sizes
 from .template import Template
 from .timing import time_files
@@ -110,7 +110,7 @@ class Profile:
                 f"the profile is of {self.model} ({self.model_type}), another model; make one of this model with "
                 "`ishrink profile` on the device"
             )
-        missing = [name for name in types if name not in self.costs.prices["decode"]]
+        missing = [name for name in priced_types(types) if name not in self.costs.prices["decode"]]
         if missing:
             raise RequestError(f"the profile has no costs of {', '.join(missing)}; profile the device with it")
         if threads is not None and threads != self.threads:
@@ -155,7 +155,8 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
         maker: Says which sizes the vocabulary can have.
     """
     binding = template.binding
-    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
+    types = priced_types(types)
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1, types=types) for key in binding.shape}
     base = dict(binding.shape)
     group = base[QUERY_HEADS] // base[GROUPS]
 
@@ -170,28 +171,33 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
     found = []
     fewest = min(sizes[GROUPS])
     for number, name in enumerate(types):
-        every = dict.fromkeys(template.matrices, name)
-        found.append(ProbeRecipe(name, shape(), every))
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
         smaller[GROUPS] = (base[GROUPS], fewest, near(GROUPS, 0.6))[number % 3]
-        found.append(ProbeRecipe(f"{name}, smaller", shape(**smaller), every))
+        for words, changed in (("", shape()), (", smaller", shape(**smaller))):
+            found.append(ProbeRecipe(f"{name}{words}", changed, uniform_types(template, name, types, changed)))
+    # Of the smallest files, in which what does not depend on the type costs the largest share.
     coarsest = min(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
-    every = dict.fromkeys(template.matrices, coarsest)  # the smallest files, in which the rest costs the largest share
-    found.append(ProbeRecipe(f"{coarsest}, shallower", shape(**{LAYERS: near(LAYERS, 0.65)}), every))
+    others = [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
     if len(sizes[GROUPS]) > 1:
-        found.append(ProbeRecipe(f"{coarsest}, fewest groups", shape(**{GROUPS: fewest}), every))
+        others.append(("fewest groups", shape(**{GROUPS: fewest})))
     if len(sizes[ROWS]) > 1:
-        found.append(ProbeRecipe(f"{coarsest}, fewer rows", shape(**{ROWS: near(ROWS, 0.5)}), every))
+        others.append(("fewer rows", shape(**{ROWS: near(ROWS, 0.5)})))
+    for words, changed in others:
+        of = uniform_types(template, coarsest, types, changed)
+        found.append(ProbeRecipe(f"{coarsest}, {words}", changed, of))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
-        mixed = {name: draw.choice(list(types)) for name in template.matrices}
-        changes = {
-            LAYERS: near(LAYERS, 0.95 - 0.1 * number),
-            NEURONS: near(NEURONS, 0.7 + 0.1 * number),
-            ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
-            GROUPS: near(GROUPS, 1.0 - 0.33 * number),
-        }
-        found.append(ProbeRecipe(f"held out {number + 1}", shape(**changes), mixed, fitted=False))
+        changed = shape(
+            **{
+                LAYERS: near(LAYERS, 0.95 - 0.1 * number),
+                NEURONS: near(NEURONS, 0.7 + 0.1 * number),
+                ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
+                GROUPS: near(GROUPS, 1.0 - 0.33 * number),
+            }
+        )
+        each = {name: uniform_types(template, name, types, changed) for name in types}
+        mixed = {name: each[draw.choice(list(types))][name] for name in each[types[0]]}
+        found.append(ProbeRecipe(f"held out {number + 1}", changed, mixed, fitted=False))
     return found
 
 

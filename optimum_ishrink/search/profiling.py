@@ -12,7 +12,6 @@ from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.output import check_output_file, staged_file
-from ..edge.gguf_export import check_runs
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.llama_server import check_runtime, default_threads
 from ..edge.write_gguf import check_tools
@@ -21,6 +20,7 @@ from .device_program import write_device_program
 from .making import Maker, write_base_file
 from .options import ProfileOptions
 from .profile import Profile, measure_profile
+from .requirements import check_model
 from .template import Template, read_template
 from .turns import Workload
 
@@ -84,8 +84,7 @@ def _opened(
     source = session.source
     check_output_file(output, overwrite)
     check_tools(GGUF_QUANTIZATIONS["bf16"])
-    source.check()
-    check_runs(source)
+    check_model(source, options.types)
     check_lengths(source.config, source.display_name, prompt_length=options.prompt_length)
     with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
         path = Path(folder) / "base.gguf"

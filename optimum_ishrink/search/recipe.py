@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..architectures.description import LAYERS, ROWS
-from ..edge.gguf_quantizations import plain_type
+from ..edge.gguf_quantizations import EMBEDDING, HEAD, PROGRAM_TYPES, TENSOR_TYPES, fitting_type, plain_type
+from ..errors import ShapeError
 
 if TYPE_CHECKING:
     from .template import Template
@@ -17,14 +18,62 @@ QUERY_HEADS = "num_attention_heads"
 """The dimension that follows the KV groups."""
 
 
-def plain_types(template: Template, type_name: str) -> dict[str, str]:
-    """Return the types of a file that `export --quantization` writes.
+HEAD_TYPE = "q8_0"
+"""The type that plain files have for the matrix that gives the logits."""
+
+
+def priced_types(types: Sequence[str]) -> tuple[str, ...]:
+    """Return the types whose costs are asked for: those to choose from, and that of a plain file's head.
+
+    Args:
+        types: Names of the types to choose from.
+    """
+    quantized = any(TENSOR_TYPES[name].block > 1 for name in types)
+    return (*types, HEAD_TYPE) if quantized and HEAD_TYPE not in types else tuple(types)
+
+
+def uniform_types(
+    template: Template, type_name: str, types: Sequence[str], shape: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Return the types of a file in one type; a matrix whose rows do not fit it has the next finer one to choose from.
 
     Args:
         template: The base's file.
         type_name: Name of the type.
+        types: Names of the types to choose from.
+        shape: The sizes by config key; None for the base's.
+
+    Raises:
+        ShapeError: The rows of a matrix fit none of them.
     """
-    return {name: plain_type(name, template.matrices, type_name) for name in template.matrices}
+    found = {}
+    for tensor, dims in template.in_shape(template.binding.shape if shape is None else shape):
+        if tensor.is_matrix:
+            fitting = fitting_type(dims[0], type_name, types)
+            if fitting is None:
+                raise ShapeError(
+                    f"the rows of {tensor.name} have {dims[0]:,} weights, which blocks of 256 do not divide: none of "
+                    f"{', '.join(dict.fromkeys((type_name, *types)))} can store them; name q8_0, q5_0 or q4_0 as well"
+                )
+            found[tensor.name] = fitting
+    return found
+
+
+def plain_types(template: Template, type_name: str, types: Sequence[str] = ()) -> dict[str, str]:
+    """Return the types of a file that `export --quantization` writes.
+
+    Of a type that `llama-quantize` alone writes, it is the file of this type, the head in q8_0 as in the others.
+
+    Args:
+        template: The base's file.
+        type_name: Name of the type.
+        types: Names of the types to choose from, for matrices whose rows do not fit it.
+    """
+    found = {name: plain_type(name, template.matrices, type_name) for name in template.matrices}
+    if type_name in PROGRAM_TYPES:
+        head = HEAD if HEAD in template.matrices else EMBEDDING
+        found = {**uniform_types(template, type_name, types), head: found[head]}
+    return found
 
 
 @dataclass(frozen=True)
@@ -34,17 +83,20 @@ class Recipe:
     Args:
         shape: Its sizes by config key.
         types: Name of the type of each matrix, by its name in the smaller model's file.
+        within: Name of the larger model that it is a part of (see `Maker.name`); empty for the base.
     """
 
     shape: Mapping[str, int]
     types: Mapping[str, str]
+    within: str = ""
 
     @property
     def key(self) -> str:
         """A short name: the same recipe has the same one."""
         from ..core.digest import digest
 
-        return digest({"shape": dict(self.shape), "types": dict(self.types)})[:12]
+        inside = {"within": self.within} if self.within else {}
+        return digest({"shape": dict(self.shape), "types": dict(self.types), **inside})[:12]
 
     def changes(self, base: Mapping[str, int]) -> dict[str, int]:
         """Return the sizes that are not the base's.

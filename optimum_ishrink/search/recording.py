@@ -11,13 +11,16 @@ from ..architectures.description import ROWS
 from ..card.build import build_card
 from ..core.json_files import write_json
 from ..planning.limits import BYTES, DECODE, PARAMS, Limit
+from ..report.budget import BudgetRecord, budget_record
 from ..report.page.search_page import write_search_page
+from ..report.run import Run
 from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, SearchRecord
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import best_made, binding_limits
+from .family import best_of_family
 from .making import Maker
-from .recipe import QUERY_HEADS, Recipe, plain_types
+from .recipe import QUERY_HEADS, Recipe, plain_types, uniform_types
 from .template import Template
 from .text_divergence import Divergence
 
@@ -33,16 +36,17 @@ def limits_text(limits: Sequence[Limit]) -> str:
     return ",".join(limit.text for limit in limits)
 
 
-def own_figures(template: Template, type_name: str) -> dict[str, float]:
+def own_figures(template: Template, type_name: str, types: Sequence[str]) -> dict[str, float]:
     """Return parameters and bytes of the unpruned model in a type.
 
     Args:
         template: The base's file.
         type_name: Name of the type.
+        types: Names of the types to choose from, for matrices whose rows do not fit it.
     """
-    types = dict.fromkeys(template.matrices, type_name)
     shape = template.binding.shape
-    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, types))}
+    chosen = uniform_types(template, type_name, types)
+    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, chosen))}
 
 
 def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], value: float) -> Level:
@@ -55,9 +59,10 @@ def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], v
         value: Its divergence.
     """
     base, template = allocator.damage.base, allocator.template
-    types = dict.fromkeys(template.matrices, allocator.types[-1])
-    old = allocator.figures(Recipe(base, types))
-    new = allocator.figures(Recipe(shape, types), maker.tokenizer_bytes(template, shape[ROWS]))
+    finest = allocator.types[-1]
+    before, after = (Recipe(of, uniform_types(template, finest, allocator.types, of)) for of in (base, shape))
+    old = allocator.figures(before)
+    new = allocator.figures(after, maker.tokenizer_bytes(template, shape[ROWS]))
     saves = {name: new[name] / old[name] - 1 if name == DECODE else 1 - new[name] / old[name] for name in old}
     (changed,) = (key for key, size in shape.items() if size != base[key] and key != QUERY_HEADS)
     return Level(changed, shape[changed], value, saves)
@@ -73,7 +78,7 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
     """
     base, found = dict(allocator.damage.base), []
     for name in types:
-        recipe = Recipe(base, plain_types(allocator.template, name))
+        recipe = Recipe(base, plain_types(allocator.template, name, types))
         costs = allocator.figures(recipe)
         of = whole.get(name)
         known = {key: costs[key] for key in (PARAMS, BYTES)}
@@ -91,19 +96,38 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
     return found
 
 
-def settled(target: str, budget: Budget, models: Sequence[FoundModel], nearest: str | None) -> Answer:
-    """Return the answer to a budget.
+def settled(
+    budgets: Mapping[str, Budget],
+    models: Sequence[FoundModel],
+    nearest: Mapping[str, str],
+    family: Sequence[str] | None,
+    candidates: Candidates,
+) -> tuple[Answer, ...]:
+    """Return the answers to all budgets, in their order.
 
     Args:
-        target: The budget's text.
-        budget: The budget.
+        budgets: The budgets by their texts.
         models: All models, measured.
-        nearest: What comes nearest, where nothing keeps it.
+        nearest: What comes nearest, for budgets that nothing keeps.
+        family: Texts of the budgets from the loosest to the tightest, where each model is to be a part of the last;
+            None where each budget has the best model for itself.
+        candidates: Says what the models retain.
     """
-    best = best_made(models, target)
-    if best is None:
-        return Answer(target, None, (), nearest=nearest)
-    return Answer(target, best.name, binding_limits(budget, {**best.expected.costs, **best.figures.costs}))
+    if family is None:
+        best = {target: best_made(models, target) for target in budgets}
+    else:
+        best = best_of_family(models, family, candidates.plan)
+    answers = {}
+    last = None
+    for target in family or budgets:
+        model = best[target]
+        if model is None:
+            answers[target] = Answer(target, None, (), nearest=nearest.get(target))
+            continue
+        limits = binding_limits(budgets[target], {**model.expected.costs, **model.figures.costs})
+        answers[target] = Answer(target, model.name, limits, part_of=last)
+        last = None if family is None else target
+    return tuple(answers[target] for target in budgets)
 
 
 def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> SearchRecord:
@@ -123,7 +147,7 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
             answers.append(answer)
             continue
         model = record.model_named(answer.best)
-        recipe = Recipe(model.shape, model.types)
+        recipe = candidates.recipe(model)
         candidates.verify(recipe)
         place = folder if len(record.answers) == 1 else folder / str(number)
         place.mkdir(exist_ok=True)
@@ -133,6 +157,7 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
         if recipe.changes(record.base):
             checkpoint = place / "model"
             shutil.copytree(candidates.checkpoint(recipe).folder, checkpoint)
+            _report_budget(checkpoint, budget_record(record, answer))
             build_card(checkpoint)
         answers.append(
             replace(
@@ -145,3 +170,8 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
     write_json(folder / SEARCH_FILE, record.to_json())
     write_search_page(record, folder / PAGE)
     return record
+
+
+def _report_budget(folder: Path, budget: BudgetRecord) -> None:
+    run = Run.read(folder)
+    replace(run, report=replace(run.report, budget=budget)).write(folder)

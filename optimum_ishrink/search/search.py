@@ -33,7 +33,6 @@ from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note
 from ..core.version import __version__
-from ..edge.gguf_export import check_runs
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.llama_server import check_runtime, default_threads
 from ..edge.write_gguf import check_tools
@@ -48,13 +47,16 @@ from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import Choices, describe_nearest
 from .damage import DamageModel, shape_key
+from .family import check_family, family_order
 from .making import Maker, write_base_file
 from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels, measure_types
 from .options import SearchOptions
 from .profile import Profile, measure_profile
+from .recipe import Recipe
 from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
+from .requirements import check_model
 from .shapes import dimension_sizes, shapes
-from .store import Store
+from .store import MEASUREMENTS, PROFILE, Store, reuse_measurements, save_measurements
 from .template import Template, read_template
 from .text_divergence import Reference
 from .turns import Workload
@@ -75,7 +77,8 @@ def search(
 ) -> SearchRecord:
     """Search for the best model under a budget, or under several, and write it.
 
-    Every finished measurement is stored in `OUTPUT.partial` at once; the same request resumes from there.
+    Every finished measurement is stored in `OUTPUT.partial` at once; the same request resumes from there. Afterwards
+    they are in `OUTPUT/measurements`, and another budget uses them.
 
     Args:
         session: The run over the base.
@@ -96,9 +99,13 @@ def search(
     folder = work_folder(output)
     with claimed_folder(folder, "searches"):
         try:
+            earlier = output if options.reuse is None else Path(options.reuse).expanduser()
+            request = _request(session.source, config, options)
+            reuse_measurements(earlier, folder, request, asked=options.reuse is not None)
             record, candidates = Search(session, config, options, folder).run()
             with staged_folder(output, overwrite=overwrite) as staged:
                 record = write_search(record, candidates, staged)
+                save_measurements(folder, staged / MEASUREMENTS)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"what was measured is stored in {folder}; run the same command again to resume"
@@ -115,8 +122,8 @@ def _check(session: Session, config: IShrinkConfig, options: SearchOptions, outp
     check_not_inside(output, [source.folder, Path(source.name), *texts])
     check_runtime()
     check_tools(GGUF_QUANTIZATIONS["bf16"])
-    source.check()
-    check_runs(source)
+    check_model(source, options.types)
+    check_family(parse_families(options.target), merges=config.merge_key_value_heads)
     if config.shape:
         raise RequestError(
             f"a search chooses the shape itself; leave out {', '.join(config.shape)}, or name what may change with "
@@ -222,7 +229,7 @@ class Search:
             found = Profile.read(Path(options.profile).expanduser())
             found.check(self.template, types, threads=options.threads, workload=self.workload)
             return found
-        path = self.folder / "profile.json"
+        path = self.folder / PROFILE
         if not path.is_file():
             measure_profile(
                 self.template,
@@ -242,7 +249,8 @@ class Search:
         binding, prune = self.session.source.binding, self.config.prune
         protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
         found = {
-            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected) for key in binding.shape
+            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected, types=self.options.types)
+            for key in binding.shape
         }
         return {key: sizes if prune is None or key in prune else sizes[:1] for key, sizes in found.items()}
 
@@ -250,7 +258,7 @@ class Search:
         """Measure, choose and make; return the record, and the models that were made."""
         base, options = dict(self.session.source.binding.shape), self.options
         families = parse_families(options.target)
-        reference = {**self.profile.base, **own_figures(self.template, options.types[0])}
+        reference = {**self.profile.base, **own_figures(self.template, options.types[0], options.types)}
         budgets = {limits_text(limits): Budget(limits, reference) for limits in families}
         measuring = Measuring(self.template, self.maker, self.reference, self.store)
         types, whole = measure_types(measuring, options.types)
@@ -275,13 +283,18 @@ class Search:
             self.threads,
             self.deadline,
         )
-        nearest = {}
-        for target, budget in budgets.items():
-            if not candidates.answer(budget, choices):
-                nearest[target] = describe_nearest(budget, choices.nearest(budget), base)
-        if len(nearest) == len(budgets):
-            raise ShapeError("; ".join(nearest.values()))
         unpruned = unpruned_models(allocator, whole, options.types)
+        family = family_order(budgets)
+        nearest: dict[str, str] = {}
+        larger: Recipe | None = None
+        for target in family or budgets:
+            budget = budgets[target]
+            if not candidates.answer(budget, choices, larger):
+                nearest[target] = describe_nearest(budget, choices.nearest(budget, larger), base)
+            elif family is not None:
+                larger = candidates.best(unpruned, budget, larger)
+        if len(nearest) == len(budgets):
+            raise ShapeError("; ".join(nearest[target] for target in budgets))
         models = candidates.timed([*unpruned, *candidates.made.values()], budgets, self.profile.base)
         record = SearchRecord(
             model=self.session.base_name,
@@ -299,7 +312,7 @@ class Search:
             models=tuple(models),
             expected_front=tuple(choices.front()),
             unpruned_front=tuple(Choices(allocator, [base], self.maker).front()),
-            answers=tuple(settled(target, budget, models, nearest.get(target)) for target, budget in budgets.items()),
+            answers=settled(budgets, models, nearest, family, candidates),
             errors=self.profile.costs.errors,
             levels=tuple(level_record(allocator, self.maker, shape, value) for shape, value in levels),
         )
@@ -308,7 +321,7 @@ class Search:
 
 def _request(source: Source, config: IShrinkConfig, options: SearchOptions) -> dict[str, Any]:
     """Return all that measurements depend on. The budget is not among it: another one needs no new measurement."""
-    free = ("target", "max_time", "candidates", "profile")
+    free = ("target", "max_time", "candidates", "profile", "reuse")
     return {
         "version": __version__,
         "model": model_fingerprint(source),

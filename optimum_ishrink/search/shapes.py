@@ -7,12 +7,13 @@ from itertools import product
 
 from ..architectures.binding import Binding
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
+from ..edge.gguf_quantizations import PLAIN_BLOCK, TENSOR_TYPES
 from ..planning.row_choices import RowChoices
 from ..planning.runtime_check import RuntimeCheck
 from .recipe import QUERY_HEADS
 
-MULTIPLE = 32
-"""MLP widths are multiples of the block of llama.cpp's plain types."""
+K_MULTIPLE = 256
+"""Weights in a block of llama.cpp's K-quants: MLP widths that are multiples of it are considered as well."""
 
 STEPS = 16
 """Sizes of a dimension that are considered, at most: finer ones differ by less than the prediction's error."""
@@ -21,7 +22,9 @@ _MOST_REMOVED = {ROWS: 0.8, LAYERS: 0.4, NEURONS: 0.6, GROUPS: 0.7}
 """Shares of dimensions that are removed at most: what is beyond is not a language model without long training."""
 
 
-def dimension_sizes(binding: Binding, key: str, *, rows: RowChoices | None, protected: int) -> list[int]:
+def dimension_sizes(
+    binding: Binding, key: str, *, rows: RowChoices | None, protected: int, types: Collection[str] = ()
+) -> list[int]:
     """Return the sizes of one dimension, descending from the model's own.
 
     Args:
@@ -29,6 +32,7 @@ def dimension_sizes(binding: Binding, key: str, *, rows: RowChoices | None, prot
         key: Config key of the dimension.
         rows: The sizes that the vocabulary can have; None where it stays.
         protected: Layers that cannot be removed.
+        types: Names of the types to choose from: some need MLP widths that are multiples of 256.
     """
     size = binding.shape[key]
     if binding.description.dimensions[key].fixed:
@@ -44,9 +48,11 @@ def dimension_sizes(binding: Binding, key: str, *, rows: RowChoices | None, prot
     if key == LAYERS:
         return [each for each in range(size, 0, -1) if each >= max(least, protected, 1)]
     if key == NEURONS:
-        step = -(-max(1, size // STEPS) // MULTIPLE) * MULTIPLE
-        top = size // step * step
-        return [size, *(each for each in range(top, 0, -step) if each >= least and each != size)]
+        step = -(-max(1, size // STEPS) // PLAIN_BLOCK) * PLAIN_BLOCK
+        widths = set(range(size // step * step, 0, -step))
+        if any(TENSOR_TYPES[name].block == K_MULTIPLE for name in types):
+            widths |= set(range(K_MULTIPLE, size, K_MULTIPLE))
+        return [size, *(each for each in sorted(widths, reverse=True) if each >= least and each != size)]
     if key == GROUPS:
         return [each for each in range(size, 0, -1) if each >= least and binding.refusal({key: each}) is None]
     return [size]

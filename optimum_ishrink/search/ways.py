@@ -10,6 +10,7 @@ from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS, ROWS
+from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, PROGRAM_TYPES, bits
 from ..errors import ShapeError
 from ..planning.limits import BYTES, DECODE, MEMORY, TTFT, parse_limits
 from ..planning.protection import default_protection
@@ -20,7 +21,7 @@ from .cost_model import CostModel
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
 from .options import AdviceOptions
 from .outline import outline, weights_in
-from .recipe import QUERY_HEADS, Recipe, plain_types
+from .recipe import QUERY_HEADS, Recipe, plain_types, priced_types, uniform_types
 from .shapes import dimension_sizes, shapes
 from .turns import Workload
 
@@ -103,14 +104,15 @@ def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: in
     workload = Workload(prompt=options.prompt_length, context=options.context)
     rows = None if binding.description.dimensions[ROWS].fixed else expected_rows(binding.shape[ROWS])
     allocator = Allocator(template, expected_damage(binding, types, rows), expected_costs(types), workload, types)
-    whole = Recipe(dict(binding.shape), dict.fromkeys(template.matrices, types[0]))
+    whole = Recipe(dict(binding.shape), uniform_types(template, types[0], types))
     budget = Budget(parse_limits(target), allocator.figures(whole))
     protected = sum(default_protection(binding.shape[LAYERS]))
-    sizes = {key: dimension_sizes(binding, key, rows=rows, protected=protected) for key in binding.shape}
+    sizes = {key: dimension_sizes(binding, key, rows=rows, protected=protected, types=types) for key in binding.shape}
+    considered = [shape for shape in shapes(sizes, binding) if allocator.takes(shape)]
     found: dict[tuple[Any, ...], Candidate] = {}
     coarsest: Candidate | None = None
     least = math.inf
-    for shape in sorted(shapes(sizes, binding), key=allocator.damage.of_shape):
+    for shape in sorted(considered, key=allocator.damage.of_shape):
         lost = allocator.damage.of_shape(shape)
         kind = tuple(sorted(key for key, size in shape.items() if size != binding.shape[key]))
         if lost > _REACH * least:
@@ -128,7 +130,7 @@ def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: in
         if kind not in found or best.divergence < found[kind].divergence:
             found[kind] = best
     for name in types:  # one type for all matrices, which needs no search
-        recipe = Recipe(whole.shape, plain_types(template, name))
+        recipe = Recipe(whole.shape, plain_types(template, name, types))
         figures = allocator.figures(recipe)
         if budget.allows(figures):
             found["type", name] = Candidate(recipe, allocator.damage.of(recipe), figures)
@@ -156,7 +158,7 @@ def expected_damage(binding: Binding, types: Sequence[str], rows: RowChoices | N
     total = sum(weights.values())
     layers = binding.sizes["layers"]
     kinds = {kind: count / total for kind, count in weights.items()}
-    errors = {kind: {name: TYPE_PRIORS.get(name, 0.0) for name in types} for kind in kinds}
+    errors = {kind: {name: TYPE_PRIORS.get(name, 0.0) for name in priced_types(types)} for kind in kinds}
     return DamageModel(
         base=binding.shape,
         curves=dict(PRIORS),
@@ -174,9 +176,7 @@ def expected_costs(types: Sequence[str]) -> CostModel:
     Args:
         types: Names of the types.
     """
-    from ..edge.gguf_quantizations import TENSOR_TYPES
-
-    nbytes = {name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block for name in (*types, "bf16")}
+    nbytes = {name: bits(name) for name in (*priced_types(types), "bf16")}
     decode = {"once": 0.0, "layers": 0.0, "attention": 0.0, **{name: each / 1e10 for name, each in nbytes.items()}}
     prompt = {"once": 0.0, "layers": 0.0, "attention": 0.0, "head": 1e-10, **dict.fromkeys(nbytes, 1e-11)}
     memory = {"once": 3e7, "kv": 1.0, "rows": 0.0, **nbytes}
@@ -186,7 +186,9 @@ def expected_costs(types: Sequence[str]) -> CostModel:
 def _way(candidate: Candidate, binding: Binding, budget: Budget, model: str, target: str, types: Sequence[str]) -> Way:
     recipe, base = candidate.recipe, binding.shape
     changed = {key: size for key, size in recipe.changes(base).items() if key != QUERY_HEADS}
-    plain = next((name for name in types if dict(recipe.types) == plain_types(outline(binding), name)), None)
+    template = outline(binding)
+    exported = [name for name in types if name in GGUF_QUANTIZATIONS and name not in PROGRAM_TYPES]
+    plain = next((name for name in exported if dict(recipe.types) == plain_types(template, name)), None)
     relative = {name: candidate.figures[name] / budget.base[name] - 1 for name in (MEMORY, TTFT, DECODE)}
     return Way(
         name=recipe.describe(base),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_ishrink.edge.gguf_file import HeaderValue
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
 from optimum_ishrink.edge.same_model import check_same_model
 from optimum_ishrink.edge.write_gguf import quantize_file
@@ -53,6 +54,13 @@ def test_what_was_quantised_is_the_same_model(
     exact = write(folder / "exact.gguf", weights(seed, scale))
     quantize_file(exact, folder / "q.gguf", parse_gguf_quantization(name))
     check_same_model(exact, folder / "q.gguf")
+
+
+def test_a_model_that_was_cut_may_say_its_own_size(tmp_path: Path) -> None:
+    exact = write(tmp_path / "exact.gguf", weights())
+    general = [HeaderValue("general.size_label", "129M", gguf.GGUFValueType.STRING, None)]
+    quantize_file(exact, tmp_path / "q.gguf", parse_gguf_quantization("q8_0"), general=general)
+    check_same_model(exact, tmp_path / "q.gguf")
 
 
 def other_weights() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from optimum_ishrink.edge import write_gguf as write_module
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
 from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer
+from optimum_ishrink.edge.programs import program_failure
 from optimum_ishrink.edge.write_gguf import check_tools, quantize_file, write_gguf
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
 from optimum_ishrink.evaluation.load_worker import cached_share, evict, warm
@@ -141,5 +142,5 @@ def test_the_files_cache(exact: Path) -> None:
 def test_a_full_disk_is_not_blamed_on_the_model(tmp_path: Path, log: str) -> None:
     refused = pytest.raises(OutputError, match=r"cannot write .*a.gguf: No space left on device")
     with refused, staged_file(tmp_path / "a.gguf"):
-        raise write_module.program_failure("the converter refuses a", log)
-    assert str(write_module.program_failure("it failed", "ValueError: odd")).startswith("it failed: ")
+        raise program_failure("the converter refuses a", log)
+    assert str(program_failure("it failed", "ValueError: odd")).startswith("it failed: ")

@@ -67,7 +67,7 @@ def close_folders() -> None:
 
 def fork_converter(command: Sequence[str], failure: str) -> None:
     """Run a Python program in a fork instead of a new process, which would import torch and transformers again."""
-    from optimum_ishrink.edge.write_gguf import program_failure
+    from optimum_ishrink.edge.programs import program_failure
 
     (module,) = (command[i + 1] for i, word in enumerate(command) if word == "-m")
     reader, writer = os.pipe()

@@ -65,8 +65,8 @@ def byte_fallback(*, prefix: bool, tokens: int = 900) -> Any:
 
 def save_model(folder: Path, tokenizer: Any, model_type: str = "llama", padding: int = 0, **changes: Any) -> Path:
     """A tiny model with a row for each token and some without one; its rows are multiples of 32."""
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 512}
-    config = tiny_config(model_type, vocab_size=len(tokenizer) + padding, **sizes, **changes)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 512, **changes}
+    config = tiny_config(model_type, vocab_size=len(tokenizer) + padding, **sizes)
     tiny_model(config, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

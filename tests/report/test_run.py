@@ -132,7 +132,7 @@ def test_a_report_of_schema_1_is_read_and_migrated() -> None:
 def test_the_committed_reports_survive_a_round_trip(card: Path) -> None:
     data = read_json(card / "ishrink_report.json")
     report = Report.from_json(data)
-    added = {"origin": None, "compensation": None, "recovery": None}
+    added = {"origin": None, "compensation": None, "recovery": None, "budget": None}
     assert report.to_json() == {**data, **added, "environment": {**data["environment"], "runtime": None}}
     compared = [each.versus_base for each in report.shrunk.speed if each.versus_base is not None]
     assert compared and all(each.interval[0] <= each.ratio <= each.interval[1] for each in compared)

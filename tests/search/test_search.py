@@ -12,7 +12,7 @@ from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError
 from optimum_ishrink.report.search import SearchRecord
-from optimum_ishrink.search import candidates
+from optimum_ishrink.search import candidates, making
 from optimum_ishrink.search.profile import Profile
 from optimum_ishrink.search.search import work_folder
 from tests.helpers import made_up_device
@@ -65,17 +65,6 @@ def test_the_best_model_is_written_with_its_record(base_source: Source, text_fil
     assert len(made_up_device.VERIFIED) == 1
 
 
-@pytest.mark.slow
-def test_a_family_is_one_search(base_source: Source, text_file: Path, tmp_path: Path) -> None:
-    prune = ["intermediate_size", "num_hidden_layers"]
-    record = search(base_source, tmp_path / "out", text_file, target="params=-8%;params=-14%", prune=prune)
-    smaller = [record.model_named(answer.best or "") for answer in record.answers]
-    assert [answer.folder for answer in record.answers] == ["1/model", "2/model"]
-    for share, model in zip((0.08, 0.14), smaller, strict=True):
-        assert model.figures.costs["params"] <= (1 - share) * record.reference["params"]
-    assert smaller[0].figures.costs["params"] > smaller[1].figures.costs["params"]
-
-
 def test_a_search_that_stopped_repeats_no_measurement(
     base_source: Source, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,10 +89,15 @@ def test_a_search_that_stopped_repeats_no_measurement(
         return add(self, name, *args)
 
     monkeypatch.setattr(candidates.Measuring, "divergence", watched)
+    made = []
+    cut = making.run
+    monkeypatch.setattr(making, "run", lambda *args, **kwargs: made.append(args[1].output) or cut(*args, **kwargs))
     record = search(base_source, output, text_file, target="bytes=-30%")
     assert record.answers[0].best
     names = {json.loads(line)["name"] for line in stored}
     assert len(names) > 15 and not names & set(measured)
+    remade = {f"shape {folder.parent.name}" for folder in made}
+    assert not remade & names, "a checkpoint whose measurement is stored is not made again"
 
 
 @pytest.mark.slow

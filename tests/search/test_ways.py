@@ -73,7 +73,10 @@ def test_the_command_prints_ways_and_their_commands(folder: Path, capsys: pytest
         (["--target", "decode=-5%"], "has to ask for more"),
         (["--target", "ttft=200ms"], "advise knows no device"),
         (["--target", "bytes=1MB,decode=30t/s"], "ask for a change, such as decode=+20%"),
-        (["--target", "bytes=1MB", "--quantization", "q4_k_m"], "q4_k_m cannot be chosen matrix by matrix here"),
+        (
+            ["--target", "bytes=1MB", "--quantization", "q4_k_m"],
+            "q4_k_m is a mix of types",
+        ),
         (["--target", "bytes=1MB", "--quantization", "q4_0,Q4_0"], "name each quantization once"),
         (["--scenario", "watch"], "unknown scenario 'watch'"),
     ],

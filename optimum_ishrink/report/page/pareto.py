@@ -25,6 +25,7 @@ class Point:
         stderr: Standard error of y, or None.
         optimal: Whether no other model is at least as good in both and better in one.
         is_base: Whether it is a base.
+        short: What the plot calls it; None for the label, which is cut where it is long.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Point:
     stderr: float | None
     optimal: bool
     is_base: bool
+    short: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ..search_tables import (
     costs_of,
     levels_rows,
     models_rows,
+    short_names,
 )
 from .pareto import Plot, Point, pareto_optimal
 from .render import load_template, write_page
@@ -31,7 +32,7 @@ def search_plots(record: SearchRecord) -> list[Plot]:
     Args:
         record: The search.
     """
-    found = []
+    found, short = [], short_names(record)
     for metric, title, x_title, scale, lower in _AXES:
         models = [each for each in record.models if each.measured is not None and metric in costs_of(each)]
         if len(models) < 2:
@@ -41,7 +42,7 @@ def search_plots(record: SearchRecord) -> list[Plot]:
             [(x if lower else -x, each.figures.divergence) for x, each in zip(values, models, strict=True)]
         )
         points = tuple(
-            Point(each.name, x, each.figures.divergence, each.figures.stderr, best, each.unpruned)
+            Point(each.name, x, each.figures.divergence, each.figures.stderr, best, each.unpruned, short[each.name])
             for x, each, best in zip(values, models, optimal, strict=True)
         )
         found.append(
@@ -66,6 +67,13 @@ def render_search(record: SearchRecord) -> str:
         record: The search.
     """
     plots = search_plots(record)
+    short = short_names(record)
+
+    def named(name: str) -> str:
+        """Return a model's name with the letter that plots call it by."""
+        letter = short[name.removesuffix(" (best)")]
+        return name if name.startswith("plain ") else f"{letter}: {name}"
+
     targets = "; ".join(answer.target for answer in record.answers)
     return load_template("search.html").render(
         title=f"{record.model}: {targets}",
@@ -73,10 +81,10 @@ def render_search(record: SearchRecord) -> str:
         conditions=conditions_line(record),
         drawings=[draw(plot) for plot in plots],
         optimal={plot.title: [point.label for point in plot.points if point.optimal] for plot in plots},
-        models=(MODELS_HEADER, models_rows(record)),
+        models=(MODELS_HEADER, [(named(row[0]), *row[1:]) for row in models_rows(record)]),
         recipes=[
             (
-                each.name,
+                named(each.name),
                 _shape(record, each),
                 "; ".join(f"{kind} {types}" for kind, types in types_by_kind(each.types).items()),
             )

@@ -91,7 +91,7 @@ def draw(plot: Plot) -> Drawing:
         return HEIGHT - BOTTOM - (value - y_values[0]) / (y_values[-1] - y_values[0]) * (HEIGHT - TOP - BOTTOM)
 
     places = [(x_of(point.x), y_of(point.y)) for point in plot.points]
-    texts = [_shorten(point.label) for point in plot.points]
+    texts = [point.short or _shorten(point.label) for point in plot.points]
     labels = _place_labels(places, texts)
     marks = tuple(
         Mark(

@@ -1,0 +1,93 @@
+"""What a model's matrices read on calibration text: the second moments of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+MOST_BYTES = 2 << 30
+"""Moments that are held at a time. Where all take more, the text is read again for the next matrices."""
+
+
+def input_moments(
+    model: Any, windows: torch.Tensor, parameters: Mapping[str, str], *, batch_size: int = 4
+) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+    """Yield the second moments of what matrices read, a group of matrices at a time.
+
+    A tied embedding is read as the head. Matrices of another kind of module, such as fused experts, are left out: what
+    they read differs from token to token.
+
+    Args:
+        model: A causal language model.
+        windows: Token ids, int64, shape (windows, length).
+        parameters: The parameter of each matrix, by any name for it.
+        batch_size: Windows that are read at once.
+
+    Yields:
+        The mean over tokens of the outer product of the input with itself, float32, shape (in, in), by the given
+        names; and the share of all matrices that has been yielded. Matrices that read the same share a tensor.
+    """
+    found = _readers(model, parameters)
+    done = 0
+    for group in _groups(found):
+        names = [name for module in group for name in found[module]]
+        moments = _measure(model, windows, group, batch_size)
+        done += len(names)
+        yield {name: moment for module, moment in moments.items() for name in found[module]}, done / len(parameters)
+
+
+def _readers(model: Any, parameters: Mapping[str, str]) -> dict[torch.nn.Module, list[str]]:
+    """Return the modules that read what their matrix multiplies, with the names of their matrices."""
+    head = model.get_output_embeddings()
+    found: dict[torch.nn.Module, list[str]] = {}
+    for name, parameter in parameters.items():
+        module = model.get_submodule(parameter.rpartition(".")[0])
+        if isinstance(module, torch.nn.Embedding) and head is not None and head.weight is module.weight:
+            module = head
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+            found.setdefault(module, []).append(name)
+    return found
+
+
+def _groups(modules: Mapping[torch.nn.Module, Any]) -> list[list[torch.nn.Module]]:
+    groups: list[list[torch.nn.Module]] = []
+    nbytes = MOST_BYTES
+    for module in modules:
+        weight: Any = module.weight
+        size = 4 * (weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1]) ** 2
+        if nbytes + size > MOST_BYTES:
+            groups.append([])
+            nbytes = 0
+        groups[-1].append(module)
+        nbytes += size
+    return groups
+
+
+@torch.no_grad()
+def _measure(
+    model: Any, windows: torch.Tensor, modules: list[torch.nn.Module], batch_size: int
+) -> dict[torch.nn.Module, torch.Tensor]:
+    sums: dict[torch.nn.Module, torch.Tensor] = {}
+    first: dict[torch.nn.Module, torch.nn.Module] = {}
+    last: list[Any] = [None, None]
+
+    def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0] is last[0]:  # queries, keys and values read the same, one after the other
+            first[module] = last[1]
+            return
+        last[:] = inputs[0], module
+        rows = inputs[0].flatten(0, -2).float()
+        sums[module] = sums.get(module, 0) + rows.T @ rows
+
+    handles = [module.register_forward_pre_hook(add) for module in modules]
+    try:
+        for batch in torch.split(windows, batch_size):
+            model(input_ids=batch.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for moment in sums.values():
+        moment /= windows.numel()
+    return {module: sums[first.get(module, module)] for module in modules if first.get(module, module) in sums}

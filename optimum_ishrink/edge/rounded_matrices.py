@@ -1,0 +1,193 @@
+"""Matrices of a 16-bit GGUF file, rounded to types for what they compute on calibration text, and stored on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core.durable import write_whole
+from ..core.progress import progress_bar
+from .calibrated_rounding import CALIBRATED, calibrated_blocks
+from .gguf_quantizations import TENSOR_TYPES, stored_as
+from .input_moments import input_moments
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ERRORS = "errors.json"
+
+
+class RoundedMatrices:
+    """The rounded matrices of one model. What is in the folder is not rounded again.
+
+    Args:
+        exact: The model as a GGUF file of 16 bits.
+        folder: Where they are stored; it is made when the first is.
+        parameters: The model's parameter for each matrix, by the matrix's name in the file.
+        transposed: Parameters that the checkpoint stores with rows and columns exchanged.
+    """
+
+    def __init__(
+        self, exact: Path, folder: Path, parameters: Mapping[str, str], transposed: Collection[str] = ()
+    ) -> None:
+        import gguf
+
+        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exact).tensors}
+        self._folder = folder
+        self._parameters = parameters
+        self._transposed = transposed
+
+    def round(self, model: Any, windows: torch.Tensor, types: Mapping[str, Collection[str]]) -> None:
+        """Round matrices that are not rounded yet. Types of another kind than `CALIBRATED` are left out.
+
+        Args:
+            model: The loaded model.
+            windows: Token ids, int64, shape (windows, length).
+            types: Names of types, by the matrix's name in the file.
+        """
+        wanted = {name: [each for each in of if self._takes(name, each)] for name, of in types.items()}
+        wanted = {name: [each for each in of if not self._path(name, each).is_file()] for name, of in wanted.items()}
+        names = {name: self._parameters[name] for name, of in wanted.items() if of and name in self._parameters}
+        if not names:
+            return
+        errors = self._errors()
+        with progress_bar("rounding for what is computed", len(names)) as advance:
+            done = 0
+            for moments, share in input_moments(model, windows, names):
+                for name, moment in moments.items():
+                    if self.order(name, model) is not None:
+                        for each in wanted[name]:
+                            errors[f"{name} {each}"] = self._round(name, each, moment)
+                    advance(1)
+                    done += 1
+                write_whole(self._folder / _ERRORS, json.dumps(errors).encode())
+                advance(round(share * len(names)) - done)  # those that no module reads
+                done = round(share * len(names))
+
+    def _round(self, name: str, type_name: str, moment: torch.Tensor) -> float:
+        """Round a matrix; return the error of what it computes."""
+        import gguf
+        import numpy as np
+
+        rows = self._exact(name)
+        blocks = calibrated_blocks(rows, moment, type_name)
+        stored = io.BytesIO()
+        np.save(stored, blocks)
+        write_whole(self._path(name, type_name), stored.getvalue())
+        off = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_name.upper()])) - rows
+        return float(((off @ moment.cpu()) * off).sum())
+
+    def _takes(self, name: str, type_name: str) -> bool:
+        if type_name not in CALIBRATED or name not in self._tensors:
+            return False
+        columns = int(self._tensors[name].shape[0])
+        return stored_as(columns, TENSOR_TYPES[type_name]).name == type_name and len(self._tensors[name].shape) == 2
+
+    def _path(self, name: str, type_name: str) -> Path:
+        return self._folder / type_name / f"{name}.npy"
+
+    def _errors(self) -> dict[str, float]:
+        path = self._folder / _ERRORS
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
+
+    def _exact(self, name: str) -> torch.Tensor:
+        import gguf
+
+        tensor = self._tensors[name]
+        return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+    def error(self, name: str, type_name: str) -> float | None:
+        """Return the mean squared error of what a rounded matrix computes, summed over outputs; None if not rounded.
+
+        Args:
+            name: The matrix's name in the file.
+            type_name: Name of the type.
+        """
+        return self._errors().get(f"{name} {type_name}")
+
+    def blocks(self, name: str, type_name: str) -> np.ndarray[Any, Any] | None:
+        """Return a matrix as a file of the type stores it, uint8, shape (rows, bytes); None if it is not rounded.
+
+        Args:
+            name: Its name in the file.
+            type_name: Name of the type.
+        """
+        import numpy as np
+
+        path = self._path(name, type_name)
+        if not path.is_file():
+            return None
+        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found
+
+    def values(self, name: str, type_name: str, model: Any) -> torch.Tensor | None:
+        """Return a rounded matrix in the order of the model's rows, float32; None if it is not rounded.
+
+        Args:
+            name: Its name in the file.
+            type_name: Name of the type.
+            model: The loaded model.
+        """
+        blocks = self.blocks(name, type_name)
+        order = None if blocks is None else self.order(name, model)
+        if blocks is None or order is None:
+            return None
+        import gguf
+        import numpy as np
+
+        found = gguf.quants.dequantize(np.asarray(blocks), gguf.GGMLQuantizationType[type_name.upper()])
+        return torch.from_numpy(found[order])
+
+    def order(self, name: str, model: Any) -> np.ndarray[Any, Any] | None:
+        """Return the place in the file of each of the model's rows: files have some matrices' rows in another order.
+
+        Args:
+            name: The matrix's name in the file.
+            model: The loaded model, with the weights that the file was made from.
+
+        Returns:
+            Indices, or None where a row of the model is not in the file.
+        """
+        import gguf
+
+        weight = model.get_parameter(self._parameters[name]).detach()
+        if self._parameters[name] in self._transposed:
+            weight = weight.T
+        half = torch.float16 if self._tensors[name].tensor_type == gguf.GGMLQuantizationType.F16 else torch.bfloat16
+        return find_rows(self._exact(name).to(half), weight.to("cpu", half))
+
+
+def find_rows(there: torch.Tensor, wanted: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    """Return the place of each row of a matrix in another one with the same rows in another order.
+
+    Args:
+        there: Where they are sought, shape (rows, columns), 16 bits each.
+        wanted: The rows, of the same shape and dtype.
+
+    Returns:
+        Indices, shape (rows,), or None where one is missing. Of equal rows each has its own place.
+    """
+    import numpy as np
+
+    if there.shape != wanted.shape:
+        return None
+    if torch.equal(there, wanted):
+        return np.arange(len(there))
+    old, new = (
+        np.ascontiguousarray(each.contiguous().view(torch.int16).numpy()).view(np.dtype((np.void, 2 * each.shape[1])))[
+            :, 0
+        ]
+        for each in (there, wanted)
+    )
+    by_old, by_new = np.argsort(old, kind="stable"), np.argsort(new, kind="stable")
+    if not np.array_equal(old[by_old], new[by_new]):
+        return None
+    places = np.empty(len(old), np.int64)
+    places[by_new] = by_old
+    return places

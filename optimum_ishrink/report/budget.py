@@ -1,0 +1,107 @@
+"""The budget that a model was searched for: what it was, what bound, and the neighbours on the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .search import Answer, Figures, FoundModel, SearchRecord, types_by_kind
+
+THIS = "this model"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A model that was measured in the same search.
+
+    Args:
+        name: What the search calls it; `THIS` for the reported one.
+        figures: What is known best of it: its divergence, and its costs measured or else expected.
+    """
+
+    name: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """What a model was searched for.
+
+    Args:
+        target: The budget, as the user wrote it.
+        runtime: Name of the runtime that it was searched for.
+        binding: The limits that the model comes within two percent of.
+        types: Types of each kind of matrix in the runtime's file, as `types_by_kind` writes them.
+        texts: Names of the texts that it was chosen on.
+        windows: Windows of these.
+        length: Tokens in each.
+        made: Pruned models that were made and measured in the search.
+        models: The model, its neighbours on the front of bytes and divergence, and the best unpruned one in a single
+            type that keeps the budget; the smallest file first.
+    """
+
+    target: str
+    runtime: str
+    binding: tuple[str, ...]
+    types: Mapping[str, str]
+    texts: tuple[str, ...]
+    windows: int
+    length: int
+    made: int
+    models: tuple[Neighbour, ...]
+
+
+def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
+    """Return what the best model for a budget was searched for.
+
+    Args:
+        record: The search.
+        answer: Its answer to the budget, which has a model.
+    """
+    assert answer.best is not None
+    best = record.model_named(answer.best)
+    measured = [each for each in record.models if each.measured is not None]
+    single = [each for each in measured if each.unpruned and answer.target in each.keeps and each is not best]
+    shown = {each.name: each for each in (best, *neighbours(measured, best))}
+    if single:
+        nearest = min(single, key=lambda each: each.figures.divergence)
+        shown[nearest.name] = nearest
+    return BudgetRecord(
+        target=answer.target,
+        runtime=record.runtime,
+        binding=answer.binding,
+        types=types_by_kind(best.types),
+        texts=record.texts,
+        windows=record.windows,
+        length=record.length,
+        made=sum(not each.unpruned for each in measured),
+        models=tuple(
+            Neighbour(THIS if each is best else each.name, _known(each))
+            for each in sorted(shown.values(), key=_nbytes)
+        ),
+    )
+
+
+def neighbours(models: Sequence[FoundModel], best: FoundModel) -> list[FoundModel]:
+    """Return the next smaller and the next larger model on the front of bytes and divergence.
+
+    Args:
+        models: Models that were measured.
+        best: The one whose neighbours are asked for; it need not lie on the front itself.
+    """
+    front: list[FoundModel] = []
+    for model in sorted(models, key=lambda each: (_nbytes(each), each.figures.divergence)):
+        if not front or model.figures.divergence < front[-1].figures.divergence:
+            front.append(model)
+    smaller = [each for each in front if _nbytes(each) < _nbytes(best)]
+    larger = [each for each in front if _nbytes(each) > _nbytes(best)]
+    return smaller[-1:] + larger[:1]
+
+
+def _known(model: FoundModel) -> Figures:
+    figures = model.figures
+    return Figures(figures.divergence, figures.stderr, figures.carried, {**model.expected.costs, **figures.costs})
+
+
+def _nbytes(model: FoundModel) -> float:
+    return _known(model).costs["bytes"]
