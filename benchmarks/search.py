@@ -3,37 +3,46 @@
     python -m benchmarks.search measure FOUND MODEL DATA --output search.jsonl [--eval-samples 16] [--eval-length 256]
     python -m benchmarks.search table search.jsonl
     python -m benchmarks.search expected FOUND
-    python -m benchmarks.search times FOUND MODEL [--threads 1] [--rounds 7]
+    python -m benchmarks.search files MODEL [--seed 0]
+    python -m benchmarks.search times MODEL [--files 10] [--found FOUND] [--threads 1] [--rounds 5] [--seed 0]
 
 FOUND is the output folder of `ishrink search`, MODEL the base's folder, DATA one with the text files named below.
 `measure` takes the best model of every budget and the unpruned model in every plain quantisation, gives their matrices
 the values that the files hold, and compares them with the base on three texts. Rows that are in the output already are
-not made again. `times` profiles the machine anew and times the files that were found in the same minutes: how far
-times that a profile predicts are off.
+not made again. `files` compares the bytes of two files of mixed types with what is expected. `times` takes the profile
+of this machine, and times further files of random sizes and types in the same rounds: how far expectations are off.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker
+from optimum_ishrink.architectures.description import GROUPS, NEURONS
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import Source, open_source
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.tensor_names import gguf_names
 from optimum_ishrink.planning.limits import readable
-from optimum_ishrink.report.search import FoundModel, SearchRecord
-from optimum_ishrink.search.cost_model import Workload, features
-from optimum_ishrink.search.making import Maker, write_base_file
-from optimum_ishrink.search.profile import measure_profile
-from optimum_ishrink.search.template import read_template
-from optimum_ishrink.search.timing import time_files
+from optimum_ishrink.report.search import FoundModel, SearchRecord, kind_of
+from optimum_ishrink.search.cost_model import MEASURED
+from optimum_ishrink.search.making import Maker, write_base_file, write_mixed_file
+from optimum_ishrink.search.options import QUANTIZATIONS
+from optimum_ishrink.search.profile import ProbeRecipe, Profile, measure_profile
+from optimum_ishrink.search.recipe import QUERY_HEADS
+from optimum_ishrink.search.shapes import dimension_sizes
+from optimum_ishrink.search.template import Template, read_template
+from optimum_ishrink.search.turns import Workload
 from optimum_ishrink.search.weights import StoredWeights
 from optimum_ishrink.text.calibration import Calibration
 
@@ -117,48 +126,100 @@ def _expected_row(model: FoundModel) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def random_recipes(template: Template, maker: Maker, types: Sequence[str], count: int, seed: int) -> list[ProbeRecipe]:
+    """Return recipes of sizes that a search considers; each matrix, or in two of three each kind, has its own type."""
+    binding = template.binding
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
+    group = binding.shape[QUERY_HEADS] // binding.shape[GROUPS]
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        shape = {key: draw.choice(sizes[key]) for key in binding.shape if key != QUERY_HEADS}
+        shape = {key: shape[GROUPS] * group if key == QUERY_HEADS else shape[key] for key in binding.shape}
+        units = template.matrices if number % 3 == 0 else sorted({kind_of(name) for name in template.matrices})
+        chosen = {unit: draw.choice(list(types)) for unit in units}
+        named = {name: chosen[name if number % 3 == 0 else kind_of(name)] for name in template.matrices}
+        found.append(ProbeRecipe(f"random {number + 1}", shape, named, fitted=False))
+    return found
+
+
 def times(args: argparse.Namespace) -> None:
-    """Print what a profile of this moment predicts of the files that were found, and what they take."""
-    record = SearchRecord.read(args.found)
-    config = IShrinkConfig(calibration=[str(path) for path in args.calibration] or ["self"])
+    """Print what prices predict of files that they were not fitted to, and what these take in the same rounds."""
+    config = IShrinkConfig(calibration=["self"])
     session = Session(open_source(args.model), config)
-    workload = Workload(prompt=record.prompt, context=record.context)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base.gguf"
         write_base_file(session.source, path)
         template = read_template(path, session.source.binding)
         maker = Maker(session, config, Calibration(config, session), Path(folder))
-        found = {
-            answer.target: (args.found / answer.file, record.model_named(answer.best))
-            for answer in record.answers
-            if answer.file and answer.best
-        }
+        recipes = random_recipes(template, maker, args.quantization, args.files, args.seed)
+        if args.found is not None:
+            record = SearchRecord.read(args.found)
+            recipes += [ProbeRecipe(each.name, each.shape, each.types, fitted=False) for each in record.models]
         profile = measure_profile(
             template,
             maker,
-            record.quantizations,
-            model=record.model,
-            runtime=record.runtime,
+            args.quantization,
+            model=session.base_name,
+            runtime="llama.cpp",
             threads=args.threads,
-            workload=workload,
+            workload=Workload(),
             rounds=args.rounds,
+            held_out=recipes,
         )
-        files = {target: file for target, (file, _) in found.items()}
-        vocabulary = min(model.shape["vocab_size"] for _, model in found.values())
-        measured, _ = time_files(files, workload, threads=args.threads, vocabulary=vocabulary, rounds=args.rounds)
-    print("| file | decode | expected | first token | expected | memory | expected |")
-    print("| --- " * 7 + "|")
-    rows = [(probe.name, probe.features, probe.figures) for probe in profile.probes if not probe.fitted]
-    for target, (_, model) in found.items():
-        tensors = template.in_shape(model.shape)
-        rows.append((model.name, features(template, model.shape, model.types, workload, tensors), measured[target]))
-    for name, of, figures in rows:
-        expected_figures = profile.costs.predict(of)
-        cells = [name]
-        for metric in ("decode", "ttft", "memory"):
-            cells.append(readable(metric, figures[metric]))
-            cells.append(f"{expected_figures[metric] / figures[metric] - 1:+.1%}")
-        print("| " + " | ".join(cells) + " |")
+    if args.profile is not None:
+        profile.write(args.profile)
+    print(times_table(profile))
+    print(f"\nLoad average of the last 1, 5 and 15 minutes: {', '.join(f'{load:.1f}' for load in os.getloadavg())}.")
+
+
+def files(args: argparse.Namespace) -> None:
+    """Print the bytes of two files, expected and written: the unpruned model's, and a narrower one's."""
+    source = open_source(args.model)
+    print("| file | bytes expected | bytes written |\n| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        base = folder / "base.gguf"
+        write_base_file(source, base)
+        template = read_template(base, source.binding)
+        width = max(size for size in dimension_sizes(source.binding, NEURONS, rows=None, protected=1)[1:])
+        draw = random.Random(args.seed)
+        types = {name: draw.choice(args.quantization) for name in template.matrices}
+        shape = {**source.binding.shape, NEURONS: width}
+        config = IShrinkConfig(
+            importance="l2-norm",
+            intermediate_size=width,
+            compensation="none",
+            evaluate=False,
+            benchmark=False,
+            calibration=["self"],
+        )
+        IShrinker(source).shrink(config, save_directory=folder / "narrower")
+        narrower = folder / "narrower.gguf"
+        write_base_file(open_source(folder / "narrower"), narrower)
+        for name, exact, of in (("unpruned", base, source.binding.shape), (f"{width:,} neurons", narrower, shape)):
+            path = folder / "mixed.gguf"
+            write_mixed_file(exact, types, path, general=template.general(of), overwrite=True)
+            print(f"| {name}, mixed types | {template.nbytes(of, types):,} | {path.stat().st_size:,} |", flush=True)
+
+
+def times_table(profile: Profile) -> str:
+    """Return the files that prices are not fitted to, measured and expected, and how far nine of ten are off."""
+    lines = ["| file | decode | expected | first token | expected | memory | expected |", "| --- " * 7 + "|"]
+    away: dict[str, list[float]] = {metric: [] for metric in MEASURED}
+    for probe in profile.probes:
+        if probe.fitted:
+            continue
+        expected = profile.costs.predict(probe.features)
+        cells = [probe.name]
+        for metric in MEASURED:
+            off = expected[metric] / probe.figures[metric] - 1
+            away[metric].append(abs(off))
+            cells += [readable(metric, probe.figures[metric]), f"{off:+.1%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    cells = ["nine of ten are within"]
+    for metric in MEASURED:
+        cells += ["", f"{sorted(away[metric])[math.ceil(0.9 * len(away[metric])) - 1]:.1%}"]
+    return "\n".join([*lines, "| " + " | ".join(cells) + " |"])
 
 
 def main() -> None:
@@ -182,12 +243,20 @@ def main() -> None:
     compares.add_argument("found", type=Path)
     compares.set_defaults(work=lambda args: print(expected(SearchRecord.read(args.found))))
     timed = verbs.add_parser("times")
-    timed.add_argument("found", type=Path)
     timed.add_argument("model")
+    timed.add_argument("--found", type=Path, help="time models as large as those of a search, too")
+    timed.add_argument("--files", type=int, default=10, help="random files")
+    timed.add_argument("--seed", type=int, default=0)
     timed.add_argument("--threads", type=int, default=1)
-    timed.add_argument("--rounds", type=int, default=7)
-    timed.add_argument("--calibration", type=Path, nargs="*", default=[])
+    timed.add_argument("--rounds", type=int, default=5)
+    timed.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
+    timed.add_argument("--profile", type=Path, help="write what was measured")
     timed.set_defaults(work=times)
+    written = verbs.add_parser("files")
+    written.add_argument("model")
+    written.add_argument("--seed", type=int, default=0)
+    written.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
+    written.set_defaults(work=files)
     args = parser.parse_args()
     args.work(args)
 

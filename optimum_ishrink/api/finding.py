@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..options.option import options_of
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..search.profile import Profile
-from ..search.search import profile_device, search
+from ..search.profiling import profile_device, write_profile_script
+from ..search.search import search
 from ..search.ways import Way, find_ways
 from .output_folder import expanded
 
@@ -86,6 +87,29 @@ class FindsModels:
         values = {name: changes.pop(name) for name in options_of(ProfileOptions) if name in changes}
         options, config = ProfileOptions(**values), self._config(config, changes)
         return profile_device(self._open(config), config, options, expanded(output), overwrite=overwrite)
+
+    def profile_script(
+        self,
+        config: IShrinkConfig | None = None,
+        *,
+        output: str | Path,
+        overwrite: bool = False,
+        **changes: Any,
+    ) -> None:
+        """Write a program that measures another device: one file, for a Python without torch and this package.
+
+        Args:
+            config: Which tokens stay in smaller vocabularies; the defaults when None.
+            output: The program, such as `phone.pyz`; `python3 phone.pyz` writes the profile there.
+            overwrite: Replace an existing file.
+            **changes: As of `profile`.
+
+        Raises:
+            RequestError: The request cannot be met.
+        """
+        values = {name: changes.pop(name) for name in options_of(ProfileOptions) if name in changes}
+        options, config = ProfileOptions(**values), self._config(config, changes)
+        write_profile_script(self._open(config), config, options, expanded(output), overwrite=overwrite)
 
     def advise(self, **options: Any) -> list[Way]:
         """Return ways to meet a budget, by config and sizes alone. Reads no weights.

@@ -94,7 +94,8 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         verb(
             "profile",
             "measure on this machine what a model's parts cost, for a search on another one",
-            "ishrink profile --model HuggingFaceTB/SmolLM2-135M-Instruct --threads 4 --output phone.json",
+            "ishrink profile --model HuggingFaceTB/SmolLM2-135M-Instruct --threads 4 --output phone.json\n"
+            "  ishrink profile --model HuggingFaceTB/SmolLM2-135M-Instruct --script --output phone.pyz",
         )
     )
     _advise(
@@ -165,8 +166,14 @@ def _search(parser: argparse.ArgumentParser) -> None:
 
 def _profile(parser: argparse.ArgumentParser) -> None:
     _model(parser, recipe=True)
-    parser.add_argument("--output", metavar="FILE.json", required=True, help="the profile")
-    parser.add_argument("--overwrite", action="store_true", help="replace the profile")
+    parser.add_argument("--output", metavar="FILE", required=True, help="the profile, or with --script the program")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument(
+        "--script",
+        action="store_true",
+        help="measure nothing here: write a program of one file that measures another device, which needs Python and "
+        "llama.cpp but neither torch nor this package",
+    )
     add_options(parser.add_argument_group("what is timed"), ProfileOptions)
     _common(parser)
 

@@ -33,20 +33,27 @@ def search(args: argparse.Namespace) -> Any:
 
 
 def profile(args: argparse.Namespace) -> Any:
-    """Measure what a model's parts cost on this machine.
+    """Measure what a model's parts cost on this machine, or write a program that measures another one.
 
     Args:
         args: Parsed arguments.
     """
     from ..core.output import check_output_file
     from ..search.options import ProfileOptions
-    from .show_search import show_profile
+    from .show_search import show_profile, show_script
 
     values = given(args, ProfileOptions)
     ProfileOptions(**values)
     model, config = read_request(args)
     check_output_file(Path(args.output), args.overwrite)
-    found = open_shrinker(args, model).profile(config, output=args.output, overwrite=args.overwrite, **values)
+    shrinker = open_shrinker(args, model)
+    if args.script:
+        shrinker.profile_script(config, output=args.output, overwrite=args.overwrite, **values)
+        if args.json:
+            return {"output": args.output}
+        show_script(Path(args.output))
+        return None
+    found = shrinker.profile(config, output=args.output, overwrite=args.overwrite, **values)
     if not args.json:
         show_profile(found, Path(args.output))
     return found.to_json()

@@ -64,6 +64,16 @@ def show_profile(found: Profile, output: Path) -> None:
     say(f"Written to {output}")
 
 
+def show_script(output: Path) -> None:
+    """Print how the program that measures another device is used.
+
+    Args:
+        output: The program.
+    """
+    say(f"Written to {output} ({output.stat().st_size / 1e6:.1f} MB). Copy it to the device. There, with llama.cpp:")
+    say(f"  python3 {output.name} --output device.json")
+
+
 def show_ways(ways: Sequence[Way], target: str) -> None:
     """Print ways to meet a budget.
 

@@ -13,11 +13,10 @@ first answers a short prompt that does not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import mean
-from typing import Any, Protocol
 
 import psutil
 
@@ -28,7 +27,7 @@ from ..evaluation.load_worker import evict, warm
 from ..evaluation.timing import compare_timings, in_turn
 from ..report.measurement import Measurement, SpeedComparison, median_measurement
 from .gguf_file import GgufFile
-from .worker_process import WorkerProcess
+from .worker_process import MARGIN, PROCESS_BYTES, Process, Start, WorkerProcess
 
 _TIMED = ("model_load_seconds", "time_to_first_token_seconds", "decode_tokens_per_second")
 """What is tested. Prefill follows from the time to the first token, and sizes need no test."""
@@ -58,10 +57,6 @@ class BenchmarkSettings:
             raise RequestError("threads, prompt lengths, new tokens and rounds must be whole numbers of at least 1")
 
 
-MARGIN = 8
-"""Tokens of context in addition to the prompt and its answer."""
-
-
 def fitting_lengths(requested: tuple[int, ...] | None, new_tokens: int, context: int | None) -> tuple[int, ...]:
     """Return the prompt lengths to time: the requested ones, or the default ones that fit the context.
 
@@ -85,23 +80,9 @@ def fitting_lengths(requested: tuple[int, ...] | None, new_tokens: int, context:
 
 
 _COLD = ", cold file cache"
-PROCESS_BYTES = 128 * 2**20
-"""Bytes that a process needs in addition to its model: Python, and llama.cpp's buffers."""
 
 Samples = dict[tuple[str, str], list[float]]
 """Metric and setting to one value for each round, or for each of its turns."""
-
-
-class Process(Protocol):
-    """A process that has loaded a model (see `worker.measure`)."""
-
-    first: dict[str, Any]
-
-    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one turn."""
-
-
-Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
 
 
 @dataclass(frozen=True)

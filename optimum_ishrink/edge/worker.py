@@ -13,6 +13,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterato
 
     Yields:
         First `load_seconds`, `build`, and `memory_before_bytes`, the most that the process held before it loaded the
-        file. Then for each turn `first` (seconds to the first token), `decode` (tokens per second after it) and
-        `peak_memory_bytes` so far. Memory is None where the system does not report it.
+        file. Then for each turn `first` (seconds to the first token), `decode` (tokens per second after it),
+        `peak_memory_bytes` so far, and under `processor` the first two by the time that the process computed, in which
+        other processes on the machine do not count. Memory is None where the system does not report it.
     """
     from .llama_server import LlamaServer, build_name, check_runtime
 
@@ -50,11 +52,14 @@ def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterato
     yield {"load_seconds": server.load_seconds, "build": build_name(), "memory_before_bytes": before}
     for turn in turns:
         tokens = prompt[: turn["length"]]
+        start = time.process_time()
         first = server.complete(tokens, 1, reuse=False).seconds
+        middle = time.process_time()
         # The prompt stays in the KV cache, so only its last token is computed again before decoding.
         answer = server.complete(tokens, 1 + new_tokens, reuse=True)
+        processor = {"first": middle - start, "decode": (1 + answer.decoded) / (time.process_time() - middle)}
         decode = answer.decoded / answer.decode_seconds
-        yield {"first": first, "decode": decode, "peak_memory_bytes": peak_memory()}
+        yield {"first": first, "decode": decode, "processor": processor, "peak_memory_bytes": peak_memory()}
 
 
 def predict(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Starting llama.cpp in a separate process, and the reason when it fails."""
+"""Starting llama.cpp in a separate process, and the reason when it fails. Imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import SourceError
 from .program_log import llama_cpp_failure
@@ -20,6 +20,24 @@ _LIMIT = 1800
 
 _KILLED = 9
 """The signal that ends a process when memory runs out; Windows has no name for it."""
+
+PROCESS_BYTES = 128 * 2**20
+"""Bytes that a process needs in addition to its model: Python, and llama.cpp's buffers."""
+
+MARGIN = 8
+"""Tokens of context in addition to the prompt and its answer."""
+
+
+class Process(Protocol):
+    """A process that has loaded a model (see `worker.measure`)."""
+
+    first: dict[str, Any]
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one turn."""
+
+
+Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
 
 
 class WorkerProcess:

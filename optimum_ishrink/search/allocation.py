@@ -20,10 +20,11 @@ from ..architectures.description import LAYERS
 from ..edge.gguf_quantizations import EMBEDDING, HEAD, PLAIN_BLOCK, TENSOR_TYPES, bits, fits, stored_as
 from ..planning.limits import BYTES, DECODE, MEMORY, PARAMS, TTFT, Limit
 from ..report.search import kind_of
-from .cost_model import CostModel, Tensors, Workload, features
+from .cost_model import CostModel, Tensors, features
 from .damage import DamageModel
 from .recipe import Recipe
 from .template import Template
+from .turns import Workload
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -20,13 +20,13 @@ from ..report.plan import Plan
 from ..report.search import Figures, FoundModel
 from .allocation import Budget, Candidate
 from .choosing import Choices, next_candidate
-from .cost_model import Workload
 from .damage import shape_key
 from .making import write_mixed_file
 from .measured_damage import Measuring
 from .options import SearchOptions
 from .recipe import Recipe, uniform_types
 from .timing import time_files
+from .turns import Workload
 
 
 class Candidates:

@@ -22,7 +22,6 @@ from ..report.search import types_by_kind
 from ..text.calibration import Calibration, held_out_windows
 from ..text.sources import parse_sources
 from .allocation import Allocator, Budget
-from .cost_model import Workload
 from .damage import DamageModel
 from .making import Maker, write_base_file, write_mixed_file
 from .measured_damage import Measuring, measure_types
@@ -32,6 +31,7 @@ from .rounding import Rounding
 from .store import Store
 from .template import read_template
 from .text_divergence import Reference
+from .turns import Workload
 
 WINDOWS, LENGTH = 8, 128
 """Text that types are chosen on."""

@@ -1,10 +1,10 @@
 """What a shape costs in llama.cpp: seconds and memory as linear functions of what is read and computed.
 
 Decoding a token reads every weight once, so its time is a sum over the types of matrices of their weights, each at its
-type's price, with an amount for each layer and for each token. Reading a prompt multiplies every weight but the head's
-with every token. Memory is that of the weights, which runtimes partly hold in a second layout, of the KV cache, and of
-buffers. The prices are fitted to measurements of probe files with random weights: what is computed does not depend on
-the weights' values.
+type's price, with an amount for each layer and for each token, and attention, which each head pays for every token in
+the KV cache. Reading a prompt multiplies every weight but the head's with every token. Memory is that of the weights,
+which runtimes partly hold in a second layout, of the KV cache, and of buffers. The prices are fitted to
+measurements of probe files with random weights: what is computed does not depend on the weights' values.
 """
 
 from __future__ import annotations
@@ -19,26 +19,12 @@ import numpy as np
 from ..edge.gguf_quantizations import EMBEDDING, HEAD
 from ..planning.limits import DECODE, MEMORY, TTFT
 from .template import Template, TemplateTensor
+from .turns import Workload
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MEASURED = (DECODE, TTFT, MEMORY)
 """What the model predicts. Decoding is fitted as seconds for a token."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is timed.
-
-    Args:
-        prompt: Tokens of the prompt.
-        new_tokens: Tokens that are decoded after it.
-        context: Tokens that the KV cache has room for.
-    """
-
-    prompt: int = 128
-    new_tokens: int = 32
-    context: int = 2048
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,11 @@ def kv_bytes(template: Template, shape: Mapping[str, int], context: int) -> int:
         context: Tokens that it has room for. Layers with a sliding window may need fewer.
     """
     sizes = template.binding.resized(shape)
-    head = sizes.get("head_dim", sizes["hidden"] // sizes["heads"])
-    return 2 * 2 * sizes["layers"] * sizes["kv"] * head * context
+    return 2 * 2 * sizes["layers"] * sizes["kv"] * _head_dim(sizes) * context
+
+
+def _head_dim(sizes: Mapping[str, int]) -> int:
+    return sizes.get("head_dim", sizes["hidden"] // sizes["heads"])
 
 
 def features(
@@ -97,11 +86,15 @@ def features(
         workload: What is timed.
         tensors: What `Template.in_shape` gives for the shape.
     """
-    layers = float(template.binding.resized(shape)["layers"])
+    sizes = template.binding.resized(shape)
+    layers = float(sizes["layers"])
+    heads = layers * sizes["heads"] * _head_dim(sizes)
     tied = not any(tensor.name == HEAD for tensor, _ in tensors)
     head = EMBEDDING if tied else HEAD
-    decode: dict[str, float] = {"once": 1.0, "layers": layers}
+    held = workload.prompt + workload.new_tokens / 2
+    decode: dict[str, float] = {"once": 1.0, "layers": layers, "attention": heads * held}
     prompt: dict[str, float] = {"once": 1.0, "layers": layers * workload.prompt}
+    prompt["attention"] = heads * workload.prompt**2
     memory: dict[str, float] = {"once": 1.0, "kv": float(kv_bytes(template, shape, workload.context))}
     for tensor, dims in tensors:
         if not tensor.is_matrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
 from ..edge.program_types import Rows, quantized_by_program
+from .probe_weights import append_weights
 from .template import KINDS, MERGES, SCORES, TOKENS, Template
 
 if TYPE_CHECKING:
@@ -92,6 +93,26 @@ def write_probe(
         path: The file.
         tokens: Its vocabulary; None for the base's.
     """
+    parts = write_header(template, shape, types, path, tokens)
+    append_weights(path, parts, random_tiles({name for name, _ in parts}, path.parent))
+
+
+def write_header(
+    template: Template,
+    shape: Mapping[str, int],
+    types: Mapping[str, str],
+    path: Path,
+    tokens: KeptTokens | None = None,
+) -> list[tuple[str, int]]:
+    """Write the header of a smaller model's file, and return the tensors that follow: their types and bytes.
+
+    Args:
+        template: The base's file.
+        shape: The sizes by config key.
+        types: Name of the type of each matrix, by its name in the file.
+        path: The file.
+        tokens: Its vocabulary; None for the base's.
+    """
     import gguf
     import numpy as np
 
@@ -99,38 +120,37 @@ def write_probe(
     for entry in smaller_values(template, shape, tokens):
         if entry.key != gguf.Keys.General.ARCHITECTURE:
             writer.add_key_value(entry.key, entry.value, entry.kind, sub_type=entry.inner)
-    tensors = template.in_shape(shape)
-    draw = np.random.default_rng(0)
-    tile = (draw.standard_normal(_TILE) * _STANDARD_DEVIATION).astype(np.float32)
-    kinds = []
-    for tensor, dims in tensors:
-        name = stored_as(
-            dims[0] if dims else 1,
-            TENSOR_TYPES[types.get(tensor.name, tensor.type) if tensor.is_matrix else tensor.type],
-        )
-        kind = gguf.GGMLQuantizationType[name.name.upper()]
-        kinds.append(kind)
-        sizes = dims[::-1]
-        if name.name in ("f32", "f16"):
-            dtype = np.dtype(np.float32 if name.name == "f32" else np.float16)
-            writer.add_tensor_info(tensor.name, sizes, dtype, prod(sizes) * dtype.itemsize, kind)
-        else:
-            stored = gguf.quant_shape_to_byte_shape(sizes, kind)
-            writer.add_tensor_info(tensor.name, stored, np.dtype(np.uint8), prod(stored), kind)
+    parts = []
+    for tensor, dims in template.in_shape(shape):
+        requested = types.get(tensor.name, tensor.type) if tensor.is_matrix else tensor.type
+        found = stored_as(dims[0] if dims else 1, TENSOR_TYPES[requested])
+        kind = gguf.GGMLQuantizationType[found.name.upper()]
+        stored = gguf.quant_shape_to_byte_shape(dims[::-1], kind)
+        writer.add_tensor_info(tensor.name, stored, np.dtype(np.uint8), prod(stored), kind)
+        parts.append((found.name, prod(stored)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    tiles: dict[Any, Any] = {}
-    for (_, dims), kind in zip(tensors, kinds, strict=True):
-        if kind == gguf.GGMLQuantizationType.F32:
-            data = np.ones(dims[::-1], dtype=np.float32)
-        else:
-            if kind not in tiles:
-                tiles[kind] = _quantized(tile, kind.name.lower(), path.parent)
-            block, nbytes = gguf.GGML_QUANT_SIZES[kind]
-            data = np.resize(tiles[kind], prod(dims) // block * nbytes)
-        writer.write_tensor_data(data)
     writer.close()
+    return parts
+
+
+def random_tiles(types: Collection[str], folder: Path) -> dict[str, bytes]:
+    """Return random weights to repeat, in each type; what is in f32 is a norm, and one everywhere.
+
+    Args:
+        types: Names of the types.
+        folder: Where llama.cpp's program writes, for types that it alone writes.
+    """
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    weights = (draw.standard_normal(_TILE) * _STANDARD_DEVIATION).astype(np.float32)
+    found = {}
+    for name in sorted(types):
+        values = np.ones_like(weights) if name == "f32" else weights
+        found[name] = _quantized(values, name, folder).tobytes()
+    return found
 
 
 def _quantized(tile: np.ndarray[Any, np.dtype[np.float32]], type_name: str, folder: Path) -> np.ndarray[Any, Any]:

@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,26 @@ from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.json_codec import from_plain, to_plain
 from ..core.json_files import read_json, write_json
 from ..core.progress import progress_bar
+from ..edge.gguf_quantizations import TENSOR_TYPES
 from ..errors import RequestError, SourceError
-from .cost_model import CostModel, Probe, Workload, features, fit
+from .cost_model import CostModel, Probe, features, fit
 from .making import Maker
+from .on_device import SCHEMA
 from .probe_files import write_probe
+from .probe_weights import check_room
 from .recipe import QUERY_HEADS, priced_types, uniform_types
 from .shapes import dimension_sizes
 from .template import Template
 from .timing import time_files
+from .turns import Workload
 
-SCHEMA = 1
 _HELD_OUT = 3
 """Probes that the prices are not fitted to."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Prices of one model's parts on one device.
+    """What probes of one model took on one device, and the prices that follow.
 
     Args:
         model: The model's name.
@@ -39,9 +43,7 @@ class Profile:
         build: Its version, and the processor instructions that it used.
         threads: Threads that it used.
         workload: What was timed.
-        costs: The prices.
-        probes: What was measured.
-        base: The figures of the unpruned model in the first type.
+        probes: What was measured; the first is the unpruned model in the first type.
     """
 
     model: str
@@ -51,9 +53,17 @@ class Profile:
     build: str
     threads: int
     workload: Workload
-    costs: CostModel
     probes: tuple[Probe, ...]
-    base: Mapping[str, float]
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """The prices."""
+        return fit(self.probes)
+
+    @property
+    def base(self) -> Mapping[str, float]:
+        """The figures of the unpruned model in the first type."""
+        return self.probes[0].figures
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as a JSON object."""
@@ -116,10 +126,25 @@ class Profile:
             )
 
 
-def probe_recipes(
-    template: Template, types: Sequence[str], sizes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, dict[str, int], dict[str, str], bool]]:
-    """Return the probes of a model: name, shape, types, and whether the prices are fitted to it.
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """What a probe is.
+
+    Args:
+        name: Its name.
+        shape: Its sizes by config key.
+        types: Name of the type of each matrix, by its name in the file.
+        fitted: Whether the prices are fitted to it.
+    """
+
+    name: str
+    shape: Mapping[str, int]
+    types: Mapping[str, str]
+    fitted: bool = True
+
+
+def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> list[ProbeRecipe]:
+    """Return the probes of a model, the unpruned model in the first type first.
 
     Each type has the whole model and a smaller one, so that its price and what every layer costs can be told apart;
     three further ones have types and sizes mixed, and say how far the prices are off.
@@ -127,9 +152,12 @@ def probe_recipes(
     Args:
         template: The base's file.
         types: Names of the types to choose from.
-        sizes: The sizes that each dimension can have.
+        maker: Says which sizes the vocabulary can have.
     """
-    base = dict(template.binding.shape)
+    binding = template.binding
+    types = priced_types(types)
+    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1, types=types) for key in binding.shape}
+    base = dict(binding.shape)
     group = base[QUERY_HEADS] // base[GROUPS]
 
     def near(key: str, share: float) -> int:
@@ -141,17 +169,22 @@ def probe_recipes(
         return found
 
     found = []
+    fewest = min(sizes[GROUPS])
     for number, name in enumerate(types):
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
-        for words, changed in (("", shape()), (", narrower and shallower", shape(**smaller))):
-            found.append((f"{name}{words}", changed, uniform_types(template, name, types, changed), True))
-    first, others = types[0], [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
+        smaller[GROUPS] = (base[GROUPS], fewest, near(GROUPS, 0.6))[number % 3]
+        for words, changed in (("", shape()), (", smaller", shape(**smaller))):
+            found.append(ProbeRecipe(f"{name}{words}", changed, uniform_types(template, name, types, changed)))
+    # Of the smallest files, in which what does not depend on the type costs the largest share.
+    coarsest = min(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
+    others = [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
     if len(sizes[GROUPS]) > 1:
-        others.append(("fewer groups", shape(**{GROUPS: near(GROUPS, 0.6)})))
+        others.append(("fewest groups", shape(**{GROUPS: fewest})))
     if len(sizes[ROWS]) > 1:
         others.append(("fewer rows", shape(**{ROWS: near(ROWS, 0.5)})))
     for words, changed in others:
-        found.append((f"{first}, {words}", changed, uniform_types(template, first, types, changed), True))
+        of = uniform_types(template, coarsest, types, changed)
+        found.append(ProbeRecipe(f"{coarsest}, {words}", changed, of))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
         changed = shape(
@@ -159,11 +192,12 @@ def probe_recipes(
                 LAYERS: near(LAYERS, 0.95 - 0.1 * number),
                 NEURONS: near(NEURONS, 0.7 + 0.1 * number),
                 ROWS: near(ROWS, (0.8, 1.0, 0.6)[number % 3]),
+                GROUPS: near(GROUPS, 1.0 - 0.33 * number),
             }
         )
         each = {name: uniform_types(template, name, types, changed) for name in types}
         mixed = {name: each[draw.choice(list(types))][name] for name in each[types[0]]}
-        found.append((f"held out {number + 1}", changed, mixed, False))
+        found.append(ProbeRecipe(f"held out {number + 1}", changed, mixed, fitted=False))
     return found
 
 
@@ -177,6 +211,7 @@ def measure_profile(
     threads: int,
     workload: Workload,
     rounds: int,
+    held_out: Sequence[ProbeRecipe] = (),
 ) -> Profile:
     """Measure the costs of a model's parts on this machine.
 
@@ -189,37 +224,45 @@ def measure_profile(
         threads: Threads for it.
         workload: What is timed.
         rounds: Turns of each probe.
+        held_out: Further files that are timed and not fitted.
 
     Raises:
+        OutputError: The temporary folder has too little room for the probes.
         SourceError: llama.cpp cannot run a probe.
     """
-    binding, types = template.binding, priced_types(types)
-    sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1, types=types) for key in binding.shape}
-    recipes = probe_recipes(template, types, sizes)
+    recipes = [*probe_recipes(template, types, maker), *held_out]
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}
-        vocabulary = binding.shape[ROWS]
+        check_room(Path(folder), sum(template.nbytes(each.shape, each.types) for each in recipes), "TMPDIR")
         with progress_bar("writing probes of random weights", len(recipes)) as advance:
-            for number, (name, shape, chosen, _) in enumerate(recipes):
-                kept = maker.kept_tokens(shape[ROWS])
-                vocabulary = min(vocabulary, shape[ROWS])
-                files[name] = Path(folder) / f"{number}.gguf"
-                write_probe(template, shape, chosen, files[name], kept)
+            for number, each in enumerate(recipes):
+                files[each.name] = Path(folder) / f"{number}.gguf"
+                tokens = maker.kept_tokens(each.shape[ROWS])
+                write_probe(template, each.shape, each.types, files[each.name], tokens)
                 advance(1)
+        vocabulary = min(each.shape[ROWS] for each in recipes)
         figures, build = time_files(files, workload, threads=threads, vocabulary=vocabulary, rounds=rounds)
-    probes = tuple(
-        Probe(name, features(template, shape, chosen, workload, template.in_shape(shape)), figures[name], fitted)
-        for name, shape, chosen, fitted in recipes
-    )
     return Profile(
         model=model,
-        model_type=binding.description.model_type,
-        shape=dict(binding.shape),
+        model_type=template.binding.description.model_type,
+        shape=dict(template.binding.shape),
         runtime=runtime,
         build=build,
         threads=threads,
         workload=workload,
-        costs=fit(probes),
-        probes=probes,
-        base=figures[types[0]],
+        probes=tuple(
+            Probe(each.name, probe_features(template, each, workload), figures[each.name], each.fitted)
+            for each in recipes
+        ),
     )
+
+
+def probe_features(template: Template, recipe: ProbeRecipe, workload: Workload) -> dict[str, dict[str, float]]:
+    """Return what a probe's figures are linear functions of (see `features`).
+
+    Args:
+        template: The base's file.
+        recipe: The probe.
+        workload: What is timed.
+    """
+    return features(template, recipe.shape, recipe.types, workload, template.in_shape(recipe.shape))

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from ..configuration import IShrinkConfig
 from ..core.durable import write_whole
 from ..core.limits import check_lengths
 from ..core.locks import claimed_folder
-from ..core.output import check_not_inside, check_output, check_output_file, staged_file, staged_folder
+from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note
 from ..core.version import __version__
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
@@ -48,12 +47,11 @@ from .advice import advise
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import Choices, describe_nearest
-from .cost_model import Workload
 from .damage import DamageModel, shape_key
 from .family import check_family, family_order
 from .making import Maker, write_base_file
 from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels, measure_types
-from .options import ProfileOptions, SearchOptions
+from .options import SearchOptions
 from .profile import Profile, measure_profile
 from .recipe import Recipe
 from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
@@ -63,6 +61,7 @@ from .shapes import dimension_sizes, shapes
 from .store import MEASUREMENTS, PROFILE, Store, reuse_measurements, save_measurements
 from .template import Template, read_template
 from .text_divergence import Reference
+from .turns import Workload
 
 
 def work_folder(output: Path) -> Path:
@@ -321,49 +320,6 @@ class Search:
             levels=tuple(level_record(allocator, self.maker, shape, value) for shape, value in levels),
         )
         return replace(record, advice=tuple(advise(record))), candidates
-
-
-def profile_device(
-    session: Session, config: IShrinkConfig, options: ProfileOptions, output: Path, *, overwrite: bool = False
-) -> Profile:
-    """Measure what a model's parts cost on this machine, and write it.
-
-    Args:
-        session: The run over the model. Its weights are read once, to write the file that probes are made from.
-        config: Which tokens stay in smaller vocabularies.
-        options: What is timed.
-        output: The file.
-        overwrite: Replace an existing file.
-
-    Returns:
-        The profile.
-
-    Raises:
-        RequestError: The request cannot be met.
-        SourceError: llama.cpp cannot run a probe.
-    """
-    source = session.source
-    check_output_file(output, overwrite)
-    check_runtime()
-    check_tools(GGUF_QUANTIZATIONS["bf16"])
-    check_model(source, options.types)
-    check_lengths(source.config, source.display_name, prompt_length=options.prompt_length)
-    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
-        path = Path(folder) / "base.gguf"
-        write_base_file(source, path)
-        profile = measure_profile(
-            read_template(path, source.binding),
-            Maker(session, config, Calibration(config, session), Path(folder)),
-            options.types,
-            model=session.base_name,
-            runtime=options.runtime,
-            threads=options.threads or default_threads(),
-            workload=Workload(prompt=options.prompt_length, context=options.context),
-            rounds=options.timing_rounds,
-        )
-    with staged_file(output, overwrite=overwrite) as staged:
-        profile.write(staged)
-    return profile
 
 
 def _request(source: Source, config: IShrinkConfig, options: SearchOptions) -> dict[str, Any]:

@@ -16,9 +16,7 @@ from ..edge.gguf_file import HeaderValue, header_values
 from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
 from ..edge.tensor_names import gguf_names
 from ..errors import RequestError
-
-ALIGNMENT = 32
-"""GGUF's tensors begin at multiples of this many bytes."""
+from .probe_weights import ALIGNMENT
 
 _STRING = 8
 """Bytes before a string: its length."""

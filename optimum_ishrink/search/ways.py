@@ -17,12 +17,13 @@ from ..planning.protection import default_protection
 from ..planning.row_choices import RowChoices
 from ..report.search import types_by_kind
 from .allocation import Allocator, Budget, Candidate
-from .cost_model import CostModel, Workload
+from .cost_model import CostModel
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
 from .options import AdviceOptions
 from .outline import outline, weights_in
 from .recipe import QUERY_HEADS, Recipe, plain_types, priced_types, uniform_types
 from .shapes import dimension_sizes, shapes
+from .turns import Workload
 
 UNCERTAINTY = 2.5
 """Factor by which expected divergences are off, either way: models differ that much from one another."""
@@ -176,8 +177,8 @@ def expected_costs(types: Sequence[str]) -> CostModel:
         types: Names of the types.
     """
     nbytes = {name: bits(name) for name in (*priced_types(types), "bf16")}
-    decode = {"once": 0.0, "layers": 0.0, **{name: each / 1e10 for name, each in nbytes.items()}}
-    prompt = {"once": 0.0, "layers": 0.0, "head": 1e-10, **dict.fromkeys(nbytes, 1e-11)}
+    decode = {"once": 0.0, "layers": 0.0, "attention": 0.0, **{name: each / 1e10 for name, each in nbytes.items()}}
+    prompt = {"once": 0.0, "layers": 0.0, "attention": 0.0, "head": 1e-10, **dict.fromkeys(nbytes, 1e-11)}
     memory = {"once": 3e7, "kv": 1.0, "rows": 0.0, **nbytes}
     return CostModel({DECODE: decode, TTFT: prompt, MEMORY: memory}, {})
 

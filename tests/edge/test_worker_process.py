@@ -36,6 +36,7 @@ def test_a_process_answers_turn_by_turn_until_it_ends(gguf_path: Path) -> None:
         for length in (4, 8, 8, 4):
             found = worker.ask({"length": length})
             assert found["first"] > 0 and found["decode"] > 0
+            assert found["processor"]["first"] > 0 and found["processor"]["decode"] > 0
         worker._process.kill()
         with pytest.raises(SourceError, match=r"llama.cpp cannot run .*gguf: its process was killed by signal 9"):
             worker.ask({"length": 4})

@@ -44,12 +44,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         write_base_file(source, path)
 
     TIMED.clear()
-    for module in ("search", "measured_damage", "chosen_export"):
+    for module in ("search", "profiling", "measured_damage", "chosen_export"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.write_base_file", write)
     for module in ("profile", "candidates"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.time_files", time_files)
     for name in ("check_runtime", "check_tools"):
-        for module in ("search.search", "edge.gguf_export"):
+        for module in ("search.search", "search.profiling", "edge.gguf_export"):
             monkeypatch.setattr(f"optimum_ishrink.{module}.{name}", lambda *_: None)
     VERIFIED.clear()
     monkeypatch.setattr(

@@ -13,10 +13,11 @@ from optimum_ishrink.edge.gguf_quantizations import TENSOR_TYPES
 from optimum_ishrink.planning.limits import parse_limits
 from optimum_ishrink.report.search import kind_of
 from optimum_ishrink.search.allocation import Allocator, Budget, _lower_hull
-from optimum_ishrink.search.cost_model import CostModel, Workload
+from optimum_ishrink.search.cost_model import CostModel
 from optimum_ishrink.search.damage import PRIORS, DamageModel, TypeDamage
 from optimum_ishrink.search.recipe import Recipe
 from optimum_ishrink.search.template import Template
+from optimum_ishrink.search.turns import Workload
 from tests.helpers.base_file import base_template
 from tests.helpers.edge_models import save_edge
 
@@ -66,8 +67,16 @@ def test_candidates_bytes_are_those_of_their_files(template: Template) -> None:
 def test_the_best_keeps_every_limit_and_the_next_step_does_not(template: Template) -> None:
     costs = CostModel(
         {
-            "decode": {"once": 1e-3, "layers": 1e-4, "q8_0": 3e-8, "q5_0": 2.5e-8, "q4_0": 2e-8},
-            "ttft": {"once": 1e-3, "layers": 1e-5, "head": 1e-9, "q8_0": 1e-10, "q5_0": 2e-10, "q4_0": 1e-10},
+            "decode": {"once": 1e-3, "layers": 1e-4, "attention": 1e-9, "q8_0": 3e-8, "q5_0": 2.5e-8, "q4_0": 2e-8},
+            "ttft": {
+                "once": 1e-3,
+                "layers": 1e-5,
+                "attention": 1e-11,
+                "head": 1e-9,
+                "q8_0": 1e-10,
+                "q5_0": 2e-10,
+                "q4_0": 1e-10,
+            },
             "memory": {"once": 1e6, "kv": 1.0, "rows": 1.0, "q8_0": 1.1, "q5_0": 0.7, "q4_0": 0.6},
         },
         {},

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.search.cost_model import Probe, fit, non_negative_least_squares
+from optimum_ishrink.search.cost_model import Probe, features, fit, non_negative_least_squares
+from optimum_ishrink.search.template import Template
+from optimum_ishrink.search.turns import Workload
 
 
 @given(
@@ -53,6 +55,17 @@ def test_prices_are_found_and_held_out_probes_say_how_far_they_are_off() -> None
         assert found[metric] == pytest.approx(value, rel=0.01)
         error = model.errors[metric]
         assert error is not None and error < 0.01
+
+
+def test_attention_goes_with_layers_heads_and_tokens(base_file: Template) -> None:
+    base, workload = base_file.binding.shape, Workload(prompt=8, new_tokens=4, context=64)
+    heads, head_dim = base["num_attention_heads"], base_file.binding.sizes["head_dim"]
+    for changes in ({}, {"num_hidden_layers": 2}, {"num_key_value_heads": 1, "num_attention_heads": heads // 2}):
+        shape = {**base, **changes}
+        found = features(base_file, shape, {}, workload, base_file.in_shape(shape))
+        width = shape["num_hidden_layers"] * shape["num_attention_heads"] * head_dim
+        assert found["decode"]["attention"] == width * 10
+        assert found["ttft"]["attention"] == width * 64
 
 
 def test_what_the_system_does_not_report_is_not_predicted() -> None:
