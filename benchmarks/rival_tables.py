@@ -19,6 +19,13 @@ TITLES = {
 }
 """What tables call the methods, in this order."""
 
+TEXTS = {
+    "wikitext2.test.txt": "WikiText-2",
+    "commonsense_qa.validation.jsonl": "CommonsenseQA",
+    "Python reference topics": "Python topics",
+}
+"""What tables call the texts."""
+
 OTHERS = ("optipfair", "torch-pruning", "thesis")
 
 
@@ -131,8 +138,9 @@ def markdown(rows: Sequence[Record]) -> str:
 
 def _texts(rows: Sequence[Record]) -> str:
     names = list(rows[0]["figures"]["bits_per_byte"])
-    header = ("method", "type", "removed", "file, MB", *(f"bits per byte, {name}" for name in names), "mean")
-    header += (*(f"KL, {name}" for name in names), "mean")
+    titles = [TEXTS.get(name, name) for name in names]
+    header = ("method", "type", "removed", "file, MB", *(f"bits per byte, {title}" for title in titles), "mean")
+    header += (*(f"KL, {title}" for title in titles), "mean")
     body = []
     for row in rows:
         bits, kl = row["figures"]["bits_per_byte"], row["figures"]["kl_divergence"]

@@ -2,7 +2,7 @@
 
     pip install --no-deps --target LIBRARIES optipfair==0.4.2 torch-pruning==1.6.1
     python benchmarks/rivals.py measure MODEL DATA WORK --output rivals.jsonl --libraries LIBRARIES \
-        --targets "params=-15%;bytes=80.5MB" [--found FOUND] [--eval-samples 16]
+        --targets "params=-15%;bytes=80.5MB" [--found FOUND] [--eval-samples 16] [--only NAME ...]
     python benchmarks/rivals.py tasks DATA --output rivals.jsonl [--questions 500] [--only NAME ...]
     python benchmarks/rivals.py times --output rivals.jsonl [--threads 1] [--rounds 7]
     python benchmarks/rivals.py table rivals.jsonl [--short]
@@ -200,7 +200,8 @@ def measure(args: argparse.Namespace) -> None:
     limits = [limit for family in parse_families(args.targets) for limit in family]
     for contender in contenders(limits):
         key = {"model": base.source.display_name, "name": contender.name}
-        if not missing(read(args.output), "quality", **key):
+        asked = not args.only or contender.name in args.only
+        if not asked or not missing(read(args.output), "quality", **key):
             continue
         row: dict[str, Any] = {"kind": "quality", **key, **vars(contender)}
         try:
@@ -295,13 +296,14 @@ def main() -> None:
     asks = verbs.add_parser("tasks")
     asks.add_argument("data", type=Path)
     asks.add_argument("--questions", type=int)
-    asks.add_argument("--only", nargs="*", default=[])
     asks.set_defaults(verb=tasks)
     timed = verbs.add_parser("times")
     timed.add_argument("--threads", type=int, default=1)
     timed.add_argument("--rounds", type=int, default=7)
     timed.add_argument("--prompt-length", type=int, default=64)
     timed.set_defaults(verb=times)
+    for each in (measures, asks):
+        each.add_argument("--only", nargs="*", default=[], metavar="NAME", help="names of rows")
     for each in (measures, asks, timed):
         each.add_argument("--output", type=Path, required=True)
     tables = verbs.add_parser("table")

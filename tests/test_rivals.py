@@ -102,6 +102,7 @@ def asked(rivals: Any, wide_folder: Path, data: Path, tmp_path: Path, monkeypatc
         libraries=[tmp_path / "libraries"],
         targets="params=-15%;bytes=-45%",
         found=None,
+        only=[],
         eval_samples=2,
         eval_length=16,
     )
@@ -121,6 +122,10 @@ def test_what_is_compared(rivals: Any) -> None:
 
 
 def test_measuring_resumes(rivals: Any, asked: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.only = ["plain q8_0"]
+    rivals.measure(asked)
+    assert len(rivals.read(asked.output)) == 1
+    asked.only = []
     rivals.measure(asked)
     rows = rivals.read(asked.output)
     assert [row["name"] for row in rows] == ["plain q8_0", "optipfair params=-15% q8_0", "optipfair bytes=-45% q4_0"]
