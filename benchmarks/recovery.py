@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from optimum_ishrink.evaluation.text_quality import text_measurements
 from optimum_ishrink.text.sources import TextSource
 from optimum_ishrink.text.windows import token_windows
 
-TASKS = ("openbookqa", "arc_easy")
+TASKS = {"openbookqa": "openbookqa.test.jsonl", "arc_easy": "arc_easy.test.jsonl"}
 TASK = """task: {name}
 dataset_path: json
 dataset_kwargs:
@@ -40,13 +41,14 @@ doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list:
   - metric: acc
+  - metric: acc_norm
 """
 
 
-def write_tasks(data: Path, folder: Path, questions: int | None) -> None:
-    """Write lm-eval tasks for the test files, and as many of their questions as are wanted."""
-    for name in TASKS:
-        rows = (data / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()[:questions]
+def write_tasks(data: Path, folder: Path, questions: int | None, tasks: Mapping[str, str] = TASKS) -> None:
+    """Write lm-eval tasks for test files, by the tasks' names, and as many of their questions as are wanted."""
+    for name, file in tasks.items():
+        rows = (data / file).read_text(encoding="utf-8").splitlines()[:questions]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=folder / f"{name}.jsonl"), encoding="utf-8")
 
@@ -73,8 +75,8 @@ class Meter:
     def __call__(self, folder: Path | None) -> dict[str, Any]:
         """Return test accuracies and the divergence from the base on other text, each with standard error and n."""
         model = self.base if folder is None else load_model(folder, self.base.dtype, self.base.device)
-        manager = open_tasks(TASKS, str(self.tasks))
-        scores = evaluate_tasks(model, self.tokenizer, TASKS, manager, batch_size=self.batch_size)
+        manager = open_tasks(tuple(TASKS), str(self.tasks))
+        scores = evaluate_tasks(model, self.tokenizer, tuple(TASKS), manager, batch_size=self.batch_size)
         found = [m for m in scores if m.metric == "acc"]
         _, quality = text_measurements(model, self.base, self.windows, "Python reference topics", {})
         found += [m for m in quality if m.metric == "kl_divergence"]

@@ -1,10 +1,10 @@
 """A search on texts that it did not choose on, and what was expected against what was measured.
 
-    python -m benchmarks.search measure FOUND MODEL DATA --output search.jsonl [--eval-samples 16] [--eval-length 256]
-    python -m benchmarks.search table search.jsonl
-    python -m benchmarks.search expected FOUND
-    python -m benchmarks.search files MODEL [--seed 0]
-    python -m benchmarks.search times MODEL [--files 10] [--found FOUND] [--threads 1] [--rounds 5] [--seed 0]
+    python benchmarks/search.py measure FOUND MODEL DATA --output search.jsonl [--eval-samples 16] [--eval-length 256]
+    python benchmarks/search.py table search.jsonl
+    python benchmarks/search.py expected FOUND
+    python benchmarks/search.py files MODEL [--seed 0]
+    python benchmarks/search.py times MODEL [--files 10] [--found FOUND] [--threads 1] [--rounds 5] [--seed 0]
 
 FOUND is the output folder of `ishrink search`, MODEL the base's folder, DATA one with the text files named below.
 `measure` takes the best model of every budget and the unpruned model in every plain quantisation, gives their matrices
@@ -25,57 +25,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from stored_values import TEXTS, stored_checkpoint
 
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.architectures.description import GROUPS, NEURONS
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import Source, open_source
-from optimum_ishrink.edge.gguf_file import read_gguf
-from optimum_ishrink.edge.tensor_names import gguf_names
+from optimum_ishrink.edge.mixed_types import MIXED_TYPES
 from optimum_ishrink.planning.limits import readable
 from optimum_ishrink.report.search import FoundModel, SearchRecord, kind_of
 from optimum_ishrink.search.cost_model import MEASURED
 from optimum_ishrink.search.making import Maker, write_base_file, write_mixed_file
-from optimum_ishrink.search.options import QUANTIZATIONS
 from optimum_ishrink.search.profile import ProbeRecipe, Profile, measure_profile
 from optimum_ishrink.search.recipe import QUERY_HEADS
 from optimum_ishrink.search.shapes import dimension_sizes
 from optimum_ishrink.search.template import Template, read_template
 from optimum_ishrink.search.turns import Workload
-from optimum_ishrink.search.weights import StoredWeights
 from optimum_ishrink.text.calibration import Calibration
 
-TEXTS = ("wikitext2.test.txt", "commonsense_qa.validation.jsonl", "pydoc")
 METRICS = ("kl_divergence", "bits_per_byte")
 
 
-def stored_checkpoint(source: Source, architecture: str, types: dict[str, str], folder: Path) -> Path:
-    """Write a checkpoint in float32 whose matrices have the values that a file of these types holds."""
-    model = source.load_model(torch.float32, torch.device("cpu"))
-    parameters = dict(model.named_parameters())
-    translated = {there: here for here, there in gguf_names(source.binding, architecture).items()}
-    names = {name: translated[name] for name in types if translated[name] in parameters}
-    StoredWeights(model, names).store({name: types[name] for name in names})
-    model.save_pretrained(folder)
-    source.load_tokenizer().save_pretrained(folder)
-    return folder
+def plain_file(source: Source, types: dict[str, str], folder: Path) -> Path:
+    """Write the unpruned model with the nearest values of types."""
+    write_base_file(source, folder / "exact.gguf")
+    write_mixed_file(folder / "exact.gguf", types, folder / "plain.gguf")
+    return folder / "plain.gguf"
 
 
 def measure(args: argparse.Namespace) -> None:
     """Measure what is not in the output yet."""
     record = SearchRecord.read(args.found)
     done = [json.loads(line)["name"] for line in args.output.read_text().splitlines()] if args.output.exists() else []
-    file = next(answer.file for answer in record.answers if answer.file)
-    architecture = read_gguf(args.found / file).architecture
     folders = {answer.best: answer.folder for answer in record.answers if answer.best}
+    files = {answer.best: args.found / answer.file for answer in record.answers if answer.best and answer.file}
     for model in record.models:
         if model.name in done or not (model.unpruned or model.name in folders):
             continue
         place = folders.get(model.name)
         source = open_source(args.model if place is None else args.found / place)
         with tempfile.TemporaryDirectory() as folder:
-            stored = stored_checkpoint(source, architecture, dict(model.types), Path(folder) / "stored")
+            file = files.get(model.name) or plain_file(source, dict(model.types), Path(folder))
+            stored = stored_checkpoint(source, file, Path(folder) / "stored")
             report = IShrinker.from_pretrained(stored).evaluate(
                 base=args.model,
                 eval_text=[name if name == "pydoc" else str(args.data / name) for name in TEXTS],
@@ -87,8 +78,8 @@ def measure(args: argparse.Namespace) -> None:
         for each in report.shrunk.quality:
             if each.metric in METRICS:
                 row["figures"].setdefault(each.metric, {})[each.dataset] = (each.value, each.stderr)
-        with args.output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with args.output.open("a") as output:
+            output.write(json.dumps(row) + "\n")
         print(markdown([row]), flush=True)
 
 
@@ -249,13 +240,13 @@ def main() -> None:
     timed.add_argument("--seed", type=int, default=0)
     timed.add_argument("--threads", type=int, default=1)
     timed.add_argument("--rounds", type=int, default=5)
-    timed.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
+    timed.add_argument("--quantization", type=lambda text: text.split(","), default=list(MIXED_TYPES))
     timed.add_argument("--profile", type=Path, help="write what was measured")
     timed.set_defaults(work=times)
     written = verbs.add_parser("files")
     written.add_argument("model")
     written.add_argument("--seed", type=int, default=0)
-    written.add_argument("--quantization", type=lambda text: text.split(","), default=list(QUANTIZATIONS))
+    written.add_argument("--quantization", type=lambda text: text.split(","), default=list(MIXED_TYPES))
     written.set_defaults(work=files)
     args = parser.parse_args()
     args.work(args)
