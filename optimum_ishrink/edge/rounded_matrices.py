@@ -38,6 +38,7 @@ class RoundedMatrices:
         self._folder = folder
         self._parameters = parameters
         self._transposed = transposed
+        self._orders: dict[str, np.ndarray[Any, Any] | None] = {}
 
     def round(self, model: Any, windows: torch.Tensor, types: Mapping[str, Collection[str]]) -> None:
         """Round matrices that are not rounded yet. Types of another kind than `CALIBRATED` are left out.
@@ -136,11 +137,16 @@ class RoundedMatrices:
 
         Args:
             name: The matrix's name in the file.
-            model: The loaded model, with the weights that the file was made from.
+            model: The loaded model, with the weights that the file was made from; it is read once.
 
         Returns:
             Indices, or None where a row of the model is not in the file.
         """
+        if name not in self._orders:
+            self._orders[name] = self._find_order(name, model)
+        return self._orders[name]
+
+    def _find_order(self, name: str, model: Any) -> np.ndarray[Any, Any] | None:
         import gguf
 
         weight = model.get_parameter(self._parameters[name]).detach()

@@ -3,15 +3,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
+from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
 from optimum_ishrink.edge.options import ExportOptions
-from optimum_ishrink.errors import RequestError, ShapeError
+from optimum_ishrink.edge.same_model import check_same_model
+from optimum_ishrink.edge.write_gguf import quantize_file
+from optimum_ishrink.errors import DataError, RequestError, ShapeError
 from optimum_ishrink.search import chosen_export
 from tests.helpers import made_up_device
+from tests.helpers.base_file import write_base_file
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +25,12 @@ def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up_device.install(monkeypatch)
     monkeypatch.setattr(chosen_export, "LENGTH", 24)
     monkeypatch.setattr(chosen_export, "WINDOWS", 2)
+    whole = IShrinker._config
+
+    def little(self: IShrinker, config: Any, changes: Any) -> Any:
+        return whole(self, config, {"calibration_samples": 6, "calibration_length": 16, **changes})
+
+    monkeypatch.setattr(IShrinker, "_config", little)
 
 
 def export(source: Source, path: Path, target: str, **more: Any) -> Any:
@@ -31,6 +43,34 @@ def test_a_file_of_so_many_bytes_has_types_by_matrix(base_source: Source, tmp_pa
     assert found.quantization.startswith("mixed: ") and "q8_0" in found.quantization and "q5_0" in found.quantization
     less = export(base_source, tmp_path / "less.gguf", "bytes=-30%")
     assert less.nbytes < found.nbytes
+
+
+def test_a_plain_file_is_rounded_for_what_it_computes(base_source: Source, text_file: Path, tmp_path: Path) -> None:
+    shrinker = IShrinker(base_source, dtype="float32")
+    found = shrinker.export(
+        tmp_path / "small.gguf", quantization="Q4_0", rounding="calibrated", calibration=[str(text_file)], verify=False
+    )
+    assert found.quantization == "q4_0, calibrated rounding"
+    exact = write_base_file(base_source, tmp_path / "exact.gguf")
+    quantize_file(exact, tmp_path / "nearest.gguf", parse_gguf_quantization("q4_0"))
+    check_same_model(exact, tmp_path / "small.gguf")
+    ours, nearest = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / name).tensors}
+        for name in ("small.gguf", "nearest.gguf")
+    )
+    assert {name: each.tensor_type for name, each in ours.items()} == {
+        name: each.tensor_type for name, each in nearest.items()
+    }
+    matrices = [name for name, each in ours.items() if name.startswith("blk.") and len(each.shape) == 2]
+    assert not any(np.array_equal(ours[name].data, nearest[name].data) for name in matrices)
+    with pytest.raises(DataError, match="missing"):
+        shrinker.export(tmp_path / "x.gguf", quantization="q4_0", rounding="calibrated", calibration=["missing.txt"])
+    with pytest.raises(RequestError, match="rounds to q8_0, q5_1, q5_0, q4_1, q4_0 of --format gguf, not to f16"):
+        ExportOptions(rounding="calibrated")
+    with pytest.raises(RequestError, match="of --format gguf, not to int8"):
+        ExportOptions(rounding="calibrated", format="safetensors")
+    with pytest.raises(RequestError, match="--calibration belongs to --rounding calibrated"):
+        ExportOptions(quantization="q4_0", calibration=["self"])
 
 
 def test_what_cannot_be_kept_or_asked_is_refused(
