@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,12 @@ MOST_BYTES = 2 << 30
 
 
 def input_moments(
-    model: Any, windows: torch.Tensor, parameters: Mapping[str, str], *, batch_size: int = 4
+    model: Any,
+    windows: torch.Tensor,
+    parameters: Mapping[str, str],
+    *,
+    averaged: Collection[str] = (),
+    batch_size: int = 4,
 ) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
     """Yield the second moments of what matrices read, a group of matrices at a time.
 
@@ -23,6 +28,10 @@ def input_moments(
         model: A causal language model.
         windows: Token ids, int64, shape (windows, length).
         parameters: The parameter of each matrix, by any name for it.
+        averaged: Names of the matrices whose outputs are averaged over positions, which values are: attention is a
+            weighted mean of them, so that errors that differ from token to token cancel, and those that all tokens
+            share do not. What counts is the mean of the inputs so far. That is attention with equal weights; it
+            depends on no implementation of attention, and is far nearer than the inputs one by one.
         batch_size: Windows that are read at once.
 
     Yields:
@@ -30,10 +39,11 @@ def input_moments(
         names; and the share of all matrices that has been yielded. Matrices that read the same share a tensor.
     """
     found = _readers(model, parameters)
+    means = {module for module, names in found.items() if any(name in averaged for name in names)}
     done = 0
     for group in _groups(found):
         names = [name for module in group for name in found[module]]
-        moments = _measure(model, windows, group, batch_size)
+        moments = _measure(model, windows, group, means, batch_size)
         done += len(names)
         yield {name: moment for module, moment in moments.items() for name in found[module]}, done / len(parameters)
 
@@ -67,18 +77,26 @@ def _groups(modules: Mapping[torch.nn.Module, Any]) -> list[list[torch.nn.Module
 
 @torch.no_grad()
 def _measure(
-    model: Any, windows: torch.Tensor, modules: list[torch.nn.Module], batch_size: int
+    model: Any,
+    windows: torch.Tensor,
+    modules: list[torch.nn.Module],
+    means: Collection[torch.nn.Module],
+    batch_size: int,
 ) -> dict[torch.nn.Module, torch.Tensor]:
     sums: dict[torch.nn.Module, torch.Tensor] = {}
     first: dict[torch.nn.Module, torch.nn.Module] = {}
     last: list[Any] = [None, None]
 
     def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs[0] is last[0]:  # queries, keys and values read the same, one after the other
+        read = inputs[0].float()
+        if module in means:
+            read = read.cumsum(dim=-2) / torch.arange(1, read.shape[-2] + 1, device=read.device)[:, None]
+        elif inputs[0] is last[0]:  # queries and keys read the same, one after the other
             first[module] = last[1]
             return
-        last[:] = inputs[0], module
-        rows = inputs[0].flatten(0, -2).float()
+        else:
+            last[:] = inputs[0], module
+        rows = read.flatten(0, -2)
         sums[module] = sums.get(module, 0) + rows.T @ rows
 
     handles = [module.register_forward_pre_hook(add) for module in modules]

@@ -54,7 +54,7 @@ class RoundedMatrices:
             return
         with progress_bar("rounding for what is computed", len(names)) as advance:
             done = 0
-            for moments, share in input_moments(model, windows, names):
+            for moments, share in input_moments(model, windows, names, averaged=_values(names)):
                 for name, moment in moments.items():
                     if self.order(name, model) is not None:
                         for each in wanted[name]:
@@ -154,6 +154,11 @@ class RoundedMatrices:
             weight = weight.T
         half = torch.float16 if self._tensors[name].tensor_type == gguf.GGMLQuantizationType.F16 else torch.bfloat16
         return find_rows(self._exact(name).to(half), weight.to("cpu", half))
+
+
+def _values(names: Collection[str]) -> list[str]:
+    """Return the matrices that give attention its values, by their names in a file."""
+    return [name for name in names if ".attn_v." in name]
 
 
 def find_rows(there: torch.Tensor, wanted: torch.Tensor) -> np.ndarray[Any, Any] | None:

@@ -80,6 +80,22 @@ def test_matrices_that_read_the_same_share_their_moments() -> None:
     assert query is key and query is not up
 
 
+@torch.no_grad()
+def test_values_are_measured_on_the_mean_of_the_inputs_so_far() -> None:
+    model = tiny_model(tiny_config("llama"))
+    windows = torch.randint(0, 300, (3, 9))
+    query, value = ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
+    names = {name: f"{name}.weight" for name in (query, value)}
+    (found,) = (part for part, _ in input_moments(model, windows, names, averaged=[value], batch_size=2))
+    torch.testing.assert_close(found[query], seen_by(model, query, windows), rtol=1e-4, atol=1e-6)
+    read: list[torch.Tensor] = []
+    handle = model.get_submodule(value).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    model(windows)
+    handle.remove()
+    means = torch.stack([read[0][:, : end + 1].mean(dim=1) for end in range(9)], dim=1).flatten(0, 1)
+    torch.testing.assert_close(found[value], means.T @ means / len(means), rtol=1e-4, atol=1e-6)
+
+
 def test_fused_experts_are_left_out() -> None:
     model = tiny_model(tiny_config("qwen3_moe"))
     experts = [name for name, weight in model.named_parameters() if weight.dim() == 3]
