@@ -32,7 +32,7 @@ from optimum_ishrink.pipeline.runner import run as run_stages
 from optimum_ishrink.pipeline.trimming import find_vocabulary
 from optimum_ishrink.planning.limits import BYTES, PARAMS, Limit
 from optimum_ishrink.planning.shape import resolve_shape
-from optimum_ishrink.search.making import write_base_file
+from optimum_ishrink.search.gguf_files import write_base_file
 from optimum_ishrink.search.recipe import plain_types
 from optimum_ishrink.search.template import Template, read_template
 from optimum_ishrink.text.calibration import Calibration

@@ -40,7 +40,7 @@ from optimum_ishrink.errors import RequestError
 from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
 from optimum_ishrink.planning.limits import PARAMS, Limit, parse_families
 from optimum_ishrink.report.search import SearchRecord
-from optimum_ishrink.search.timing import time_files
+from optimum_ishrink.search.llama_cpp_runtime import time_files
 from optimum_ishrink.search.turns import Workload
 
 PLAIN = ("q8_0", "q5_0", "q4_0")

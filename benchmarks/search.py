@@ -4,7 +4,8 @@
     python benchmarks/search.py table search.jsonl
     python benchmarks/search.py expected FOUND
     python benchmarks/search.py files MODEL [--seed 0]
-    python benchmarks/search.py times MODEL [--files 10] [--found FOUND] [--threads 1] [--rounds 5] [--seed 0]
+    python benchmarks/search.py times MODEL [--runtime torch] [--files 10] [--found FOUND] [--threads 1] [--rounds 5]
+        [--seed 0]
 
 FOUND is the output folder of `ishrink search`, MODEL the base's folder, DATA one with the text files named below.
 `measure` takes the best model of every budget and the unpruned model in every plain quantisation, gives their matrices
@@ -33,13 +34,17 @@ from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import Source, open_source
 from optimum_ishrink.edge.mixed_types import MIXED_TYPES
 from optimum_ishrink.planning.limits import readable
+from optimum_ishrink.planning.prices import MEASURED
 from optimum_ishrink.report.search import FoundModel, SearchRecord, kind_of
-from optimum_ishrink.search.cost_model import MEASURED
-from optimum_ishrink.search.making import Maker, write_base_file, write_mixed_file
+from optimum_ishrink.search.gguf_files import write_base_file, write_mixed_file
+from optimum_ishrink.search.layout import Layout
+from optimum_ishrink.search.making import Maker
+from optimum_ishrink.search.options import DEFAULT_RUNTIME, RUNTIMES, ProfileOptions
 from optimum_ishrink.search.profile import ProbeRecipe, Profile, measure_profile
 from optimum_ishrink.search.recipe import QUERY_HEADS
+from optimum_ishrink.search.runtime import open_runtime
 from optimum_ishrink.search.shapes import dimension_sizes
-from optimum_ishrink.search.template import Template, read_template
+from optimum_ishrink.search.template import read_template
 from optimum_ishrink.search.turns import Workload
 from optimum_ishrink.text.calibration import Calibration
 
@@ -117,18 +122,18 @@ def _expected_row(model: FoundModel) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def random_recipes(template: Template, maker: Maker, types: Sequence[str], count: int, seed: int) -> list[ProbeRecipe]:
+def random_recipes(layout: Layout, maker: Maker, types: Sequence[str], count: int, seed: int) -> list[ProbeRecipe]:
     """Return recipes of sizes that a search considers; each matrix, or in two of three each kind, has its own type."""
-    binding = template.binding
+    binding = layout.binding
     sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1) for key in binding.shape}
     group = binding.shape[QUERY_HEADS] // binding.shape[GROUPS]
     draw, found = random.Random(seed), []
     for number in range(count):
         shape = {key: draw.choice(sizes[key]) for key in binding.shape if key != QUERY_HEADS}
         shape = {key: shape[GROUPS] * group if key == QUERY_HEADS else shape[key] for key in binding.shape}
-        units = template.matrices if number % 3 == 0 else sorted({kind_of(name) for name in template.matrices})
+        units = layout.matrices if number % 3 == 0 else sorted({kind_of(name) for name in layout.matrices})
         chosen = {unit: draw.choice(list(types)) for unit in units}
-        named = {name: chosen[name if number % 3 == 0 else kind_of(name)] for name in template.matrices}
+        named = {name: chosen[name if number % 3 == 0 else kind_of(name)] for name in layout.matrices}
         found.append(ProbeRecipe(f"random {number + 1}", shape, named, fitted=False))
     return found
 
@@ -138,25 +143,17 @@ def times(args: argparse.Namespace) -> None:
     config = IShrinkConfig(calibration=["self"])
     session = Session(open_source(args.model), config)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "base.gguf"
-        write_base_file(session.source, path)
-        template = read_template(path, session.source.binding)
-        maker = Maker(session, config, Calibration(config, session), Path(folder))
-        recipes = random_recipes(template, maker, args.quantization, args.files, args.seed)
+        options = ProfileOptions(
+            runtime=args.runtime, quantization=args.quantization, threads=args.threads, timing_rounds=args.rounds
+        )
+        runtime = open_runtime(session, options, Path(folder))
+        maker = Maker(session, config, Calibration(config, session), Path(folder), runtime.shaped_for)
+        recipes = random_recipes(runtime.layout, maker, runtime.types, args.files, args.seed)
         if args.found is not None:
             record = SearchRecord.read(args.found)
             recipes += [ProbeRecipe(each.name, each.shape, each.types, fitted=False) for each in record.models]
-        profile = measure_profile(
-            template,
-            maker,
-            args.quantization,
-            model=session.base_name,
-            runtime="llama.cpp",
-            threads=args.threads,
-            workload=Workload(),
-            rounds=args.rounds,
-            held_out=recipes,
-        )
+        workload = Workload(prompt=options.prompt_length, context=options.context)
+        profile = measure_profile(runtime, maker, model=session.base_name, workload=workload, held_out=recipes)
     if args.profile is not None:
         profile.write(args.profile)
     print(times_table(profile))
@@ -240,7 +237,8 @@ def main() -> None:
     timed.add_argument("--seed", type=int, default=0)
     timed.add_argument("--threads", type=int, default=1)
     timed.add_argument("--rounds", type=int, default=5)
-    timed.add_argument("--quantization", type=lambda text: text.split(","), default=list(MIXED_TYPES))
+    timed.add_argument("--runtime", choices=RUNTIMES, default=DEFAULT_RUNTIME)
+    timed.add_argument("--quantization", type=lambda text: text.split(","), help="those of the runtime by default")
     timed.add_argument("--profile", type=Path, help="write what was measured")
     timed.set_defaults(work=times)
     written = verbs.add_parser("files")

@@ -41,7 +41,7 @@ def demo_config(target: str, seed: int, recovery: str = "none") -> IShrinkConfig
         seed: Seed of the run.
         recovery: Loss to recover the cut model with, on 40,000 tokens sampled from the base model; or `none`.
     """
-    share = 1 - parse_target(target, PARAMETERS).num_parameters / PARAMETERS
+    share = 1 - parse_target(target, PARAMETERS).amount / PARAMETERS
     return IShrinkConfig(
         target=target,
         num_hidden_layers=LAYERS - round(0.62 * share * LAYERS),

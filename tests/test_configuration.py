@@ -200,13 +200,14 @@ def test_every_config_key_has_a_flag() -> None:
             value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
         elif name in ("benchmark_prompt_length", "benchmark_batch_size"):
             value = (16, 32)
-        elif name == "for_runtime":
-            value = "llama.cpp"
+        elif name in ("for_runtime", "profile"):
+            value = {"for_runtime": "llama.cpp", "profile": "device.json"}[name]
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:
             value = "text" if name in ("target", "include_path", "base_model", "vocab_keep") else 3
-        config = IShrinkConfig(**{name: value})
+        more = {"target": "decode=+5%"} if name == "profile" else {}
+        config = IShrinkConfig(**{name: value}, **more)
         assert parse(config.command("m", "o")) == config, name
 
 

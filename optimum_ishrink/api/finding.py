@@ -43,8 +43,9 @@ class FindsModels:
 
         Args:
             config: How to calibrate, choose and repair; the defaults when None. Its shape and target are not read.
-            save_directory: The output folder, for the best checkpoint, its GGUF file, `search.json` and a page. Every
-                measurement is stored beside it, in `SAVE_DIRECTORY.partial`, and the same call resumes from there.
+            save_directory: The output folder, for the best checkpoint, on llama.cpp its GGUF file, `search.json` and a
+                page. Every measurement is stored beside it, in `SAVE_DIRECTORY.partial`, and the same call resumes
+                from there.
             overwrite: Replace what is in the output folder.
             **changes: Values that replace the config's, and the fields of
                 `optimum_ishrink.search.options.SearchOptions`, such as `target="bytes=80MB"`.
@@ -57,7 +58,7 @@ class FindsModels:
         """
         values = {name: changes.pop(name) for name in options_of(SearchOptions) if name in changes}
         options = SearchOptions(**values)
-        config = self._config(config, changes).replace(target=None)
+        config = self._config(config, changes).replace(target=None, profile=None)
         return search(self._open(config), config, options, expanded(save_directory), overwrite=overwrite)
 
     def profile(
@@ -82,7 +83,7 @@ class FindsModels:
 
         Raises:
             RequestError: The request cannot be met.
-            SourceError: llama.cpp cannot run a probe.
+            SourceError: The runtime cannot run a probe.
         """
         values = {name: changes.pop(name) for name in options_of(ProfileOptions) if name in changes}
         options, config = ProfileOptions(**values), self._config(config, changes)

@@ -24,7 +24,7 @@ from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, head_line, layer_ro
 from ..report.report import Report
 from ..report.run import Run
 from ..report.scores import read_scores
-from ..report.search_tables import BUDGET_HEADER, budget_rows
+from ..report.search_tables import budget_header, budget_rows
 from ..report.tables import (
     METRICS,
     RECOVERY_HEADER,
@@ -107,7 +107,7 @@ def render_card(
 
 def _budget_table(budget: BudgetRecord) -> str:
     """Return the table of a model and its neighbours on the front without empty columns."""
-    return _without_empty_columns(BUDGET_HEADER, budget_rows(budget))
+    return _without_empty_columns(budget_header(budget), budget_rows(budget))
 
 
 def _shared(report: Report) -> str:

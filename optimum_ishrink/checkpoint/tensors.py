@@ -287,6 +287,23 @@ def write_file(
         OutputError: There is no space or no permission.
         SourceError: A source file cannot be read, or was truncated in the meantime.
     """
+    ordered, header = _laid_out(tensors)
+    try:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write_all(target, header)
+            for tensor in ordered:
+                _write_tensor(tensor, target)
+                if progress is not None:
+                    progress(tensor.nbytes)
+        finally:
+            os.close(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+
+
+def _laid_out(tensors: Sequence[OutgoingTensor]) -> tuple[list[OutgoingTensor], bytes]:
+    """Return the tensors of a file in its order, and all bytes before their values."""
     ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype].itemsize, tensor.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -299,18 +316,16 @@ def write_file(
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data has to start at a multiple of eight bytes
-    try:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            _write_all(target, struct.pack("<Q", len(text)) + text)
-            for tensor in ordered:
-                _write_tensor(tensor, target)
-                if progress is not None:
-                    progress(tensor.nbytes)
-        finally:
-            os.close(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {os.strerror(error.errno or 0)}") from None
+    return ordered, struct.pack("<Q", len(text)) + text
+
+
+def file_nbytes(tensors: Sequence[OutgoingTensor]) -> int:
+    """Return the bytes of the file that `write_file` writes: header, alignment and values. Nothing is made or read.
+
+    Args:
+        tensors: What it holds.
+    """
+    return len(_laid_out(tensors)[1]) + sum(tensor.nbytes for tensor in tensors)
 
 
 def _write_tensor(tensor: OutgoingTensor, target: int) -> None:

@@ -22,6 +22,7 @@ from .tensors import (
     INDEX_NAME,
     WEIGHTS_NAME,
     OutgoingTensor,
+    file_nbytes,
     read_index,
     shard,
     write_file,
@@ -70,6 +71,16 @@ def write_weights(
             "weight_map": dict(sorted((t.name, file) for file, group in files.items() for t in group)),
         }
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def weights_nbytes(outgoing: list[OutgoingTensor], *, max_shard_size: int = MAX_SHARD_SIZE) -> int:
+    """Return the bytes of the weight files that `write_weights` writes, all together; an index does not count.
+
+    Args:
+        outgoing: The tensors.
+        max_shard_size: Maximum size of a file in bytes.
+    """
+    return sum(file_nbytes(tensors) for tensors in shard(outgoing, max_shard_size).values())
 
 
 def carry_files(source: Path, folder: Path, patterns: Sequence[str] = CARRIED_PATTERNS) -> list[str]:

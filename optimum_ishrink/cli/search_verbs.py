@@ -21,9 +21,8 @@ def search(args: argparse.Namespace) -> Any:
 
     values = given(args, SearchOptions)
     SearchOptions(**values)
-    budget, args.target = args.target, None  # the config's target is a number of parameters
+    args.target = args.context = args.profile = None  # the config's are those of one model that shrink cuts
     model, config = read_request(args)
-    args.target = budget
     output = checked_output(args)
     record = open_shrinker(args, model).search(config, save_directory=output, overwrite=args.overwrite, **values)
     if args.json:
@@ -44,6 +43,7 @@ def profile(args: argparse.Namespace) -> Any:
 
     values = given(args, ProfileOptions)
     ProfileOptions(**values)
+    args.context = None  # the config's is that of a model that shrink cuts
     model, config = read_request(args)
     check_output_file(Path(args.output), args.overwrite)
     shrinker = open_shrinker(args, model)

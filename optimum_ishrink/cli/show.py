@@ -79,7 +79,14 @@ def show_plan(plan: Plan, *, layers: bool = False) -> None:
         say(f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 
 
-def show_shape(model: str, shape: Mapping[str, int], new_shape: Mapping[str, int], before: int, after: int) -> None:
+def show_shape(
+    model: str,
+    shape: Mapping[str, int],
+    new_shape: Mapping[str, int],
+    before: int,
+    after: int,
+    more: Sequence[Row] = (),
+) -> None:
     """Print a shape beside the one that it becomes.
 
     Args:
@@ -88,10 +95,11 @@ def show_shape(model: str, shape: Mapping[str, int], new_shape: Mapping[str, int
         new_shape: The new one.
         before: Its parameters.
         after: The parameters of the new shape.
+        more: Further rows.
     """
     rows = [(key, f"{value:,}", f"{new_shape[key]:,}") for key, value in shape.items()]
     rows.append(("parameters", f"{before:,}", f"{after:,} (-{1 - after / before:.2%})"))
-    print_table(f"Shape for {model}", ("dimension", "before", "after"), rows)
+    print_table(f"Shape for {model}", ("dimension", "before", "after"), [*rows, *more])
 
 
 def show_runtime(binding: Binding, config: IShrinkConfig, shape: Mapping[str, int]) -> None:

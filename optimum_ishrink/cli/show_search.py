@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ..core.table import Row
 from ..planning.limits import readable
 from ..report.search import SearchRecord
-from ..report.search_tables import LEVELS_HEADER, MODELS_HEADER, conditions_line, levels_rows, models_rows
+from ..report.search_tables import LEVELS_HEADER, conditions_line, levels_rows, models_header, models_rows
+from ..search.options import DEFAULT_RUNTIME
 from .show import print_table, say
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ def show_search(record: SearchRecord, output: Path) -> None:
         output: Its output folder.
     """
     if record.levels:
-        print_table("What each dimension costs, in 16 bits", LEVELS_HEADER, levels_rows(record.levels))
-    print_table(f"{record.model} on {record.runtime}", MODELS_HEADER, models_rows(record))
+        print_table("What each dimension costs, not quantised", LEVELS_HEADER, levels_rows(record.levels))
+    print_table(f"{record.model} on {record.runtime}", models_header(record), models_rows(record))
     say(conditions_line(record))
     for line in record.advice:
         say(f"- {line}")
     for answer in record.answers:
         if answer.file is not None:
             say(f"Run it:   llama-cli -m {output / answer.file}")
+        elif answer.folder is not None:
+            say(f'Load it:  AutoModelForCausalLM.from_pretrained("{output / answer.folder}")')
         if answer.folder is not None:
             say(f"Measure:  ishrink evaluate --model {output / answer.folder} --base {record.model} --eval-text FILE")
     say(f"A further size, without measuring again:  add --reuse {output} to the same command with another --target")
@@ -58,9 +61,14 @@ def show_profile(found: Profile, output: Path) -> None:
             cells.append(f"{value} ({expected[metric] / probe.figures[metric] - 1:+.1%})")
         rows.append(tuple(cells))
     header = ("probe", "decode, measured (expected)", "first token", "memory")
-    print_table(f"{found.model} on {found.runtime}, {found.threads} threads", header, rows)
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
+    print_table(f"{found.model} on {found.runtime}, {threads}", header, rows)
     say(f"{found.build}; prompt of {found.workload.prompt} tokens, context of {found.workload.context}")
-    say(f"Search for it:  ishrink search --model {found.model} --target decode=+20% --profile {output} --output small")
+    how = "" if found.runtime == DEFAULT_RUNTIME else f" --runtime {found.runtime}"
+    say(
+        f"Search for it:  ishrink search{how} --model {found.model} --target decode=+20% --profile {output} "
+        "--output small"
+    )
     say(f"Written to {output}")
 
 

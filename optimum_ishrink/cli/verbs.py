@@ -137,6 +137,8 @@ def _plan(args: argparse.Namespace) -> Any:
 
 def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> Any:
     from ..pipeline.shape_alone import shape_alone
+    from ..planning.shape import target_of
+    from ..planning.target import Parameters
     from .show import show_runtime, show_shape
 
     register_description(args)
@@ -154,10 +156,23 @@ def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> 
     asks = bool(args.gguf_file or args.architecture or config.for_runtime or config.tie_embeddings)
     binding, shape, removed = shape_alone(None if asks else Path(model).expanduser(), config, open_model)
     before, after = binding.num_parameters() + removed, binding.num_parameters(shape)
+    found: dict[str, Any] = {
+        "shape": binding.shape,
+        "new_shape": shape,
+        "num_parameters": before,
+        "new_num_parameters": after,
+    }
+    more = []
+    target = target_of(binding, config, removed) if config.target else None
+    if target is not None and not isinstance(target.cost, Parameters):
+        value = target.cost.of(binding, shape, after)
+        change = target.cost.change(value, target.whole)
+        more = [("counted by the target", target.cost.words(target.whole), f"{target.cost.words(value)} ({change})")]
+        found |= {"counted": target.whole, "new_counted": value}
     if not args.json:
-        show_shape(model, binding.shape, shape, before, after)
+        show_shape(model, binding.shape, shape, before, after, more)
         show_runtime(binding, config, shape)
-    return {"shape": binding.shape, "new_shape": shape, "num_parameters": before, "new_num_parameters": after}
+    return found
 
 
 def _analyze(args: argparse.Namespace) -> Any:

@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +106,19 @@ Task = Callable[[dict[str, Any], Iterable[dict[str, Any]]], Iterator[dict[str, A
 TASKS: dict[str, Task] = {"measure": measure, "predict": predict}
 
 
-def main() -> None:
-    """Answer line by line, then exit."""
+def serve(tasks: Mapping[str, Task]) -> None:
+    """Answer line by line, then exit.
+
+    Args:
+        tasks: The tasks by name.
+    """
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not look like an answer
     lines = map(json.loads, sys.stdin)
     request = next(lines)
     status = 0
     try:
-        for answer in TASKS[request["task"]](request, lines):
+        for answer in tasks[request["task"]](request, lines):
             output.write(json.dumps(answer) + "\n")
             output.flush()
     except IShrinkError as error:
@@ -125,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(TASKS)

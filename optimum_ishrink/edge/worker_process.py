@@ -1,4 +1,4 @@
-"""Starting llama.cpp in a separate process, and the reason when it fails. Imports the standard library alone."""
+"""Starting a runtime in a separate process, and the reason when it fails. Imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,24 +41,44 @@ class Process(Protocol):
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
 
 
+@dataclass(frozen=True)
+class Program:
+    """A program that answers line by line, as `worker.serve` does.
+
+    Args:
+        name: What runs models in it, for messages.
+        module: The module that is run.
+        failure: Returns why it failed, from what it wrote on standard error.
+    """
+
+    name: str
+    module: str
+    failure: Callable[[str], str]
+
+
+LLAMA_CPP = Program("llama.cpp", f"{__package__}.worker", llama_cpp_failure)
+
+
 class WorkerProcess:
-    """A process that runs a task of `worker.py` and has answered its first line; the context manager ends it.
+    """A process that runs a task of a program and has answered its first line; the context manager ends it.
 
     Args:
         request: `task` and its arguments.
         limit: Time limit for one answer in seconds; then the process is killed.
+        program: The program.
 
     Raises:
-        SourceError: llama.cpp cannot load or run the file, or takes too long.
+        SourceError: The runtime cannot load or run the model, or takes too long.
     """
 
-    def __init__(self, request: Mapping[str, Any], *, limit: float = _LIMIT) -> None:
+    def __init__(self, request: Mapping[str, Any], *, limit: float = _LIMIT, program: Program = LLAMA_CPP) -> None:
+        self._program = program
         self._name = Path(request["model"]).name
         self._limit = limit
         self._timed_out = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - a full pipe that nobody reads would block it
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker"],
+            [sys.executable, "-m", program.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -82,7 +103,7 @@ class WorkerProcess:
             message: What the task expects.
 
         Raises:
-            SourceError: llama.cpp cannot run the file, or takes too long.
+            SourceError: The runtime cannot run the model, or takes too long.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         timer = threading.Timer(self._limit, self._stop)
@@ -101,14 +122,16 @@ class WorkerProcess:
             return found
         status = self._process.wait()
         if self._timed_out:
-            raise SourceError(f"llama.cpp took more than {self._limit:g} s with {self._name}; it was killed")
+            raise SourceError(
+                f"{self._program.name} took more than {self._limit:g} s with {self._name}; it was killed"
+            )
         self._log.seek(0)
-        reason = llama_cpp_failure(self._log.read().decode("utf-8", errors="replace"))
+        reason = self._program.failure(self._log.read().decode("utf-8", errors="replace"))
         if status == -_KILLED:
             reason = "its process was killed by signal 9; the machine may be out of memory"
         elif status < 0:
             reason = f"its process was ended by signal {-status}: {reason}"
-        raise SourceError(f"llama.cpp cannot run {self._name}: {reason}")
+        raise SourceError(f"{self._program.name} cannot run {self._name}: {reason}")
 
     def __enter__(self) -> WorkerProcess:
         return self

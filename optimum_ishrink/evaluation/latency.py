@@ -94,10 +94,13 @@ def _synchronize(model: Any) -> None:
 
 
 @contextmanager
-def _undisturbed(models: Mapping[str, Any]) -> Iterator[None]:
+def undisturbed(models: Mapping[str, Any]) -> Iterator[None]:
     """Keep Python's garbage collector out of the timing, and the weights of all models in memory of the same kind.
 
     On the CPU one checkpoint may still be memory-mapped and another not: they would not be read equally fast.
+
+    Args:
+        models: Loaded models by name.
     """
     for model in models.values():
         model.eval()
@@ -133,7 +136,7 @@ def measure_latency(
     """
     chosen = [settings] if isinstance(settings, LatencySettings) else list(settings)
     with (
-        _undisturbed(models),
+        undisturbed(models),
         progress_bar("timing in turn", sum(each.warmup + each.rounds for each in chosen)) as advance,
     ):
         timed = [_time_rounds(models, each, run, advance) for each in chosen]

@@ -10,6 +10,7 @@ from ..architectures.binding import Binding
 from ..architectures.headers import bind_folder
 from ..configuration import IShrinkConfig
 from ..planning.shape import resolve_shape
+from ..planning.target import reads_dtype
 from .row_request import may_change_rows
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def shape_alone(
 def _resolved(
     folder: Path | None, config: IShrinkConfig, open_model: Callable[[], Source]
 ) -> tuple[Binding, dict[str, int], int]:
-    binding = None if folder is None else bind_folder(folder)
+    # What a target counts in bytes needs the dtype, and the kinds of layers, that the config class knows.
+    binding = None if folder is None or reads_dtype(config.target) else bind_folder(folder)
     if binding is not None and folder is not None:
         if not may_change_rows(binding, config):
             return binding, resolve_shape(binding, config), 0

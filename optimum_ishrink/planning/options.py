@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..architectures.description import DIMENSIONS
+from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
+from .multiples import RUNTIMES
 from .protection import default_protection
-from .target import RUNTIMES
+from .target import CONTEXT, limits_time
 
 TARGET_DIMENSIONS = tuple(key for key in DIMENSIONS if key != "num_attention_heads")
 """What a target can change. Query heads follow their KV groups."""
@@ -69,9 +71,26 @@ class ShapeOptions(Options):
     )
     target: str | None = option(
         None,
-        help="params=-15%, params=115M or bytes=230MB; changes the dimensions that are not given",
-        doc='`"params=-15%"`, `"params=115M"`, or `"bytes=230MB"`, the most bytes that the weights may have; solved '
-        "over the dimensions that are not given. Limits on memory and time are met by `ishrink search`.",
+        help="params=-15%, params=115M, bytes=230MB or memory=300MB, with --profile also decode=+20% or ttft=-20%; "
+        "changes the dimensions that are not given",
+        doc='`"params=-15%"`, `"params=115M"`, `"bytes=230MB"`, the most bytes that the weights may have, '
+        '`"memory=300MB"`, the most that weights and the KV cache of `context` tokens may take in the checkpoint\'s '
+        'dtype, or with `profile` `"decode=+20%"` and `"ttft=-20%"`; solved over the dimensions that are not given. '
+        "`ishrink search --runtime torch` meets several limits at once, and measures.",
+    )
+    context: int = option(
+        CONTEXT,
+        ge=1,
+        metavar="N",
+        help="tokens that the KV cache has room for, in a target on memory",
+    )
+    profile: str | None = option(
+        None,
+        path="folder",
+        metavar="FILE",
+        help="what a device takes, as `ishrink profile --runtime torch` measured it there; for decode and ttft",
+        doc="What a device takes, as `ishrink profile --runtime torch` measured it there. A target on `decode` or "
+        "`ttft` is solved by its prices.",
     )
     prune: Sequence[str] | None = option(
         None,
@@ -88,7 +107,7 @@ class ShapeOptions(Options):
         metavar="N",
         help="MLP widths are multiples of this",
         doc="MLP widths are multiples of this. By default the largest power of two up to 1/32 of the width, at most "
-        "256: see `optimum_ishrink.planning.target.default_multiple`.",
+        "256: see `optimum_ishrink.planning.multiples.default_multiple`.",
         default_help="depends on the width",
     )
     for_runtime: str | None = option(
@@ -127,6 +146,18 @@ class ShapeOptions(Options):
         doc="Write a shape that the model's own class refuses as another class that computes the same, such as "
         "mistral for llama.",
     )
+
+    def check_together(self) -> None:
+        """Check that a profile is read by something.
+
+        Raises:
+            RequestError: The target limits no time.
+        """
+        if self.profile is not None and not limits_time(self.target):
+            raise RequestError(
+                "profile says what a device takes, and the target limits no time; leave it out, or name a target such "
+                "as decode=+20% or ttft=-20%"
+            )
 
     @property
     def shape(self) -> dict[str, int]:

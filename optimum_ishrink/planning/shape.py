@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import DIMENSIONS, ROWS
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
+from .device_times import read_times
+from .memory import Memory, kv_cache_bytes
+from .multiples import check_multiple, multiples_to_try
 from .options import TARGET_DIMENSIONS, ShapeOptions
 from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
-from .target import check_multiple, damage, multiples_to_try, parse_target, solve
+from .solving import damage, solve
+from .target import Cost, Target, parse_target
 
 _ACCEPTED_DAMAGE = 1.25
 """How much more expected damage a shape with the runtime's best multiple can have than one with its second best.
@@ -72,7 +77,7 @@ def resolve_shape(
         )
     runtime = RuntimeCheck(binding, options.for_runtime, (first, last))
     if options.target:
-        target = parse_target(options.target, binding.num_parameters() + removed, _parameter_bytes(binding))
+        target = target_of(binding, options, removed)
         if options.prune is not None:
             fixed = [key for key in TARGET_DIMENSIONS if key in binding.shape and key not in options.prune]
             requested = {**{key: binding.shape[key] for key in fixed}, **requested}
@@ -81,7 +86,6 @@ def resolve_shape(
             "pruned": options.prune or (),
             "runtime": runtime,
             "rows": rows,
-            "removed": removed,
         }
         shapes = [solve(binding, target, requested, multiples[-1], **how)]
         for multiple in multiples[:-1]:
@@ -100,6 +104,36 @@ def resolve_shape(
         raise ShapeError("the requested shape is the model's own; nothing would change")
     runtime.check(shape)
     return shape
+
+
+def target_of(binding: Binding, options: ShapeOptions, removed: int = 0) -> Target:
+    """Return the target of a request that has one.
+
+    Args:
+        binding: The model.
+        options: The request.
+        removed: Parameters that the model has lost already.
+
+    Raises:
+        ShapeError: It has another form, is not smaller than the model, or has to be measured.
+        SourceError: The profile is damaged.
+        RequestError: The profile is of another model or runtime.
+    """
+    assert options.target is not None
+    memory, profile = Memory(_parameter_bytes(binding), options.context), options.profile
+
+    def times(metric: str) -> tuple[Cost, float]:
+        assert profile is not None
+        found = read_times(Path(profile).expanduser(), binding, metric)
+        return found, found.of(binding, binding.shape, 0)
+
+    return parse_target(
+        options.target,
+        binding.num_parameters() + removed,
+        memory,
+        kv_cache_bytes(binding, {}, memory.context, memory.parameter_bytes),
+        None if profile is None else times,
+    )
 
 
 def _parameter_bytes(binding: Binding) -> int:

@@ -42,7 +42,7 @@ def check_shape(
     shape = resolve_shape(source.binding, options, rows, removed)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
     total, count = source.binding.shape[LAYERS], shape[LAYERS]
-    raw = _without_ids_beyond(source.raw_config, shape[ROWS])
+    raw = without_ids_beyond(source.raw_config, shape[ROWS])
     edited = edit_config(raw, source.config, source.binding, shape, range(count))
     check_edited(edited, source.binding, shape, range(count))
     if mixes_kinds(source.binding):  # other layers may be of another kind
@@ -50,10 +50,14 @@ def check_shape(
     return shape
 
 
-def _without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return a config without ids of tokens that a smaller vocabulary has no row for.
 
     Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
+
+    Args:
+        raw: The config.
+        rows: Rows of the smaller vocabulary.
     """
 
     def beyond(value: Any) -> bool:

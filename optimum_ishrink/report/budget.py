@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .search import Answer, Figures, FoundModel, SearchRecord, types_by_kind
+from .search import Answer, Figures, FoundModel, SearchRecord, types_by_kind, what_runs
 
 THIS = "this model"
 
@@ -31,13 +31,14 @@ class BudgetRecord:
         target: The budget, as the user wrote it.
         runtime: Name of the runtime that it was searched for.
         binding: The limits that the model comes within two percent of.
-        types: Types of each kind of matrix in the runtime's file, as `types_by_kind` writes them.
+        types: Types of each kind of matrix in the runtime's file, as `types_by_kind` writes them; empty where a
+            checkpoint runs, in its own dtype.
         texts: Names of the texts that it was chosen on.
         windows: Windows of these.
         length: Tokens in each.
         made: Pruned models that were made and measured in the search.
         models: The model, its neighbours on the front of bytes and divergence, and the best unpruned one in a single
-            type that keeps the budget; the smallest file first.
+            type that keeps the budget; the smallest first.
     """
 
     target: str
@@ -70,7 +71,7 @@ def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
         target=answer.target,
         runtime=record.runtime,
         binding=answer.binding,
-        types=types_by_kind(best.types),
+        types=types_by_kind(best.types) if what_runs(record.runtime) == "file" else {},
         texts=record.texts,
         windows=record.windows,
         length=record.length,

@@ -34,14 +34,28 @@ class Figures:
     costs: Mapping[str, float]
 
 
+_RUNS: Mapping[str, str] = {"torch": "checkpoint"}
+"""What runs on each runtime; a file on the others."""
+
+
+def what_runs(runtime: str) -> str:
+    """Return what runs on a runtime, whose bytes count: a file, or a checkpoint.
+
+    Args:
+        runtime: Name of the runtime.
+    """
+    return _RUNS.get(runtime, "file")
+
+
 def kind_of(name: str) -> str:
-    """Return the kind of a matrix: its name in the file without its layer, such as `ffn_down` or `token_embd`.
+    """Return the kind of a matrix: its name in the file without its layer, such as `ffn_down` or `mlp.down_proj`.
 
     Args:
         name: Its name in the file.
     """
     parts = name.split(".")
-    return ".".join(parts[2:-1] if parts[0] == "blk" else parts[:-1])
+    layer = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(part for part in parts[layer + 1 : -1] if not part.isdigit())
 
 
 def types_by_kind(types: Mapping[str, str]) -> dict[str, str]:
@@ -97,7 +111,7 @@ class Answer:
         target: The budget, as the user wrote it.
         best: Name of the best model that was made; None where nothing keeps the budget.
         binding: The limits that the best model comes within two percent of.
-        file: The GGUF file in the output folder; None where there is none.
+        file: The GGUF file in the output folder; None where there is none, or the checkpoint runs.
         folder: The checkpoint in the output folder; None where the model is the base's own.
         nearest: What comes nearest to a budget that nothing keeps, in words.
         part_of: The looser budget whose model this one is a part of: it retains nothing that the other has lost. None
@@ -115,7 +129,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Level:
-    """A shape in which one dimension changes, measured in 16 bits after repair.
+    """A shape in which one dimension changes, measured after repair and not quantised.
 
     Args:
         dimension: Config key of the dimension.

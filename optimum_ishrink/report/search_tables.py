@@ -9,15 +9,40 @@ from string import ascii_uppercase
 
 from ..core.table import Row
 from .budget import BudgetRecord
-from .search import Figures, FoundModel, Level, SearchRecord
+from .search import Figures, FoundModel, Level, SearchRecord, what_runs
 
-MODELS_HEADER: Row = ("model", "KL, nats/token", "expected", "file", "memory", "first token", "decode", "keeps")
-BUDGET_HEADER: Row = ("model", "KL, nats/token", "file", "memory", "first token", "decode")
 LEVELS_HEADER: Row = ("dimension", "size", "KL, nats/token", "bytes", "memory", "first token", "decode")
 
 
+def models_header(record: SearchRecord) -> Row:
+    """Return the header of a table of all models.
+
+    Args:
+        record: The search.
+    """
+    return (
+        "model",
+        "KL, nats/token",
+        "expected",
+        what_runs(record.runtime),
+        "memory",
+        "first token",
+        "decode",
+        "keeps",
+    )
+
+
+def budget_header(budget: BudgetRecord) -> Row:
+    """Return the header of a table of a model and its neighbours on the front.
+
+    Args:
+        budget: What the model was searched for.
+    """
+    return ("model", "KL, nats/token", what_runs(budget.runtime), "memory", "first token", "decode")
+
+
 def models_rows(record: SearchRecord) -> list[Row]:
-    """Return the rows of a table of all models, under `MODELS_HEADER`, the smallest file first.
+    """Return the rows of a table of all models, under `models_header`, the smallest first.
 
     Args:
         record: The search.
@@ -38,7 +63,7 @@ def models_rows(record: SearchRecord) -> list[Row]:
 
 
 def budget_rows(budget: BudgetRecord) -> list[Row]:
-    """Return the rows of a table of a model and its neighbours on the front, under `BUDGET_HEADER`.
+    """Return the rows of a table of a model and its neighbours on the front, under `budget_header`.
 
     Args:
         budget: What the model was searched for.
@@ -116,7 +141,8 @@ def conditions_line(record: SearchRecord) -> str:
         record: The search.
     """
     threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
-    runtime = ", ".join(part for part in (record.runtime, threads, record.build) if part)
+    name = "" if record.build.startswith(record.runtime) else record.runtime
+    runtime = ", ".join(part for part in (name, threads, record.build) if part)
     text = f"{record.windows} windows of {record.length} tokens of {', '.join(record.texts)}"
     return (
         f"KL divergence from the base over {text}, which nothing was calibrated on. Times of a prompt of "

@@ -45,13 +45,18 @@ def _of_answer(answer: Answer, record: SearchRecord) -> str:
         line += " The budget is above the model: nothing has to be removed."
     elif single is not None:
         line += f" Of plain quantisations that keep it, the best is {single.name}, at {single.figures.divergence:.3f}."
-    else:
+    elif _chooses_types(record):
         line += " No plain quantisation of the unpruned model keeps it."
     if answer.part_of is not None:
         line += f" It is a part of the model for {answer.part_of}."
     if answer.binding:
         line += f" What binds: {', '.join(answer.binding)}."
     return line
+
+
+def _chooses_types(record: SearchRecord) -> bool:
+    """Whether matrices can be made smaller without pruning: whether the unpruned model has files of several sizes."""
+    return len(record.unpruned_front) > 1
 
 
 def _best_single(record: SearchRecord, answer: Answer) -> FoundModel | None:
@@ -65,7 +70,9 @@ def _best_single(record: SearchRecord, answer: Answer) -> FoundModel | None:
 
 
 def _where_to_prune(record: SearchRecord) -> list[str]:
-    """Say from which size on pruning is worth it, by what is expected."""
+    """Say from which size on pruning is worth it, by what is expected; nothing where all matrices have one type."""
+    if not _chooses_types(record):
+        return []
     smallest = record.unpruned_front[0][0]
     worth = [
         nbytes

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..architectures.description import LAYERS
-from ..edge.gguf_quantizations import EMBEDDING, HEAD, PLAIN_BLOCK, TENSOR_TYPES, bits, fits, stored_as
+from ..edge.gguf_quantizations import PLAIN_BLOCK, TENSOR_TYPES, bits, fits, stored_as
 from ..planning.limits import BYTES, DECODE, MEMORY, PARAMS, TTFT, Limit
+from ..planning.prices import CostModel
 from ..report.search import kind_of
-from .cost_model import CostModel, Tensors, features
+from .cost_model import features
 from .damage import DamageModel
+from .layout import Layout, Tensors
 from .recipe import Recipe
-from .template import Template
 from .turns import Workload
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -113,7 +114,7 @@ class Allocator:
     """Allocates types to the matrices of any shape of a model.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         damage: What recipes are expected to cost.
         costs: What files are expected to cost in time and memory; None where that is not asked.
         workload: What is timed.
@@ -122,13 +123,13 @@ class Allocator:
 
     def __init__(
         self,
-        template: Template,
+        layout: Layout,
         damage: DamageModel,
         costs: CostModel | None,
         workload: Workload,
         types: Sequence[str],
     ) -> None:
-        self.template = template
+        self.layout = layout
         self.damage = damage
         self.costs = costs
         self.workload = workload
@@ -154,7 +155,7 @@ class Allocator:
         """
         if any(TENSOR_TYPES[name].block <= PLAIN_BLOCK for name in self.types):
             return True
-        rows = {dims[0] for tensor, dims in self.template.in_shape(shape) if tensor.is_matrix}
+        rows = {dims[0] for tensor, dims in self.layout.in_shape(shape) if tensor.is_matrix}
         return all(any(fits(row, name) for name in self.types) for row in rows)
 
     def path(self, shape: Mapping[str, int], tokenizer: int | None = None) -> Allocations:
@@ -164,12 +165,12 @@ class Allocator:
             shape: The sizes by config key.
             tokenizer: Bytes of its vocabulary in the header; the base's by default.
         """
-        template, damage = self.template, self.damage
-        tensors = template.in_shape(shape)
+        layout, damage = self.layout, self.damage
+        tensors = layout.in_shape(shape)
         layers, total = shape[LAYERS], damage.base[LAYERS]
         blocks = self._blocks if layers == total else [list(range(layers))]
         shares = damage.types.blocks
-        prices = self._prices(tensors)
+        prices = _Prices(self.costs, self.workload, layout)
         groups: list[tuple[str, ...]] = []
         steps: list[_Step] = []
         coarsest: dict[str, str] = {}
@@ -211,10 +212,6 @@ class Allocator:
         first = Recipe(dict(shape), coarsest)
         return Allocations(self, first, groups, steps, start, tokenizer, tensors)
 
-    def _prices(self, tensors: Tensors) -> _Prices:
-        tied = not any(tensor.name == HEAD for tensor, _ in tensors)
-        return _Prices(self.costs, self.workload, tied)
-
     def figures(
         self, recipe: Recipe, tokenizer: int | None = None, tensors: Tensors | None = None
     ) -> dict[str, float]:
@@ -223,15 +220,15 @@ class Allocator:
         Args:
             recipe: The recipe.
             tokenizer: Bytes of its vocabulary in the header; the base's by default.
-            tensors: What `Template.in_shape` gives for its shape, where that is known.
+            tensors: What `Layout.in_shape` gives for its shape, where that is known.
         """
-        tensors = self.template.in_shape(recipe.shape) if tensors is None else tensors
+        tensors = self.layout.in_shape(recipe.shape) if tensors is None else tensors
         found = {
-            PARAMS: float(self.template.binding.num_parameters(recipe.shape)),
-            BYTES: float(self.template.nbytes(recipe.shape, recipe.types, tokenizer, tensors)),
+            PARAMS: float(self.layout.binding.num_parameters(recipe.shape)),
+            BYTES: float(self.layout.nbytes(recipe.shape, recipe.types, tokenizer, tensors)),
         }
         if self.costs is not None:
-            found |= self.costs.predict(features(self.template, recipe.shape, recipe.types, self.workload, tensors))
+            found |= self.costs.predict(features(self.layout, recipe.shape, recipe.types, self.workload, tensors))
         return found
 
 
@@ -241,14 +238,15 @@ class _Prices:
 
     costs: CostModel | None
     workload: Workload
-    tied: bool
+    layout: Layout
 
     def seconds(self, name: str, weights: float, old: str, new: str) -> tuple[float, float]:
         """Return the additional seconds of decoding a token and of reading the prompt."""
-        if self.costs is None or (name == EMBEDDING and not self.tied):
+        layout = self.layout
+        if self.costs is None or (name == layout.embedding and name != layout.head):
             return 0.0, 0.0
         decode, prompt = self.costs.prices[DECODE], self.costs.prices[TTFT]
-        is_head = name in (EMBEDDING, HEAD)
+        is_head = name == layout.head
         reading = 0.0 if is_head else weights * self.workload.prompt * (prompt.get(new, 0.0) - prompt.get(old, 0.0))
         return weights * (decode.get(new, 0.0) - decode.get(old, 0.0)), reading
 

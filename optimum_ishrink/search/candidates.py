@@ -11,8 +11,6 @@ from pathlib import Path
 from ..architectures.description import ROWS
 from ..checkpoint.source import Source
 from ..core.progress import note
-from ..edge.gguf_export import verify_file
-from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..errors import ShapeError
 from ..planning.limits import BYTES, DECODE, PARAMS, TTFT
 from ..planning.nesting import is_nested
@@ -21,12 +19,10 @@ from ..report.search import Figures, FoundModel
 from .allocation import Budget, Candidate
 from .choosing import Choices, next_candidate
 from .damage import shape_key
-from .making import write_mixed_file
 from .measured_damage import Measuring
 from .options import SearchOptions
 from .recipe import Recipe, uniform_types
-from .timing import time_files
-from .turns import Workload
+from .runtime import Runtime
 
 
 class Candidates:
@@ -34,27 +30,21 @@ class Candidates:
 
     Args:
         measuring: What their measurements share.
+        runtime: The base on the runtime.
         options: How many are made, and how they are timed.
-        folder: Where the search works.
-        workload: What is timed.
-        threads: Threads for the runtime.
         deadline: When no further one is made, by the monotonic clock; None for no limit.
     """
 
     def __init__(
         self,
         measuring: Measuring,
+        runtime: Runtime,
         options: SearchOptions,
-        folder: Path,
-        workload: Workload,
-        threads: int,
         deadline: float | None,
     ) -> None:
         self._measuring = measuring
+        self._runtime = runtime
         self._options = options
-        self._folder = folder
-        self._workload = workload
-        self._threads = threads
         self._deadline = deadline
         self.made: dict[str, FoundModel] = {}
         """The models that were made, by their recipes' keys."""
@@ -140,16 +130,19 @@ class Candidates:
         return f"{name} ({alike + 1})" if alike else name
 
     def _make(self, candidate: Candidate) -> tuple[FoundModel, float | None]:
-        """Make a candidate and measure it; return it, and the divergence of its shape in 16 bits."""
+        """Make a candidate and measure it; return it, and the divergence of its shape, not quantised."""
         measuring, recipe, base = self._measuring, candidate.recipe, self._source.binding.shape
         changed = recipe.changes(base)
         note(f"making {recipe.describe(base)}, expected at {candidate.divergence:.3f} nats/token")
         made = measuring.maker.make(recipe.shape, recipe.within)
-        shape_value = measuring.of_shape(recipe.shape, recipe.within).value if changed else None
-        found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
+        of_shape = measuring.of_shape(recipe.shape, recipe.within) if changed else None
+        if of_shape is None or recipe.is_quantized:
+            found = measuring.divergence(f"recipe {recipe.key}", made, recipe.types)
+        else:
+            found = of_shape  # nothing is lost by its types
         note(f"measured {found.value:.3f} nats/token")
-        path = self.file(recipe)
-        costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(path.stat().st_size)}
+        nbytes = self._runtime.nbytes(self.file(recipe))
+        costs = {PARAMS: float(made.source.binding.num_parameters()), BYTES: float(nbytes)}
         model_made = FoundModel(
             name=self._name(recipe),
             shape=dict(recipe.shape),
@@ -158,7 +151,7 @@ class Candidates:
             measured=Figures(found.value, found.stderr, found.carried, costs),
             unpruned=not changed,
         )
-        return model_made, shape_value
+        return model_made, None if of_shape is None else of_shape.value
 
     def best(self, unpruned: Sequence[FoundModel], budget: Budget, larger: Recipe | None) -> Recipe | None:
         """Return the recipe of the best model so far that keeps a budget and is a part of a larger one.
@@ -188,49 +181,32 @@ class Candidates:
         """
         return self._measuring.maker.make(recipe.shape, recipe.within).source
 
-    def exact_file(self, recipe: Recipe) -> Path:
-        """Return the file of 16 bits of a recipe's shape, written where it is not there yet.
-
-        Args:
-            recipe: The recipe.
-        """
-        return self._measuring.exact_file(self._measuring.maker.make(recipe.shape, recipe.within))
-
     def file(self, recipe: Recipe) -> Path:
-        """Return the file of a recipe, written where it is not there yet.
+        """Return what runs of a recipe, written where it is not there yet.
 
         Args:
             recipe: The recipe.
         """
-        path = self._folder / "files" / f"{recipe.key}.gguf"
-        if path.is_file():
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = self._measuring.maker.make(recipe.shape, recipe.within)
-        types = {name: (each,) for name, each in recipe.types.items()}
-        write_mixed_file(
-            self.exact_file(recipe),
-            recipe.types,
-            path,
-            general=self._measuring.template.general(recipe.shape),
-            rounded=None if recipe.nearest else self._measuring.rounded(made, types),
-            overwrite=True,
-        )
-        return path
+        measuring = self._measuring
+        made = measuring.maker.make(recipe.shape, recipe.within)
+        return self._runtime.make(recipe, made, None if recipe.nearest else measuring.rounding)
 
-    def verify(self, recipe: Recipe) -> None:
-        """Compare the file of a recipe in llama.cpp with its checkpoint, as any export is.
+    def write(self, recipe: Recipe, folder: Path) -> Path | None:
+        """Write what runs of a recipe into the output, once it is verified.
 
         Args:
             recipe: The recipe.
+            folder: An existing folder.
+
+        Returns:
+            Where it lies; None where that is the checkpoint alone.
 
         Raises:
-            VerificationError: It predicts or tokenises otherwise than the checkpoint.
+            VerificationError: It is not what was made.
         """
-        source = self.checkpoint(recipe)
-        opened = source.load_tokenizer()
-        told = find_gguf_tokenizer(source.folder, opened)
-        verify_file(source, opened, self.file(recipe), self.exact_file(recipe), told, self._threads)
+        file = self.file(recipe)
+        self._runtime.verify(file, self._measuring.maker.make(recipe.shape, recipe.within))
+        return self._runtime.deliver(file, folder)
 
     def timed(
         self, models: Sequence[FoundModel], budgets: Mapping[str, Budget], base: Mapping[str, float]
@@ -243,28 +219,19 @@ class Candidates:
         Args:
             models: The models; where no other device's profile is used, all are timed in turn.
             budgets: The budgets by their texts.
-            base: The figures of the unpruned model in the first type, as the probes gave them.
+            base: The figures of the unpruned model in the first type, as the prices give them.
         """
         measured: dict[str, dict[str, float]] = {}
         if self._options.profile is None:
-            types = self._options.types
-            whole = Recipe(
-                dict(self._source.binding.shape),
-                uniform_types(self._measuring.template, types[0], types),
-                nearest=True,
-            )
+            runtime = self._runtime
+            every = uniform_types(runtime.layout, runtime.types[0], runtime.types)
+            whole = Recipe(dict(self._source.binding.shape), every, nearest=True)
             recipes = [whole, *map(self.recipe, models)]
             files = {recipe.key: self.file(recipe) for recipe in recipes}
             vocabulary = min(model.shape[ROWS] for model in models)
             measured = self._measuring.store.measured(
                 "times " + " ".join(sorted(files)),
-                lambda: time_files(
-                    files,
-                    self._workload,
-                    threads=self._threads,
-                    vocabulary=vocabulary,
-                    rounds=self._options.timing_rounds,
-                )[0],
+                lambda: runtime.time(files, vocabulary=vocabulary)[0],
             )
             now = measured[whole.key]
             pace = {name: base[name] / now[name] for name in (DECODE, TTFT)}

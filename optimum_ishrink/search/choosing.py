@@ -44,7 +44,7 @@ class Choices:
     def _of(self, shape: Mapping[str, int]) -> Allocations:
         key = shape_key(shape)
         if key not in self._allocations:
-            nbytes = self._maker.tokenizer_bytes(self.allocator.template, shape[ROWS])
+            nbytes = self._maker.tokenizer_bytes(self.allocator.layout, shape[ROWS])
             self._allocations[key] = self.allocator.path(shape, nbytes)
         return self._allocations[key]
 

@@ -23,7 +23,8 @@ from ..text.calibration import Calibration, held_out_windows
 from ..text.sources import parse_sources
 from .allocation import Allocator, Budget
 from .damage import DamageModel
-from .making import Maker, write_base_file, write_mixed_file
+from .gguf_files import write_base_file, write_mixed_file
+from .making import Maker
 from .measured_damage import Measuring, measure_types
 from .recipe import plain_types
 from .requirements import check_model
@@ -74,7 +75,7 @@ def export_chosen(
         write_base_file(source, exact, options.pre_tokenizer)
         template = read_template(exact, source.binding)
         maker = Maker(session, config, Calibration(config, session), folder)
-        rounding = Rounding(template, maker) if options.is_calibrated else None
+        rounding = Rounding(template, maker, lambda _: exact) if options.is_calibrated else None
         if options.is_mixed:
             reference = Reference(session.model, _held_out(session, config), source.display_name)
             store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
@@ -89,7 +90,7 @@ def export_chosen(
         rounded = None
         if rounding is not None:
             every = {name: (each,) for name, each in chosen.items()}
-            rounded = rounding.rounded(maker.make(source.binding.shape), every, exact)
+            rounded = rounding.rounded(maker.make(source.binding.shape), every)
         write_mixed_file(
             exact,
             chosen,
@@ -113,10 +114,10 @@ def export_chosen(
 
 def _choose(measuring: Measuring, limits: Sequence[Limit], types: Sequence[str]) -> Mapping[str, str]:
     """Return the types that lose least under a limit on bytes."""
-    template = measuring.template
-    shape = template.binding.shape
+    layout = measuring.layout
+    shape = layout.binding.shape
     found_types, _ = measure_types(measuring, types)
-    allocator = Allocator(template, DamageModel(dict(shape), {}, found_types), None, Workload(), types)
+    allocator = Allocator(layout, DamageModel(dict(shape), {}, found_types), None, Workload(), types)
     found = allocator.path(shape)
     whole = found.candidate(len(found) - 1).figures
     best = found.best(Budget(limits, whole))

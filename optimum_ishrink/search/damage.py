@@ -15,9 +15,9 @@ from math import exp, log
 import numpy as np
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
+from ..planning.prices import non_negative_least_squares
 from ..planning.row_choices import RowChoices
 from ..report.search import kind_of
-from .cost_model import non_negative_least_squares
 from .recipe import Recipe
 
 _LEAST = 1e-6

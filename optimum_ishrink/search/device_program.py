@@ -15,7 +15,7 @@ from pathlib import Path
 from ..architectures.description import ROWS
 from ..core.json_codec import to_plain
 from ..core.progress import progress_bar
-from .cost_model import kv_bytes
+from ..planning.memory import kv_cache_bytes
 from .making import Maker
 from .on_device import HEADERS, PLAN, TILES
 from .probe_files import random_tiles, write_header
@@ -34,6 +34,7 @@ MODULES = (
     "edge/worker.py",
     "edge/worker_process.py",
     "planning/limits.py",
+    "planning/profile_schema.py",
     "search/on_device.py",
     "search/probe_weights.py",
     "search/turns.py",
@@ -100,7 +101,7 @@ def write_device_program(
                 header = staged.read_bytes()
                 packed += packer.compress(header)
                 used |= {name for name, _ in parts}
-                cache = kv_bytes(template, each.shape, 1)
+                cache = kv_cache_bytes(template.binding, each.shape, 1)
                 files.append({"header": len(header), "parts": parts, "cache_bytes": cache})
                 advance(1)
     finally:

@@ -1,9 +1,9 @@
-"""Making models of a search: the checkpoint of a shape, repaired in closed form, and its file."""
+"""Making models of a search: the checkpoint of a shape, repaired in closed form."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,7 @@ from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
 from ..core.digest import digest
-from ..core.output import staged_file
-from ..edge.gguf_file import HeaderValue
-from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, TENSOR_TYPES
-from ..edge.gguf_tokenizer import find_gguf_tokenizer
-from ..edge.rounded_matrices import RoundedMatrices
-from ..edge.write_gguf import quantize_file, write_gguf
+from ..edge.gguf_quantizations import PLAIN_BLOCK
 from ..options.option import own_options
 from ..pipeline.job import shrink_job
 from ..pipeline.runner import CUT, run
@@ -35,8 +30,7 @@ from ..vocabulary.choice import RemovalOrder
 from ..vocabulary.options import VocabularyOptions
 from ..vocabulary.rewrite import kept_merges
 from ..vocabulary.stage import Vocabulary
-from .probe_files import KeptTokens
-from .template import Template
+from .layout import KeptTokens, Layout
 
 
 @dataclass(frozen=True)
@@ -45,12 +39,12 @@ class Made:
 
     Args:
         source: The checkpoint.
-        name: The sizes that are not the base's, as a name; `base` for the base.
+        place: The folder in which everything of its shape lies, named after the sizes that are not the base's.
         pair: Its tokenizer and the base's; None where it has the base's.
     """
 
     source: Source
-    name: str
+    place: Path
     pair: TokenPair | None = None
 
 
@@ -62,12 +56,28 @@ class Maker:
         config: Calibration, importance and compensation.
         calibration: The calibration text, drawn already.
         folder: Where the checkpoints lie.
+        for_runtime: The runtime whose rules shapes follow (see `planning.runtime_check`); None for PyTorch's.
     """
 
-    def __init__(self, session: Session, config: IShrinkConfig, calibration: Calibration, folder: Path) -> None:
+    def __init__(
+        self,
+        session: Session,
+        config: IShrinkConfig,
+        calibration: Calibration,
+        folder: Path,
+        for_runtime: str | None = "llama.cpp",
+    ) -> None:
         self.session = session
         self.config = config.replace(
-            target=None, prune=None, recovery="none", evaluate=False, benchmark=False, for_runtime="llama.cpp"
+            target=None,
+            profile=None,
+            prune=None,
+            recovery="none",
+            evaluate=False,
+            benchmark=False,
+            for_runtime=for_runtime,
+            # A search tries widths of this multiple, which is finer than the default of large models.
+            intermediate_multiple=config.intermediate_multiple or (None if for_runtime else PLAIN_BLOCK),
         )
         self.calibration = calibration
         self.folder = folder
@@ -106,24 +116,19 @@ class Maker:
         merges = kept_merges(file, np.asarray(kept), splits).tolist() if len(file.merges) else None
         return KeptTokens(kept, merges)
 
-    def tokenizer_bytes(self, template: Template, rows: int) -> int | None:
-        """Return the bytes of a vocabulary in a file's header; None for the base's own.
+    def tokenizer_bytes(self, layout: Layout, rows: int) -> int | None:
+        """Return the bytes of a vocabulary in a file; None for the base's own, and where files hold none.
 
         Args:
-            template: The base's file.
+            layout: The base's file.
             rows: Its size.
         """
-        if rows not in self._tokenizer_bytes:
-            self._tokenizer_bytes[rows] = self._count_tokenizer_bytes(template, rows)
-        return self._tokenizer_bytes[rows]
-
-    def _count_tokenizer_bytes(self, template: Template, rows: int) -> int | None:
-        kept = self.kept_tokens(rows)
-        if kept is None:
+        if not layout.holds_vocabulary:
             return None
-        tokens = [template.tokens[row] for row in kept.rows]
-        ranks = kept.merges if kept.merges is not None and template.merges else ()  # files of pieces have no merges
-        return template.tokenizer_bytes(tokens, [template.merges[rank] for rank in ranks])
+        if rows not in self._tokenizer_bytes:
+            kept = self.kept_tokens(rows)
+            self._tokenizer_bytes[rows] = None if kept is None else layout.vocabulary_bytes(kept)
+        return self._tokenizer_bytes[rows]
 
     def _changed(self, shape: Mapping[str, int]) -> dict[str, int]:
         base = self.session.source.binding.shape
@@ -176,8 +181,9 @@ class Maker:
         """
         base, changed = self.session.source, self._changed(shape)
         if not changed:
-            return Made(base, self.name(shape, within))
-        folder = self.place(shape, within) / base.display_name.split("/")[-1]
+            return Made(base, self.place(shape, within))
+        place = self.place(shape, within)
+        folder = place / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
             session.loaded = self.session.model
@@ -196,7 +202,7 @@ class Maker:
         pair = pair_tokens(
             source.load_tokenizer(), self.session.tokenizer, source.config.vocab_size, base.config.vocab_size
         )
-        return Made(source, self.name(shape, within), pair)
+        return Made(source, place, pair)
 
     def load(self, made: Made) -> Any:
         """Load a checkpoint in the run's dtype, on its device; the base is loaded already.
@@ -219,62 +225,3 @@ class Maker:
 
 def _named(changed: Mapping[str, int]) -> str:
     return "-".join(f"{key}-{size}" for key, size in sorted(changed.items())) or "base"
-
-
-def write_base_file(source: Source, path: Path, pre_tokenizer: str | None = None) -> None:
-    """Write a checkpoint as a GGUF file of 16 bits: what files with other types are made from.
-
-    Args:
-        source: The checkpoint.
-        path: The file; it appears whole or not at all.
-        pre_tokenizer: What llama.cpp calls its pre-tokenizer; found by the tokenizer by default.
-
-    Raises:
-        SourceError: The converter does not know the architecture or its tokenizer.
-    """
-    tokenizer = find_gguf_tokenizer(source.folder, source.load_tokenizer(), pre_tokenizer)
-    write_gguf(
-        source.folder, sixteen_bits(source), path, name=source.display_name, tokenizer=tokenizer, overwrite=True
-    )
-
-
-def sixteen_bits(source: Source) -> Any:
-    """Return the 16-bit type that a checkpoint's matrices have, bf16 or f16.
-
-    Args:
-        source: The checkpoint.
-    """
-    dtypes = {tensor.dtype for tensor in source.tensors.values() if len(tensor.shape) > 1}
-    return GGUF_QUANTIZATIONS["f16" if dtypes == {"F16"} else "bf16"]
-
-
-def write_mixed_file(
-    exact: Path,
-    types: Mapping[str, str],
-    path: Path,
-    *,
-    general: Sequence[HeaderValue] | None = None,
-    rounded: RoundedMatrices | None = None,
-    overwrite: bool = False,
-    check: Callable[[Path], None] | None = None,
-) -> None:
-    """Write a file whose matrices have types of their own.
-
-    Args:
-        exact: The file of 16 bits.
-        types: Names of types, by the matrix's name in the file.
-        path: The file; it appears whole or not at all.
-        general: What its header says of the model in general (see `Template.general`); None for what `exact` says.
-        rounded: Matrices that are rounded already; the others have the nearest values.
-        overwrite: Replace an existing file.
-        check: Called with the staged file. If it raises, nothing is written.
-    """
-    counts: dict[str, int] = {}
-    for each in types.values():
-        counts[each] = counts.get(each, 0) + 1
-    most = max(counts, key=lambda name: (counts[name], TENSOR_TYPES[name].block))
-    named = next(each for each in GGUF_QUANTIZATIONS.values() if each.tensor_type.name == most)
-    with staged_file(path, overwrite=overwrite) as staged:
-        quantize_file(exact, staged, named, types, general, rounded)
-        if check is not None:
-            check(staged)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
@@ -15,11 +14,11 @@ from ..edge.rounded_matrices import RoundedMatrices
 from ..planning.row_choices import RowChoices
 from ..report.search import kind_of
 from .damage import PRIORS, Curve, TypeDamage, fit_curve, removed_share
-from .making import Made, Maker, write_base_file
+from .layout import Layout
+from .making import Made, Maker
 from .recipe import QUERY_HEADS, plain_types, uniform_types
 from .rounding import Rounding, matrix_parameters
 from .store import Store
-from .template import Template
 from .text_divergence import Divergence, Reference
 from .weights import StoredWeights
 
@@ -44,14 +43,14 @@ class Measuring:
     """What the measurements of one search share.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         maker: Makes checkpoints.
         reference: The text to choose on, with the base's predictions.
         store: Where measurements are stored.
         rounding: Rounds matrices for what they compute; None where they have the nearest values.
     """
 
-    template: Template
+    layout: Layout
     maker: Maker
     reference: Reference
     store: Store
@@ -64,22 +63,9 @@ class Measuring:
             model: The base, or a checkpoint that was made from it.
             rounded: Matrices that are rounded already; the others have the nearest values.
         """
-        names, transposed = matrix_parameters(self.template, model)
+        names, transposed = matrix_parameters(self.layout, model)
         folder = self.maker.folder / "types" if model is self.maker.session.loaded else None
         return StoredWeights(model, names, transposed, rounded, folder)
-
-    def exact_file(self, made: Made) -> Path:
-        """Return the file of 16 bits of a checkpoint, written where it is not there yet.
-
-        Args:
-            made: The checkpoint.
-        """
-        if made.source is self.maker.session.source:
-            return self.template.path
-        path = self.maker.folder / made.name / "exact.gguf"
-        if not path.is_file():
-            write_base_file(made.source, path)
-        return path
 
     def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices | None:
         """Return a checkpoint's rounded matrices, rounded where they are not yet; None for the nearest values.
@@ -88,7 +74,7 @@ class Measuring:
             made: The checkpoint.
             types: Names of types, by the matrix's name in its file.
         """
-        return None if self.rounding is None else self.rounding.rounded(made, types, self.exact_file(made))
+        return None if self.rounding is None else self.rounding.rounded(made, types)
 
     def divergence(self, name: str, made: Made, types: Mapping[str, str], *, nearest: bool = False) -> Divergence:
         """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
@@ -110,7 +96,7 @@ class Measuring:
         return Divergence(**self.store.measured(name, measure))
 
     def of_shape(self, shape: Mapping[str, int], within: str = "") -> Divergence:
-        """Measure the checkpoint of a shape in 16 bits, or return what is stored; then it is not made.
+        """Measure the checkpoint of a shape, not quantised, or return what is stored; then it is not made.
 
         Args:
             shape: The sizes by config key.
@@ -132,11 +118,11 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
     Returns:
         What the types cost, and the divergence of the unpruned model as it is exported in each type.
     """
-    store, template = measuring.store, measuring.template
-    base = measuring.maker.make(template.binding.shape)
-    matrices = [tensor for tensor in template.tensors if tensor.is_matrix]
+    store, layout = measuring.store, measuring.layout
+    base = measuring.maker.make(layout.binding.shape)
+    matrices = [tensor for tensor in layout.tensors if tensor.is_matrix]
     quantized = [name for name in types if TENSOR_TYPES[name].block > 1]
-    layers = template.binding.sizes["layers"]
+    layers = layout.binding.sizes["layers"]
     blocks = _blocks(layers)
     inside: dict[str, list[str]] = {}
     for tensor in matrices:
@@ -145,7 +131,7 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
         return TypeDamage({}, [1 / layers] * layers, {}), {}
     coarsest = min(types, key=bits)
     # Where rows do not fit a type, they have the next finer one that they fit.
-    every = {name: uniform_types(template, name, types) for name in quantized}
+    every = {name: uniform_types(layout, name, types) for name in quantized}
     lowest = every[coarsest]
     able = {kind_of(tensor.name): [name for name in quantized if fits(tensor.dims[0], name)] for tensor in matrices}
     with progress_bar("what each type costs", len(inside) + len(blocks) + 2 * len(quantized)) as advance:
@@ -168,7 +154,7 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
         whole, plain = {}, {}
         for name in quantized:
             whole[name] = measuring.divergence(f"type {name} everywhere", base, every[name])
-            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(template, name, types), nearest=True)
+            plain[name] = measuring.divergence(f"plain {name}", base, plain_types(layout, name, types), nearest=True)
             advance(2)
     scaled = {
         kind: {name: errors[kind][name] / max(errors[kind][lowest[names[0]]], 1e-30) for name in able[kind]}
@@ -208,7 +194,7 @@ def _errors(
     measuring: Measuring, inside: Mapping[str, Sequence[str]], able: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Return the squared error of each type in each kind of matrix whose rows fit it."""
-    base = measuring.maker.make(measuring.template.binding.shape)
+    base = measuring.maker.make(measuring.layout.binding.shape)
     weights = measuring.stored_weights(measuring.maker.session.model, measuring.rounded(base, {}))
     return {
         kind: {name: sum(weights.error(matrix, name) for matrix in matrices) for name in able[kind]}
@@ -239,7 +225,7 @@ def level_sizes(
 
 
 def measure_levels(measuring: Measuring, levels: Sequence[Mapping[str, int]]) -> list[tuple[dict[str, int], float]]:
-    """Measure shapes in which one dimension changes, in 16 bits after closed-form repair.
+    """Measure shapes in which one dimension changes, not quantised, after closed-form repair.
 
     Args:
         measuring: The search.
@@ -248,7 +234,7 @@ def measure_levels(measuring: Measuring, levels: Sequence[Mapping[str, int]]) ->
     Returns:
         Whole shapes with their divergences.
     """
-    base, found = measuring.template.binding.shape, []
+    base, found = measuring.layout.binding.shape, []
     for changed in levels:
         shape = {**base, **changed}
         shape[QUERY_HEADS] = base[QUERY_HEADS] // base[GROUPS] * shape[GROUPS]

@@ -21,11 +21,9 @@ from typing import Any
 from ..edge.llama_bench import PROGRAM, LlamaBench
 from ..edge.worker_process import Start, WorkerProcess
 from ..errors import OutputError, RequestError
+from ..planning.profile_schema import PROFILE_SCHEMA
 from .probe_weights import append_weights, check_room, file_bytes
-from .turns import Workload, fit_together, settle, take_turns
-
-SCHEMA = 2
-"""Number of the form of profiles."""
+from .turns import Workload, fit_together, llama_cpp_figures, llama_cpp_requests, settle, take_turns
 
 PLAN, HEADERS, TILES = "plan.json", "headers.xz", "tiles"
 """What the program's archive holds: what is measured, the probes' headers, and weights of each type."""
@@ -81,6 +79,7 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
     """
     plan, output = read_plan(archive), request.output
     profile = plan["profile"]
+    workload = Workload(**profile["workload"])
     threads = plan["threads"] or _cores() if request.threads is None else request.threads
     rounds = plan["rounds"] if request.rounds is None else request.rounds
     if min(threads, rounds) < 1:
@@ -107,18 +106,17 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
             sys.stderr.write(f"timed in turn: {done} of {total}\n")
 
         turns, build = take_turns(
-            files,
-            Workload(**profile["workload"]),
-            threads=threads,
-            vocabulary=plan["vocabulary"],
+            llama_cpp_requests(files, workload, threads=threads, vocabulary=plan["vocabulary"]),
+            workload.prompt,
             rounds=rounds,
             together=fit_together(files, _available()),
             start=start,
+            figures=llama_cpp_figures(threads),
             advance=advance,
         )
     figures = settle(turns)
     probes = [{**probe, "figures": figures[probe["name"]]} for probe in profile["probes"]]
-    found = {"schema": SCHEMA, **profile, "build": build, "threads": threads, "probes": probes}
+    found = {"schema": PROFILE_SCHEMA, **profile, "build": build, "threads": threads, "probes": probes}
     staged = output.with_name(f".{output.name}.partial")
     try:
         staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

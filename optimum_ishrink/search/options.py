@@ -11,9 +11,17 @@ from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
 from ..planning.limits import DECODE, EXAMPLES, TTFT, parse_families, parse_limits
+from ..planning.profile_schema import TORCH
+from ..planning.target import CONTEXT
 from ..text.options import SOURCES
 
-RUNTIMES = ("llama.cpp",)
+DEFAULT_RUNTIME = "llama.cpp"
+
+RUNTIMES = (DEFAULT_RUNTIME, TORCH)
+"""llama.cpp runs GGUF files; torch stands for transformers, which runs safetensors checkpoints."""
+
+TORCH_TYPES = ("bf16", "f16", "f32")
+"""What a checkpoint's matrices can be stored in: torch runs it as it is."""
 
 
 def _check_target(text: str) -> None:
@@ -26,26 +34,46 @@ class ProfileOptions(Options):
 
     KIND = "option"
 
-    runtime: str = option("llama.cpp", choices=RUNTIMES, help="what will run the model")
-    quantization: Sequence[str] = option(
-        MIXED_TYPES,
-        check=check_quantizations,
+    runtime: str = option(
+        DEFAULT_RUNTIME,
+        choices=RUNTIMES,
+        help="what will run the model: llama.cpp for GGUF files, torch for safetensors in transformers",
+        doc="What will run the model: `llama.cpp`, which reads GGUF files, or `torch`, for safetensors in "
+        "transformers on the device of the run.",
+    )
+    quantization: Sequence[str] | None = option(
+        None,
         metavar="NAME[,NAME...]",
-        help=TYPES_HELP,
+        help=f"{TYPES_HELP}; with torch its own dtype alone",
         doc="Types that matrices can have, each its own: `q8_0`, `q5_1`, `q5_0`, `q4_1`, `q4_0`; with llama.cpp's "
         "`llama-quantize` on the PATH also `q6_k`, `q5_k`, `q4_k`, `q3_k`, `q2_k`, `iq4_nl` and `iq4_xs`, where rows "
         "fit their blocks; `bf16` or `f16` for the checkpoint's own bits. Relative limits refer to the unpruned model "
-        "in the first one.",
+        "in the first one. With the runtime `torch` the only one is the checkpoint's own dtype.",
+        default_help=f"{','.join(MIXED_TYPES)}; the checkpoint's own with torch",
     )
     threads: int | None = option(None, metavar="N", help="threads for the runtime", default_help="physical cores")
     prompt_length: int = option(128, metavar="N", help="tokens of the timed prompt")
-    context: int = option(2048, metavar="N", help="tokens that the KV cache has room for, in the memory that counts")
+    context: int = option(
+        CONTEXT, metavar="N", help="tokens that the KV cache has room for, in the memory that counts"
+    )
     timing_rounds: int = option(5, metavar="N", help="turns of each timed file")
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The types in lower case."""
-        return tuple(name.lower() for name in self.quantization)
+    def check_together(self) -> None:
+        """Check that the runtime can run every type.
+
+        Raises:
+            RequestError: It cannot.
+        """
+        if self.quantization is None:
+            return
+        if self.runtime != TORCH:
+            check_quantizations(self.quantization)
+        elif len(self.quantization) != 1 or self.quantization[0].lower() not in TORCH_TYPES:
+            raise RequestError(
+                f"the runtime torch runs a checkpoint in its own dtype, one of {', '.join(TORCH_TYPES)}, not in "
+                f"{', '.join(self.quantization)}: leave out --quantization; --runtime llama.cpp chooses among "
+                "quantizations"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -58,9 +86,10 @@ class SearchOptions(ProfileOptions):
         metavar="LIMIT[,LIMIT...]",
         help="the budget: bytes=80MB, memory=200MB, decode=+20%, ttft=-20%, params=-15%; several joined by commas; "
         "several budgets, for a family of models, joined by semicolons",
-        doc="The budget: limits on `bytes` of the file, `memory`, `decode` (tokens per second), `ttft` (time to the "
-        "first token) and `params`, absolute (`bytes=80MB`) or relative to the unpruned model in the first of "
-        "`quantization` (`decode=+20%`), joined by commas. Several budgets joined by semicolons give a family.",
+        doc="The budget: limits on `bytes` of the file or checkpoint, `memory`, `decode` (tokens per second), `ttft` "
+        "(time to the first token) and `params`, absolute (`bytes=80MB`) or relative to the unpruned model in the "
+        "first of `quantization` (`decode=+20%`), joined by commas. Several budgets joined by "
+        "semicolons give a family.",
     )
     candidates: int = option(
         4,
@@ -83,7 +112,7 @@ class SearchOptions(ProfileOptions):
         CALIBRATED_ROUNDING,
         choices=ROUNDINGS,
         help="how weights are rounded to their types: calibrated, so that what matrices compute on the calibration "
-        "text changes least, or to the nearest values",
+        "text changes least, or to the nearest values; with torch nothing is rounded",
     )
     profile: str | None = option(
         None,
@@ -107,6 +136,19 @@ class SearchOptions(ProfileOptions):
         help="stop making candidates after so long, and take the best that was measured",
         default_help="no limit",
     )
+
+    def check_together(self) -> None:
+        """Check that the runtime can run every type, and rounds weights where that is asked.
+
+        Raises:
+            RequestError: It cannot.
+        """
+        super().check_together()
+        if self.runtime == TORCH and self.rounding != CALIBRATED_ROUNDING:
+            raise RequestError(
+                "the runtime torch runs a checkpoint in its own dtype, and rounds no weight: leave out --rounding, "
+                "or pass --runtime llama.cpp"
+            )
 
 
 SCENARIOS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -145,7 +187,9 @@ class AdviceOptions(Options):
         default_help=",".join(MIXED_TYPES),
     )
     prompt_length: int = option(128, metavar="N", help="tokens of the prompt that times are expected of")
-    context: int = option(2048, metavar="N", help="tokens that the KV cache has room for, in the memory that counts")
+    context: int = option(
+        CONTEXT, metavar="N", help="tokens that the KV cache has room for, in the memory that counts"
+    )
 
     def check_together(self) -> None:
         """Check that there is a budget.

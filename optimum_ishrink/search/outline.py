@@ -10,7 +10,8 @@ from ..architectures.description import HEADS, INDEX
 from ..architectures.expressions import axis_length
 from ..edge.gguf_quantizations import EMBEDDING, HEAD
 from ..report.search import kind_of
-from .template import Template, TemplateTensor
+from .layout import FileTensor
+from .template import Template, head_name
 
 _TOKEN_BYTES = 36
 """Bytes that a token takes in a header on average: its string, its kind and its merge; those of SmolLM2."""
@@ -38,7 +39,7 @@ def outline(binding: Binding) -> Template:
             translated = f"blk.{bound.layer}.{_after_layer(name)}"
         matrix = len(dims) > 1 and "norm" not in name.split(".")[-2]
         ordered = dims if bound.transposed else dims[::-1]
-        tensors.append(TemplateTensor(translated, name, ordered, "bf16" if matrix else "f32", bound.layer))
+        tensors.append(FileTensor(translated, name, ordered, "bf16" if matrix else "f32", bound.layer, matrix))
     if getattr(binding.config, "tie_word_embeddings", False):
         tensors = [tensor for tensor in tensors if tensor.name != HEAD]
     return Template(
@@ -46,6 +47,8 @@ def outline(binding: Binding) -> Template:
         architecture=binding.description.model_type,
         binding=binding,
         tensors=tuple(tensors),
+        embedding=EMBEDDING,
+        head=head_name(tensors),
         values_end=_HEADER + _TOKEN_BYTES * binding.sizes["vocab"],
         values=(),
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..edge.gguf_file import HeaderValue
 from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
 from ..edge.program_types import Rows, quantized_by_program
+from .layout import KeptTokens
 from .probe_weights import append_weights
 from .template import KINDS, MERGES, SCORES, TOKENS, Template
 
@@ -24,19 +25,6 @@ _ROWS = 256
 """Rows of the random weights where `llama-quantize` writes them: it takes a single row for no matrix."""
 
 _STANDARD_DEVIATION = 0.02
-
-
-@dataclass(frozen=True)
-class KeptTokens:
-    """A smaller vocabulary.
-
-    Args:
-        rows: The base's rows that stay, ascending.
-        merges: The ranks of the base's merges that stay, ascending; None where it has none.
-    """
-
-    rows: Sequence[int]
-    merges: Sequence[int] | None
 
 
 def smaller_values(template: Template, shape: Mapping[str, int], tokens: KeptTokens | None) -> list[HeaderValue]:

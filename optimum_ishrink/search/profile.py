@@ -12,19 +12,20 @@ from typing import Any
 
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.json_codec import from_plain, to_plain
-from ..core.json_files import read_json, write_json
+from ..core.json_files import write_json
 from ..core.progress import progress_bar
 from ..edge.gguf_quantizations import TENSOR_TYPES
-from ..errors import RequestError, SourceError
-from .cost_model import CostModel, Probe, features, fit
+from ..errors import RequestError
+from ..planning.device_times import check_profiled, read_profile
+from ..planning.prices import CostModel, Probe, fit
+from ..planning.profile_schema import PROFILE_SCHEMA
+from .cost_model import features
+from .layout import Layout
 from .making import Maker
-from .on_device import SCHEMA
-from .probe_files import write_probe
 from .probe_weights import check_room
 from .recipe import QUERY_HEADS, priced_types, uniform_types
+from .runtime import Runtime
 from .shapes import dimension_sizes
-from .template import Template
-from .timing import time_files
 from .turns import Workload
 
 _HELD_OUT = 3
@@ -43,7 +44,7 @@ class Profile:
         build: Its version, and the processor instructions that it used.
         threads: Threads that it used.
         workload: What was timed.
-        probes: What was measured; the first is the unpruned model in the first type.
+        probes: What was measured.
     """
 
     model: str
@@ -60,14 +61,9 @@ class Profile:
         """The prices."""
         return fit(self.probes)
 
-    @property
-    def base(self) -> Mapping[str, float]:
-        """The figures of the unpruned model in the first type."""
-        return self.probes[0].figures
-
     def to_json(self) -> dict[str, Any]:
         """Return the profile as a JSON object."""
-        return {"schema": SCHEMA, **to_plain(self)}
+        return {"schema": PROFILE_SCHEMA, **to_plain(self)}
 
     def write(self, path: Path) -> None:
         """Write the profile as JSON.
@@ -87,30 +83,26 @@ class Profile:
         Raises:
             SourceError: It is missing, damaged, or no profile.
         """
-        data = read_json(path)
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise SourceError(f"{path} is not a profile that this version wrote; make it with `ishrink profile`")
-        return from_plain(cls, {key: value for key, value in data.items() if key != "schema"}, kind=str(path))
+        return from_plain(cls, read_profile(path), kind=str(path))
 
-    def check(self, template: Template, types: Sequence[str], *, threads: int | None, workload: Workload) -> None:
+    def check(self, runtime: Runtime, *, threads: int | None, workload: Workload) -> None:
         """Check that a profile is of the model and of what is asked.
 
         Args:
-            template: The base's file.
-            types: Names of the types to choose from.
+            runtime: The model on the runtime that is asked for.
             threads: The requested threads; None for the profile's.
             workload: What is asked.
 
         Raises:
             RequestError: It is not; the message says what differs.
         """
-        binding = template.binding
-        if self.model_type != binding.description.model_type or dict(self.shape) != dict(binding.shape):
+        if self.runtime != runtime.name:
             raise RequestError(
-                f"the profile is of {self.model} ({self.model_type}), another model; make one of this model with "
-                "`ishrink profile` on the device"
+                f"the profile is of {self.runtime}, and the search is for {runtime.name}; pass --runtime "
+                f"{self.runtime}, or make a profile with `ishrink profile --runtime {runtime.name}` on the device"
             )
-        missing = [name for name in priced_types(types) if name not in self.costs.prices["decode"]]
+        check_profiled(self.model, self.model_type, self.shape, runtime.layout.binding)
+        missing = [name for name in priced_types(runtime.types) if name not in self.costs.prices["decode"]]
         if missing:
             raise RequestError(f"the profile has no costs of {', '.join(missing)}; profile the device with it")
         if threads is not None and threads != self.threads:
@@ -143,18 +135,18 @@ class ProbeRecipe:
     fitted: bool = True
 
 
-def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> list[ProbeRecipe]:
+def probe_recipes(layout: Layout, types: Sequence[str], maker: Maker) -> list[ProbeRecipe]:
     """Return the probes of a model, the unpruned model in the first type first.
 
     Each type has the whole model and a smaller one, so that its price and what every layer costs can be told apart;
     three further ones have types and sizes mixed, and say how far the prices are off.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         types: Names of the types to choose from.
         maker: Says which sizes the vocabulary can have.
     """
-    binding = template.binding
+    binding = layout.binding
     types = priced_types(types)
     sizes = {key: dimension_sizes(binding, key, rows=maker.rows, protected=1, types=types) for key in binding.shape}
     base = dict(binding.shape)
@@ -174,7 +166,7 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
         smaller = {LAYERS: near(LAYERS, 0.75), NEURONS: near(NEURONS, 0.6 + 0.1 * (number % 3))}
         smaller[GROUPS] = (base[GROUPS], fewest, near(GROUPS, 0.6))[number % 3]
         for words, changed in (("", shape()), (", smaller", shape(**smaller))):
-            found.append(ProbeRecipe(f"{name}{words}", changed, uniform_types(template, name, types, changed)))
+            found.append(ProbeRecipe(f"{name}{words}", changed, uniform_types(layout, name, types, changed)))
     # Of the smallest files, in which what does not depend on the type costs the largest share.
     coarsest = min(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
     others = [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
@@ -183,7 +175,7 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
     if len(sizes[ROWS]) > 1:
         others.append(("fewer rows", shape(**{ROWS: near(ROWS, 0.5)})))
     for words, changed in others:
-        of = uniform_types(template, coarsest, types, changed)
+        of = uniform_types(layout, coarsest, types, changed)
         found.append(ProbeRecipe(f"{coarsest}, {words}", changed, of))
     draw = random.Random(0)
     for number in range(_HELD_OUT):
@@ -195,74 +187,67 @@ def probe_recipes(template: Template, types: Sequence[str], maker: Maker) -> lis
                 GROUPS: near(GROUPS, 1.0 - 0.33 * number),
             }
         )
-        each = {name: uniform_types(template, name, types, changed) for name in types}
+        each = {name: uniform_types(layout, name, types, changed) for name in types}
         mixed = {name: each[draw.choice(list(types))][name] for name in each[types[0]]}
         found.append(ProbeRecipe(f"held out {number + 1}", changed, mixed, fitted=False))
     return found
 
 
 def measure_profile(
-    template: Template,
+    runtime: Runtime,
     maker: Maker,
-    types: Sequence[str],
     *,
     model: str,
-    runtime: str,
-    threads: int,
     workload: Workload,
-    rounds: int,
     held_out: Sequence[ProbeRecipe] = (),
 ) -> Profile:
     """Measure the costs of a model's parts on this machine.
 
     Args:
-        template: The base's file.
+        runtime: The model on the runtime.
         maker: Says which rows stay in smaller vocabularies.
-        types: Names of the types to choose from.
         model: The model's name.
-        runtime: Name of the runtime.
-        threads: Threads for it.
         workload: What is timed.
-        rounds: Turns of each probe.
         held_out: Further files that are timed and not fitted.
 
     Raises:
         OutputError: The temporary folder has too little room for the probes.
-        SourceError: llama.cpp cannot run a probe.
+        SourceError: The runtime cannot run a probe.
     """
-    recipes = [*probe_recipes(template, types, maker), *held_out]
+    layout = runtime.layout
+    recipes = [*probe_recipes(layout, runtime.types, maker), *held_out]
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-") as folder:
         files: dict[str, Path] = {}
-        check_room(Path(folder), sum(template.nbytes(each.shape, each.types) for each in recipes), "TMPDIR")
+        check_room(Path(folder), sum(layout.nbytes(each.shape, each.types) for each in recipes), "TMPDIR")
         with progress_bar("writing probes of random weights", len(recipes)) as advance:
             for number, each in enumerate(recipes):
-                files[each.name] = Path(folder) / f"{number}.gguf"
-                tokens = maker.kept_tokens(each.shape[ROWS])
-                write_probe(template, each.shape, each.types, files[each.name], tokens)
+                files[each.name] = Path(folder) / f"probe-{number}"
+                tokens = maker.kept_tokens(each.shape[ROWS]) if layout.holds_vocabulary else None
+                runtime.write_probe(each.shape, each.types, files[each.name], tokens)
                 advance(1)
         vocabulary = min(each.shape[ROWS] for each in recipes)
-        figures, build = time_files(files, workload, threads=threads, vocabulary=vocabulary, rounds=rounds)
+        figures, build = runtime.time(files, vocabulary=vocabulary)
     return Profile(
         model=model,
-        model_type=template.binding.description.model_type,
-        shape=dict(template.binding.shape),
-        runtime=runtime,
+        model_type=layout.binding.description.model_type,
+        shape=dict(layout.binding.shape),
+        runtime=runtime.name,
         build=build,
-        threads=threads,
+        threads=runtime.threads,
         workload=workload,
         probes=tuple(
-            Probe(each.name, probe_features(template, each, workload), figures[each.name], each.fitted)
+            Probe(each.name, probe_features(layout, each, workload), figures[each.name], each.fitted)
             for each in recipes
         ),
     )
 
 
-def probe_features(template: Template, recipe: ProbeRecipe, workload: Workload) -> dict[str, dict[str, float]]:
+def probe_features(layout: Layout, recipe: ProbeRecipe, workload: Workload) -> dict[str, dict[str, float]]:
     """Return what a probe's figures are linear functions of (see `features`).
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         recipe: The probe.
         workload: What is timed.
     """
-    return features(template, recipe.shape, recipe.types, workload, template.in_shape(recipe.shape))
+    return features(layout, recipe.shape, recipe.types, workload, layout.in_shape(recipe.shape))

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.output import check_output_file, staged_file
-from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
-from ..edge.llama_server import check_runtime, default_threads
-from ..edge.write_gguf import check_tools
+from ..errors import RequestError
 from ..text.calibration import Calibration
 from .device_program import write_device_program
-from .making import Maker, write_base_file
-from .options import ProfileOptions
+from .llama_cpp_runtime import LlamaCppRuntime
+from .making import Maker
+from .options import DEFAULT_RUNTIME, ProfileOptions
 from .profile import Profile, measure_profile
-from .requirements import check_model
-from .template import Template, read_template
+from .runtime import Runtime, open_runtime
 from .turns import Workload
 
 
@@ -31,7 +26,7 @@ def profile_device(
     """Measure what a model's parts cost on this machine, and write it.
 
     Args:
-        session: The run over the model. Its weights are read once, to write the file that probes are made from.
+        session: The run over the model. Its weights are read once at most.
         config: Which tokens stay in smaller vocabularies.
         options: What is timed.
         output: The file.
@@ -42,12 +37,14 @@ def profile_device(
 
     Raises:
         RequestError: The request cannot be met.
-        SourceError: llama.cpp cannot run a probe.
+        SourceError: The runtime cannot run a probe.
     """
-    check_runtime()
-    with _opened(session, config, options, output, overwrite) as (template, maker):
-        threads = options.threads or default_threads()
-        profile = measure_profile(template, maker, options.types, threads=threads, **_asked(session, options))
+    check_output_file(output, overwrite)
+    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
+        runtime = open_runtime(session, options, Path(folder))
+        runtime.check()
+        maker = _maker(session, config, options, runtime, Path(folder))
+        profile = measure_profile(runtime, maker, model=session.base_name, workload=_workload(options))
     with staged_file(output, overwrite=overwrite) as staged:
         profile.write(staged)
     return profile
@@ -56,7 +53,7 @@ def profile_device(
 def write_profile_script(
     session: Session, config: IShrinkConfig, options: ProfileOptions, output: Path, *, overwrite: bool = False
 ) -> None:
-    """Write a program that measures another device, which needs neither torch nor this package.
+    """Write a program that measures another device with llama.cpp, which needs neither torch nor this package.
 
     Args:
         session: The run over the model. Its weights are read once, to write the file that headers are made from.
@@ -66,39 +63,37 @@ def write_profile_script(
         overwrite: Replace an existing file.
 
     Raises:
-        RequestError: The request cannot be met.
+        RequestError: The request cannot be met, or is of a runtime other than llama.cpp.
     """
-    with (
-        _opened(session, config, options, output, overwrite) as (template, maker),
-        staged_file(output, overwrite=overwrite) as staged,
-    ):
-        asked = _asked(session, options)
-        write_device_program(template, maker, options.types, staged, threads=options.threads, **asked)
-
-
-@contextmanager
-def _opened(
-    session: Session, config: IShrinkConfig, options: ProfileOptions, output: Path, overwrite: bool
-) -> Iterator[tuple[Template, Maker]]:
-    """Check a request; yield the model's file of 16 bits, which is there during the block, and its vocabularies."""
-    source = session.source
-    check_output_file(output, overwrite)
-    check_tools(GGUF_QUANTIZATIONS["bf16"])
-    check_model(source, options.types)
-    check_lengths(source.config, source.display_name, prompt_length=options.prompt_length)
-    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
-        path = Path(folder) / "base.gguf"
-        write_base_file(source, path)
-        yield (
-            read_template(path, source.binding),
-            Maker(session, config, Calibration(config, session), Path(folder)),
+    if options.runtime != DEFAULT_RUNTIME:
+        raise RequestError(
+            f"--script writes a program that measures {DEFAULT_RUNTIME}, not {options.runtime}: leave out --runtime, "
+            f"or run `ishrink profile --runtime {options.runtime}` on the device, without --script"
         )
+    check_output_file(output, overwrite)
+    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as folder:
+        runtime = LlamaCppRuntime(session, options, Path(folder))
+        runtime.check_files()
+        maker = _maker(session, config, options, runtime, Path(folder))
+        with staged_file(output, overwrite=overwrite) as staged:
+            write_device_program(
+                runtime.layout,
+                maker,
+                runtime.types,
+                staged,
+                model=session.base_name,
+                runtime=runtime.name,
+                threads=options.threads,
+                workload=_workload(options),
+                rounds=options.timing_rounds,
+            )
 
 
-def _asked(session: Session, options: ProfileOptions) -> dict[str, Any]:
-    return {
-        "model": session.base_name,
-        "runtime": options.runtime,
-        "workload": Workload(prompt=options.prompt_length, context=options.context),
-        "rounds": options.timing_rounds,
-    }
+def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, runtime: Runtime, folder: Path) -> Maker:
+    """Return what says which tokens stay, once the prompt's length is checked."""
+    check_lengths(session.source.config, session.source.display_name, prompt_length=options.prompt_length)
+    return Maker(session, config, Calibration(config, session), folder, runtime.shaped_for)
+
+
+def _workload(options: ProfileOptions) -> Workload:
+    return Workload(prompt=options.prompt_length, context=options.context)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..architectures.description import LAYERS, ROWS
-from ..edge.gguf_quantizations import EMBEDDING, HEAD, PROGRAM_TYPES, TENSOR_TYPES, fitting_type, plain_type
+from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, fitting_type, plain_type
 from ..errors import ShapeError
 
 if TYPE_CHECKING:
-    from .template import Template
+    from .layout import Layout
 
 QUERY_HEADS = "num_attention_heads"
 """The dimension that follows the KV groups."""
@@ -33,12 +33,12 @@ def priced_types(types: Sequence[str]) -> tuple[str, ...]:
 
 
 def uniform_types(
-    template: Template, type_name: str, types: Sequence[str], shape: Mapping[str, int] | None = None
+    layout: Layout, type_name: str, types: Sequence[str], shape: Mapping[str, int] | None = None
 ) -> dict[str, str]:
     """Return the types of a file in one type; a matrix whose rows do not fit it has the next finer one to choose from.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         type_name: Name of the type.
         types: Names of the types to choose from.
         shape: The sizes by config key; None for the base's.
@@ -47,7 +47,7 @@ def uniform_types(
         ShapeError: The rows of a matrix fit none of them.
     """
     found = {}
-    for tensor, dims in template.in_shape(template.binding.shape if shape is None else shape):
+    for tensor, dims in layout.in_shape(layout.binding.shape if shape is None else shape):
         if tensor.is_matrix:
             fitting = fitting_type(dims[0], type_name, types)
             if fitting is None:
@@ -59,20 +59,19 @@ def uniform_types(
     return found
 
 
-def plain_types(template: Template, type_name: str, types: Sequence[str] = ()) -> dict[str, str]:
+def plain_types(layout: Layout, type_name: str, types: Sequence[str] = ()) -> dict[str, str]:
     """Return the types of a file that `export --quantization` writes.
 
     Of a type that `llama-quantize` alone writes, it is the file of this type, the head in q8_0 as in the others.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         type_name: Name of the type.
         types: Names of the types to choose from, for matrices whose rows do not fit it.
     """
-    found = {name: plain_type(name, template.matrices, type_name) for name in template.matrices}
+    found = {name: plain_type(name, layout.matrices, type_name) for name in layout.matrices}
     if type_name in PROGRAM_TYPES:
-        head = HEAD if HEAD in template.matrices else EMBEDDING
-        found = {**uniform_types(template, type_name, types), head: found[head]}
+        found = {**uniform_types(layout, type_name, types), layout.head: found[layout.head]}
     return found
 
 
@@ -99,6 +98,11 @@ class Recipe:
 
         inside = {key: value for key, value in (("within", self.within), ("nearest", self.nearest)) if value}
         return digest({"shape": dict(self.shape), "types": dict(self.types), **inside})[:12]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix loses something by its type: whether weights share scales in it."""
+        return any(TENSOR_TYPES[name].block > 1 for name in set(self.types.values()))
 
     def changes(self, base: Mapping[str, int]) -> dict[str, int]:
         """Return the sizes that are not the base's.

@@ -11,6 +11,7 @@ from ..architectures.description import ROWS
 from ..card.build import build_card
 from ..core.json_files import write_json
 from ..planning.limits import BYTES, DECODE, PARAMS, Limit
+from ..planning.prices import CostModel
 from ..report.budget import BudgetRecord, budget_record
 from ..report.page.search_page import write_search_page
 from ..report.run import Run
@@ -18,11 +19,13 @@ from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, Sea
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import best_made, binding_limits
+from .cost_model import features
 from .family import best_of_family
+from .layout import Layout
 from .making import Maker
 from .recipe import QUERY_HEADS, Recipe, plain_types, uniform_types
-from .template import Template
 from .text_divergence import Divergence
+from .turns import Workload
 
 PAGE = "index.html"
 
@@ -36,17 +39,28 @@ def limits_text(limits: Sequence[Limit]) -> str:
     return ",".join(limit.text for limit in limits)
 
 
-def own_figures(template: Template, type_name: str, types: Sequence[str]) -> dict[str, float]:
-    """Return parameters and bytes of the unpruned model in a type.
+def base_figures(
+    layout: Layout, type_name: str, types: Sequence[str], costs: CostModel, workload: Workload
+) -> dict[str, float]:
+    """Return what the unpruned model in a type is expected to cost.
+
+    Relative limits refer to this, and not to what was timed of this one file: what is expected of other files errs in
+    the same direction, and one disturbed timing does not move the budget.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         type_name: Name of the type.
         types: Names of the types to choose from, for matrices whose rows do not fit it.
+        costs: The prices.
+        workload: What is timed.
     """
-    shape = template.binding.shape
-    chosen = uniform_types(template, type_name, types)
-    return {PARAMS: float(template.binding.num_parameters()), BYTES: float(template.nbytes(shape, chosen))}
+    shape, chosen = layout.binding.shape, uniform_types(layout, type_name, types)
+    expected = costs.predict(features(layout, shape, chosen, workload, layout.in_shape(shape)))
+    return {
+        PARAMS: float(layout.binding.num_parameters()),
+        BYTES: float(layout.nbytes(shape, chosen)),
+        **expected,
+    }
 
 
 def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], value: float) -> Level:
@@ -58,11 +72,11 @@ def level_record(allocator: Allocator, maker: Maker, shape: Mapping[str, int], v
         shape: The sizes by config key.
         value: Its divergence.
     """
-    base, template = allocator.damage.base, allocator.template
+    base, layout = allocator.damage.base, allocator.layout
     finest = allocator.types[-1]
-    before, after = (Recipe(of, uniform_types(template, finest, allocator.types, of)) for of in (base, shape))
+    before, after = (Recipe(of, uniform_types(layout, finest, allocator.types, of)) for of in (base, shape))
     old = allocator.figures(before)
-    new = allocator.figures(after, maker.tokenizer_bytes(template, shape[ROWS]))
+    new = allocator.figures(after, maker.tokenizer_bytes(layout, shape[ROWS]))
     saves = {name: new[name] / old[name] - 1 if name == DECODE else 1 - new[name] / old[name] for name in old}
     (changed,) = (key for key, size in shape.items() if size != base[key] and key != QUERY_HEADS)
     return Level(changed, shape[changed], value, saves)
@@ -73,12 +87,12 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
 
     Args:
         allocator: Says what is expected.
-        whole: What was measured, by type; a type of 16 bits loses nothing.
+        whole: What was measured, by type; a type whose weights share no scales loses nothing.
         types: Names of the types.
     """
     base, found = dict(allocator.damage.base), []
     for name in types:
-        recipe = Recipe(base, plain_types(allocator.template, name, types))
+        recipe = Recipe(base, plain_types(allocator.layout, name, types))
         costs = allocator.figures(recipe)
         of = whole.get(name)
         known = {key: costs[key] for key in (PARAMS, BYTES)}
@@ -148,11 +162,9 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
             continue
         model = record.model_named(answer.best)
         recipe = candidates.recipe(model)
-        candidates.verify(recipe)
         place = folder if len(record.answers) == 1 else folder / str(number)
         place.mkdir(exist_ok=True)
-        file = place / f"{record.model.split('/')[-1]}-ishrink.gguf"
-        shutil.copyfile(candidates.file(recipe), file)
+        file = candidates.write(recipe, place)
         checkpoint = None
         if recipe.changes(record.base):
             checkpoint = place / "model"
@@ -162,14 +174,18 @@ def write_search(record: SearchRecord, candidates: Candidates, folder: Path) -> 
         answers.append(
             replace(
                 answer,
-                file=file.relative_to(folder).as_posix(),
-                folder=None if checkpoint is None else checkpoint.relative_to(folder).as_posix(),
+                file=_within(folder, file),
+                folder=_within(folder, checkpoint),
             )
         )
     record = replace(record, answers=tuple(answers))
     write_json(folder / SEARCH_FILE, record.to_json())
     write_search_page(record, folder / PAGE)
     return record
+
+
+def _within(folder: Path, path: Path | None) -> str | None:
+    return None if path is None else path.relative_to(folder).as_posix()
 
 
 def _report_budget(folder: Path, budget: BudgetRecord) -> None:

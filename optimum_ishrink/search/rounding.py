@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,21 @@ import torch
 from ..checkpoint.session import Session
 from ..edge.rounded_matrices import RoundedMatrices
 from ..text.calibration import Calibration
+from .layout import Layout
 from .making import Made, Maker
-from .template import Template
 
 
-def matrix_parameters(template: Template, model: Any) -> tuple[dict[str, str], list[str]]:
+def matrix_parameters(layout: Layout, model: Any) -> tuple[dict[str, str], list[str]]:
     """Return a model's parameter for each matrix of its file, and the parameters that checkpoints store transposed.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         model: The base, or a checkpoint that was made from it.
     """
-    tensors, parameters = template.binding.tensors, dict(model.named_parameters())
+    tensors, parameters = layout.binding.tensors, dict(model.named_parameters())
     names = {
         tensor.name: tensor.source
-        for tensor in template.tensors
+        for tensor in layout.tensors
         if tensor.is_matrix and tensor.source is not None and tensor.source in parameters
     }
     return names, [name for name, tensor in tensors.items() if tensor.transposed]
@@ -35,27 +35,28 @@ class Rounding:
     """Rounds the matrices of models. What was rounded is on disk beside the model, and is not rounded again.
 
     Args:
-        template: The base's file.
+        layout: The base's file.
         maker: Has the models and the calibration text.
+        exact_file: Returns the file of 16 bits of a checkpoint, written where it is not there yet.
     """
 
-    def __init__(self, template: Template, maker: Maker) -> None:
-        self._template = template
+    def __init__(self, layout: Layout, maker: Maker, exact_file: Callable[[Made], Path]) -> None:
+        self._layout = layout
         self._maker = maker
+        self._exact_file = exact_file
         self._matrices: dict[Path, RoundedMatrices] = {}
 
-    def rounded(self, made: Made, types: Mapping[str, Collection[str]], exact: Path) -> RoundedMatrices:
+    def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices:
         """Return a checkpoint's rounded matrices, rounded where they are not yet.
 
         Args:
             made: The checkpoint.
             types: Names of types, by the matrix's name in its file.
-            exact: Its file of 16 bits.
         """
-        folder = self._maker.folder / made.name / "rounded"
+        folder = made.place / "rounded"
         if folder not in self._matrices:
-            names, transposed = matrix_parameters(self._template, self._maker.load(made))
-            self._matrices[folder] = RoundedMatrices(exact, folder, names, transposed)
+            names, transposed = matrix_parameters(self._layout, self._maker.load(made))
+            self._matrices[folder] = RoundedMatrices(self._exact_file(made), folder, names, transposed)
         found = self._matrices[folder]
         if found.missing(types):
             found.round(self._maker.load(made), self._windows(made), types)

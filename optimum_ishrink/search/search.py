@@ -1,6 +1,6 @@
 """A search from its request to its output folder.
 
-1. The base becomes a GGUF file of 16 bits, from whose header the bytes of every smaller file follow.
+1. The base's layout on the runtime says the bytes of every smaller file: of GGUF, or of safetensors.
 2. Costs: probe files with random weights are timed in turn on the runtime, and prices fitted.
 3. Damage: each kind of matrix and each block of layers in the coarsest type, the whole model in each type, and each
    dimension at a few sizes, made and repaired, on text that nothing is calibrated on.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +33,9 @@ from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note
 from ..core.version import __version__
-from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
-from ..edge.llama_server import check_runtime, default_threads
 from ..edge.options import CALIBRATED_ROUNDING
-from ..edge.write_gguf import check_tools
 from ..errors import RequestError, ShapeError
-from ..planning.limits import parse_families
+from ..planning.limits import Limit, parse_families
 from ..planning.runtime_check import RuntimeCheck
 from ..report.search import SearchRecord
 from ..text.calibration import Calibration, held_out_windows
@@ -49,17 +46,15 @@ from .candidates import Candidates
 from .choosing import Choices, describe_nearest
 from .damage import DamageModel, shape_key
 from .family import check_family, family_order
-from .making import Maker, write_base_file
+from .making import Maker
 from .measured_damage import Measuring, fit_curves, level_sizes, measure_levels, measure_types
 from .options import SearchOptions
 from .profile import Profile, measure_profile
 from .recipe import Recipe
-from .recording import level_record, limits_text, own_figures, settled, unpruned_models, write_search
-from .requirements import check_model
-from .rounding import Rounding
+from .recording import base_figures, level_record, limits_text, settled, unpruned_models, write_search
+from .runtime import Runtime, open_runtime
 from .shapes import dimension_sizes, shapes
 from .store import MEASUREMENTS, PROFILE, Store, reuse_measurements, save_measurements
-from .template import Template, read_template
 from .text_divergence import Reference
 from .turns import Workload
 
@@ -97,14 +92,15 @@ def search(
         RequestError: The request cannot be met; the message says what comes nearest.
         KeyboardInterrupt: It was interrupted; the message says what is stored.
     """
-    _check(session, config, options, output, overwrite)
     folder = work_folder(output)
+    runtime = open_runtime(session, options, folder)
+    _check(session, config, options, output, runtime, overwrite=overwrite)
     with claimed_folder(folder, "searches"):
         try:
             earlier = output if options.reuse is None else Path(options.reuse).expanduser()
             request = _request(session.source, config, options)
             reuse_measurements(earlier, folder, request, asked=options.reuse is not None)
-            record, candidates = Search(session, config, options, folder).run()
+            record, candidates = Search(session, config, options, runtime, folder).run()
             with staged_folder(output, overwrite=overwrite) as staged:
                 record = write_search(record, candidates, staged)
                 save_measurements(folder, staged / MEASUREMENTS)
@@ -116,15 +112,21 @@ def search(
     return record
 
 
-def _check(session: Session, config: IShrinkConfig, options: SearchOptions, output: Path, overwrite: bool) -> None:
+def _check(
+    session: Session,
+    config: IShrinkConfig,
+    options: SearchOptions,
+    output: Path,
+    runtime: Runtime,
+    *,
+    overwrite: bool,
+) -> None:
     """Check all that can be known before long work."""
     source = session.source
     check_output(output, overwrite)
     texts = [text.path for text in (*search_texts(config, options), *parse_sources(config.calibration)) if text.path]
     check_not_inside(output, [source.folder, Path(source.name), *texts])
-    check_runtime()
-    check_tools(GGUF_QUANTIZATIONS["bf16"])
-    check_model(source, options.types)
+    runtime.check()
     check_family(parse_families(options.target), merges=config.merge_key_value_heads)
     if config.shape:
         raise RequestError(
@@ -158,14 +160,18 @@ class Search:
     Args:
         session: The run over the base.
         config: How to calibrate, choose and repair.
-        options: The budget, the runtime and the types to choose from.
+        options: The budget, and how much is measured.
+        runtime: The base on the runtime.
         folder: Where it works.
     """
 
-    def __init__(self, session: Session, config: IShrinkConfig, options: SearchOptions, folder: Path) -> None:
+    def __init__(
+        self, session: Session, config: IShrinkConfig, options: SearchOptions, runtime: Runtime, folder: Path
+    ) -> None:
         self.session = session
         self.config = config
         self.options = options
+        self.runtime = runtime
         self.folder = folder
         self.workload = Workload(prompt=options.prompt_length, context=options.context)
         limit = options.max_time
@@ -174,25 +180,12 @@ class Search:
         if self.store.resumed:
             note(f"resuming: {self.store.resumed} measurements are in {folder}")
 
-    @property
-    def threads(self) -> int:
-        """Threads for the runtime."""
-        return self.options.threads or default_threads()
-
-    @cached_property
-    def template(self) -> Template:
-        """The base as a file of 16 bits."""
-        path = self.folder / "base.gguf"
-        if not path.is_file():
-            write_base_file(self.session.source, path)
-        return read_template(path, self.session.source.binding)
-
     @cached_property
     def maker(self) -> Maker:
         """What makes checkpoints."""
         calibration = Calibration(self.config, self.session)
         calibration.windows = self._stored_windows("calibration", lambda: calibration.windows)
-        return Maker(self.session, self.config, calibration, self.folder / "made")
+        return Maker(self.session, self.config, calibration, self.folder / "made", self.runtime.shaped_for)
 
     @cached_property
     def reference(self) -> Reference:
@@ -226,23 +219,15 @@ class Search:
     @cached_property
     def profile(self) -> Profile:
         """What shapes and types cost on the device."""
-        types, options = self.options.types, self.options
+        options = self.options
         if options.profile is not None:
             found = Profile.read(Path(options.profile).expanduser())
-            found.check(self.template, types, threads=options.threads, workload=self.workload)
+            found.check(self.runtime, threads=options.threads, workload=self.workload)
             return found
         path = self.folder / PROFILE
         if not path.is_file():
-            measure_profile(
-                self.template,
-                self.maker,
-                types,
-                model=self.session.base_name,
-                runtime=options.runtime,
-                threads=self.threads,
-                workload=self.workload,
-                rounds=options.timing_rounds,
-            ).write(path)
+            found = measure_profile(self.runtime, self.maker, model=self.session.base_name, workload=self.workload)
+            found.write(path)
         return Profile.read(path)
 
     @cached_property
@@ -251,24 +236,26 @@ class Search:
         binding, prune = self.session.source.binding, self.config.prune
         protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
         found = {
-            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected, types=self.options.types)
+            key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected, types=self.runtime.types)
             for key in binding.shape
         }
         return {key: sizes if prune is None or key in prune else sizes[:1] for key, sizes in found.items()}
 
     def run(self) -> tuple[SearchRecord, Candidates]:
         """Measure, choose and make; return the record, and the models that were made."""
-        base, options = dict(self.session.source.binding.shape), self.options
+        base, options, layout = dict(self.session.source.binding.shape), self.options, self.runtime.layout
+        choosable, costs = self.runtime.types, self.profile.costs
         families = parse_families(options.target)
-        reference = {**self.profile.base, **own_figures(self.template, options.types[0], options.types)}
+        reference = base_figures(layout, choosable[0], choosable, costs, self.workload)
+        _check_known(families, reference)
         budgets = {limits_text(limits): Budget(limits, reference) for limits in families}
-        rounding = Rounding(self.template, self.maker) if options.rounding == CALIBRATED_ROUNDING else None
-        measuring = Measuring(self.template, self.maker, self.reference, self.store, rounding)
-        types, whole = measure_types(measuring, options.types)
+        rounding = self.runtime.rounding(self.maker) if options.rounding == CALIBRATED_ROUNDING else None
+        measuring = Measuring(layout, self.maker, self.reference, self.store, rounding)
+        types, whole = measure_types(measuring, choosable)
         binding = self.session.source.binding
-        runtime = RuntimeCheck(binding, "llama.cpp", self.config.protection(binding.shape[LAYERS]))
+        rules = RuntimeCheck(binding, self.runtime.shaped_for, self.config.protection(binding.shape[LAYERS]))
         wanted = level_sizes(base, self.sizes, self.maker.rows)
-        levels = measure_levels(measuring, [each for each in wanted if runtime.refusal({**base, **each}) is None])
+        levels = measure_levels(measuring, [each for each in wanted if rules.refusal({**base, **each}) is None])
         damage = DamageModel(
             base=base,
             curves=fit_curves(base, levels, self.maker.rows),
@@ -276,17 +263,10 @@ class Search:
             rows=self.maker.rows,
             known={shape_key(base): 0.0, **{shape_key(shape): value for shape, value in levels}},
         )
-        allocator = Allocator(self.template, damage, self.profile.costs, self.workload, options.types)
-        choices = Choices(allocator, shapes(self.sizes, binding, runtime), self.maker)
-        candidates = Candidates(
-            measuring,
-            options,
-            self.folder,
-            self.workload,
-            self.threads,
-            self.deadline,
-        )
-        unpruned = unpruned_models(allocator, whole, options.types)
+        allocator = Allocator(layout, damage, costs, self.workload, choosable)
+        choices = Choices(allocator, shapes(self.sizes, binding, rules), self.maker)
+        candidates = Candidates(measuring, self.runtime, options, self.deadline)
+        unpruned = unpruned_models(allocator, whole, choosable)
         family = family_order(budgets)
         nearest: dict[str, str] = {}
         larger: Recipe | None = None
@@ -298,11 +278,11 @@ class Search:
                 larger = candidates.best(unpruned, budget, larger)
         if len(nearest) == len(budgets):
             raise ShapeError("; ".join(nearest[target] for target in budgets))
-        models = candidates.timed([*unpruned, *candidates.made.values()], budgets, self.profile.base)
+        models = candidates.timed([*unpruned, *candidates.made.values()], budgets, reference)
         record = SearchRecord(
             model=self.session.base_name,
             base=base,
-            runtime=options.runtime,
+            runtime=self.runtime.name,
             build=self.profile.build,
             threads=self.profile.threads,
             prompt=self.workload.prompt,
@@ -310,16 +290,30 @@ class Search:
             texts=tuple(label_sources(search_texts(self.config, options))),
             windows=options.search_samples,
             length=options.search_length,
-            quantizations=options.types,
+            quantizations=choosable,
             reference=reference,
             models=tuple(models),
             expected_front=tuple(choices.front()),
             unpruned_front=tuple(Choices(allocator, [base], self.maker).front()),
             answers=settled(budgets, models, nearest, family, candidates),
-            errors=self.profile.costs.errors,
+            errors=costs.errors,
             levels=tuple(level_record(allocator, self.maker, shape, value) for shape, value in levels),
         )
         return replace(record, advice=tuple(advise(record))), candidates
+
+
+def _check_known(families: Sequence[Sequence[Limit]], reference: Mapping[str, float]) -> None:
+    """Check that every limited metric was measured.
+
+    Raises:
+        RequestError: One was not.
+    """
+    for limit in (limit for limits in families for limit in limits):
+        if limit.metric not in reference:
+            raise RequestError(
+                f"this system does not report the {limit.metric} of a process, so {limit.text} cannot be met; limit "
+                f"{', '.join(reference)}, or pass the --profile of a device that reports it"
+            )
 
 
 def _request(source: Source, config: IShrinkConfig, options: SearchOptions) -> dict[str, Any]:

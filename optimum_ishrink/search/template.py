@@ -13,9 +13,10 @@ from ..architectures.binding import Binding
 from ..architectures.description import ROWS
 from ..architectures.expressions import axis_length
 from ..edge.gguf_file import HeaderValue, header_values
-from ..edge.gguf_quantizations import TENSOR_TYPES, stored_as
+from ..edge.gguf_quantizations import EMBEDDING, HEAD, TENSOR_TYPES, stored_as
 from ..edge.tensor_names import gguf_names
 from ..errors import RequestError
+from .layout import FileTensor, KeptTokens, Layout, Tensors
 from .probe_weights import ALIGNMENT
 
 _STRING = 8
@@ -30,52 +31,19 @@ _VERSION = "general.quantization_version"
 """What a file with types of its own says, and one of the converter may leave out."""
 
 
-@dataclass(frozen=True)
-class TemplateTensor:
-    """A tensor of the base's file.
-
-    Args:
-        name: What llama.cpp calls it.
-        source: What the checkpoint calls it; None where the converter made it from several, or from the config.
-        dims: Its sizes in the file's order, rows first.
-        type: Name of its type in the file of 16 bits.
-        layer: Its layer; None outside the layers.
-    """
-
-    name: str
-    source: str | None
-    dims: tuple[int, ...]
-    type: str
-    layer: int | None
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether its type can be chosen: what the converter writes in f32 keeps that."""
-        return self.type in ("f16", "bf16") and len(self.dims) > 1
-
-    @property
-    def info_bytes(self) -> int:
-        """Bytes of its entry in the header: name, sizes, type and offset."""
-        return _STRING + len(self.name.encode()) + 4 + 8 * len(self.dims) + 4 + 8
-
-
-@dataclass(frozen=True)
-class Template:
-    """The base's file of 16 bits, without the weights.
+@dataclass(frozen=True, kw_only=True)
+class Template(Layout):
+    """The base's GGUF file of 16 bits, without the weights; sizes are in the file's order, rows first.
 
     Args:
         path: The file.
         architecture: Its architecture, as llama.cpp names it.
-        binding: The checkpoint that it was made from.
-        tensors: Its tensors, in the file's order.
         values_end: Bytes of the header before the entries of tensors.
         values: The header's values.
     """
 
     path: Path
     architecture: str
-    binding: Binding
-    tensors: tuple[TemplateTensor, ...]
     values_end: int
     values: tuple[HeaderValue, ...] = field(repr=False)
 
@@ -87,11 +55,6 @@ class Template:
             default: What to return where there is none.
         """
         return next((entry.value for entry in self.values if entry.key == key), default)
-
-    @cached_property
-    def matrices(self) -> tuple[str, ...]:
-        """Names of the matrices: the tensors whose type can be chosen."""
-        return tuple(tensor.name for tensor in self.tensors if tensor.is_matrix)
 
     @cached_property
     def tokens(self) -> Sequence[str]:
@@ -122,8 +85,23 @@ class Template:
         pairs = sum(_STRING + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
         return strings + each * len(tokens) + pairs
 
-    def dims(self, tensor: TemplateTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return a tensor's sizes in a smaller model's file.
+    @property
+    def holds_vocabulary(self) -> bool:
+        """Whether the file holds the tokenizer as well as the weights: GGUF does."""
+        return True
+
+    def vocabulary_bytes(self, kept: KeptTokens) -> int:
+        """Return the bytes that a smaller vocabulary takes in the header.
+
+        Args:
+            kept: The vocabulary.
+        """
+        tokens = [self.tokens[row] for row in kept.rows]
+        ranks = kept.merges if kept.merges is not None and self.merges else ()  # files of pieces have no merges
+        return self.tokenizer_bytes(tokens, [self.merges[rank] for rank in ranks])
+
+    def dims(self, tensor: FileTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return a tensor's sizes in a smaller model's file, rows first.
 
         Args:
             tensor: The tensor.
@@ -131,26 +109,10 @@ class Template:
         """
         if tensor.source is None:
             return tensor.dims
-        bound = self.binding.tensors[tensor.source]
-        lengths = tuple(axis_length(axis, sizes) for axis in bound.axes)
-        return lengths if bound.transposed else lengths[::-1]
+        lengths = self.lengths(tensor.source, sizes)
+        return lengths if self.binding.tensors[tensor.source].transposed else lengths[::-1]
 
-    def in_shape(self, shape: Mapping[str, int]) -> list[tuple[TemplateTensor, tuple[int, ...]]]:
-        """Return the tensors of a smaller model's file with their sizes.
-
-        Which layers stay does not matter for the file's size: as many of the first ones are taken.
-
-        Args:
-            shape: The smaller model's sizes, by config key.
-        """
-        sizes = self.binding.resized(shape)
-        return [
-            (tensor, self.dims(tensor, sizes))
-            for tensor in self.tensors
-            if tensor.layer is None or tensor.layer < sizes["layers"]
-        ]
-
-    def size_label(self, tensors: Sequence[tuple[TemplateTensor, tuple[int, ...]]]) -> str:
+    def size_label(self, tensors: Tensors) -> str:
         """Return how a file says how large its model is, such as `135M`.
 
         Args:
@@ -180,7 +142,7 @@ class Template:
         shape: Mapping[str, int],
         types: Mapping[str, str],
         tokenizer: int | None = None,
-        tensors: Sequence[tuple[TemplateTensor, tuple[int, ...]]] | None = None,
+        tensors: Tensors | None = None,
     ) -> int:
         """Return the bytes of a smaller model's file.
 
@@ -196,12 +158,17 @@ class Template:
             header += tokenizer - self.own_tokenizer
         if types and self.value(_VERSION) is None:
             header += _STRING + len(_VERSION) + 4 + 4
-        header += sum(tensor.info_bytes for tensor, _ in tensors)
+        header += sum(_info_bytes(tensor) for tensor, _ in tensors)
         label = self.value(_SIZE_LABEL)
         if label is not None and types:
             header += len(self.size_label(tensors)) - len(label)
         data = sum(_aligned(tensor_bytes(dims, types.get(tensor.name, tensor.type))) for tensor, dims in tensors)
         return _aligned(header) + data
+
+
+def _info_bytes(tensor: FileTensor) -> int:
+    """Return the bytes of a tensor's entry in the header: name, sizes, type and offset."""
+    return _STRING + len(tensor.name.encode()) + 4 + 8 * len(tensor.dims) + 4 + 8
 
 
 def tensor_bytes(dims: Sequence[int], type_name: str) -> int:
@@ -213,6 +180,15 @@ def tensor_bytes(dims: Sequence[int], type_name: str) -> int:
     """
     row = dims[0] if dims else 1
     return stored_as(row, TENSOR_TYPES[type_name]).size(prod(dims))
+
+
+def head_name(tensors: Sequence[FileTensor]) -> str:
+    """Return the name of the tensor that gives the logits.
+
+    Args:
+        tensors: The tensors of a GGUF file.
+    """
+    return HEAD if any(tensor.name == HEAD for tensor in tensors) else EMBEDDING
 
 
 def _aligned(nbytes: int) -> int:
@@ -244,12 +220,17 @@ def read_template(path: Path, binding: Binding) -> Template:
         dims = tuple(int(size) for size in tensor.shape)
         if bound is not None and prod(dims) != prod(axis_length(axis, binding.sizes) for axis in bound.axes):
             source = None
-        tensors.append(TemplateTensor(tensor.name, source, dims, tensor.tensor_type.name.lower(), layer))
+        stored = tensor.tensor_type.name.lower()
+        # What the converter writes in f32 keeps that.
+        is_matrix = stored in ("f16", "bf16") and len(dims) > 1
+        tensors.append(FileTensor(tensor.name, source, dims, stored, layer, is_matrix))
     template = Template(
         path=path,
         architecture=architecture,
         binding=binding,
         tensors=tuple(tensors),
+        embedding=EMBEDDING,
+        head=head_name(tensors),
         values_end=int(reader.tensors[0].field.offset),
         values=tuple(header_values(reader)),
     )

@@ -1,54 +1,46 @@
-"""Timing GGUF files in llama.cpp, in turn: fresh processes, each file once in every round."""
+"""Timing models in turn on this machine: fresh processes, each model once in every round."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-
-import psutil
+from typing import Any
 
 from ..core.progress import progress_bar
-from ..edge.worker_process import Start, WorkerProcess
-from .turns import Workload, fit_together, settle, take_turns
+from ..edge.worker_process import Start
+from .turns import ReadTurn, settle, take_turns
+
+Figures = dict[str, dict[str, float]]
+"""Tokens per second, seconds to the first token and bytes of memory, by the model's name."""
 
 
-def time_files(
-    files: Mapping[str, Path],
-    workload: Workload,
+def time_in_turn(
+    requests: Mapping[str, Mapping[str, Any]],
+    prompt: int,
     *,
-    threads: int,
-    vocabulary: int,
     rounds: int,
-    start: Start = WorkerProcess,
-) -> tuple[dict[str, dict[str, float]], str]:
-    """Time files in turn (see `take_turns`).
-
-    Where all fit in memory together, each has one process; otherwise each turn has its own.
+    together: bool,
+    start: Start,
+    figures: ReadTurn,
+) -> tuple[Figures, str]:
+    """Time models in turn (see `take_turns`), and show how far it is.
 
     Args:
-        files: The files by name.
-        workload: What is timed.
-        threads: Threads for llama.cpp.
-        vocabulary: Tokens that the prompt is drawn from; all files have so many.
-        rounds: Turns of each file.
+        requests: What each model's process is asked first, by the model's name.
+        prompt: Tokens of the timed prompt.
+        rounds: Turns of each model.
+        together: Whether each model keeps one process; otherwise each turn has its own.
         start: Starts a process.
+        figures: Returns a turn's figures by what its process answered first, and in this turn.
 
     Returns:
-        For each file tokens per second, seconds to the first token, and its peak memory in bytes without what the
-        process held before loading (missing where the system does not report it); and the version of llama.cpp.
+        For each model its figures (see `settle`), without what the system does not report; and the version of the
+        runtime.
 
     Raises:
-        SourceError: llama.cpp cannot run a file.
+        SourceError: A process cannot run its model.
     """
-    with progress_bar("timing in turn", rounds * len(files)) as advance:
+    with progress_bar("timing in turn", rounds * len(requests)) as advance:
         turns, build = take_turns(
-            files,
-            workload,
-            threads=threads,
-            vocabulary=vocabulary,
-            rounds=rounds,
-            together=fit_together(files, psutil.virtual_memory().available),
-            start=start,
-            advance=advance,
+            requests, prompt, rounds=rounds, together=together, start=start, figures=figures, advance=advance
         )
     return settle(turns), build

@@ -1,4 +1,4 @@
-"""Files that take turns on a runtime. Imports the standard library alone (see `on_device`)."""
+"""Models that take turns on a runtime. Imports the standard library alone (see `on_device`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _HEADROOM = 2.2
 
 
 Turns = Mapping[str, Sequence[Mapping[str, float]]]
-"""For each file the figures of each of its turns."""
+"""For each model the figures of each of its turns."""
+
+ReadTurn = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, float]]
+"""Returns a turn's figures by what its process answered first, and in this turn."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +50,61 @@ def fit_together(files: Mapping[str, Path], available: int | None) -> bool:
 
 
 def take_turns(
-    files: Mapping[str, Path],
-    workload: Workload,
+    requests: Mapping[str, Mapping[str, Any]],
+    prompt: int,
     *,
-    threads: int,
-    vocabulary: int,
     rounds: int,
     together: bool,
     start: Start,
+    figures: ReadTurn,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, list[dict[str, float]]], str]:
-    """Time files in turn, in the opposite order in every second round.
+    """Time models in turn, in the opposite order in every second round.
+
+    Args:
+        requests: What each model's process is asked first, by the model's name.
+        prompt: Tokens of the timed prompt.
+        rounds: Turns of each model.
+        together: Whether each model keeps one process; otherwise each turn has its own.
+        start: Starts a process.
+        figures: Returns a turn's figures by what its process answered first, and in this turn.
+        advance: Told of every turn.
+
+    Returns:
+        For each model the figures of each turn; and the version of the runtime.
+
+    Raises:
+        SourceError: A process cannot run its model.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in requests}
+    build = ""
+    with ExitStack() as stack:
+        alive: dict[str, Process] = {}
+        for number in range(rounds):
+            for name in list(requests)[:: -1 if number % 2 else 1]:
+                with ExitStack() as turn:
+                    if name not in alive:
+                        process = (stack if together else turn).enter_context(start(requests[name]))
+                        if together:
+                            alive[name] = process
+                    else:
+                        process = alive[name]
+                    found[name].append(figures(process.first, process.ask({"length": prompt})))
+                    build = process.first["build"]
+                advance(1)
+    return found, build
+
+
+def llama_cpp_requests(
+    files: Mapping[str, Path], workload: Workload, *, threads: int, vocabulary: int
+) -> dict[str, dict[str, Any]]:
+    """Return what processes of llama.cpp are asked (see `edge.worker.measure`).
 
     Args:
         files: The files by name.
         workload: What is timed.
         threads: Threads for llama.cpp.
         vocabulary: Tokens that the prompt is drawn from; all files have so many.
-        rounds: Turns of each file.
-        together: Whether each file keeps one process; otherwise each turn has its own.
-        start: Starts a process.
-        advance: Told of every turn.
-
-    Returns:
-        For each file the figures of each turn: tokens per second, seconds to the first token, and peak memory in bytes
-        without what the process held before loading (missing where the system does not report it); and the version of
-        llama.cpp. With one thread, times are those that the process computed, where the runtime reports them: they
-        are what the clock says on a machine that does nothing else. Threads that wait for one another compute as well.
-
-    Raises:
-        SourceError: llama.cpp cannot run a file.
     """
     request = {
         "task": "measure",
@@ -86,37 +114,34 @@ def take_turns(
         "vocabulary": vocabulary,
         "context": max(workload.context, workload.prompt + workload.new_tokens + MARGIN),
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in files}
-    build = ""
-    with ExitStack() as stack:
-        alive: dict[str, Process] = {}
-        for number in range(rounds):
-            for name in list(files)[:: -1 if number % 2 else 1]:
-                with ExitStack() as turn:
-                    if name not in alive:
-                        keeps = stack if together else turn
-                        process = keeps.enter_context(start({**request, "model": str(files[name])}))
-                        if together:
-                            alive[name] = process
-                    else:
-                        process = alive[name]
-                    found[name].append(_figures(process.ask({"length": workload.prompt}), process.first, threads))
-                    build = process.first["build"]
-                advance(1)
-    return found, build
+    return {name: {**request, "model": str(path)} for name, path in files.items()}
 
 
-def _figures(answer: Mapping[str, Any], first: Mapping[str, Any], threads: int) -> dict[str, float]:
-    times = answer.get("processor", answer) if threads == 1 else answer
-    found = {DECODE: times["decode"], TTFT: times["first"]}
-    before, peak = first.get("memory_before_bytes"), answer["peak_memory_bytes"]
-    if before is not None and peak is not None and peak > before:
-        found[MEMORY] = float(peak - before)
-    return found
+def llama_cpp_figures(threads: int) -> ReadTurn:
+    """Return what reads the figures of a turn of llama.cpp.
+
+    They are tokens per second, seconds to the first token, and peak memory in bytes without what the process held
+    before loading (missing where the system does not report it). With one thread, times are those that the process
+    computed, where the runtime reports them: they are what the clock says on a machine that does nothing else. Threads
+    that wait for one another compute as well.
+
+    Args:
+        threads: Threads for llama.cpp.
+    """
+
+    def figures(first: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, float]:
+        times = answer.get("processor", answer) if threads == 1 else answer
+        found = {DECODE: times["decode"], TTFT: times["first"]}
+        before, peak = first.get("memory_before_bytes"), answer["peak_memory_bytes"]
+        if before is not None and peak is not None and peak > before:
+            found[MEMORY] = float(peak - before)
+        return found
+
+    return figures
 
 
 def settle(turns: Turns) -> dict[str, dict[str, float]]:
-    """Return each file's figures: the lower quartile of its times, and its median memory.
+    """Return each model's figures: the lower quartile of its times, and its median memory.
 
     What disturbs a turn makes it slower, never faster.
 

@@ -13,11 +13,11 @@ from ..architectures.description import LAYERS, ROWS
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS, PROGRAM_TYPES, bits
 from ..errors import ShapeError
 from ..planning.limits import BYTES, DECODE, MEMORY, TTFT, parse_limits
+from ..planning.prices import CostModel
 from ..planning.protection import default_protection
 from ..planning.row_choices import RowChoices
 from ..report.search import types_by_kind
 from .allocation import Allocator, Budget, Candidate
-from .cost_model import CostModel
 from .damage import PRIORS, TYPE_PRIORS, DamageModel, TypeDamage
 from .options import AdviceOptions
 from .outline import outline, weights_in
@@ -100,11 +100,11 @@ def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: in
     Raises:
         ShapeError: Nothing meets it; the message says what comes nearest.
     """
-    template, types, target = outline(binding), options.types, options.budget
+    layout, types, target = outline(binding), options.types, options.budget
     workload = Workload(prompt=options.prompt_length, context=options.context)
     rows = None if binding.description.dimensions[ROWS].fixed else expected_rows(binding.shape[ROWS])
-    allocator = Allocator(template, expected_damage(binding, types, rows), expected_costs(types), workload, types)
-    whole = Recipe(dict(binding.shape), uniform_types(template, types[0], types))
+    allocator = Allocator(layout, expected_damage(binding, types, rows), expected_costs(types), workload, types)
+    whole = Recipe(dict(binding.shape), uniform_types(layout, types[0], types))
     budget = Budget(parse_limits(target), allocator.figures(whole))
     protected = sum(default_protection(binding.shape[LAYERS]))
     sizes = {key: dimension_sizes(binding, key, rows=rows, protected=protected, types=types) for key in binding.shape}
@@ -130,7 +130,7 @@ def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: in
         if kind not in found or best.divergence < found[kind].divergence:
             found[kind] = best
     for name in types:  # one type for all matrices, which needs no search
-        recipe = Recipe(whole.shape, plain_types(template, name, types))
+        recipe = Recipe(whole.shape, plain_types(layout, name, types))
         figures = allocator.figures(recipe)
         if budget.allows(figures):
             found["type", name] = Candidate(recipe, allocator.damage.of(recipe), figures)

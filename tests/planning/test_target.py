@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ishrink.errors import ShapeError
+from optimum_ishrink.planning.memory import Memory
+from optimum_ishrink.planning.multiples import default_multiple
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.row_choices import RowChoices
 from optimum_ishrink.planning.shape import resolve_shape
-from optimum_ishrink.planning.target import candidates, damage, default_multiple, parse_target, solve
+from optimum_ishrink.planning.solving import candidates, damage, solve
+from optimum_ishrink.planning.target import parse_target
 from tests.helpers.smollm2 import BINDING
 
 
@@ -23,7 +26,7 @@ def test_targets_are_parsed(text: str, wanted: int | None) -> None:
         with pytest.raises(ShapeError):
             parse_target(text, 1000)
     else:
-        assert parse_target(text, 1000).num_parameters == wanted
+        assert parse_target(text, 1000).amount == wanted
 
 
 @pytest.mark.parametrize("text", ["-15%", "params=15%", "size=-15%", "params=", "params=-15", "", "params=1.2.3M"])
@@ -121,7 +124,7 @@ def test_where_nothing_can_become_smaller_the_message_says_so() -> None:
 @given(percent=st.integers(100, 4000).map(lambda hundredths: hundredths / 100), multiple=st.sampled_from([1, 64, 512]))
 def test_every_candidate_has_the_parameters_that_it_says(percent: float, multiple: int) -> None:
     rows = zipfian(multiple=multiple)
-    wanted = parse_target(f"params=-{percent}%", BINDING.num_parameters()).num_parameters
+    wanted = parse_target(f"params=-{percent}%", BINDING.num_parameters())
     fixed = {"num_hidden_layers": 30}
     for shape, count in candidates(BINDING, fixed, 256, 6, rows, wanted):
         assert count == BINDING.num_parameters(shape)
@@ -131,21 +134,24 @@ def test_every_candidate_has_the_parameters_that_it_says(percent: float, multipl
 def test_a_limit_on_bytes_is_one_on_parameters_and_is_not_exceeded() -> None:
     total = BINDING.num_parameters()
     target = parse_target(f"bytes={total * 2 * 0.85 / 1e3:.3f}kB", total)
-    assert target.at_most and target.num_parameters == pytest.approx(0.85 * total, rel=1e-3)
-    assert parse_target("bytes=-15%", total, 4).num_parameters == int(0.85 * total)
+    assert target.at_most and target.amount == pytest.approx(0.85 * total, rel=1e-3)
+    assert parse_target("bytes=-15%", total, Memory(4, 1)).amount == int(0.85 * total)
     shape = solve(BINDING, target, {}, 1, 0)
-    assert 0.84 * total < BINDING.num_parameters(shape) <= target.num_parameters
+    assert 0.84 * total < BINDING.num_parameters(shape) <= target.amount
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("bytes=1GB", "nothing has to be removed"),
-        ("memory=200MB", "limits memory, which depends on the runtime"),
-        ("bytes=1kB,decode=+20%", "limits decode, which depends on the runtime"),
+        ("memory=2kB", "no less than the model's 2,000 bytes, 2,000 of weights and 0 of the KV cache of 2,048 tokens"),
+        ("decode=+20%", "limits decode, which has to be measured: pass --profile FILE, which `ishrink profile"),
+        ("TTFT=-20%", "or let `ishrink search --runtime torch` measure and meet it"),
+        ("params=-10%,decode=+5%", "has 2 limits"),
+        ("bytes=1kB,decode=+20%", "has 2 limits, and shrink meets one: `ishrink search --runtime torch` meets them"),
         ("ttft=5", "is not of the form ttft=-20%"),
     ],
 )
-def test_what_only_a_search_can_meet_is_refused(text: str, words: str) -> None:
+def test_what_has_to_be_measured_or_is_met_already_is_refused(text: str, words: str) -> None:
     with pytest.raises(ShapeError, match=words):
         parse_target(text, 1000)

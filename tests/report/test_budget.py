@@ -6,7 +6,7 @@ import pytest
 
 from optimum_ishrink.report.budget import THIS, budget_record, neighbours
 from optimum_ishrink.report.search import Answer, Figures, FoundModel, SearchRecord
-from optimum_ishrink.report.search_tables import BUDGET_HEADER, budget_rows
+from optimum_ishrink.report.search_tables import budget_header, budget_rows
 
 
 def found(name: str, nbytes: float, divergence: float, *, unpruned: bool = False, keeps: bool = True) -> FoundModel:
@@ -62,7 +62,14 @@ def test_a_model_is_shown_between_its_neighbours() -> None:
     assert (budget.made, budget.types) == (3, {"ffn_up": "q4_0", "token_embd": "q8_0"})
     rows = budget_rows(budget)
     assert rows[1] == (THIS, "0.200 ± 0.010", "79.00 MB", "158.00 MB", "", "")
-    assert all(len(row) == len(BUDGET_HEADER) for row in rows)
+    header = budget_header(budget)
+    assert header[2] == "file" and all(len(row) == len(header) for row in rows)
+
+
+def test_a_checkpoint_that_runs_has_no_types_of_a_file() -> None:
+    of = replace(record(MODELS), runtime="torch")
+    budget = budget_record(of, of.answers[0])
+    assert budget.types == {} and budget_header(budget)[2] == "checkpoint"
 
 
 @pytest.mark.parametrize("kept", [True, False])

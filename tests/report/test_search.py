@@ -8,7 +8,7 @@ import pytest
 from optimum_ishrink.errors import SourceError
 from optimum_ishrink.report.page.search_page import render_search, search_plots
 from optimum_ishrink.report.page.svg import draw
-from optimum_ishrink.report.search import SEARCH_FILE, Figures, FoundModel, SearchRecord
+from optimum_ishrink.report.search import SEARCH_FILE, Figures, FoundModel, SearchRecord, kind_of, types_by_kind
 from optimum_ishrink.report.search_tables import short_names
 from optimum_ishrink.search.profile import Profile
 
@@ -48,3 +48,22 @@ def test_plots_call_models_by_letters_that_the_tables_explain() -> None:
     assert f"<title>{long}: 60, 0.8</title>" in page and "\N{HORIZONTAL ELLIPSIS}" not in page
     many = record(*(model(f"{number} neurons", number, 1.0) for number in range(28)))
     assert list(short_names(many).values())[25:] == ["Z", "A1", "B1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("blk.3.ffn_down.weight", "ffn_down"),
+        ("token_embd.weight", "token_embd"),
+        ("model.layers.12.self_attn.q_proj.weight", "self_attn.q_proj"),
+        ("model.layers.0.mlp.experts.5.up_proj.weight", "mlp.experts.up_proj"),
+        ("model.embed_tokens.weight", "model.embed_tokens"),
+    ],
+)
+def test_matrices_are_of_a_kind_whatever_their_layer(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_types_are_counted_by_kind() -> None:
+    types = {"h.0.mlp.c_fc.weight": "q8_0", "h.1.mlp.c_fc.weight": "q4_0", "h.2.mlp.c_fc.weight": "q4_0"}
+    assert types_by_kind({**types, "wte.weight": "q8_0"}) == {"mlp.c_fc": "q4_0 (2), q8_0 (1)", "wte": "q8_0"}

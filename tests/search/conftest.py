@@ -32,7 +32,7 @@ def base_file(base_source: Source, tmp_path_factory: pytest.TempPathFactory) -> 
 def no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp seems installed: what is tested fails before it is needed."""
     for name in ("check_runtime", "check_tools"):
-        monkeypatch.setattr(f"optimum_ishrink.search.search.{name}", lambda *_: None)
+        monkeypatch.setattr(f"optimum_ishrink.search.llama_cpp_runtime.{name}", lambda *_: None)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.edge.gguf_quantizations import TENSOR_TYPES
 from optimum_ishrink.planning.limits import parse_limits
+from optimum_ishrink.planning.prices import CostModel
 from optimum_ishrink.report.search import kind_of
 from optimum_ishrink.search.allocation import Allocator, Budget, _lower_hull
-from optimum_ishrink.search.cost_model import CostModel
 from optimum_ishrink.search.damage import PRIORS, DamageModel, TypeDamage
 from optimum_ishrink.search.recipe import Recipe
 from optimum_ishrink.search.template import Template

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.search.cost_model import Probe, features, fit, non_negative_least_squares
+from optimum_ishrink.planning.prices import Probe, fit, non_negative_least_squares
+from optimum_ishrink.search.cost_model import features
 from optimum_ishrink.search.template import Template
 from optimum_ishrink.search.turns import Workload
 

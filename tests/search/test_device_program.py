@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +20,7 @@ from optimum_ishrink.errors import OutputError, SourceError
 from optimum_ishrink.search import on_device as device
 from optimum_ishrink.search import probe_weights
 from optimum_ishrink.search.profile import Profile
+from optimum_ishrink.search.runtime import Runtime
 from optimum_ishrink.search.template import Template
 from optimum_ishrink.search.turns import Workload
 from tests.helpers import made_up_device
@@ -62,7 +63,8 @@ def test_it_needs_the_standard_library_and_llama_cpp_alone(program: Path, base_f
     assert done.returncode == 0, done.stderr
     assert "ishrink search --model " in done.stdout and "--profile phone.json" in done.stdout
     found = Profile.read(tmp_path / "phone.json")
-    found.check(base_file, ("q8_0", "q5_0", "q4_0"), threads=3, workload=Workload(prompt=8, context=64))
+    asked = SimpleNamespace(name="llama.cpp", types=("q8_0", "q5_0", "q4_0"), layout=base_file)
+    found.check(cast(Runtime, asked), threads=3, workload=Workload(prompt=8, context=64))
     assert found.build == "llama-bench 7 (abc)"
     for metric in ("decode", "ttft"):
         error = found.costs.errors[metric]
@@ -81,7 +83,7 @@ def test_its_probes_are_those_of_a_profile(
         written.update({name: path.read_bytes() for name, path in files.items()})
         return made_up_device.time_files(files, workload, **how)
 
-    monkeypatch.setattr("optimum_ishrink.search.profile.time_files", time_files)
+    monkeypatch.setattr("optimum_ishrink.search.llama_cpp_runtime.time_files", time_files)
     here = IShrinker(base_source).profile(output=tmp_path / "here.json", threads=3, **ASKED)
     plan = device.read_plan(program)
     (tmp_path / "probes").mkdir()

@@ -128,10 +128,10 @@ def test_another_budget_uses_what_was_measured(
     measured: list[str] = []
     add = candidates.Measuring.divergence
 
-    def watched(self: Any, name: str, *args: Any) -> Any:
+    def watched(self: Any, name: str, *args: Any, **how: Any) -> Any:
         if not self.store.has(name):
             measured.append(name)
-        return add(self, name, *args)
+        return add(self, name, *args, **how)
 
     monkeypatch.setattr(candidates.Measuring, "divergence", watched)
     made_up_device.TIMED.clear()

@@ -19,7 +19,6 @@ from optimum_ishrink.errors import RequestError, ShapeError
 from optimum_ishrink.report.search import kind_of
 from optimum_ishrink.search import chosen_export
 from optimum_ishrink.search.allocation import Allocator
-from optimum_ishrink.search.cost_model import Workload
 from optimum_ishrink.search.damage import PRIORS, DamageModel, TypeDamage
 from optimum_ishrink.search.options import AdviceOptions, SearchOptions
 from optimum_ishrink.search.outline import outline
@@ -27,6 +26,7 @@ from optimum_ishrink.search.recipe import plain_types, priced_types, uniform_typ
 from optimum_ishrink.search.requirements import check_model, check_types
 from optimum_ishrink.search.shapes import dimension_sizes
 from optimum_ishrink.search.template import Template
+from optimum_ishrink.search.turns import Workload
 from optimum_ishrink.search.weights import StoredWeights, as_stored
 from tests.helpers import made_up_device, stand_in_quantizer
 from tests.helpers.base_file import base_template
@@ -214,7 +214,7 @@ def test_experts_are_refused_before_anything_is_converted(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("converted")
 
-    for module in ("search", "chosen_export"):
+    for module in ("llama_cpp_runtime", "chosen_export"):
         monkeypatch.setattr(f"optimum_ishrink.search.{module}.write_base_file", refuse)
     shrinker, words = IShrinker(source), "mixtral is a mixture of experts, whose types cannot be chosen matrix by"
     with pytest.raises(RequestError, match=words):

@@ -12,7 +12,7 @@ from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError, RequestError, ShapeError
 from optimum_ishrink.report.search import SearchRecord
-from optimum_ishrink.search import candidates, making
+from optimum_ishrink.search import candidates, llama_cpp_runtime, making
 from optimum_ishrink.search.profile import Profile
 from optimum_ishrink.search.search import work_folder
 from tests.helpers import made_up_device
@@ -69,17 +69,17 @@ def test_a_search_that_stopped_repeats_no_measurement(
     base_source: Source, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    write = candidates.write_mixed_file
+    write = llama_cpp_runtime.write_mixed_file
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(candidates, "write_mixed_file", stop)
+    monkeypatch.setattr(llama_cpp_runtime, "write_mixed_file", stop)
     with pytest.raises(KeyboardInterrupt, match="run the same command again to resume"):
         search(base_source, output, text_file, target="bytes=-30%")
     assert not output.exists()
     stored = (work_folder(output) / "measured.jsonl").read_text().splitlines()
-    monkeypatch.setattr(candidates, "write_mixed_file", write)
+    monkeypatch.setattr(llama_cpp_runtime, "write_mixed_file", write)
     measured: list[str] = []
     add = candidates.Measuring.divergence
 

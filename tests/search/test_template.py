@@ -10,7 +10,8 @@ from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from optimum_ishrink.edge.write_gguf import quantize_file
 from optimum_ishrink.errors import RequestError, SourceError
-from optimum_ishrink.search.probe_files import KeptTokens, write_probe
+from optimum_ishrink.search.layout import KeptTokens
+from optimum_ishrink.search.probe_files import write_probe
 from optimum_ishrink.search.recipe import plain_types
 from optimum_ishrink.search.template import Template, read_template
 from tests.helpers.base_file import write_base_file

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.search.turns import Workload, fit_together, settle, take_turns
+from optimum_ishrink.search.turns import (
+    Workload,
+    fit_together,
+    llama_cpp_figures,
+    llama_cpp_requests,
+    settle,
+    take_turns,
+)
 
 STARTED: list[str] = []
 
@@ -39,13 +46,12 @@ def turns(tmp_path: Path, *, threads: int, together: bool) -> Any:
     files = {name: tmp_path / name for name in "abc"}
     workload = Workload(prompt=8, new_tokens=2, context=4)
     return take_turns(
-        files,
-        workload,
-        vocabulary=9,
-        threads=threads,
+        llama_cpp_requests(files, workload, threads=threads, vocabulary=9),
+        workload.prompt,
         rounds=2,
         together=together,
         start=start,
+        figures=llama_cpp_figures(threads),
         advance=lambda _: None,
     )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..search import FoundModel, SearchRecord, types_by_kind
+from ..search import FoundModel, SearchRecord, types_by_kind, what_runs
 from ..search_tables import (
     LEVELS_HEADER,
-    MODELS_HEADER,
     conditions_line,
     costs_of,
     levels_rows,
+    models_header,
     models_rows,
     short_names,
 )
@@ -19,7 +19,7 @@ from .render import load_template, write_page
 from .svg import draw
 
 _AXES = (
-    ("bytes", "size", "bytes of the file, MB", 1e-6, True),
+    ("bytes", "size", "bytes of the {runs}, MB", 1e-6, True),
     ("memory", "memory", "memory, MB", 1e-6, True),
     ("ttft", "time to the first token", "time to the first token, ms", 1e3, True),
     ("decode", "decoding", "decoded tokens per second", 1.0, False),
@@ -48,7 +48,7 @@ def search_plots(record: SearchRecord) -> list[Plot]:
         found.append(
             Plot(
                 title=f"Quality against {title}",
-                x_title=x_title,
+                x_title=x_title.format(runs=what_runs(record.runtime)),
                 y_title="KL divergence from the base, nats/token",
                 detail="Measured on the text that was chosen on",
                 x_lower_is_better=lower,
@@ -81,12 +81,12 @@ def render_search(record: SearchRecord) -> str:
         conditions=conditions_line(record),
         drawings=[draw(plot) for plot in plots],
         optimal={plot.title: [point.label for point in plot.points if point.optimal] for plot in plots},
-        models=(MODELS_HEADER, [(named(row[0]), *row[1:]) for row in models_rows(record)]),
+        models=(models_header(record), [(named(row[0]), *row[1:]) for row in models_rows(record)]),
         recipes=[
             (
                 named(each.name),
                 _shape(record, each),
-                "; ".join(f"{kind} {types}" for kind, types in types_by_kind(each.types).items()),
+                _types(each),
             )
             for each in record.models
         ],
@@ -97,6 +97,12 @@ def render_search(record: SearchRecord) -> str:
 def _shape(record: SearchRecord, model: FoundModel) -> str:
     changed = [f"{key}={size}" for key, size in model.shape.items() if size != record.base[key]]
     return ", ".join(changed) or "the base's"
+
+
+def _types(model: FoundModel) -> str:
+    if len(names := set(model.types.values())) == 1:
+        return names.pop()
+    return "; ".join(f"{kind} {types}" for kind, types in types_by_kind(model.types).items())
 
 
 def write_search_page(record: SearchRecord, path: Path) -> None:
