@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from ..core.finite import ADVICE, kind_of
+from ..errors import NotFiniteError
+
 MOST_BYTES = 2 << 30
 """Moments that are held at a time. Where all take more, the text is read again for the next matrices."""
 
@@ -37,6 +40,9 @@ def input_moments(
     Yields:
         The mean over tokens of the outer product of the input with itself, float32, shape (in, in), by the given
         names; and the share of all matrices that has been yielded. Matrices that read the same share a tensor.
+
+    Raises:
+        NotFiniteError: What a matrix reads is not finite, or its squares are not.
     """
     found = _readers(model, parameters)
     means = {module for module, names in found.items() if any(name in averaged for name in names)}
@@ -106,6 +112,8 @@ def _measure(
     finally:
         for handle in handles:
             handle.remove()
+    if (kind := kind_of(*sums.values())) is not None:
+        raise NotFiniteError(f"what matrices read on the calibration text is not finite ({kind}); {ADVICE}")
     for moment in sums.values():
         moment /= windows.numel()
     return {module: sums[first.get(module, module)] for module in modules if first.get(module, module) in sums}

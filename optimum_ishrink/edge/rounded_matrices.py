@@ -18,6 +18,10 @@ from .input_moments import input_moments
 if TYPE_CHECKING:
     import numpy as np
 
+_CHANGED = "whose values in the file are not those of the loaded model"
+_UNREAD = "that no linear layer multiplies, such as an embedding that is not the head"
+"""Why matrices have the nearest values."""
+
 
 class RoundedMatrices:
     """The rounded matrices of one model. What is in the folder is not rounded again.
@@ -39,33 +43,45 @@ class RoundedMatrices:
         self._parameters = parameters
         self._transposed = transposed
         self._orders: dict[str, np.ndarray[Any, Any] | None] = {}
+        self.left: dict[str, str] = {}
+        """Matrices that `round` cannot round, which have the nearest values: why, by their names in the file."""
 
     def round(self, model: Any, windows: torch.Tensor, types: Mapping[str, Collection[str]]) -> None:
         """Round matrices that are not rounded yet. Types of another kind than `CALIBRATED` are left out.
+
+        Matrices that cannot be rounded are in `left` afterwards.
 
         Args:
             model: The loaded model.
             windows: Token ids, int64, shape (windows, length).
             types: Names of types, by the matrix's name in the file.
+
+        Raises:
+            NotFiniteError: The model gives values that are not finite.
         """
+        for name in self.missing(types):
+            if self.order(name, model) is None:
+                self.left[name] = _CHANGED
         wanted = self.missing(types)
         names = {name: self._parameters[name] for name in wanted}
         if not names:
             return
+        unread = set(names)
         with progress_bar("rounding for what is computed", len(names)) as advance:
             done = 0
             for moments, share in input_moments(model, windows, names, averaged=_values(names)):
+                unread -= moments.keys()
                 for name, moment in moments.items():
-                    if self.order(name, model) is not None:
-                        for each in wanted[name]:
-                            self._round(name, each, moment)
+                    for each in wanted[name]:
+                        self._round(name, each, moment)
                     advance(1)
                     done += 1
                 advance(round(share * len(names)) - done)  # those that no module reads
                 done = round(share * len(names))
+        self.left |= dict.fromkeys(unread, _UNREAD)
 
     def missing(self, types: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
-        """Return what has to be rounded yet, as `round` takes it.
+        """Return what has to be rounded yet, as `round` takes it, without what cannot be.
 
         Args:
             types: Names of types, by the matrix's name in the file.
@@ -73,7 +89,7 @@ class RoundedMatrices:
         found = {
             name: [each for each in of if self._takes(name, each) and not self._path(name, each).is_file()]
             for name, of in types.items()
-            if name in self._parameters
+            if name in self._parameters and name not in self.left
         }
         return {name: of for name, of in found.items() if of}
 
@@ -137,7 +153,7 @@ class RoundedMatrices:
 
         Args:
             name: The matrix's name in the file.
-            model: The loaded model, with the weights that the file was made from; it is read once.
+            model: The loaded model, with the weights that the file was made from, in any dtype; it is read once.
 
         Returns:
             Indices, or None where a row of the model is not in the file.
@@ -153,7 +169,14 @@ class RoundedMatrices:
         if self._parameters[name] in self._transposed:
             weight = weight.T
         half = torch.float16 if self._tensors[name].tensor_type == gguf.GGMLQuantizationType.F16 else torch.bfloat16
-        return find_rows(self._exact(name).to(half), weight.to("cpu", half))
+        there, wanted = self._exact(name), weight.cpu()
+        # What one of the two has rounded away, the other loses here as well.
+        for each in dict.fromkeys((half, wanted.dtype)):
+            if each.itemsize == half.itemsize:
+                found = find_rows(there.to(each), wanted.to(each))
+                if found is not None:
+                    return found
+        return None
 
 
 def _values(names: Collection[str]) -> list[str]:

@@ -87,7 +87,9 @@ class Measuring:
         """
 
         def measure() -> dict[str, Any]:
-            rounded = None if nearest else self.rounded(made, {name: (each,) for name, each in types.items()})
+            rounded = None
+            if types and not nearest:
+                rounded = self.rounded(made, {name: (each,) for name, each in types.items()})
             with self.stored_weights(self.maker.load(made), rounded).stored(types) as stored:
                 if made.pair is None:
                     return asdict(self.reference.measure(stored))

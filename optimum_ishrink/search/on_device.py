@@ -86,9 +86,15 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
         raise RequestError("threads and rounds must be whole numbers of at least 1")
     if output.exists() and not request.overwrite:
         raise OutputError(f"{output} exists; name another file or pass --overwrite")
+    for place, option in ((output.parent, "--output"), (request.folder, "--folder")):
+        if place is not None and not place.is_dir():
+            raise OutputError(f"{place} is no folder; make it, or name another place with {option}")
     runtime = request.runtime or find_runtime()
     with tempfile.TemporaryDirectory(prefix="ishrink-probes-", dir=request.folder) as folder:
-        files = write_probes(archive, plan, Path(folder))
+        try:
+            files = write_probes(archive, plan, Path(folder))
+        except OSError as error:
+            raise OutputError(f"cannot write the probes: {os.strerror(error.errno or 0)}; see --folder") from None
         cache = {
             str(files[probe["name"]]): file["cache_bytes"]
             for probe, file in zip(profile["probes"], plan["files"], strict=True)
@@ -122,6 +128,7 @@ def measure_device(archive: Path, request: DeviceRequest) -> None:
         staged.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         staged.replace(output)
     except OSError as error:
+        staged.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {os.strerror(error.errno or 0)}") from None
 
 

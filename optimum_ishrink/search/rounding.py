@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.session import Session
+from ..core.progress import note
 from ..edge.rounded_matrices import RoundedMatrices
 from ..text.calibration import Calibration
 from .layout import Layout
@@ -45,22 +47,34 @@ class Rounding:
         self._maker = maker
         self._exact_file = exact_file
         self._matrices: dict[Path, RoundedMatrices] = {}
+        self._noted: set[str] = set()
 
     def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices:
         """Return a checkpoint's rounded matrices, rounded where they are not yet.
+
+        A note says how many cannot be rounded, and why, where no other checkpoint had the same reasons.
 
         Args:
             made: The checkpoint.
             types: Names of types, by the matrix's name in its file.
         """
-        folder = made.place / "rounded"
+        folder, model = made.place / "rounded", None
         if folder not in self._matrices:
-            names, transposed = matrix_parameters(self._layout, self._maker.load(made))
+            model = self._maker.load(made)
+            names, transposed = matrix_parameters(self._layout, model)
             self._matrices[folder] = RoundedMatrices(self._exact_file(made), folder, names, transposed)
         found = self._matrices[folder]
         if found.missing(types):
-            found.round(self._maker.load(made), self._windows(made), types)
+            found.round(self._maker.load(made) if model is None else model, self._windows(made), types)
+        self._note(found.left, len(types))
         return found
+
+    def _note(self, left: Mapping[str, str], matrices: int) -> None:
+        """Say why matrices have the nearest values."""
+        if not self._noted.issuperset(left.values()):
+            self._noted |= set(left.values())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(left.values()).items())
+            note(f"the nearest values are kept in {len(left)} of {matrices} matrices: {reasons}")
 
     def _windows(self, made: Made) -> torch.Tensor:
         """Return the calibration text in a checkpoint's own tokens."""

@@ -7,6 +7,7 @@ import torch
 
 from optimum_ishrink.edge import input_moments as module
 from optimum_ishrink.edge.input_moments import input_moments
+from optimum_ishrink.errors import NotFiniteError
 from tests.helpers.tiny import in_full, tiny_config, tiny_model
 
 
@@ -100,3 +101,12 @@ def test_fused_experts_are_left_out() -> None:
     model = tiny_model(tiny_config("qwen3_moe"))
     experts = [name for name, weight in model.named_parameters() if weight.dim() == 3]
     assert experts and not collect(model, torch.randint(0, 300, (2, 9)), {name: name for name in experts})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30])
+@torch.no_grad()
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    model = tiny_model(tiny_config("llama"))
+    model.model.norm.weight[0] = value
+    with pytest.raises(NotFiniteError, match="what matrices read on the calibration text is not finite"):
+        collect(model, torch.randint(0, 300, (2, 9)), {"output.weight": "lm_head.weight"})

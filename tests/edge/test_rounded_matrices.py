@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,49 @@ def test_what_cannot_be_rounded_so_is_left_out(model: Any, exact: Path, tmp_path
 def test_a_matrix_that_the_file_has_with_other_values_is_left_out(model: Any, exact: Path, tmp_path: Path) -> None:
     other = tiny_model(model.config, seed=1)
     found = RoundedMatrices(exact, tmp_path / "rounded", NAMES)
-    found.round(other, windows(), {"blk.0.ffn_up.weight": ["q4_0"]})
-    assert found.blocks("blk.0.ffn_up.weight", "q4_0") is None
+    name = "blk.0.ffn_up.weight"
+    found.round(other, windows(), {name: ["q4_0"]})
+    assert found.blocks(name, "q4_0") is None
+    assert found.left == {name: "whose values in the file are not those of the loaded model"}
+    assert not found.missing({name: ["q4_0", "q8_0"]})
+
+
+def test_an_embedding_alone_is_left_out_and_not_tried_again(
+    model: Any, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untied = tiny_model(model.config)
+    untied.lm_head.weight = torch.nn.Parameter(torch.zeros_like(untied.lm_head.weight))
+    found = RoundedMatrices(exact, tmp_path / "rounded", NAMES)
+    types = {name: ["q4_0"] for name in NAMES}
+    found.round(untied, windows(), types)
+    assert (
+        list(found.left) == ["token_embd.weight"] and "no linear layer multiplies" in found.left["token_embd.weight"]
+    )
+    assert all(found.blocks(name, "q4_0") is not None for name in NAMES if name not in found.left)
+    monkeypatch.setattr(module, "input_moments", lambda *_, **__: pytest.fail("it is known already"))
+    found.round(untied, windows(), types)
+
+
+@pytest.mark.parametrize("held", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("loaded", ["float32", "float16", "bfloat16"])
+def test_rows_are_found_whatever_dtype_the_model_is_loaded_in(
+    model: Any, tmp_path: Path, held: str, loaded: str
+) -> None:
+    """A checkpoint in float32 and one in bfloat16 have a file in bf16."""
+    if (held, loaded) == ("float32", "float16"):
+        pytest.skip("values are rounded twice in different ways")
+    name, kind = "blk.0.ffn_up.weight", gguf.GGMLQuantizationType["F16" if held == "float16" else "BF16"]
+    checkpoint = model.get_parameter(NAMES[name]).detach().to(getattr(torch, held))
+    writer = gguf.GGUFWriter(tmp_path / "exact.gguf", "llama")
+    rows = np.ascontiguousarray(checkpoint.flip(0).float().numpy())
+    writer.add_tensor(name, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        step()
+    writer.close()
+    other = copy.deepcopy(model).to(getattr(torch, loaded))
+    other.get_parameter(NAMES[name]).data.copy_(checkpoint)
+    order = RoundedMatrices(tmp_path / "exact.gguf", tmp_path / "rounded", NAMES).order(name, other)
+    assert order is not None and order.tolist() == list(range(len(rows)))[::-1]
 
 
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=12), data=st.data())

@@ -10,6 +10,7 @@ import pytest
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
+from optimum_ishrink.edge import rounded_matrices
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.edge.same_model import check_same_model
@@ -71,6 +72,24 @@ def test_a_plain_file_is_rounded_for_what_it_computes(base_source: Source, text_
         ExportOptions(rounding="calibrated", format="safetensors")
     with pytest.raises(RequestError, match="--calibration belongs to --rounding calibrated"):
         ExportOptions(quantization="q4_0", calibration=["self"])
+
+
+def test_matrices_that_keep_the_nearest_values_are_named_once(
+    base_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noted() -> list[str]:
+        return [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("the nearest values are kept")
+        ]
+
+    found = export(base_source, tmp_path / "small.gguf", "bytes=-15%")
+    matrices = sum(len(tensor.shape) == 2 for tensor in gguf.GGUFReader(found.path).tensors)
+    (line,) = noted()
+    assert f"in 1 of {matrices} matrices: 1 that no linear layer multiplies" in line
+    monkeypatch.setattr(rounded_matrices, "find_rows", lambda *_: None)
+    export(base_source, tmp_path / "less.gguf", "bytes=-15%")
+    (line,) = noted()
+    assert f"in {matrices} of {matrices} matrices: {matrices} whose values in the file are not those" in line
 
 
 def test_what_cannot_be_kept_or_asked_is_refused(

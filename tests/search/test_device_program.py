@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -109,8 +110,24 @@ def test_requests_that_it_cannot_meet(
     assert run(program, ["--rounds", "0"]) == 2
     assert "whole numbers of at least 1" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(write_program(tmp_path / "bin")))
-    assert run(program, ["--output", "no/such/folder.json"]) == 2
-    assert "cannot write no/such/folder.json: No such file" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "write_probes", lambda *_: pytest.fail("it can be known before"))
+        assert run(program, ["--output", "no/such/folder.json"]) == 2
+        assert "no/such is no folder; make it, or name another place with --output" in capsys.readouterr().err
+        assert run(program, ["--folder", "nowhere"]) == 2
+        assert "nowhere is no folder; make it, or name another place with --folder" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    assert run(program, ["--output", "taken", "--overwrite"]) == 2
+    assert "cannot write taken: Is a directory" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "append_weights", fill)
+        assert run(program, []) == 2
+        assert "cannot write the probes: No space left on device; see --folder" in capsys.readouterr().err
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

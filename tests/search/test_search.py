@@ -101,6 +101,22 @@ def test_a_search_that_stopped_repeats_no_measurement(
 
 
 @pytest.mark.slow
+def test_files_of_16_bits_are_written_of_what_is_rounded_alone(
+    base_source: Source, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], llama_cpp_runtime.write_base_file
+
+    def record_path(source: Source, path: Path, pre_tokenizer: str | None = None) -> None:
+        written.append(path.name)
+        write(source, path, pre_tokenizer)
+
+    monkeypatch.setattr(llama_cpp_runtime, "write_base_file", record_path)
+    record = search(base_source, tmp_path / "out", text_file, target="bytes=-35%", quantization=["q8_0", "q4_0"])
+    made = sum(not each.unpruned for each in record.models if each.measured)
+    assert len(record.levels) > made > 0
+    assert written == ["base.gguf", *["exact.gguf"] * made]
+
+
 def test_another_budget_needs_no_new_measurement_of_types_and_dimensions(
     base_source: Source, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
