@@ -40,26 +40,16 @@ _SHARES = tuple(1 - 0.025 * step for step in range(-4, 13))
 less than coarser steps for all others do, in some blocks."""
 
 
-def calibrated_blocks(weight: torch.Tensor, moments: torch.Tensor, type_name: str) -> np.ndarray[Any, Any]:
-    """Return a matrix as a GGUF file stores it, rounded for what it computes.
+def error_carry(moments: torch.Tensor) -> torch.Tensor:
+    """Return how errors are passed on: the upper Cholesky factor of the inverse second moments.
 
     Args:
-        weight: The matrix, shape (rows, columns); columns are a multiple of `BLOCK`.
-        moments: The inputs' second moments on calibration text, a sum or a mean over tokens, shape (columns, columns).
-        type_name: One of `CALIBRATED`.
+        moments: The inputs' second moments on calibration text, a sum or a mean over tokens, all of them finite, shape
+            (columns, columns).
 
     Returns:
-        The bytes of each row, uint8, shape (rows, bytes).
+        On the CPU, float32, shape (columns, columns); row by row, what later columns make up for.
     """
-    import numpy as np
-
-    carry = _carry(moments)
-    parts = [_rounded(rows.float().cpu(), carry, type_name) for rows in torch.split(weight.detach(), _ROWS)]
-    return np.concatenate(parts)
-
-
-def _carry(moments: torch.Tensor) -> torch.Tensor:
-    """Return how errors are passed on: the upper Cholesky factor of the inverse second moments, float32."""
     damped = moments.detach().to("cpu", torch.float64)
     mean = float(damped.diagonal().mean())
     if not mean > 0:  # nothing was seen: each weight counts the same
@@ -73,6 +63,23 @@ def _carry(moments: torch.Tensor) -> torch.Tensor:
             upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
             return upper.float()
         damping *= 10
+
+
+def calibrated_blocks(weight: torch.Tensor, carry: torch.Tensor, type_name: str) -> np.ndarray[Any, Any]:
+    """Return a matrix as a GGUF file stores it, rounded for what it computes.
+
+    Args:
+        weight: The matrix, shape (rows, columns); columns are a multiple of `BLOCK`.
+        carry: How errors are passed on, which `error_carry` finds: matrices and types that share inputs share it.
+        type_name: One of `CALIBRATED`.
+
+    Returns:
+        The bytes of each row, uint8, shape (rows, bytes).
+    """
+    import numpy as np
+
+    parts = [_rounded(rows.float().cpu(), carry, type_name) for rows in torch.split(weight.detach(), _ROWS)]
+    return np.concatenate(parts)
 
 
 def _rounded(weight: torch.Tensor, carry: torch.Tensor, type_name: str) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ def input_moments(
     *,
     averaged: Collection[str] = (),
     batch_size: int = 4,
-) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the second moments of what matrices read, a group of matrices at a time.
 
     A tied embedding is read as the head. Matrices of another kind of module, such as fused experts, are left out: what
@@ -39,19 +39,16 @@ def input_moments(
 
     Yields:
         The mean over tokens of the outer product of the input with itself, float32, shape (in, in), by the given
-        names; and the share of all matrices that has been yielded. Matrices that read the same share a tensor.
+        names. Matrices that read the same share a tensor.
 
     Raises:
         NotFiniteError: What a matrix reads is not finite, or its squares are not.
     """
     found = _readers(model, parameters)
     means = {module for module, names in found.items() if any(name in averaged for name in names)}
-    done = 0
     for group in _groups(found):
-        names = [name for module in group for name in found[module]]
         moments = _measure(model, windows, group, means, batch_size)
-        done += len(names)
-        yield {name: moment for module, moment in moments.items() for name in found[module]}, done / len(parameters)
+        yield {name: moment for module, moment in moments.items() for name in found[module]}
 
 
 def _readers(model: Any, parameters: Mapping[str, str]) -> dict[torch.nn.Module, list[str]]:

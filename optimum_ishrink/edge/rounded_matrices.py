@@ -11,7 +11,7 @@ import torch
 
 from ..core.durable import write_whole
 from ..core.progress import progress_bar
-from .calibrated_rounding import calibrated_blocks
+from .calibrated_rounding import calibrated_blocks, error_carry
 from .gguf_quantizations import CALIBRATED, TENSOR_TYPES, stored_as
 from .input_moments import input_moments
 
@@ -40,7 +40,8 @@ class RoundedMatrices:
 
         self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exact).tensors}
         self._folder = folder
-        self._parameters = parameters
+        self.parameters = parameters
+        """The model's parameter for each matrix."""
         self._transposed = transposed
         self._orders: dict[str, np.ndarray[Any, Any] | None] = {}
         self.left: dict[str, str] = {}
@@ -63,21 +64,22 @@ class RoundedMatrices:
             if self.order(name, model) is None:
                 self.left[name] = _CHANGED
         wanted = self.missing(types)
-        names = {name: self._parameters[name] for name in wanted}
+        names = {name: self.parameters[name] for name in wanted}
         if not names:
             return
         unread = set(names)
         with progress_bar("rounding for what is computed", len(names)) as advance:
-            done = 0
-            for moments, share in input_moments(model, windows, names, averaged=_values(names)):
+            for moments in input_moments(model, windows, names, averaged=_values(names)):
                 unread -= moments.keys()
+                last = None
                 for name, moment in moments.items():
+                    if moment is not last:  # gates and up projections share theirs
+                        last, carry = moment, error_carry(moment)
+                    exact = self._exact(name)
                     for each in wanted[name]:
-                        self._round(name, each, moment)
+                        self._store(name, each, calibrated_blocks(exact, carry, each))
                     advance(1)
-                    done += 1
-                advance(round(share * len(names)) - done)  # those that no module reads
-                done = round(share * len(names))
+            advance(len(unread))
         self.left |= dict.fromkeys(unread, _UNREAD)
 
     def missing(self, types: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
@@ -89,15 +91,15 @@ class RoundedMatrices:
         found = {
             name: [each for each in of if self._takes(name, each) and not self._path(name, each).is_file()]
             for name, of in types.items()
-            if name in self._parameters and name not in self.left
+            if name in self.parameters and name not in self.left
         }
         return {name: of for name, of in found.items() if of}
 
-    def _round(self, name: str, type_name: str, moment: torch.Tensor) -> None:
+    def _store(self, name: str, type_name: str, blocks: np.ndarray[Any, Any]) -> None:
         import numpy as np
 
         stored = io.BytesIO()
-        np.save(stored, calibrated_blocks(self._exact(name), moment, type_name))
+        np.save(stored, blocks)
         write_whole(self._path(name, type_name), stored.getvalue())
 
     def _takes(self, name: str, type_name: str) -> bool:
@@ -165,8 +167,8 @@ class RoundedMatrices:
     def _find_order(self, name: str, model: Any) -> np.ndarray[Any, Any] | None:
         import gguf
 
-        weight = model.get_parameter(self._parameters[name]).detach()
-        if self._parameters[name] in self._transposed:
+        weight = model.get_parameter(self.parameters[name]).detach()
+        if self.parameters[name] in self._transposed:
             weight = weight.T
         half = torch.float16 if self._tensors[name].tensor_type == gguf.GGMLQuantizationType.F16 else torch.bfloat16
         there, wanted = self._exact(name), weight.cpu()

@@ -17,7 +17,16 @@ from ..core.output import staged_file
 from ..core.progress import note, progress_bar
 from ..errors import RequestError
 from .gguf_file import HeaderValue, header_values
-from .gguf_quantizations import CONVERTER, NUMPY, PROGRAM, PROGRAM_TYPES, TENSOR_TYPES, GgufQuantization, plain_type
+from .gguf_quantizations import (
+    CONVERTER,
+    NUMPY,
+    PROGRAM,
+    PROGRAM_TYPES,
+    TENSOR_TYPES,
+    GgufQuantization,
+    plain_type,
+    stored_as,
+)
 from .gguf_tokenizer import GgufTokenizer
 from .llama_server import INSTALL
 from .pieces import write_piece_files
@@ -201,12 +210,15 @@ def quantize_file(
 
 
 def _kind(tensor: Any, names: Collection[str], quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
-    """Return a tensor's new type, or None where it stays: what the converter writes in f32 is not a matrix."""
+    """Return a tensor's new type, or None where it stays.
+
+    What the converter writes in f32 is not a matrix; rows that blocks do not divide stay in 16 bits.
+    """
     import gguf
 
     if tensor.tensor_type not in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
         return None
     wanted = types.get(tensor.name) or plain_type(tensor.name, names, quantization.tensor_type.name)
-    if TENSOR_TYPES[wanted].block == 1:
+    if stored_as(int(tensor.shape[0]), TENSOR_TYPES[wanted]).block == 1:
         return None  # 16 bits, as the source has them
     return gguf.GGMLQuantizationType[wanted.upper()]

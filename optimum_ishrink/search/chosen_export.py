@@ -16,6 +16,7 @@ from ..edge.gguf_file import read_gguf
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..edge.options import ExportOptions
+from ..edge.row_fallbacks import check_rows
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, Limit, parse_limits, readable
 from ..report.search import types_by_kind
@@ -55,7 +56,8 @@ def export_chosen(
 
     Raises:
         RequestError: The budget is not one of bytes, a tool is missing, or llama.cpp would run the model otherwise.
-        ShapeError: No allocation keeps the budget; the message says what the least is.
+        ShapeError: No allocation keeps the budget, and the message says what the least is; or the rows of a matrix do
+            not fit the one type.
         VerificationError: The written file is not the model of its 16 bits, or llama.cpp splits text otherwise.
     """
     limits = parse_limits(options.target) if options.target is not None else ()
@@ -64,6 +66,8 @@ def export_chosen(
     check_export(options, GGUF_QUANTIZATIONS["bf16"], output, overwrite=overwrite)
     source = session.source
     types = options.mixed_types if options.is_mixed else (options.quantization_name.lower(),)
+    if not options.is_mixed:
+        check_rows(source.binding, GGUF_QUANTIZATIONS[types[0]])
     check_model(source, types)
     for text in Calibration(config, session).sources:
         text.check()

@@ -102,7 +102,7 @@ class Profile:
                 f"{self.runtime}, or make a profile with `ishrink profile --runtime {runtime.name}` on the device"
             )
         check_profiled(self.model, self.model_type, self.shape, runtime.layout.binding)
-        missing = [name for name in priced_types(runtime.types) if name not in self.costs.prices["decode"]]
+        missing = [name for name in priced_types(runtime.types) if name not in self.costs.prices.get("decode", {})]
         if missing:
             raise RequestError(f"the profile has no costs of {', '.join(missing)}; profile the device with it")
         if threads is not None and threads != self.threads:

@@ -8,7 +8,7 @@ from ..architectures.binding import Binding
 from ..checkpoint.source import Source
 from ..core.progress import note
 from ..edge.gguf_export import check_runs
-from ..edge.gguf_quantizations import PROGRAM_TYPES, fits
+from ..edge.gguf_quantizations import PLAIN_BLOCK, PROGRAM_TYPES, TENSOR_TYPES, fits
 from ..edge.programs import check_program
 from ..edge.row_fallbacks import matrices
 from ..errors import RequestError, ShapeError
@@ -50,7 +50,7 @@ def check_dense(binding: Binding) -> None:
 
 
 def check_types(binding: Binding, types: Sequence[str]) -> None:
-    """Check that every type fits a matrix and every matrix a type; say which types fit only some.
+    """Check that every type fits a matrix and every matrix a type; say which fit only some, and what stays in 16 bits.
 
     Args:
         binding: The model.
@@ -66,6 +66,9 @@ def check_types(binding: Binding, types: Sequence[str]) -> None:
                 f"the rows of {each.name} have {each.row:,} weights, which blocks of 256 do not divide: none of "
                 f"{', '.join(types)} can store them; name q8_0, q5_0 or q4_0 as well"
             )
+    odd = tuple(each.name for each in found if each.row % PLAIN_BLOCK)
+    if odd and any(TENSOR_TYPES[name].block > 1 for name in types):
+        note(f"{_brief(odd)} stay in 16 bits: their rows are no multiples of {PLAIN_BLOCK} weights")
     some: dict[tuple[str, ...], list[str]] = {}
     for name in types:
         able = tuple(each.name for each in found if fits(each.row, name))

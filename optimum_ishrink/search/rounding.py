@@ -66,7 +66,7 @@ class Rounding:
         found = self._matrices[folder]
         if found.missing(types):
             found.round(self._maker.load(made) if model is None else model, self._windows(made), types)
-        self._note(found.left, len(types))
+        self._note(found.left, len(found.parameters))
         return found
 
     def _note(self, left: Mapping[str, str], matrices: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks
+from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks, error_carry
 from optimum_ishrink.edge.gguf_quantizations import CALIBRATED, TENSOR_TYPES
 
 
@@ -36,7 +36,7 @@ def loss(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tensor) -> f
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_a_row_has_the_bytes_of_its_type(name: str) -> None:
     weight = torch.randn(5, 96)
-    blocks = calibrated_blocks(weight, torch.eye(96), name)
+    blocks = calibrated_blocks(weight, error_carry(torch.eye(96)), name)
     assert blocks.dtype == np.uint8
     assert blocks.shape == (5, TENSOR_TYPES[name].size(96)) == gguf.quants.quantize(weight.numpy(), kind(name)).shape
 
@@ -45,7 +45,7 @@ def test_a_row_has_the_bytes_of_its_type(name: str) -> None:
 def test_what_is_computed_changes_less_than_with_nearest_values(name: str, seed: int) -> None:
     weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(seed + 1000))
     inputs = correlated(128, seed)
-    rounded = values(calibrated_blocks(weight, inputs.T @ inputs, name), name)
+    rounded = values(calibrated_blocks(weight, error_carry(inputs.T @ inputs), name), name)
     assert loss(weight, rounded, inputs) < 0.8 * loss(weight, nearest(weight, name), inputs)
 
 
@@ -54,7 +54,7 @@ def test_with_uncorrelated_inputs_no_block_is_further_than_its_nearest_values(
     name: str, seed: int, scale: float
 ) -> None:
     weight = scale * torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))
-    rounded = values(calibrated_blocks(weight, torch.eye(64), name), name)
+    rounded = values(calibrated_blocks(weight, error_carry(torch.eye(64)), name), name)
     assert float((rounded - weight).square().sum()) <= 1.0001 * float((nearest(weight, name) - weight).square().sum())
 
 
@@ -63,7 +63,7 @@ def test_weights_that_a_file_holds_already_are_kept(name: str, seed: int) -> Non
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed))
     inputs = correlated(64, seed)
     held = nearest(weight, name)
-    rounded = values(calibrated_blocks(held, inputs.T @ inputs, name), name)
+    rounded = values(calibrated_blocks(held, error_carry(inputs.T @ inputs), name), name)
     assert float((rounded - held).abs().max()) <= 2e-3 * float(held.abs().max())
 
 
@@ -73,12 +73,12 @@ def test_zeros_stay_and_inputs_that_were_never_seen_do_no_harm(name: str) -> Non
     weight[1] = 0
     weight[:, 32:] = 0
     for moments in (torch.zeros(64, 64), torch.ones(64, 64), torch.diag((torch.arange(64) % 2).float())):
-        rounded = values(calibrated_blocks(weight, moments, name), name)
+        rounded = values(calibrated_blocks(weight, error_carry(moments), name), name)
         assert bool(rounded.isfinite().all()) and not bool(rounded[1].any())
 
 
 def test_many_rows_are_rounded_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = torch.randn(10, 64), correlated(64, 0)
-    whole = calibrated_blocks(weight, inputs.T @ inputs, "q4_0")
+    whole = calibrated_blocks(weight, error_carry(inputs.T @ inputs), "q4_0")
     monkeypatch.setattr("optimum_ishrink.edge.calibrated_rounding._ROWS", 3)
-    assert np.array_equal(whole, calibrated_blocks(weight, inputs.T @ inputs, "q4_0"))
+    assert np.array_equal(whole, calibrated_blocks(weight, error_carry(inputs.T @ inputs), "q4_0"))

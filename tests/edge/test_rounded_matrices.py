@@ -76,7 +76,7 @@ def test_what_is_computed_errs_less_than_with_nearest_values(model: Any, exact: 
     found = RoundedMatrices(exact, tmp_path / "rounded", NAMES)
     name = "blk.0.ffn_up.weight"
     found.round(model, windows(), {name: ["q4_0"]})
-    (moments,) = [part[name] for part, _ in module.input_moments(model, windows(), {name: NAMES[name]})]
+    (moments,) = [part[name] for part in module.input_moments(model, windows(), {name: NAMES[name]})]
     weight = model.get_parameter(NAMES[name]).detach().bfloat16().float()
     kind = gguf.GGMLQuantizationType.Q4_0
     off = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)) - weight

@@ -6,9 +6,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from optimum_ishrink import IShrinker
-from optimum_ishrink.checkpoint.source import Source
+from optimum_ishrink.checkpoint.source import Source, open_source
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.edge import rounded_matrices
 from optimum_ishrink.edge.gguf_quantizations import parse_gguf_quantization
@@ -19,6 +20,8 @@ from optimum_ishrink.errors import DataError, RequestError, ShapeError
 from optimum_ishrink.search import chosen_export
 from tests.helpers import made_up_device
 from tests.helpers.base_file import write_base_file
+from tests.helpers.tokenizer_kinds import byte_level
+from tests.helpers.trimmed_gguf import save_model
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,21 @@ def test_matrices_that_keep_the_nearest_values_are_named_once(
     export(base_source, tmp_path / "less.gguf", "bytes=-15%")
     (line,) = noted()
     assert f"in {matrices} of {matrices} matrices: {matrices} whose values in the file are not those" in line
+
+
+def test_rows_that_no_block_divides_stay_in_16_bits_or_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token="<s>", eos_token="</s>", model_max_length=512
+    )
+    source = open_source(save_model(tmp_path / "odd", tokenizer, num_hidden_layers=2, intermediate_size=80))
+    found = export(source, tmp_path / "small.gguf", "bytes=-15%")
+    assert "down_proj stay in 16 bits: their rows are no multiples of 32 weights" in capsys.readouterr().err
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(found.path).tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "BF16" and kinds["blk.0.ffn_up.weight"] != "BF16"
+    with pytest.raises(ShapeError, match=r"q4_0 needs rows that are multiples of 32, and those of .*down_proj"):
+        IShrinker(source).export(tmp_path / "x.gguf", quantization="q4_0", rounding="calibrated", verify=False)
 
 
 def test_what_cannot_be_kept_or_asked_is_refused(

@@ -161,6 +161,9 @@ def test_a_profile_stands_for_another_device(base_source: Source, text_file: Pat
     (tmp_path / "other.json").write_text(json.dumps({**data, "model_type": "qwen2"}))
     with pytest.raises(RequestError, match="another model; make one of this model"):
         search(base_source, tmp_path / "no", text_file, **{**how, "profile": str(tmp_path / "other.json")})
+    (tmp_path / "other.json").write_text(json.dumps({**data, "probes": []}))
+    with pytest.raises(RequestError, match="has no costs of q8_0"):
+        search(base_source, tmp_path / "no", text_file, **{**how, "profile": str(tmp_path / "other.json")})
 
 
 def test_requests_that_cannot_be_met_are_refused_before_any_work(
