@@ -37,6 +37,7 @@ class BudgetRecord:
         windows: Windows of these.
         length: Tokens in each.
         made: Pruned models that were made and measured in the search.
+        rounding: How weights are rounded to these types; None where none are.
         models: The model, its neighbours on the front of bytes and divergence, and the best unpruned one in a single
             type that keeps the budget; the smallest first.
     """
@@ -49,6 +50,7 @@ class BudgetRecord:
     windows: int
     length: int
     made: int
+    rounding: str | None
     models: tuple[Neighbour, ...]
 
 
@@ -76,6 +78,7 @@ def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
         windows=record.windows,
         length=record.length,
         made=sum(not each.unpruned for each in measured),
+        rounding=record.rounding,
         models=tuple(
             Neighbour(THIS if each is best else each.name, _known(each))
             for each in sorted(shown.values(), key=_nbytes)

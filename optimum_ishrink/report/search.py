@@ -168,6 +168,7 @@ class SearchRecord:
         advice: What follows, in sentences.
         errors: Largest relative error of the cost model on files that it was not fitted to, by metric.
         levels: Shapes in which one dimension changes.
+        rounding: How weights are rounded to their types; None where none are.
     """
 
     model: str
@@ -189,6 +190,7 @@ class SearchRecord:
     advice: tuple[str, ...] = ()
     errors: Mapping[str, float | None] = field(default_factory=dict)
     levels: tuple[Level, ...] = ()
+    rounding: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""

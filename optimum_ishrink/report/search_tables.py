@@ -144,8 +144,13 @@ def conditions_line(record: SearchRecord) -> str:
     name = "" if record.build.startswith(record.runtime) else record.runtime
     runtime = ", ".join(part for part in (name, threads, record.build) if part)
     text = f"{record.windows} windows of {record.length} tokens of {', '.join(record.texts)}"
+    rounded = ""
+    if record.rounding == "calibrated":
+        rounded = (
+            " Weights are rounded for what matrices compute on the calibration text; plain types have the nearest."
+        )
     return (
         f"KL divergence from the base over {text}, which nothing was calibrated on. Times of a prompt of "
         f"{record.prompt} tokens, memory with a context of {record.context}: {runtime}. The best model is chosen on "
-        "this text; measure it on another."
+        f"this text; measure it on another.{rounded}"
     )

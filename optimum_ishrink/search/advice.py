@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..planning.limits import BYTES, DECODE, TTFT, readable
@@ -74,11 +75,14 @@ def _where_to_prune(record: SearchRecord) -> list[str]:
     if not _chooses_types(record):
         return []
     smallest = record.unpruned_front[0][0]
-    worth = [
-        nbytes
-        for nbytes, divergence in record.expected_front
-        if nbytes >= smallest and divergence < _WORTH * _at(record.unpruned_front, nbytes)
-    ]
+    worth = []
+    for nbytes, divergence in sorted(point for point in record.expected_front if point[0] >= smallest):
+        if divergence >= _WORTH * _at(record.unpruned_front, nbytes):
+            break  # at some larger sizes it may pay again; up to here it does at each
+        worth.append(nbytes)
+    measured = [record.model_named(answer.best) for answer in record.answers if answer.best is not None]
+    unpruned = [model.figures.costs[BYTES] for model in measured if model.unpruned]
+    worth = [nbytes for nbytes in worth if nbytes < min(unpruned, default=math.inf)]
     if not worth:
         return [
             f"Down to {readable(BYTES, smallest)}, quantise alone, each matrix in its own type; for fewer bytes, "

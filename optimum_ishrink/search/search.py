@@ -298,6 +298,7 @@ class Search:
             answers=settled(budgets, models, nearest, family, candidates),
             errors=costs.errors,
             levels=tuple(level_record(allocator, self.maker, shape, value) for shape, value in levels),
+            rounding=options.rounding if whole else None,
         )
         return replace(record, advice=tuple(advise(record))), candidates
 
