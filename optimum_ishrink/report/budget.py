@@ -36,7 +36,7 @@ class BudgetRecord:
         texts: Names of the texts that it was chosen on.
         windows: Windows of these.
         length: Tokens in each.
-        made: Pruned models that were made and measured in the search.
+        made: Models that were made and measured in the search, besides the unpruned one in a single type.
         rounding: How weights are rounded to these types; None where none are.
         models: The model, its neighbours on the front of bytes and divergence, and the best unpruned one in a single
             type that keeps the budget; the smallest first.
@@ -77,7 +77,7 @@ def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
         texts=record.texts,
         windows=record.windows,
         length=record.length,
-        made=sum(not each.unpruned for each in measured),
+        made=sum(not each.name.startswith("plain ") for each in measured),
         rounding=record.rounding,
         models=tuple(
             Neighbour(THIS if each is best else each.name, _known(each))
