@@ -45,7 +45,6 @@ from optimum_ishrink.search.recipe import QUERY_HEADS
 from optimum_ishrink.search.runtime import open_runtime
 from optimum_ishrink.search.shapes import dimension_sizes
 from optimum_ishrink.search.template import read_template
-from optimum_ishrink.search.turns import Workload
 from optimum_ishrink.text.calibration import Calibration
 
 METRICS = ("kl_divergence", "bits_per_byte")
@@ -152,7 +151,7 @@ def times(args: argparse.Namespace) -> None:
         if args.found is not None:
             record = SearchRecord.read(args.found)
             recipes += [ProbeRecipe(each.name, each.shape, each.types, fitted=False) for each in record.models]
-        workload = Workload(prompt=options.prompt_length, context=options.context)
+        workload = options.workload
         profile = measure_profile(runtime, maker, model=session.base_name, workload=workload, held_out=recipes)
     if args.profile is not None:
         profile.write(args.profile)

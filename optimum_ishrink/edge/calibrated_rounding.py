@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .gguf_quantizations import TENSOR_TYPES
+from .gguf_quantizations import PLAIN_BLOCK
 
 if TYPE_CHECKING:
     import numpy as np
-
-BLOCK = 32
-"""Weights that share a scale, in each of these types."""
 
 DAMPING = 0.01
 """Share of the mean second moment that is added to each: errors are then not passed on along directions that the
@@ -69,7 +66,7 @@ def calibrated_blocks(weight: torch.Tensor, carry: torch.Tensor, type_name: str)
     """Return a matrix as a GGUF file stores it, rounded for what it computes.
 
     Args:
-        weight: The matrix, shape (rows, columns); columns are a multiple of `BLOCK`.
+        weight: The matrix, shape (rows, columns); columns are a multiple of `PLAIN_BLOCK`.
         carry: How errors are passed on, which `error_carry` finds: matrices and types that share inputs share it.
         type_name: One of `CALIBRATED`.
 
@@ -87,8 +84,8 @@ def _rounded(weight: torch.Tensor, carry: torch.Tensor, type_name: str) -> np.nd
 
     weight = weight.clone()
     blocks = []
-    for start in range(0, weight.shape[1], BLOCK):
-        stop = start + BLOCK
+    for start in range(0, weight.shape[1], PLAIN_BLOCK):
+        stop = start + PLAIN_BLOCK
         inside = carry[start:stop, start:stop]
         codes, scale, least, errors = _round_block(weight[:, start:stop].clone(), inside, type_name)
         weight[:, stop:] -= errors @ carry[start:stop, stop:]
@@ -103,14 +100,14 @@ def _round_block(
     """Round a block column by column.
 
     Returns:
-        Whole numbers of shape (rows, `BLOCK`), scales and least values of shape (rows,), and the errors to pass on, of
-        the block's shape.
+        Whole numbers of shape (rows, `PLAIN_BLOCK`), scales and least values of shape (rows,), and the errors to pass
+        on, of the block's shape.
     """
     low, high = _limits(type_name)
     scale, least = _best_scale(block, 1 / carry.diagonal().square(), type_name)
     steps = torch.where(scale == 0, torch.ones_like(scale), scale)
     codes, errors = torch.zeros_like(block), torch.zeros_like(block)
-    for column in range(BLOCK):
+    for column in range(PLAIN_BLOCK):
         exact = block[:, column]
         codes[:, column] = ((exact - least) / steps).round().clamp(low, high)
         errors[:, column] = (exact - (codes[:, column] * scale + least)) / carry[column, column]
@@ -179,9 +176,9 @@ def _packed(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, type_
     if type_name in _AFFINE:
         parts.append(bytes_of(least, "<f2"))
     whole = (codes + _SYMMETRIC.get(type_name, 0)).to(torch.int64)
-    if TENSOR_TYPES[type_name].name.startswith("q5"):
-        fifth = ((whole >> 4) << torch.arange(BLOCK)).sum(dim=1)
+    if type_name.startswith("q5"):
+        fifth = ((whole >> 4) << torch.arange(PLAIN_BLOCK)).sum(dim=1)
         parts.append(bytes_of(fifth, "<u4"))
     low = whole & 15
-    parts.append(bytes_of(low[:, : BLOCK // 2] | low[:, BLOCK // 2 :] << 4, "u1"))
+    parts.append(bytes_of(low[:, : PLAIN_BLOCK // 2] | low[:, PLAIN_BLOCK // 2 :] << 4, "u1"))
     return np.concatenate(parts, axis=1)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from ..core.finite import ADVICE, kind_of
 from ..errors import NotFiniteError
@@ -59,7 +60,7 @@ def _readers(model: Any, parameters: Mapping[str, str]) -> dict[torch.nn.Module,
         module = model.get_submodule(parameter.rpartition(".")[0])
         if isinstance(module, torch.nn.Embedding) and head is not None and head.weight is module.weight:
             module = head
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
             found.setdefault(module, []).append(name)
     return found
 
@@ -69,7 +70,7 @@ def _groups(modules: Mapping[torch.nn.Module, Any]) -> list[list[torch.nn.Module
     nbytes = MOST_BYTES
     for module in modules:
         weight: Any = module.weight
-        size = 4 * (weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1]) ** 2
+        size = 4 * weight.shape[0 if isinstance(module, Conv1D) else 1] ** 2
         if nbytes + size > MOST_BYTES:
             groups.append([])
             nbytes = 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.durable import write_whole
+from ..core.durable import load_tensors, save_tensors
 from ..core.progress import progress_bar
 from .calibrated_rounding import calibrated_blocks, error_carry
 from .gguf_quantizations import CALIBRATED, TENSOR_TYPES, stored_as
@@ -17,6 +16,8 @@ from .input_moments import input_moments
 
 if TYPE_CHECKING:
     import numpy as np
+
+_BLOCKS = "blocks"
 
 _CHANGED = "whose values in the file are not those of the loaded model"
 _UNREAD = "that no linear layer multiplies, such as an embedding that is not the head"
@@ -77,7 +78,8 @@ class RoundedMatrices:
                         last, carry = moment, error_carry(moment)
                     exact = self._exact(name)
                     for each in wanted[name]:
-                        self._store(name, each, calibrated_blocks(exact, carry, each))
+                        blocks = torch.from_numpy(calibrated_blocks(exact, carry, each))
+                        save_tensors(self._path(name, each), {_BLOCKS: blocks})
                     advance(1)
             advance(len(unread))
         self.left |= dict.fromkeys(unread, _UNREAD)
@@ -95,13 +97,6 @@ class RoundedMatrices:
         }
         return {name: of for name, of in found.items() if of}
 
-    def _store(self, name: str, type_name: str, blocks: np.ndarray[Any, Any]) -> None:
-        import numpy as np
-
-        stored = io.BytesIO()
-        np.save(stored, blocks)
-        write_whole(self._path(name, type_name), stored.getvalue())
-
     def _takes(self, name: str, type_name: str) -> bool:
         if type_name not in CALIBRATED or name not in self._tensors:
             return False
@@ -109,7 +104,7 @@ class RoundedMatrices:
         return stored_as(columns, TENSOR_TYPES[type_name]).name == type_name and len(self._tensors[name].shape) == 2
 
     def _path(self, name: str, type_name: str) -> Path:
-        return self._folder / type_name / f"{name}.npy"
+        return self._folder / type_name / f"{name}.safetensors"
 
     def _exact(self, name: str) -> torch.Tensor:
         import gguf
@@ -124,13 +119,8 @@ class RoundedMatrices:
             name: Its name in the file.
             type_name: Name of the type.
         """
-        import numpy as np
-
         path = self._path(name, type_name)
-        if not path.is_file():
-            return None
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return found
+        return load_tensors(path)[_BLOCKS].numpy() if path.is_file() else None
 
     def values(self, name: str, type_name: str, model: Any) -> torch.Tensor | None:
         """Return a rounded matrix in the order of the model's rows, float32; None if it is not rounded.
@@ -145,9 +135,8 @@ class RoundedMatrices:
         if blocks is None or order is None:
             return None
         import gguf
-        import numpy as np
 
-        found = gguf.quants.dequantize(np.asarray(blocks), gguf.GGMLQuantizationType[type_name.upper()])
+        found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_name.upper()])
         return torch.from_numpy(found[order])
 
     def order(self, name: str, model: Any) -> np.ndarray[Any, Any] | None:

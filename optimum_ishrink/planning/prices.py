@@ -91,13 +91,10 @@ def fit(probes: Sequence[Probe]) -> CostModel:
         values = np.array([_seconds(metric, probe.figures[metric]) for probe in fitted])
         found = non_negative_least_squares(table / values[:, None], np.ones(len(values)))
         prices[metric] = dict(zip(names, found.tolist(), strict=True))
-        model = CostModel(prices, {})
         away = []
         for probe in probes:
             if not probe.fitted and metric in probe.figures:
-                total = sum(
-                    model.prices[metric].get(name, 0.0) * value for name, value in probe.features[metric].items()
-                )
+                total = sum(prices[metric].get(name, 0.0) * value for name, value in probe.features[metric].items())
                 away.append(abs(total / _seconds(metric, probe.figures[metric]) - 1))
         errors[metric] = max(away) if away else None
     return CostModel(prices, errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .search import Answer, Figures, FoundModel, SearchRecord, types_by_kind, what_runs
 
@@ -64,11 +64,8 @@ def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
     assert answer.best is not None
     best = record.model_named(answer.best)
     measured = [each for each in record.models if each.measured is not None]
-    single = [each for each in measured if each.unpruned and answer.target in each.keeps and each is not best]
-    shown = {each.name: each for each in (best, *neighbours(measured, best))}
-    if single:
-        nearest = min(single, key=lambda each: each.figures.divergence)
-        shown[nearest.name] = nearest
+    plain = record.best_plain(answer.target)
+    shown = {each.name: each for each in (best, *neighbours(measured, best), *([] if plain is None else [plain]))}
     return BudgetRecord(
         target=answer.target,
         runtime=record.runtime,
@@ -77,11 +74,11 @@ def budget_record(record: SearchRecord, answer: Answer) -> BudgetRecord:
         texts=record.texts,
         windows=record.windows,
         length=record.length,
-        made=sum(not each.name.startswith("plain ") for each in measured),
+        made=sum(not each.is_plain for each in measured),
         rounding=record.rounding,
         models=tuple(
-            Neighbour(THIS if each is best else each.name, _known(each))
-            for each in sorted(shown.values(), key=_nbytes)
+            Neighbour(THIS if each is best else each.name, replace(each.figures, costs=each.costs))
+            for each in sorted(shown.values(), key=lambda each: each.costs["bytes"])
         ),
     )
 
@@ -94,18 +91,9 @@ def neighbours(models: Sequence[FoundModel], best: FoundModel) -> list[FoundMode
         best: The one whose neighbours are asked for; it need not lie on the front itself.
     """
     front: list[FoundModel] = []
-    for model in sorted(models, key=lambda each: (_nbytes(each), each.figures.divergence)):
+    for model in sorted(models, key=lambda each: (each.costs["bytes"], each.figures.divergence)):
         if not front or model.figures.divergence < front[-1].figures.divergence:
             front.append(model)
-    smaller = [each for each in front if _nbytes(each) < _nbytes(best)]
-    larger = [each for each in front if _nbytes(each) > _nbytes(best)]
+    smaller = [each for each in front if each.costs["bytes"] < best.costs["bytes"]]
+    larger = [each for each in front if each.costs["bytes"] > best.costs["bytes"]]
     return smaller[-1:] + larger[:1]
-
-
-def _known(model: FoundModel) -> Figures:
-    figures = model.figures
-    return Figures(figures.divergence, figures.stderr, figures.carried, {**model.expected.costs, **figures.costs})
-
-
-def _nbytes(model: FoundModel) -> float:
-    return _known(model).costs["bytes"]

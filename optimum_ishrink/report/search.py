@@ -75,6 +75,10 @@ def types_by_kind(types: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+PLAIN = "plain "
+"""What the names of the base in a single type begin with."""
+
+
 @dataclass(frozen=True)
 class FoundModel:
     """A model of the search.
@@ -101,6 +105,16 @@ class FoundModel:
     def figures(self) -> Figures:
         """What is known best: measured, or else expected."""
         return self.measured or self.expected
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """What is known best of each cost: what was measured, or else expected."""
+        return {**self.expected.costs, **self.figures.costs}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the base in one type, as `export --quantization` writes it."""
+        return self.name.startswith(PLAIN)
 
 
 @dataclass(frozen=True)
@@ -203,6 +217,15 @@ class SearchRecord:
             name: The name.
         """
         return next(each for each in self.models if each.name == name)
+
+    def best_plain(self, target: str) -> FoundModel | None:
+        """Return the best unpruned model in a single type that keeps a budget; None if none does.
+
+        Args:
+            target: The budget's text.
+        """
+        kept = [each for each in self.models if each.is_plain and target in each.keeps]
+        return min(kept, key=lambda each: each.figures.divergence, default=None)
 
     @classmethod
     def read(cls, folder: Path) -> SearchRecord:

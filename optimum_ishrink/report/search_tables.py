@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from string import ascii_uppercase
 
 from ..core.table import Row
 from .budget import BudgetRecord
-from .search import Figures, FoundModel, Level, SearchRecord, what_runs
+from .search import PLAIN, Figures, Level, SearchRecord, what_runs
 
 LEVELS_HEADER: Row = ("dimension", "size", "KL, nats/token", "bytes", "memory", "first token", "decode")
 
@@ -49,13 +48,13 @@ def models_rows(record: SearchRecord) -> list[Row]:
     """
     best = {answer.best for answer in record.answers}
     rows: list[Row] = []
-    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
+    for model in sorted(record.models, key=lambda each: each.costs["bytes"]):
         rows.append(
             (
                 model.name + (" (best)" if model.name in best else ""),
                 _divergence(model.figures),
                 f"{model.expected.divergence:.3f}",
-                *_costs(costs_of(model)),
+                *_costs(model.costs),
                 "; ".join(model.keeps),
             )
         )
@@ -92,19 +91,10 @@ def short_names(record: SearchRecord) -> dict[str, str]:
     """
     letters = (f"{letter}{round_ or ''}" for round_ in itertools.count() for letter in ascii_uppercase)
     found = {}
-    for model in sorted(record.models, key=lambda each: costs_of(each)["bytes"]):
-        plain = re.fullmatch(r"plain (\S+), unpruned", model.name)
-        found[model.name] = plain[1] if plain else next(letters)
+    for model in sorted(record.models, key=lambda each: each.costs["bytes"]):
+        of_type = model.name.removeprefix(PLAIN).partition(",")[0]
+        found[model.name] = of_type if model.is_plain else next(letters)
     return found
-
-
-def costs_of(model: FoundModel) -> Mapping[str, float]:
-    """Return what is known best of a model's costs: what was measured, or else expected.
-
-    Args:
-        model: The model.
-    """
-    return {**model.expected.costs, **model.figures.costs}
 
 
 def _megabytes(costs: Mapping[str, float], name: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..planning.limits import BYTES, DECODE, TTFT, readable
-from ..report.search import Answer, FoundModel, Level, SearchRecord
+from ..report.search import PLAIN, Answer, Level, SearchRecord
 
 _WORTH = 0.95
 """A pruned recipe is worth making where it is expected to lose less than this share of what quantising alone loses."""
@@ -37,12 +37,13 @@ def _of_answer(answer: Answer, record: SearchRecord) -> str:
     if answer.best is None:
         return f"{answer.target}: {answer.nearest or 'no model that was made keeps it; make more (--candidates)'}."
     best = record.model_named(answer.best)
-    costs = {**best.expected.costs, **best.figures.costs}
+    costs = best.costs
     figures = ", ".join(readable(name, costs[name]) for name in (BYTES, "memory", DECODE, TTFT) if name in costs)
     spread = "" if best.figures.stderr is None else f" ± {best.figures.stderr:.3f}"
     line = f"{answer.target}: {best.name}, {best.figures.divergence:.3f}{spread} nats/token from the base; {figures}."
-    single = _best_single(record, answer)
-    if best.unpruned and best.name.startswith(f"plain {record.quantizations[0]}"):
+    single = record.best_plain(answer.target)
+    first = record.quantizations[0]
+    if best.name.startswith(f"{PLAIN}{first}") or (best.unpruned and set(best.types.values()) == {first}):
         line += " The budget is above the model: nothing has to be removed."
     elif single is not None:
         line += f" Of plain quantisations that keep it, the best is {single.name}, at {single.figures.divergence:.3f}."
@@ -60,16 +61,6 @@ def _chooses_types(record: SearchRecord) -> bool:
     return len(record.unpruned_front) > 1
 
 
-def _best_single(record: SearchRecord, answer: Answer) -> FoundModel | None:
-    """Return the best plain quantisation of the unpruned model that keeps a budget; None if none does."""
-    single = [
-        each
-        for each in record.models
-        if each.unpruned and each.name.startswith("plain ") and answer.target in each.keeps
-    ]
-    return min(single, key=lambda each: each.figures.divergence, default=None)
-
-
 def _where_to_prune(record: SearchRecord) -> list[str]:
     """Say from which size on pruning is worth it, by what is expected; nothing where all matrices have one type."""
     if not _chooses_types(record):
@@ -81,7 +72,7 @@ def _where_to_prune(record: SearchRecord) -> list[str]:
             break  # at some larger sizes it may pay again; up to here it does at each
         worth.append(nbytes)
     measured = [record.model_named(answer.best) for answer in record.answers if answer.best is not None]
-    unpruned = [model.figures.costs[BYTES] for model in measured if model.unpruned]
+    unpruned = [model.costs[BYTES] for model in measured if model.unpruned]
     worth = [nbytes for nbytes in worth if nbytes < min(unpruned, default=math.inf)]
     if not worth:
         return [

@@ -168,7 +168,7 @@ class Candidates:
         found = [
             each
             for each in (*unpruned, *self.made.values())
-            if budget.allows({**each.expected.costs, **each.figures.costs}) and is_nested(enclosing, self.plan(each))
+            if budget.allows(each.costs) and is_nested(enclosing, self.plan(each))
         ]
         best = min(found, key=lambda each: each.figures.divergence, default=None)
         return larger if best is None else self.recipe(best)
@@ -240,11 +240,9 @@ class Candidates:
             }
         found = []
         for model in models:
-            figures = model.measured
-            if figures is not None:
+            if model.measured is not None:
                 times = measured.get(self.recipe(model).key, {})
-                figures = replace(figures, costs={**figures.costs, **times})
-            costs = {**model.expected.costs, **(figures.costs if figures else {})}
-            keeps = tuple(target for target, budget in budgets.items() if budget.allows(costs))
-            found.append(replace(model, measured=figures, keeps=keeps))
+                model = replace(model, measured=replace(model.measured, costs={**model.measured.costs, **times}))
+            keeps = tuple(target for target, budget in budgets.items() if budget.allows(model.costs))
+            found.append(replace(model, keeps=keeps))
         return found

@@ -33,20 +33,11 @@ class CheckpointLayout(Layout):
         return False
 
     def vocabulary_bytes(self, kept: KeptTokens) -> int:
-        """Return 0: the tokenizer has files of its own, which do not count.
-
-        Args:
-            kept: The vocabulary.
-        """
+        """Return 0: the tokenizer has files of its own, which do not count."""
         return 0
 
     def dims(self, tensor: FileTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return a tensor's sizes in a smaller model's file, the length of a row first.
-
-        Args:
-            tensor: The tensor.
-            sizes: The smaller model's sizes, as `Binding.resized` gives them.
-        """
+        """Return a tensor's sizes in a smaller checkpoint, the length of a row first."""
         return self.lengths(tensor.name, sizes)[::-1]
 
     def outgoing(self, tensors: Tensors) -> list[OutgoingTensor]:
@@ -66,13 +57,7 @@ class CheckpointLayout(Layout):
     ) -> int:
         """Return the bytes of a smaller model's weight files: headers, alignment and weights.
 
-        Tokenizer, config and the index of several files do not count.
-
-        Args:
-            shape: The smaller model's sizes, by config key.
-            types: Not read: every tensor keeps its dtype.
-            tokenizer: Not read.
-            tensors: What `in_shape` gives for the shape, where that is known.
+        Tokenizer, config and the index of several files do not count. Types are not read: each tensor keeps its dtype.
         """
         return weights_nbytes(self.outgoing(self.in_shape(shape) if tensors is None else tensors))
 

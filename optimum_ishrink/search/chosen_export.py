@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..edge.agreement import Agreement
@@ -20,7 +18,7 @@ from ..edge.row_fallbacks import check_rows
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, Limit, parse_limits, readable
 from ..report.search import types_by_kind
-from ..text.calibration import Calibration, held_out_windows
+from ..text.calibration import Calibration
 from ..text.sources import parse_sources
 from .allocation import Allocator, Budget
 from .damage import DamageModel
@@ -32,7 +30,7 @@ from .requirements import check_model
 from .rounding import Rounding
 from .store import Store
 from .template import read_template
-from .text_divergence import Reference
+from .text_divergence import Reference, held_out_text
 from .turns import Workload
 
 WINDOWS, LENGTH = 8, 128
@@ -69,8 +67,9 @@ def export_chosen(
     if not options.is_mixed:
         check_rows(source.binding, GGUF_QUANTIZATIONS[types[0]])
     check_model(source, types)
-    for text in Calibration(config, session).sources:
-        text.check()
+    sources = parse_sources(config.calibration)
+    for each in sources:
+        each.check()
     tokenizer = source.load_tokenizer()
     told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
     with tempfile.TemporaryDirectory(prefix="ishrink-export-") as name:
@@ -81,7 +80,8 @@ def export_chosen(
         maker = Maker(session, config, Calibration(config, session), folder)
         rounding = Rounding(template, maker, lambda _: exact) if options.is_calibrated else None
         if options.is_mixed:
-            reference = Reference(session.model, _held_out(session, config), source.display_name)
+            text = held_out_text(session, config, sources, samples=max(WINDOWS, len(sources)), length=LENGTH)
+            reference = Reference(session.model, text, source.display_name)
             store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
             chosen = _choose(Measuring(template, maker, reference, store, rounding), limits, types)
         else:
@@ -93,8 +93,7 @@ def export_chosen(
 
         rounded = None
         if rounding is not None:
-            every = {name: (each,) for name, each in chosen.items()}
-            rounded = rounding.rounded(maker.make(source.binding.shape), every)
+            rounded = rounding.rounded(maker.make(source.binding.shape), chosen)
         write_mixed_file(
             exact,
             chosen,
@@ -132,22 +131,6 @@ def _choose(measuring: Measuring, limits: Sequence[Limit], types: Sequence[str])
             f"{readable(BYTES, least)}; `ishrink search` prunes as well"
         )
     return best.recipe.types
-
-
-def _held_out(session: Session, config: IShrinkConfig) -> torch.Tensor:
-    """Return further text of the calibration's sources: weights are rounded for the first part of it."""
-    sources = parse_sources(config.calibration)
-    return held_out_windows(
-        sources,
-        session.model,
-        session.tokenizer,
-        samples=max(WINDOWS, len(sources)),
-        length=LENGTH,
-        seed=config.seed,
-        calibrated=sources,
-        calibration_samples=config.calibration_samples,
-        calibration_length=config.calibration_length,
-    )
 
 
 def _named(kinds: Mapping[str, str]) -> str:

@@ -84,8 +84,9 @@ class LlamaCppRuntime:
     def time(self, files: Mapping[str, Path], *, vocabulary: int) -> tuple[Figures, str]:
         """Time files in turn. Memory is the process's peak without what it held before loading."""
         options = self._options
-        workload = Workload(prompt=options.prompt_length, context=options.context)
-        return time_files(files, workload, threads=self.threads, vocabulary=vocabulary, rounds=options.timing_rounds)
+        return time_files(
+            files, options.workload, threads=self.threads, vocabulary=vocabulary, rounds=options.timing_rounds
+        )
 
     def exact_file(self, made: Made) -> Path:
         """Return the file of 16 bits of a checkpoint, written where it is not there yet.
@@ -109,13 +110,12 @@ class LlamaCppRuntime:
         path = self._folder / "files" / f"{recipe.key}.gguf"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            types = {name: (each,) for name, each in recipe.types.items()}
             write_mixed_file(
                 self.exact_file(made),
                 recipe.types,
                 path,
                 general=self.layout.general(recipe.shape),
-                rounded=None if rounding is None else rounding.rounded(made, types),
+                rounded=None if rounding is None else rounding.rounded(made, recipe.types),
                 overwrite=True,
             )
         return path

@@ -83,6 +83,7 @@ class Maker:
         self.folder = folder
         self._tokenizer_bytes: dict[int, int | None] = {}
         self._plans: dict[str, Plan] = {}
+        self._made: dict[str, Made] = {}
 
     @cached_property
     def _vocabulary(self) -> tuple[Vocabulary, RowChoices] | None:
@@ -179,10 +180,15 @@ class Maker:
         Raises:
             RequestError: The shape cannot be made.
         """
-        base, changed = self.session.source, self._changed(shape)
+        name = self.name(shape, within)
+        if name not in self._made:
+            self._made[name] = self._make(shape, within)
+        return self._made[name]
+
+    def _make(self, shape: Mapping[str, int], within: str) -> Made:
+        base, changed, place = self.session.source, self._changed(shape), self.place(shape, within)
         if not changed:
-            return Made(base, self.place(shape, within))
-        place = self.place(shape, within)
+            return Made(base, place)
         folder = place / base.display_name.split("/")[-1]
         if not (folder / "config.json").is_file():
             session = Session(base, self.config)
@@ -220,6 +226,7 @@ class Maker:
         Args:
             shape: The sizes by config key.
         """
+        self._made.pop(self.name(shape), None)
         shutil.rmtree(self.place(shape), ignore_errors=True)
 
 

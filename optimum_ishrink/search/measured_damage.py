@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -67,15 +67,6 @@ class Measuring:
         folder = self.maker.folder / "types" if model is self.maker.session.loaded else None
         return StoredWeights(model, names, transposed, rounded, folder)
 
-    def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices | None:
-        """Return a checkpoint's rounded matrices, rounded where they are not yet; None for the nearest values.
-
-        Args:
-            made: The checkpoint.
-            types: Names of types, by the matrix's name in its file.
-        """
-        return None if self.rounding is None else self.rounding.rounded(made, types)
-
     def divergence(self, name: str, made: Made, types: Mapping[str, str], *, nearest: bool = False) -> Divergence:
         """Measure a checkpoint with its matrices as a file holds them, or return what is stored.
 
@@ -88,8 +79,8 @@ class Measuring:
 
         def measure() -> dict[str, Any]:
             rounded = None
-            if types and not nearest:
-                rounded = self.rounded(made, {name: (each,) for name, each in types.items()})
+            if types and not nearest and self.rounding is not None:
+                rounded = self.rounding.rounded(made, types)
             with self.stored_weights(self.maker.load(made), rounded).stored(types) as stored:
                 if made.pair is None:
                     return asdict(self.reference.measure(stored))
@@ -137,9 +128,6 @@ def measure_types(measuring: Measuring, types: Sequence[str]) -> tuple[TypeDamag
     lowest = every[coarsest]
     able = {kind_of(tensor.name): [name for name in quantized if fits(tensor.dims[0], name)] for tensor in matrices}
     with progress_bar("what each type costs", len(inside) + len(blocks) + 2 * len(quantized)) as advance:
-        if not store.has("errors"):
-            able_of = {tensor.name: able[kind_of(tensor.name)] for tensor in matrices}
-            measuring.rounded(base, able_of)
         errors = store.measured("errors", lambda: _errors(measuring, inside, able))
         by_kind = {}
         for kind, names in inside.items():
@@ -196,8 +184,12 @@ def _errors(
     measuring: Measuring, inside: Mapping[str, Sequence[str]], able: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Return the squared error of each type in each kind of matrix whose rows fit it."""
-    base = measuring.maker.make(measuring.layout.binding.shape)
-    weights = measuring.stored_weights(measuring.maker.session.model, measuring.rounded(base, {}))
+    rounded = None
+    if measuring.rounding is not None:
+        base = measuring.maker.make(measuring.layout.binding.shape)
+        types = {matrix: able[kind] for kind, matrices in inside.items() for matrix in matrices}
+        rounded = measuring.rounding.rounded_to_each(base, types)
+    weights = measuring.stored_weights(measuring.maker.session.model, rounded)
     return {
         kind: {name: sum(weights.error(matrix, name) for matrix in matrices) for name in able[kind]}
         for kind, matrices in inside.items()

@@ -14,6 +14,7 @@ from ..planning.limits import DECODE, EXAMPLES, TTFT, parse_families, parse_limi
 from ..planning.profile_schema import TORCH
 from ..planning.target import CONTEXT
 from ..text.options import SOURCES
+from .turns import Workload
 
 DEFAULT_RUNTIME = "llama.cpp"
 
@@ -57,6 +58,11 @@ class ProfileOptions(Options):
         CONTEXT, metavar="N", help="tokens that the KV cache has room for, in the memory that counts"
     )
     timing_rounds: int = option(5, metavar="N", help="turns of each timed file")
+
+    @property
+    def workload(self) -> Workload:
+        """What is timed."""
+        return Workload(prompt=self.prompt_length, context=self.context)
 
     def check_together(self) -> None:
         """Check that the runtime can run every type.
@@ -207,6 +213,11 @@ class AdviceOptions(Options):
                     f"advise knows no device, and so not what {limit.text} takes; ask for a change, such as "
                     f"{EXAMPLES[limit.metric].split()[0]}, or search, which measures"
                 )
+
+    @property
+    def workload(self) -> Workload:
+        """What times are expected of."""
+        return Workload(prompt=self.prompt_length, context=self.context)
 
     @property
     def budget(self) -> str:

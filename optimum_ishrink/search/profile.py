@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..architectures.binding import Binding
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..core.json_codec import from_plain, to_plain
 from ..core.json_files import write_json
 from ..core.progress import progress_bar
-from ..edge.gguf_quantizations import TENSOR_TYPES
-from ..errors import RequestError
+from ..edge.gguf_quantizations import bits
+from ..errors import RequestError, SourceError
 from ..planning.device_times import check_profiled, read_profile
 from ..planning.prices import CostModel, Probe, fit
 from ..planning.profile_schema import PROFILE_SCHEMA
@@ -83,13 +84,18 @@ class Profile:
         Raises:
             SourceError: It is missing, damaged, or no profile.
         """
-        return from_plain(cls, read_profile(path), kind=str(path))
+        data = read_profile(path)
+        try:
+            return from_plain(cls, data, kind="profile")
+        except SourceError as error:
+            raise SourceError(f"{path}: {error}") from None
 
-    def check(self, runtime: Runtime, *, threads: int | None, workload: Workload) -> None:
+    def check(self, binding: Binding, runtime: Runtime, *, threads: int | None, workload: Workload) -> None:
         """Check that a profile is of the model and of what is asked.
 
         Args:
-            runtime: The model on the runtime that is asked for.
+            binding: The model.
+            runtime: The runtime that is asked for.
             threads: The requested threads; None for the profile's.
             workload: What is asked.
 
@@ -101,7 +107,7 @@ class Profile:
                 f"the profile is of {self.runtime}, and the search is for {runtime.name}; pass --runtime "
                 f"{self.runtime}, or make a profile with `ishrink profile --runtime {runtime.name}` on the device"
             )
-        check_profiled(self.model, self.model_type, self.shape, runtime.layout.binding)
+        check_profiled(self.model, self.model_type, self.shape, binding)
         missing = [name for name in priced_types(runtime.types) if name not in self.costs.prices.get("decode", {})]
         if missing:
             raise RequestError(f"the profile has no costs of {', '.join(missing)}; profile the device with it")
@@ -168,7 +174,7 @@ def probe_recipes(layout: Layout, types: Sequence[str], maker: Maker) -> list[Pr
         for words, changed in (("", shape()), (", smaller", shape(**smaller))):
             found.append(ProbeRecipe(f"{name}{words}", changed, uniform_types(layout, name, types, changed)))
     # Of the smallest files, in which what does not depend on the type costs the largest share.
-    coarsest = min(types, key=lambda name: TENSOR_TYPES[name].nbytes / TENSOR_TYPES[name].block)
+    coarsest = min(types, key=bits)
     others = [("shallower", shape(**{LAYERS: near(LAYERS, 0.65)}))]
     if len(sizes[GROUPS]) > 1:
         others.append(("fewest groups", shape(**{GROUPS: fewest})))

@@ -17,7 +17,6 @@ from .making import Maker
 from .options import DEFAULT_RUNTIME, ProfileOptions
 from .profile import Profile, measure_profile
 from .runtime import Runtime, open_runtime
-from .turns import Workload
 
 
 def profile_device(
@@ -44,7 +43,7 @@ def profile_device(
         runtime = open_runtime(session, options, Path(folder))
         runtime.check()
         maker = _maker(session, config, options, runtime, Path(folder))
-        profile = measure_profile(runtime, maker, model=session.base_name, workload=_workload(options))
+        profile = measure_profile(runtime, maker, model=session.base_name, workload=options.workload)
     with staged_file(output, overwrite=overwrite) as staged:
         profile.write(staged)
     return profile
@@ -84,7 +83,7 @@ def write_profile_script(
                 model=session.base_name,
                 runtime=runtime.name,
                 threads=options.threads,
-                workload=_workload(options),
+                workload=options.workload,
                 rounds=options.timing_rounds,
             )
 
@@ -93,7 +92,3 @@ def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, run
     """Return what says which tokens stay, once the prompt's length is checked."""
     check_lengths(session.source.config, session.source.display_name, prompt_length=options.prompt_length)
     return Maker(session, config, Calibration(config, session), folder, runtime.shaped_for)
-
-
-def _workload(options: ProfileOptions) -> Workload:
-    return Workload(prompt=options.prompt_length, context=options.context)

@@ -15,7 +15,7 @@ from ..planning.prices import CostModel
 from ..report.budget import BudgetRecord, budget_record
 from ..report.page.search_page import write_search_page
 from ..report.run import Run
-from ..report.search import SEARCH_FILE, Answer, Figures, FoundModel, Level, SearchRecord
+from ..report.search import PLAIN, SEARCH_FILE, Answer, Figures, FoundModel, Level, SearchRecord
 from .allocation import Allocator, Budget
 from .candidates import Candidates
 from .choosing import best_made, binding_limits
@@ -99,7 +99,7 @@ def unpruned_models(allocator: Allocator, whole: Mapping[str, Divergence], types
         measured = Figures(0.0, None, 0.0, known) if of is None else Figures(of.value, of.stderr, of.carried, known)
         found.append(
             FoundModel(
-                name=f"plain {name}, unpruned",
+                name=f"{PLAIN}{name}, unpruned",
                 shape=base,
                 types=recipe.types,
                 expected=Figures(measured.divergence, None, None, costs),  # not expected: it is measured first
@@ -138,7 +138,7 @@ def settled(
         if model is None:
             answers[target] = Answer(target, None, (), nearest=nearest.get(target))
             continue
-        limits = binding_limits(budgets[target], {**model.expected.costs, **model.figures.costs})
+        limits = binding_limits(budgets[target], model.costs)
         answers[target] = Answer(target, model.name, limits, part_of=last)
         last = None if family is None else target
     return tuple(answers[target] for target in budgets)

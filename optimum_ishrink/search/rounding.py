@@ -49,8 +49,17 @@ class Rounding:
         self._matrices: dict[Path, RoundedMatrices] = {}
         self._noted: set[str] = set()
 
-    def rounded(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices:
-        """Return a checkpoint's rounded matrices, rounded where they are not yet.
+    def rounded(self, made: Made, types: Mapping[str, str]) -> RoundedMatrices:
+        """Return a checkpoint's matrices rounded to the types of a file, where they are not yet.
+
+        Args:
+            made: The checkpoint.
+            types: Name of the type of each matrix, by its name in its file.
+        """
+        return self.rounded_to_each(made, {name: (each,) for name, each in types.items()})
+
+    def rounded_to_each(self, made: Made, types: Mapping[str, Collection[str]]) -> RoundedMatrices:
+        """Return a checkpoint's matrices rounded to several types each, where they are not yet.
 
         A note says how many cannot be rounded, and why, where no other checkpoint had the same reasons.
 

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 
 from ..architectures.description import LAYERS
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..configuration import IShrinkConfig
-from ..core.durable import write_whole
+from ..core.durable import load_tensors, save_tensors
 from ..core.limits import check_lengths
 from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
@@ -38,7 +37,7 @@ from ..errors import RequestError, ShapeError
 from ..planning.limits import Limit, parse_families
 from ..planning.runtime_check import RuntimeCheck
 from ..report.search import SearchRecord
-from ..text.calibration import Calibration, held_out_windows
+from ..text.calibration import Calibration
 from ..text.sources import TextSource, label_sources, parse_sources
 from .advice import advise
 from .allocation import Allocator, Budget
@@ -55,8 +54,7 @@ from .recording import base_figures, level_record, limits_text, settled, unprune
 from .runtime import Runtime, open_runtime
 from .shapes import dimension_sizes, shapes
 from .store import MEASUREMENTS, PROFILE, Store, reuse_measurements, save_measurements
-from .text_divergence import Reference
-from .turns import Workload
+from .text_divergence import Reference, held_out_text
 
 
 def work_folder(output: Path) -> Path:
@@ -95,12 +93,13 @@ def search(
     folder = work_folder(output)
     runtime = open_runtime(session, options, folder)
     _check(session, config, options, output, runtime, overwrite=overwrite)
+    given = _given_profile(session, options, runtime)
     with claimed_folder(folder, "searches"):
         try:
             earlier = output if options.reuse is None else Path(options.reuse).expanduser()
             request = _request(session.source, config, options)
             reuse_measurements(earlier, folder, request, asked=options.reuse is not None)
-            record, candidates = Search(session, config, options, runtime, folder).run()
+            record, candidates = Search(session, config, options, runtime, folder, given).run()
             with staged_folder(output, overwrite=overwrite) as staged:
                 record = write_search(record, candidates, staged)
                 save_measurements(folder, staged / MEASUREMENTS)
@@ -144,6 +143,20 @@ def _check(
     )
 
 
+def _given_profile(session: Session, options: SearchOptions, runtime: Runtime) -> Profile | None:
+    """Return the profile that the user gives, once it is checked; None where this machine is measured.
+
+    Raises:
+        SourceError: It is no profile.
+        RequestError: It is not of what is asked.
+    """
+    if options.profile is None:
+        return None
+    found = Profile.read(Path(options.profile).expanduser())
+    found.check(session.source.binding, runtime, threads=options.threads, workload=options.workload)
+    return found
+
+
 def search_texts(config: IShrinkConfig, options: SearchOptions) -> tuple[TextSource, ...]:
     """Return the texts to choose on.
 
@@ -163,17 +176,25 @@ class Search:
         options: The budget, and how much is measured.
         runtime: The base on the runtime.
         folder: Where it works.
+        given: The profile of another device; None where this machine is measured.
     """
 
     def __init__(
-        self, session: Session, config: IShrinkConfig, options: SearchOptions, runtime: Runtime, folder: Path
+        self,
+        session: Session,
+        config: IShrinkConfig,
+        options: SearchOptions,
+        runtime: Runtime,
+        folder: Path,
+        given: Profile | None,
     ) -> None:
         self.session = session
         self.config = config
         self.options = options
         self.runtime = runtime
         self.folder = folder
-        self.workload = Workload(prompt=options.prompt_length, context=options.context)
+        self._given = given
+        self.workload = options.workload
         limit = options.max_time
         self.deadline = None if limit is None else time.monotonic() + limit * 60
         self.store = Store(folder, _request(session.source, config, options))
@@ -193,16 +214,12 @@ class Search:
         config, options = self.config, self.options
         windows = self._stored_windows(
             "chosen-on",
-            lambda: held_out_windows(
+            lambda: held_out_text(
+                self.session,
+                config,
                 search_texts(config, options),
-                self.session.model,
-                self.session.tokenizer,
                 samples=options.search_samples,
                 length=options.search_length,
-                seed=config.seed,
-                calibrated=parse_sources(config.calibration),
-                calibration_samples=config.calibration_samples,
-                calibration_length=config.calibration_length,
             ),
         )
         return Reference(self.session.model, windows, self.session.source.display_name)
@@ -210,20 +227,15 @@ class Search:
     def _stored_windows(self, name: str, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return windows of text that were drawn before, or draw and store them: to sample them takes a minute."""
         path = self.folder / f"{name}.safetensors"
-        if path.is_file():
-            return load_file(path)["windows"]
-        windows = draw()
-        write_whole(path, save({"windows": windows.contiguous()}))
-        return windows
+        if not path.is_file():
+            save_tensors(path, {"windows": draw()})
+        return load_tensors(path)["windows"]
 
     @cached_property
     def profile(self) -> Profile:
         """What shapes and types cost on the device."""
-        options = self.options
-        if options.profile is not None:
-            found = Profile.read(Path(options.profile).expanduser())
-            found.check(self.runtime, threads=options.threads, workload=self.workload)
-            return found
+        if self._given is not None:
+            return self._given
         path = self.folder / PROFILE
         if not path.is_file():
             found = measure_profile(self.runtime, self.maker, model=self.session.base_name, workload=self.workload)

@@ -91,22 +91,13 @@ class Template(Layout):
         return True
 
     def vocabulary_bytes(self, kept: KeptTokens) -> int:
-        """Return the bytes that a smaller vocabulary takes in the header.
-
-        Args:
-            kept: The vocabulary.
-        """
+        """Return the bytes that a smaller vocabulary takes in the header."""
         tokens = [self.tokens[row] for row in kept.rows]
         ranks = kept.merges if kept.merges is not None and self.merges else ()  # files of pieces have no merges
         return self.tokenizer_bytes(tokens, [self.merges[rank] for rank in ranks])
 
     def dims(self, tensor: FileTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return a tensor's sizes in a smaller model's file, rows first.
-
-        Args:
-            tensor: The tensor.
-            sizes: The smaller model's sizes, as `Binding.resized` gives them.
-        """
+        """Return a tensor's sizes in a smaller model's file, rows first."""
         if tensor.source is None:
             return tensor.dims
         lengths = self.lengths(tensor.source, sizes)
@@ -144,14 +135,7 @@ class Template(Layout):
         tokenizer: int | None = None,
         tensors: Tensors | None = None,
     ) -> int:
-        """Return the bytes of a smaller model's file.
-
-        Args:
-            shape: The smaller model's sizes, by config key.
-            types: Name of the type of each matrix, by its name in the file.
-            tokenizer: Bytes of its vocabulary in the header; the base's by default.
-            tensors: What `in_shape` gives for the shape, where that is known.
-        """
+        """Return the bytes of a smaller model's file: header, alignment and weights."""
         tensors = self.in_shape(shape) if tensors is None else tensors
         header = self.values_end
         if tokenizer is not None:

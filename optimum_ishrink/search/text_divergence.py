@@ -8,14 +8,19 @@ divergence between the two models' distributions over text, and where nothing wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..checkpoint.session import Session
+from ..configuration import IShrinkConfig
 from ..core.finite import check_logits
 from ..evaluation.text_statistics import mean_estimate
 from ..recovery.teacher_text import APART, TokenPair
+from ..text.calibration import held_out_windows
+from ..text.sources import TextSource, parse_sources
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,34 @@ class Divergence:
     carried: float
     windows: int
     tokens: int
+
+
+def held_out_text(
+    session: Session, config: IShrinkConfig, sources: Sequence[TextSource], *, samples: int, length: int
+) -> torch.Tensor:
+    """Return text to choose on, which calibration does not read.
+
+    Args:
+        session: The run over the base.
+        config: The calibration.
+        sources: Where it comes from.
+        samples: Windows in all.
+        length: Tokens in each.
+
+    Returns:
+        Token ids, int64, shape (samples, length).
+    """
+    return held_out_windows(
+        sources,
+        session.model,
+        session.tokenizer,
+        samples=samples,
+        length=length,
+        seed=config.seed,
+        calibrated=parse_sources(config.calibration),
+        calibration_samples=config.calibration_samples,
+        calibration_length=config.calibration_length,
+    )
 
 
 class Reference:

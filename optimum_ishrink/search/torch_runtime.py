@@ -121,7 +121,7 @@ class TorchRuntime:
         options = self._options
         return time_checkpoints(
             files,
-            Workload(prompt=options.prompt_length, context=options.context),
+            options.workload,
             threads=self.threads,
             vocabulary=vocabulary,
             rounds=options.timing_rounds,

@@ -23,7 +23,6 @@ from .options import AdviceOptions
 from .outline import outline, weights_in
 from .recipe import QUERY_HEADS, Recipe, plain_types, priced_types, uniform_types
 from .shapes import dimension_sizes, shapes
-from .turns import Workload
 
 UNCERTAINTY = 2.5
 """Factor by which expected divergences are off, either way: models differ that much from one another."""
@@ -101,7 +100,7 @@ def find_ways(binding: Binding, options: AdviceOptions, *, model: str, count: in
         ShapeError: Nothing meets it; the message says what comes nearest.
     """
     layout, types, target = outline(binding), options.types, options.budget
-    workload = Workload(prompt=options.prompt_length, context=options.context)
+    workload = options.workload
     rows = None if binding.description.dimensions[ROWS].fixed else expected_rows(binding.shape[ROWS])
     allocator = Allocator(layout, expected_damage(binding, types, rows), expected_costs(types), workload, types)
     whole = Recipe(dict(binding.shape), uniform_types(layout, types[0], types))

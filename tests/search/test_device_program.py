@@ -64,8 +64,8 @@ def test_it_needs_the_standard_library_and_llama_cpp_alone(program: Path, base_f
     assert done.returncode == 0, done.stderr
     assert "ishrink search --model " in done.stdout and "--profile phone.json" in done.stdout
     found = Profile.read(tmp_path / "phone.json")
-    asked = SimpleNamespace(name="llama.cpp", types=("q8_0", "q5_0", "q4_0"), layout=base_file)
-    found.check(cast(Runtime, asked), threads=3, workload=Workload(prompt=8, context=64))
+    asked = SimpleNamespace(name="llama.cpp", types=("q8_0", "q5_0", "q4_0"))
+    found.check(base_file.binding, cast(Runtime, asked), threads=3, workload=Workload(prompt=8, context=64))
     assert found.build == "llama-bench 7 (abc)"
     for metric in ("decode", "ttft"):
         error = found.costs.errors[metric]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +13,13 @@ from optimum_ishrink.planning.nesting import is_nested
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.run import Run, read_run
 from optimum_ishrink.report.search import Figures, FoundModel, SearchRecord
-from optimum_ishrink.search import candidates
 from optimum_ishrink.search.allocation import Budget
 from optimum_ishrink.search.family import best_of_family, check_family, family_order
 from optimum_ishrink.search.search import work_folder
 from optimum_ishrink.search.store import MEASUREMENTS, Store, reuse_measurements, save_measurements
 from tests.helpers import made_up_device
 from tests.planning.test_nesting import plan
-from tests.search.test_search import search
+from tests.search.test_search import search, watch_measurements
 
 BASE = {"params": 100.0, "bytes": 1000.0, "decode": 10.0, "ttft": 0.1}
 
@@ -125,15 +123,7 @@ def test_another_budget_uses_what_was_measured(
     search(base_source, first, text_file, target="bytes=-30%")
     assert not work_folder(first).exists()
     assert {path.suffix for path in (first / MEASUREMENTS).iterdir()} == {".json", ".jsonl", ".safetensors"}
-    measured: list[str] = []
-    add = candidates.Measuring.divergence
-
-    def watched(self: Any, name: str, *args: Any, **how: Any) -> Any:
-        if not self.store.has(name):
-            measured.append(name)
-        return add(self, name, *args, **how)
-
-    monkeypatch.setattr(candidates.Measuring, "divergence", watched)
+    measured = watch_measurements(monkeypatch)
     made_up_device.TIMED.clear()
     capsys.readouterr()
     record = search(base_source, second, text_file, target="bytes=-45%", reuse=str(first))

@@ -33,6 +33,7 @@ from tests.helpers.base_file import base_template
 from tests.helpers.edge_models import save_edge
 from tests.helpers.tiny import save_tiny, tiny_config
 from tests.helpers.trimmed_gguf import save_model
+from tests.search.test_search import QUICK
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a shell script stands for the program")
 needs_program = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason="llama-quantize is not on the PATH")
@@ -40,19 +41,6 @@ needs_program = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason="llama-
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 TYPES = ["q8_0", "q6_k", "q4_k"]
 TYPES_OF_PROGRAM = ["q6_k", "q5_k", "q4_k", "q3_k"]
-QUICK = {
-    "calibration_samples": 6,
-    "calibration_length": 16,
-    "importance_samples": 2,
-    "search_samples": 2,
-    "search_length": 24,
-    "prompt_length": 8,
-    "context": 64,
-    "timing_rounds": 1,
-    "candidates": 2,
-    "dtype": "float32",
-    "vocab_languages": [],
-}
 
 
 @pytest.fixture(scope="module")

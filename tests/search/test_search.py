@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.source import Source
 from optimum_ishrink.cli.program import main
-from optimum_ishrink.errors import OutputError, RequestError, ShapeError
+from optimum_ishrink.errors import OutputError, RequestError, ShapeError, SourceError
 from optimum_ishrink.report.search import SearchRecord
 from optimum_ishrink.search import candidates, llama_cpp_runtime, making
 from optimum_ishrink.search.profile import Profile
@@ -40,6 +40,20 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 def search(source: Source, output: Path, text: Path, **changes: Any) -> SearchRecord:
     options = {**QUICK, "calibration": [str(text)], **changes}
     return IShrinker(source).search(save_directory=output, **options)
+
+
+def watch_measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the name of every divergence is added that is measured and not read from the store."""
+    measured: list[str] = []
+    add = candidates.Measuring.divergence
+
+    def watched(self: Any, name: str, *args: Any, **how: Any) -> Any:
+        if not self.store.has(name):
+            measured.append(name)
+        return add(self, name, *args, **how)
+
+    monkeypatch.setattr(candidates.Measuring, "divergence", watched)
+    return measured
 
 
 def test_the_best_model_is_written_with_its_record(base_source: Source, text_file: Path, tmp_path: Path) -> None:
@@ -80,15 +94,7 @@ def test_a_search_that_stopped_repeats_no_measurement(
     assert not output.exists()
     stored = (work_folder(output) / "measured.jsonl").read_text().splitlines()
     monkeypatch.setattr(llama_cpp_runtime, "write_mixed_file", write)
-    measured: list[str] = []
-    add = candidates.Measuring.divergence
-
-    def watched(self: Any, name: str, *args: Any, **how: Any) -> Any:
-        if not self.store.has(name):
-            measured.append(name)
-        return add(self, name, *args, **how)
-
-    monkeypatch.setattr(candidates.Measuring, "divergence", watched)
+    measured = watch_measurements(monkeypatch)
     made = []
     cut = making.run
     monkeypatch.setattr(making, "run", lambda *args, **kwargs: made.append(args[1].output) or cut(*args, **kwargs))
@@ -164,6 +170,10 @@ def test_a_profile_stands_for_another_device(base_source: Source, text_file: Pat
     (tmp_path / "other.json").write_text(json.dumps({**data, "probes": []}))
     with pytest.raises(RequestError, match="has no costs of q8_0"):
         search(base_source, tmp_path / "no", text_file, **{**how, "profile": str(tmp_path / "other.json")})
+    (tmp_path / "other.json").write_text(json.dumps({"schema": data["schema"], "probes": []}))
+    with pytest.raises(SourceError, match=r"other\.json: this profile lacks build, model"):
+        search(base_source, tmp_path / "no", text_file, **{**how, "profile": str(tmp_path / "other.json")})
+    assert not work_folder(tmp_path / "no").exists()  # a profile is read before any work
 
 
 def test_requests_that_cannot_be_met_are_refused_before_any_work(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..search import FoundModel, SearchRecord, types_by_kind, what_runs
+from ..search import PLAIN, FoundModel, SearchRecord, types_by_kind, what_runs
 from ..search_tables import (
     LEVELS_HEADER,
     conditions_line,
-    costs_of,
     levels_rows,
     models_header,
     models_rows,
@@ -34,10 +33,10 @@ def search_plots(record: SearchRecord) -> list[Plot]:
     """
     found, short = [], short_names(record)
     for metric, title, x_title, scale, lower in _AXES:
-        models = [each for each in record.models if each.measured is not None and metric in costs_of(each)]
+        models = [each for each in record.models if each.measured is not None and metric in each.costs]
         if len(models) < 2:
             continue
-        values = [costs_of(each)[metric] * scale for each in models]
+        values = [each.costs[metric] * scale for each in models]
         optimal = pareto_optimal(
             [(x if lower else -x, each.figures.divergence) for x, each in zip(values, models, strict=True)]
         )
@@ -72,7 +71,7 @@ def render_search(record: SearchRecord) -> str:
     def named(name: str) -> str:
         """Return a model's name with the letter that plots call it by."""
         letter = short[name.removesuffix(" (best)")]
-        return name if name.startswith("plain ") else f"{letter}: {name}"
+        return name if name.startswith(PLAIN) else f"{letter}: {name}"
 
     targets = "; ".join(answer.target for answer in record.answers)
     return load_template("search.html").render(
