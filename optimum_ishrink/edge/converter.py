@@ -5,7 +5,8 @@ anything:
 
 - `pre_tokenizer`: the name of the pre-tokenizer, which the converter otherwise finds by a hash.
 - `tokenizer_folder`: where the tokenizer's files are read; the weights are read where the converter is told.
-- `trimmed`: the vocabulary was cut, so that neither its size nor a token's id says what they say in published models.
+- `whole_rows`: rows that the vocabulary had before it was cut. Its size and its ids no longer say what they say in
+  published models.
 """
 
 from __future__ import annotations
@@ -18,14 +19,30 @@ from typing import Any
 
 
 class _Size(int):
-    """A vocabulary's size that equals none by which the converter tells a published model from others."""
+    """A cut vocabulary's size, which does not tell the converter what sizes of published models tell it.
 
-    # With the first, the converter adds CodeLlama's fill-in tokens by their ids; with the second, Granite's, it writes
-    # that text begins with no token.
-    _TELLING = (32016, 49152)
+    Args:
+        size: The size.
+        whole: The size before the cut.
+    """
+
+    _FILL_IN = 32016
+    """CodeLlama's: the converter adds its fill-in tokens by their ids, and a cut moves ids."""
+
+    _NO_FIRST_TOKEN = 49152
+    """Granite's, among others: the converter writes that text begins with no token. It still does after a cut."""
+
+    whole: int
+
+    def __new__(cls, size: int, whole: int) -> _Size:
+        made = super().__new__(cls, size)
+        made.whole = whole
+        return made
 
     def __eq__(self, other: object) -> bool:
-        return other not in self._TELLING and int(self) == other
+        if other == self._NO_FIRST_TOKEN:
+            return self.whole == other
+        return other != self._FILL_IN and int(self) == other
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -43,18 +60,18 @@ def tell(settings: Mapping[str, Any]) -> None:
 
     if (name := settings.get("pre_tokenizer")) is not None:
         TextModel.get_vocab_base_pre = lambda self, tokenizer: name
-    folder, trimmed = settings.get("tokenizer_folder"), settings.get("trimmed", False)
+    folder, whole = settings.get("tokenizer_folder"), settings.get("whole_rows")
     begin = ModelBase.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         if folder is not None:
             self.dir_model = Path(folder)  # the weights were found already
-        if trimmed and "vocab_size" in self.hparams:
-            self.hparams["vocab_size"] = _Size(self.hparams["vocab_size"])
+        if whole is not None and "vocab_size" in self.hparams:
+            self.hparams["vocab_size"] = _Size(self.hparams["vocab_size"], whole)
 
     ModelBase.__init__ = __init__
-    if trimmed:
+    if whole is not None:
         from conversion.gemma import Gemma2Model, GemmaModel
 
         # That of Gemma adds CodeGemma's tokens by their ids; that of Gemma 2 is the same without them.

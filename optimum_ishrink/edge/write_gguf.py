@@ -117,7 +117,7 @@ def _write(
 
 def _convert(folder: Path, outtype: str, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
     """Run the converter in a separate process: it configures logging and patches torch."""
-    settings: dict[str, Any] = {"trimmed": tokenizer.trimmed, "pre_tokenizer": tokenizer.pre_tokenizer}
+    settings: dict[str, Any] = {"whole_rows": tokenizer.whole_rows, "pre_tokenizer": tokenizer.pre_tokenizer}
     with tempfile.TemporaryDirectory(prefix="ishrink-edge-") as files:
         if tokenizer.pieces:
             rows = int(read_json(folder / "config.json")["vocab_size"])

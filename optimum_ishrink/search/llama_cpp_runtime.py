@@ -12,7 +12,7 @@ import psutil
 from ..checkpoint.session import Session
 from ..edge.gguf_export import verify_file
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
-from ..edge.gguf_tokenizer import find_gguf_tokenizer
+from ..edge.gguf_tokenizer import find_gguf_tokenizer, name_once_cut
 from ..edge.llama_server import check_runtime, default_threads
 from ..edge.mixed_types import MIXED_TYPES
 from ..edge.worker_process import Start, WorkerProcess
@@ -73,7 +73,7 @@ class LlamaCppRuntime:
         path = self._folder / "base.gguf"
         if not path.is_file():
             write_base_file(self._session.source, path)
-        return read_template(path, self._session.source.binding)
+        return read_template(path, self._session.source.binding, name_once_cut(self._session.tokenizer))
 
     def write_probe(
         self, shape: Mapping[str, int], types: Mapping[str, str], path: Path, tokens: KeptTokens | None

@@ -13,7 +13,7 @@ from ..edge.gguf_quantizations import PROGRAM_TYPES, TENSOR_TYPES, stored_as
 from ..edge.program_types import Rows, quantized_by_program
 from .layout import KeptTokens
 from .probe_weights import append_weights
-from .template import KINDS, MERGES, SCORES, TOKENS, Template
+from .template import KINDS, MERGES, PRE_TOKENIZER, SCORES, TOKENS, Template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,8 @@ def smaller_values(template: Template, shape: Mapping[str, int], tokens: KeptTok
             value = value[: sizes["layers"]]
         elif entry.key in lists:
             value = [value[index] for index in lists[entry.key]]
+        elif numbers and entry.key == PRE_TOKENIZER:
+            value = template.renamed_pre_tokenizer
         elif numbers and entry.key.endswith("_token_id"):
             value = numbers.get(value, 0)
         found.append(replace(entry, value=value))

@@ -24,6 +24,7 @@ _STRING = 8
 
 TOKENS, KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
+PRE_TOKENIZER = "tokenizer.ggml.pre"
 
 _SIZE_LABEL = "general.size_label"
 
@@ -40,12 +41,14 @@ class Template(Layout):
         architecture: Its architecture, as llama.cpp names it.
         values_end: Bytes of the header before the entries of tensors.
         values: The header's values.
+        pre_tokenizer_once_cut: Name of the pre-tokenizer in files of a smaller vocabulary; None for the base's.
     """
 
     path: Path
     architecture: str
     values_end: int
     values: tuple[HeaderValue, ...] = field(repr=False)
+    pre_tokenizer_once_cut: str | None = None
 
     def value(self, key: str, default: Any = None) -> Any:
         """Return a value of the header.
@@ -86,6 +89,12 @@ class Template(Layout):
         return strings + each * len(tokens) + pairs
 
     @property
+    def renamed_pre_tokenizer(self) -> str | None:
+        """Name of the pre-tokenizer in files of a smaller vocabulary; None where files name none."""
+        own: str | None = self.value(PRE_TOKENIZER)
+        return None if own is None else self.pre_tokenizer_once_cut or own
+
+    @property
     def holds_vocabulary(self) -> bool:
         """Whether the file holds the tokenizer as well as the weights: GGUF does."""
         return True
@@ -94,7 +103,8 @@ class Template(Layout):
         """Return the bytes that a smaller vocabulary takes in the header."""
         tokens = [self.tokens[row] for row in kept.rows]
         ranks = kept.merges if kept.merges is not None and self.merges else ()  # files of pieces have no merges
-        return self.tokenizer_bytes(tokens, [self.merges[rank] for rank in ranks])
+        renamed = len(self.renamed_pre_tokenizer or "") - len(self.value(PRE_TOKENIZER, ""))
+        return self.tokenizer_bytes(tokens, [self.merges[rank] for rank in ranks]) + renamed
 
     def dims(self, tensor: FileTensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return a tensor's sizes in a smaller model's file, rows first."""
@@ -179,12 +189,13 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def read_template(path: Path, binding: Binding) -> Template:
+def read_template(path: Path, binding: Binding, pre_tokenizer_once_cut: str | None = None) -> Template:
     """Read the base's file of 16 bits.
 
     Args:
         path: The file, as llama.cpp's converter wrote it.
         binding: The checkpoint that it was made from.
+        pre_tokenizer_once_cut: Name of the pre-tokenizer in files of a smaller vocabulary; None for the base's.
 
     Raises:
         RequestError: The file's tensors are not those of the checkpoint: llama.cpp stores the architecture otherwise.
@@ -217,6 +228,7 @@ def read_template(path: Path, binding: Binding) -> Template:
         head=head_name(tensors),
         values_end=int(reader.tensors[0].field.offset),
         values=tuple(header_values(reader)),
+        pre_tokenizer_once_cut=pre_tokenizer_once_cut,
     )
     _check(template)
     return template

@@ -10,11 +10,17 @@ from optimum_ishrink.edge import converter
 
 def test_a_size_is_not_taken_for_a_published_models() -> None:
     for size in (32016, 49152):
-        assert converter._Size(size) != size
-        assert size != converter._Size(size)
-    assert converter._Size(300) == 300 == int(converter._Size(300))
-    assert {converter._Size(300): 1} == {300: 1}
-    assert list(range(converter._Size(3))) == [0, 1, 2]
+        assert converter._Size(size, 50000) != size
+        assert size != converter._Size(size, 50000)
+    assert converter._Size(300, 400) == 300 == int(converter._Size(300, 400))
+    assert converter._Size(300, 400) != 400
+    assert {converter._Size(300, 400): 1} == {300: 1}
+    assert list(range(converter._Size(3, 4))) == [0, 1, 2]
+
+
+def test_what_holds_for_a_whole_vocabulary_holds_for_its_rest() -> None:
+    assert converter._Size(32768, 49152) == 49152  # that text begins with no token
+    assert converter._Size(30000, 32016) != 32016  # ids of single tokens
 
 
 def test_the_converter_does_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,12 +34,12 @@ def test_the_converter_does_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(base.ModelBase, "__init__", begin)
     monkeypatch.setattr(base.TextModel, "get_vocab_base_pre", base.TextModel.get_vocab_base_pre)
     monkeypatch.setattr(gemma.GemmaModel, "set_vocab", original)
-    converter.tell({"pre_tokenizer": None, "trimmed": False})
+    converter.tell({"pre_tokenizer": None, "whole_rows": None})
     model = object.__new__(base.ModelBase)
     base.ModelBase.__init__(model, Path("weights"))
     assert (model.dir_model, model.hparams["vocab_size"]) == (Path("weights"), 49152)
     assert gemma.GemmaModel.set_vocab is original
-    converter.tell({"pre_tokenizer": "smollm", "trimmed": True, "tokenizer_folder": "files"})
+    converter.tell({"pre_tokenizer": "smollm", "whole_rows": 50000, "tokenizer_folder": "files"})
     base.ModelBase.__init__(model, Path("weights"))
     assert model.dir_model == Path("files")
     assert model.hparams["vocab_size"] != 49152

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from optimum_ishrink.architectures.description import ROWS
 from optimum_ishrink.checkpoint.loading import load_tokenizer
 from optimum_ishrink.core.json_files import read_json, write_json
 from optimum_ishrink.edge import gguf_tokenizer
@@ -14,6 +15,7 @@ from optimum_ishrink.edge.gguf_tokenizer import GgufTokenizer, find_gguf_tokeniz
 from optimum_ishrink.edge.pre_tokenizers import known_pre_tokenizers
 from optimum_ishrink.errors import RequestError, SourceError
 from optimum_ishrink.report.files import PLAN_FILE
+from optimum_ishrink.report.run import read_plan
 from tests.helpers.trimmed_gguf import byte_fallback, byte_level, save_model, trim
 
 DIGITS = {
@@ -61,7 +63,8 @@ def test_a_known_section_has_the_recorded_name_among_its_names(known_folder: Pat
     for recorded, name in ((None, "smollm"), ("starcoder", "starcoder"), ("qwen2", "smollm")):
         folder = _record(known_folder, recorded, tmp_path / str(recorded))
         found = find_gguf_tokenizer(folder, tokenizer)
-        assert (found.pre_tokenizer, found.trimmed, found.is_own, found.pieces) == (name, True, True, False)
+        assert (found.pre_tokenizer, found.is_own, found.pieces) == (name, True, False)
+        assert found.whole_rows == read_plan(known_folder).shape[ROWS]
     assert find_gguf_tokenizer(known_folder, tokenizer, "gpt-2").pre_tokenizer == "gpt-2"
 
 
@@ -78,10 +81,10 @@ def test_an_unknown_section_has_the_recorded_name(odd_folder: Path, tmp_path: Pa
 def test_the_converter_is_left_alone_with_what_it_knows(known_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_tokenizer, "converter_name", lambda tokenizer: "smollm")
     found = find_gguf_tokenizer(known_folder, load_tokenizer(known_folder))
-    assert (found.pre_tokenizer, found.trimmed, found.is_own) == (None, True, True)
+    assert (found.pre_tokenizer, found.whole_rows is None, found.is_own) == (None, False, True)
     base = known_folder.parent / "base"
     found = find_gguf_tokenizer(base, load_tokenizer(base))
-    assert (found.pre_tokenizer, found.trimmed, found.is_own) == (None, False, False)
+    assert (found.pre_tokenizer, found.whole_rows, found.is_own) == (None, None, False)
     assert find_gguf_tokenizer(base, load_tokenizer(base), "gpt-2").is_own
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from optimum_ishrink.architectures.description import ROWS
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core.json_files import write_json
 from optimum_ishrink.edge.probe_lines import PROBES
@@ -88,9 +89,9 @@ def trim(source: Path, folder: Path, share: float = 0.5, llama_cpp_pre: str | No
     trimmed.write_files(folder)
     trimmed.write_weights(folder)
     record = VocabularyRecord(row_spans(chosen), tokens, len(chosen), llama_cpp_pre=llama_cpp_pre)
-    write_json(folder / PLAN_FILE, _plan(opened.config.model_type, record).to_json())
+    write_json(folder / PLAN_FILE, _plan(opened.config.model_type, rows, record).to_json())
     return folder
 
 
-def _plan(model_type: str, record: VocabularyRecord) -> Plan:
-    return Plan("base", None, model_type, {}, {}, (), {}, {}, 2, 1, Choice(), vocabulary=record)
+def _plan(model_type: str, rows: int, record: VocabularyRecord) -> Plan:
+    return Plan("base", None, model_type, {ROWS: rows}, {}, (), {}, {}, 2, 1, Choice(), vocabulary=record)

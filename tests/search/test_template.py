@@ -1,19 +1,32 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.checkpoint.source import Source
+from optimum_ishrink import IShrinker
+from optimum_ishrink.checkpoint.source import Source, open_source
+from optimum_ishrink.demo import demo_source
+from optimum_ishrink.edge.gguf_file import HeaderValue
 from optimum_ishrink.edge.gguf_quantizations import GGUF_QUANTIZATIONS
+from optimum_ishrink.edge.gguf_tokenizer import name_once_cut
 from optimum_ishrink.edge.write_gguf import quantize_file
 from optimum_ishrink.errors import RequestError, SourceError
+from optimum_ishrink.report.run import read_plan
+from optimum_ishrink.search.gguf_files import write_base_file as write_exact_file
+from optimum_ishrink.search.gguf_files import write_mixed_file
 from optimum_ishrink.search.layout import KeptTokens
-from optimum_ishrink.search.probe_files import write_probe
+from optimum_ishrink.search.probe_files import smaller_values, write_probe
 from optimum_ishrink.search.recipe import plain_types
-from optimum_ishrink.search.template import Template, read_template
+from optimum_ishrink.search.template import PRE_TOKENIZER, Template, read_template
+from optimum_ishrink.vocabulary.rewrite import kept_merges
+from optimum_ishrink.vocabulary.splits import find_splits
+from optimum_ishrink.vocabulary.tokenizer_file import read_tokenizer_file
 from tests.helpers.base_file import write_base_file
 
 NAMES = ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16"]
@@ -49,6 +62,41 @@ def test_a_smaller_models_bytes_are_known(layers: int, width: int, rows: int, na
     tokenizer = template.tokenizer_bytes([template.tokens[row] for row in kept.rows], merges)
     # The template says nothing of the quantisations' version, which a probe does not either.
     assert abs(path.stat().st_size - template.nbytes(shape, types, tokenizer)) <= 64
+
+
+def test_a_cut_vocabularys_pre_tokenizer_may_have_another_name(base_file: Template, tmp_path: Path) -> None:
+    named = HeaderValue(PRE_TOKENIZER, "smollm", gguf.GGUFValueType.STRING, None)
+    base = replace(base_file, values=(*base_file.values, named))
+    cut = replace(base, pre_tokenizer_once_cut="deepseek-llm")
+    kept = KeptTokens(range(300), range(20))
+    assert cut.vocabulary_bytes(kept) - base.vocabulary_bytes(kept) == len("deepseek-llm") - len("smollm")
+    assert base.renamed_pre_tokenizer == "smollm"
+    assert replace(base_file, pre_tokenizer_once_cut="gpt-2").renamed_pre_tokenizer is None
+    for tokens, name in ((kept, "deepseek-llm"), (None, "smollm")):
+        values = smaller_values(cut, {**cut.binding.shape, "vocab_size": 300}, tokens)
+        assert next(value.value for value in values if value.key == PRE_TOKENIZER) == name
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_real_models_cut_vocabulary_has_the_predicted_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("conversion", reason="pip install 'optimum-ishrink[edge]'")
+    base = demo_source()
+    IShrinker(base).shrink(
+        vocab_size=32768, calibration="pydoc", evaluate=False, benchmark=False, save_directory=tmp_path / "cut"
+    )
+    cut = open_source(tmp_path / "cut")
+    write_exact_file(base, tmp_path / "base.gguf")
+    write_exact_file(cut, tmp_path / "cut.gguf")
+    template = read_template(tmp_path / "base.gguf", base.binding, name_once_cut(base.load_tokenizer()))
+    types = {tensor.name: "q4_0" for tensor in template.tensors if tensor.is_matrix}
+    general = template.general(cut.binding.shape)
+    write_mixed_file(tmp_path / "cut.gguf", types, tmp_path / "q4_0.gguf", general=general)
+    rows = np.asarray(read_plan(cut.folder).vocabulary.rows)
+    file = read_tokenizer_file(base.folder)
+    kept = KeptTokens(rows.tolist(), kept_merges(file, rows, find_splits(file)).tolist())
+    expected = template.nbytes(cut.binding.shape, types, template.vocabulary_bytes(kept))
+    assert (tmp_path / "q4_0.gguf").stat().st_size == expected
 
 
 _TEMPLATE: list = []
