@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 _STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling whose factor multiplies the positions that the config states."""
@@ -64,6 +65,8 @@ def check_tokens(ids: torch.Tensor | Iterable[int], rows: int, tokenizer: Any, l
     Raises:
         DataError: It has none for some token; the message names the first.
     """
+    import torch
+
     found = ids if isinstance(ids, torch.Tensor) else torch.tensor(list(ids), dtype=torch.int64)
     outside = sorted(set(found[found >= rows].tolist()))
     if not outside:

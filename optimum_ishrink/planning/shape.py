@@ -10,6 +10,7 @@ from typing import Any
 from ..architectures.binding import Binding
 from ..architectures.description import DIMENSIONS, ROWS
 from ..architectures.shape_check import check_shape
+from ..core.limits import check_lengths
 from ..errors import ShapeError
 from .device_times import read_times
 from .memory import Memory, kv_cache_bytes
@@ -117,7 +118,8 @@ def target_of(binding: Binding, options: ShapeOptions, removed: int = 0) -> Targ
     Raises:
         ShapeError: It has another form, is not smaller than the model, or has to be measured.
         SourceError: The profile is damaged.
-        RequestError: The profile is of another model or runtime.
+        RequestError: The profile is of another model or runtime, or the model cannot read as many tokens as a target
+            on memory has room for.
     """
     assert options.target is not None
     memory, profile = Memory(_parameter_bytes(binding), options.context), options.profile
@@ -127,13 +129,16 @@ def target_of(binding: Binding, options: ShapeOptions, removed: int = 0) -> Targ
         found = read_times(Path(profile).expanduser(), binding, metric)
         return found, found.of(binding, binding.shape, 0)
 
-    return parse_target(
+    target = parse_target(
         options.target,
         binding.num_parameters() + removed,
         memory,
         kv_cache_bytes(binding, {}, memory.context, memory.parameter_bytes),
         None if profile is None else times,
     )
+    if isinstance(target.cost, Memory):
+        check_lengths(binding.config, "the model", context=options.context)
+    return target
 
 
 def _parameter_bytes(binding: Binding) -> int:

@@ -12,6 +12,7 @@ SMOLLM2 = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "intermediate_size": 1536,
+    "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
 _, BINDING = bind_config(SMOLLM2)

@@ -12,7 +12,7 @@ import torch
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.key_value_cache import cache_name
-from optimum_ishrink.errors import ShapeError
+from optimum_ishrink.errors import RequestError, ShapeError
 from optimum_ishrink.planning.memory import kv_cache_bytes
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.shape import resolve_shape
@@ -56,7 +56,7 @@ def test_a_target_on_memory_is_not_exceeded(share: float, context: int) -> None:
 def test_a_long_context_costs_groups_and_layers_rather_than_neurons() -> None:
     target = "memory=-30%"
     short = resolve_shape(BINDING, ShapeOptions(target=target, context=1))
-    long = resolve_shape(BINDING, ShapeOptions(target=target, context=65_536))
+    long = resolve_shape(BINDING, ShapeOptions(target=target, context=8192))
     cache = [kv_cache_bytes(BINDING, shape, 1) for shape in (short, long)]
     assert cache[1] < cache[0]
 
@@ -66,6 +66,12 @@ def test_what_cannot_be_met_says_what_is_counted() -> None:
         resolve_shape(BINDING, ShapeOptions(target="memory=2GB"))
     with pytest.raises(ShapeError, match=r"nearest: .* MB of memory, -\d"):
         resolve_shape(BINDING, ShapeOptions(target="memory=1MB"))
+
+
+def test_a_context_beyond_the_positions_is_refused_where_it_counts() -> None:
+    with pytest.raises(RequestError, match=r"context=8193 is more than the 8192 positions of the model; .*--context"):
+        resolve_shape(BINDING, ShapeOptions(target="memory=-10%", context=8193))
+    resolve_shape(BINDING, ShapeOptions(target="params=-10%", context=8193))
 
 
 def test_the_dtype_counts_where_the_shape_alone_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
