@@ -332,8 +332,8 @@ def python_api_page() -> str:
         raise ValueError(f"public names without a docstring: {', '.join(undocumented)}")
     first = ["IShrinker", "ShrinkResult", "IShrinkConfig"]
     names = [*first, *(name for name in optimum_ishrink.__all__ if name not in first)]
-    # `push_to_hub` of both comes from a base.
-    inherit = "\n    options:\n      inherited_members: [push_to_hub]"
+    # `push_to_hub` and `chat` of both come from bases.
+    inherit = "\n    options:\n      inherited_members: [push_to_hub, chat]"
     parts = "\n\n".join(f"::: optimum_ishrink.{name}{inherit if name in first[:2] else ''}" for name in names)
     return f"""# Python API
 

@@ -157,6 +157,7 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "recover",
         "evaluate",
         "benchmark",
+        "chat",
         "export",
         "push_to_hub",
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..chat.speaker import Speaker
 from ..checkpoint.loading import load_model, load_tokenizer
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
@@ -19,12 +20,13 @@ from ..report.plan import Plan
 from ..report.report import Report
 from ..report.run import Run
 from .push import PushToHub
+from .talking import Talks
 
 if TYPE_CHECKING:
     from .shrinker import IShrinker
 
 
-class ShrinkResult(PushToHub):
+class ShrinkResult(PushToHub, Talks):
     """A shrunk or recovered model: its folder, its plan and its numbers.
 
     Args:
@@ -64,6 +66,13 @@ class ShrinkResult(PushToHub):
     def tokenizer(self) -> Any:
         """Its tokenizer."""
         return load_tokenizer(self.folder)
+
+    @cached_property
+    def _talking(self) -> Speaker:
+        return Speaker(self.model, self.tokenizer, self.folder.name, reuse=False)
+
+    def _speaker(self) -> Speaker:
+        return self._talking
 
     @property
     def shrinker(self) -> IShrinker:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import SourceError
 from .tensors import preview
+
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError)
+"""What transformers raises for files that it cannot use; the last is a config class that refuses a value."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -22,7 +26,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         # Without this argument, transformers asks on the terminal whether it may run the folder's code.
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"{folder} holds no usable tokenizer ({reason})") from None
 
@@ -45,7 +49,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (*_UNUSABLE, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
     for problem in ("missing_keys", "mismatched_keys"):

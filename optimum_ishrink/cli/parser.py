@@ -20,6 +20,7 @@ from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
+from .chat_verbs import add_chat
 from .flags import add_options
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
@@ -126,6 +127,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             "ishrink benchmark --model small --base HuggingFaceTB/SmolLM2-135M-Instruct",
         )
     )
+    _chat(verb("chat", "talk with a model in the terminal, beside its base", "ishrink chat --model small"))
     _export(
         verb(
             "export",
@@ -254,6 +256,12 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("runtime"), RuntimeOptions)
     _speed(parser, ",".join(map(str, BENCHMARK_LENGTHS)))
     _common(parser)
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    add_chat(parser)
+    _json(parser)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

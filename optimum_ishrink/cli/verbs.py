@@ -13,6 +13,7 @@ from ..core.processes import is_main_process
 from ..edge.options import ExportOptions, RuntimeOptions
 from ..errors import RequestError
 from ..hub.options import PushOptions
+from .chat_verbs import chat
 from .flags import given
 from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
 from .search_verbs import advise, profile, search
@@ -358,6 +359,7 @@ VERBS: dict[str, Verb] = {
     "advise": advise,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
+    "chat": chat,
     "export": _export,
     "card": _card,
     "report": _report,

@@ -24,6 +24,8 @@ READING = {
     "evaluate-base": "evaluate --eval-text text.txt --eval-samples 2 --eval-length 16 --model model --base",
     "benchmark": "benchmark --benchmark-prompt-length 4 --benchmark-rounds 1 --model",
     "export": "export --output out.gguf --model",
+    "chat": "chat --prompt Hello --model",
+    "chat-base": "chat --prompt Hello --model model --base",
 }
 """Commands that read a checkpoint, up to its name."""
 

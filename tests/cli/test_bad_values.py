@@ -10,6 +10,7 @@ import pytest
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.analysis.options import AnalysisOptions
+from optimum_ishrink.chat.options import ChatOptions
 from optimum_ishrink.cli.parser import Parser, add_verbs
 from optimum_ishrink.edge.options import ExportOptions, RuntimeOptions
 from optimum_ishrink.hub.options import PushOptions
@@ -17,7 +18,7 @@ from optimum_ishrink.options.option import Option, options_of
 from tests.helpers.refusals import refusal
 
 OPTIONS: dict[str, Option] = {}
-for options in (PushOptions, RuntimeOptions, ExportOptions, AnalysisOptions, IShrinkConfig):
+for options in (PushOptions, RuntimeOptions, ExportOptions, AnalysisOptions, ChatOptions, IShrinkConfig):
     OPTIONS.update(options_of(options))
 
 

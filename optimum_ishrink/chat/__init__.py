@@ -1,0 +1,1 @@
+"""Talking with a model, beside its base: prompts, streamed answers with their figures, and what differs."""
