@@ -167,7 +167,7 @@ def run_benchmark(
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
         notes.append("this system does not report a process's peak memory, so it was not measured")
     compared = (
-        _compare(samples["base"], samples["shrunk"], settings.rounds, together=together) if "base" in models else {}
+        compare_in_turn(samples["base"], samples["shrunk"], settings.rounds, together=together) if "base" in models else {}
     )
     measurements = {name: _summary(models[name], found, settings, build, together) for name, found in samples.items()}
     measurements["shrunk"] = tuple(
@@ -197,13 +197,22 @@ def _turns(
             yield name, "peak_memory_bytes", "", float(peak)
 
 
-def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> dict[tuple[str, str], SpeedComparison]:
+def compare_in_turn(
+    base: Samples, shrunk: Samples, rounds: int, *, together: bool, timed: Sequence[str] = _TIMED
+) -> dict[tuple[str, str], SpeedComparison]:
     """Return how the shrunk model's timings compare with the base's.
 
     How much the base differs from itself is measured over the time between the two models: a turn where both were in
     memory together, else a process.
+
+    Args:
+        base: The base's timings.
+        shrunk: Those of the shrunk model.
+        rounds: Rounds of both.
+        together: Whether both were in memory together, in the order A B B A.
+        timed: The metrics that are tested, as one family.
     """
-    keys = [key for key in base if key[0] in _TIMED]
+    keys = [key for key in base if key[0] in timed]
     timings = []
     for key in keys:
         sign = 1 if key[0].endswith("_per_second") else -1
