@@ -39,12 +39,13 @@ from .measuring import measure
 from .output_folder import expanded, remove_with, run_into
 from .push import PushToHub
 from .result import ShrinkResult
+from .showing import ShowsModels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class IShrinker(PushToHub, FindsModels):
+class IShrinker(PushToHub, FindsModels, ShowsModels):
     """Shrinks, recovers, measures, exports and publishes one model, as often and in as many shapes as needed.
 
     Args:

@@ -6,7 +6,6 @@ import ipaddress
 import socket
 from io import StringIO
 
-from .options import ServerOptions
 from .server import SiteServer
 
 QR_LIBRARY = "segno"
@@ -59,21 +58,18 @@ def qr_code(url: str) -> str | None:
     return drawn.getvalue()
 
 
-def serving_lines(server: SiteServer, options: ServerOptions) -> list[str]:
+def serving_lines(server: SiteServer) -> list[str]:
     """Return what is printed when a site is served.
 
     Args:
         server: The server.
-        options: How it is served.
     """
     lines = [f"On this machine:       {own_address(server)}"]
     network = network_address(server)
     if network is not None:
         lines.append(f"On the local network:  {network}")
         code = qr_code(network)
-        lines.append(
-            code if code is not None else f"For a QR code of it: pip install {QR_LIBRARY}"
-        )
+        lines.append(code if code is not None else f"For a QR code of it: pip install {QR_LIBRARY}")
         if not server.encrypted:
             lines.append(
                 "Over plain http, browsers on other machines run one thread and keep nothing for offline use: pass "
@@ -83,7 +79,10 @@ def serving_lines(server: SiteServer, options: ServerOptions) -> list[str]:
         lines.append("From a phone: pass --host 0.0.0.0 for the local network, or for Android over USB")
     if network is None or not server.encrypted:
         port = server.port
-        lines.append(f"  adb reverse tcp:{port} tcp:{port}   and open {_url(server, 'localhost')} on it (several threads, offline)")
+        lines.append(
+            f"  adb reverse tcp:{port} tcp:{port}   and open {_url(server, 'localhost')} on it (several threads, and "
+            "offline use)"
+        )
     return [*lines, "Ctrl-C ends it."]
 
 

@@ -1,4 +1,4 @@
-"""The report of a device: what the page's button 'Measure' saves. It is read strictly, and its verdicts are not used."""
+"""The report of a device: what the page's button 'Measure' saves. Read strictly; its verdicts are not used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 from ..core.json_codec import from_plain
 from ..core.json_files import read_json
 from ..errors import SourceError
-
-KIND = "ishrink-device-report"
+from ..planning.profile_schema import DEVICE_REPORT
 
 SCHEMA = 1
 
@@ -189,7 +188,7 @@ def read_device_report(path: Path) -> DeviceReport:
             one another.
     """
     data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND:
+    if not isinstance(data, dict) or data.get("kind") != DEVICE_REPORT:
         raise SourceError(
             f"{path} is not a report of a device; the page of `ishrink app` saves one after its button 'Measure'"
         )

@@ -66,9 +66,7 @@ class AppOptions(Options):
         help="add files of random weights, with which the page measures a cost profile of the device for `ishrink "
         "search`; needs a checkpoint as --base or --model",
     )
-    title: str | None = option(
-        None, metavar="TEXT", help="title of the site", default_help="the models' names"
-    )
+    title: str | None = option(None, metavar="TEXT", help="title of the site", default_help="the models' names")
 
     @property
     def part_bytes(self) -> int:

@@ -59,7 +59,9 @@ def write_parts(source: Path, nbytes: int, site: Path, part_bytes: int) -> Parte
     """
     staging = site / MODELS / "partial"
     staging.mkdir(parents=True)
-    whole, sizes, hashes = hashlib.sha256(), [], []
+    whole = hashlib.sha256()
+    sizes: list[int] = []
+    hashes: list[str] = []
     with source.open("rb") as file:
         while chunk := file.read(min(_CHUNK, part_bytes)):
             number, found, size = len(sizes), hashlib.sha256(), 0

@@ -71,7 +71,8 @@ def served_files(site: Path) -> dict[str, ServedFile]:
     """
     if not ((site / MODELS_FILE).is_file() and (site / INDEX).is_file()):
         raise RequestError(
-            f"{site} is not a site of `ishrink app`; name its folder with --output, or a model with --model to write one"
+            f"{site} is not a site of `ishrink app`; name its folder with --output, or a model with --model to write "
+            "one"
         )
     hashes = _hashes(site)
     for name in hashes:

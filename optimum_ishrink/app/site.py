@@ -11,12 +11,12 @@ from typing import Any
 from ..core.json_codec import to_plain
 from ..core.json_files import read_json, write_json
 from ..core.output import check_not_inside, check_output, staged_folder
-from ..core.progress import progress_bar
+from ..core.progress import note, progress_bar
 from ..errors import OutputError
 from .built_page import FACTS, find_page, security_policy
 from .host_files import headers_file, space_readme
 from .model_file import ModelFile
-from .options import AppOptions
+from .options import AppOptions, ServerOptions
 from .parts import PartedFile, verify_parts, write_parts
 
 MODELS_FILE = "models.json"
@@ -54,6 +54,24 @@ class Site:
             role: {"name": file.name, "bytes": file.nbytes, **file.to_json()} for role, file in self.models.items()
         }
         return {"output": str(self.folder), "title": self.title, "bytes": self.nbytes, "models": models}
+
+    def serve(self, **options: Any) -> None:
+        """Serve the site until Ctrl-C.
+
+        Args:
+            **options: The fields of `optimum_ishrink.app.options.ServerOptions`, such as `host="0.0.0.0"`.
+
+        Raises:
+            RequestError: The certificate cannot be used, or the address cannot be listened on.
+        """
+        from .addresses import serving_lines
+        from .server import open_server
+
+        asked = ServerOptions(**options)
+        server = open_server(self.folder, asked, note)
+        for line in serving_lines(server):
+            note(line)
+        server.run()
 
 
 def check_site(output: Path, overwrite: bool) -> None:
@@ -145,7 +163,9 @@ def _notes(models: Mapping[str, ModelFile]) -> tuple[str, ...]:
             "gets its own"
         )
     if base is not None and base.path.resolve() == shrunk.path.resolve():
-        found.append("base and shrunk model are the same file: the page then measures how much a model differs from itself")
+        found.append(
+            "base and shrunk model are the same file: the page then measures how much a model differs from itself"
+        )
     return tuple(found)
 
 
@@ -161,6 +181,6 @@ def _check_room(output: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise OutputError(
-            f"the site takes {needed / 1e6:,.0f} MB and {place} has {free / 1e6:,.0f} MB free; name a folder on another "
-            "disk"
+            f"the site takes {needed / 1e6:,.0f} MB and {place} has {free / 1e6:,.0f} MB free; name a folder on "
+            "another disk"
         )

@@ -167,7 +167,9 @@ def run_benchmark(
     if not any(metric == "peak_memory_bytes" for metric, _ in samples["shrunk"]):
         notes.append("this system does not report a process's peak memory, so it was not measured")
     compared = (
-        compare_in_turn(samples["base"], samples["shrunk"], settings.rounds, together=together) if "base" in models else {}
+        compare_in_turn(samples["base"], samples["shrunk"], settings.rounds, together=together)
+        if "base" in models
+        else {}
     )
     measurements = {name: _summary(models[name], found, settings, build, together) for name, found in samples.items()}
     measurements["shrunk"] = tuple(
