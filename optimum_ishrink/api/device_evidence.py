@@ -9,7 +9,8 @@ from ..app.device_figures import device_evidence
 from ..app.device_report import DeviceReport, read_device_report
 from ..card.update import update_report
 from ..core.progress import note
-from ..errors import OutputError, RequestError
+from ..errors import OutputError, RequestError, SourceError
+from ..report.files import PLAN_FILE
 from ..report.report import Report
 from ..report.run import Run
 
@@ -35,12 +36,15 @@ def add_device_reports(folder: str | Path, paths: list[Path]) -> Report:
     if not paths:
         raise RequestError("name the report of a device that the page saved")
     found = [read_device_report(path.expanduser()) for path in paths]  # all are read before the first is added
-    report = Run.read(place).report
+    run = Run.read(place)
+    if run.plan is None:
+        raise SourceError(f"{place / PLAN_FILE} does not exist; name the output folder of shrink or recover")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in {place}, whose report these measurements are for")
+    report = run.report
     for each in found:
         _say_what(each)
-        report = update_report(place, device_evidence(each, report))
+        report = update_report(place, device_evidence(each, report, run.plan.num_parameters))
     return report
 
 

@@ -25,7 +25,7 @@ def device_environment(report: DeviceReport) -> Environment:
     """
     device, runtime = report.device, report.runtime
     memory = device.memory_gb
-    package, _, version = runtime.package.rpartition(" ")
+    package, _, version = runtime.package.partition(" ")
     return Environment(
         device=runtime.backend,
         cpu=report.label,
@@ -35,7 +35,7 @@ def device_environment(report: DeviceReport) -> Environment:
         dtype=_quantizations(report),
         os=device.platform,
         python=None,
-        versions={package or runtime.package: version, "optimum-ishrink": report.page.get("version", "")},
+        versions={package: version, "optimum-ishrink": report.page.get("version", "")},
         runtime=f"{runtime.name} {runtime.build}",
         browser=device.browser,
     )
@@ -80,19 +80,20 @@ def device_measurements(report: DeviceReport) -> dict[str, tuple[Measurement, ..
     return found
 
 
-def device_evidence(report: DeviceReport, known: Report) -> Report:
+def device_evidence(report: DeviceReport, known: Report, base_parameters: int) -> Report:
     """Return a device's report as one that can be merged with a model's.
 
     Args:
         report: The device's report.
         known: The model's report, whose sizes are those of the checkpoints.
+        base_parameters: Parameters of the base, for a model's report without one.
     """
     found = device_measurements(report)
     base = None
     if "base" in found:
         named = report.model("base")
         assert named is not None
-        base = known.base or ModelReport(named.name, 0, named.bytes)
+        base = known.base or ModelReport(named.name, base_parameters, named.bytes)
         base = ModelReport(base.name, base.params, base.bytes, speed=found["base"])
     shrunk = ModelReport(known.shrunk.name, known.shrunk.params, known.shrunk.bytes, speed=found["shrunk"])
     return Report(base, shrunk, device_environment(report))

@@ -55,7 +55,9 @@ def write_tiny(path: Path, architecture: str = "llama", *, seed: int = 0, **valu
     }
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in header.items():
-        if isinstance(value, bool):
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)  # places the tensors, too
+        elif isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
