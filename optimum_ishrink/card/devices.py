@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from os.path import commonprefix
+from os.path import commonpath
 from pathlib import Path
 
 from ..core.digest import digest
@@ -43,7 +43,7 @@ class DevicePart:
     @property
     def setting(self) -> str:
         """What all its figures have in common: the device and the quantisation."""
-        return commonprefix([each.dataset for each in self.report.shrunk.speed])
+        return commonpath([each.dataset for each in self.report.shrunk.speed])
 
     @property
     def compared(self) -> list[Measurement]:
@@ -57,13 +57,13 @@ class DevicePart:
             figures: The figures' paths in the folder by name.
         """
         place = self.environment
-        cores = "" if place.logical_cores is None else f" of {place.logical_cores}"
-        threads = f"{place.threads}{cores} thread{'s' * (place.threads != 1)}"
+        threads = f"{place.threads} thread{'s' * (place.threads != 1)}"
+        cores = "" if place.logical_cores is None else f"{place.logical_cores} logical cores"
         rounds = max(each.n for each in self.report.shrunk.speed)
         return {
             "name": escape_cell(place.cpu),
             "browser": escape_cell(place.browser or ""),
-            "how": escape_cell(", ".join(filter(None, (threads, place.device, place.dtype, place.os)))),
+            "how": escape_cell(", ".join(filter(None, (threads, cores, place.device, place.dtype, place.os)))),
             "runtime": escape_cell(place.runtime or ""),
             "rounds": str(rounds),
             "table": literal_table(speed_header(self.report), speed_rows(self.report)),

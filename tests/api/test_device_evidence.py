@@ -29,9 +29,7 @@ def speeds(folder: Path) -> dict[tuple[str, str], Any]:
     return {(each.metric, each.dataset): each for each in report.shrunk.speed}
 
 
-def test_the_command_adds_to_report_and_card(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_adds_to_report_and_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Report.from_json(read_json(folder / "ishrink_report.json"))
     words = ["card", "--model", str(folder), "--device-report"]
     assert main([*words, str(save_report(tmp_path / "a.json"))]) == 0

@@ -207,7 +207,9 @@ def test_the_next_free_port(server: SiteServer, site: Path) -> None:
     made = open_server(site, ServerOptions(), SAID.append)
     assert made.port > server.port
     made.server_close()
-    with pytest.raises(RequestError, match=rf"cannot listen on 127\.0\.0\.1 port {server.port}: Address already in use"):
+    with pytest.raises(
+        RequestError, match=rf"cannot listen on 127\.0\.0\.1 port {server.port}: Address already in use"
+    ):
         open_server(site, ServerOptions(port=server.port), SAID.append)
 
 

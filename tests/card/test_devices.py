@@ -50,7 +50,7 @@ def test_the_card_shows_them(report: Report, tmp_path: Path) -> None:
     assert "### Pixel 9" in section and "### 手机" in section
     assert "![Speed ratios in the browser of this device](figures/device-pixel-9-q4-0-cpu.png)" in section
     assert "99% interval" in section and "faster" in section and "whole response, ms" in section
-    assert "Chromium 150 by llama.cpp b12211-7d7f028 (2 of 8 threads, cpu, q4_0, Android); base and shrunk" in section
+    assert "Chromium 150 by llama.cpp b12211-7d7f028 (2 threads, 8 logical cores, cpu, q4_0, Android); base" in section
     assert "(2 threads, cpu, q4_0, Android).\n" in section
     assert "No figure in this card was measured with either" not in card
     assert "browser on" not in card[card.index("All measurements") : card.index("## On devices")]

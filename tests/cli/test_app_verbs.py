@@ -83,9 +83,7 @@ def test_it_serves_what_it_wrote_and_what_is_there(capsys: pytest.CaptureFixture
         ("--model small.gguf", "the following arguments are required: --output"),
     ],
 )
-def test_requests_that_are_refused(
-    words: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_requests_that_are_refused(words: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(place.rglob("*"))
     assert message in refusal(["app", *shlex.split(words)], capsys)
     assert sorted(place.rglob("*")) == before
@@ -99,16 +97,16 @@ def test_requests_that_are_refused(
         (lambda data: b"JUNK" + data[4:], "is not a GGUF file"),
     ],
 )
-def test_files_that_are_damaged(
-    damage: Any, message: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_damaged(damage: Any, message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "bad.gguf").write_bytes(damage((place / "small.gguf").read_bytes()))
     for words in (["--model", "bad.gguf"], ["--model", "small.gguf", "--base", "bad.gguf"]):
         assert message in refusal(["app", "--output", "site", *words], capsys)
     assert not (place / "site").exists()
 
 
-def test_a_page_that_is_not_built(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_that_is_not_built(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("optimum_ishrink.app.built_page.PAGE", place / "none")
     found = refusal(["app", "--model", "small.gguf", "--output", "site"], capsys)
     assert found == "the page is not built: run make app in a clone, or install the wheel"

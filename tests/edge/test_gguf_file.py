@@ -26,7 +26,9 @@ def test_a_file_that_is_not_whole(tmp_path: Path) -> None:
     check_whole(path)
     data = path.read_bytes()
     path.write_bytes(data[:-40])
-    with pytest.raises(SourceError, match=rf"is cut short: its header tells of [\d,]+ bytes, and it has {len(data) - 40:,}"):
+    with pytest.raises(
+        SourceError, match=rf"is cut short: its header tells of [\d,]+ bytes, and it has {len(data) - 40:,}"
+    ):
         check_whole(path)
     path.write_bytes(data[:200])
     with pytest.raises(SourceError, match="its header is cut off.*download or export it again"):

@@ -138,7 +138,9 @@ def test_a_profile_in_the_report_of_a_device(tmp_path: Path) -> None:
     save_report(tmp_path / "b.json", profile=data)
     assert read_profile(tmp_path / "b.json") == read_profile(tmp_path / "a.json")
     save_report(tmp_path / "c.json")
-    with pytest.raises(SourceError, match="c.json is a device's report without a cost profile; the page's button 'Cost"):
+    with pytest.raises(
+        SourceError, match="c.json is a device's report without a cost profile; the page's button 'Cost"
+    ):
         read_profile(tmp_path / "c.json")
     save_report(tmp_path / "d.json", profile={"schema": 0})
     with pytest.raises(SourceError, match="is not a profile that this version wrote"):

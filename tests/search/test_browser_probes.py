@@ -24,7 +24,9 @@ def test_they_are_the_same_files(base_source: Source, tmp_path: Path, monkeypatc
     for name in ("probes", "again"):
         (tmp_path / name).mkdir()
         write_profile_probes(Session(base_source, config), config, options, tmp_path / name)
-    files = {path.relative_to(tmp_path / "probes"): path for path in (tmp_path / "probes").rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(tmp_path / "probes"): path for path in (tmp_path / "probes").rglob("*") if path.is_file()
+    }
     assert all(path.read_bytes() == (tmp_path / "again" / name).read_bytes() for name, path in files.items())
 
     program = tmp_path / "phone.pyz"
