@@ -15,9 +15,11 @@ PAGE = Path(__file__).parent / "page"
 
 FACTS, LICENCES = "page.json", "licences.txt"
 
+POLICY = "content_security_policy"
+
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self' blob:; "
-    "style-src 'self'; img-src 'self' data: blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self'; "
+    "style-src 'self'; img-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
 )
 """What the page may load and run, where its own facts do not say: its own files alone."""
 
@@ -87,7 +89,7 @@ def security_policy(facts: Any) -> str:
     Args:
         facts: What its `page.json` holds.
     """
-    found = facts.get("csp") if isinstance(facts, Mapping) else None
+    found = facts.get(POLICY) if isinstance(facts, Mapping) else None
     return found if isinstance(found, str) and found.isprintable() else CONTENT_SECURITY_POLICY
 
 

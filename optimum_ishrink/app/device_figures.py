@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..edge.benchmark import Samples, compare_in_turn
+from ..edge.benchmark import Rounds, compare_rounds
 from ..report.environment import Environment
 from ..report.measurement import Measurement, median_measurement
 from ..report.report import ModelReport, Report
@@ -52,10 +52,9 @@ def device_measurements(report: DeviceReport) -> dict[str, tuple[Measurement, ..
     where = f"browser on {report.label}: {_quantizations(report)}"
     if report.runtime.backend != "cpu":
         where += f" on {report.runtime.backend}"
-    samples: dict[str, Samples] = {model.role: {} for model in report.models}
+    samples: dict[str, dict[tuple[str, str], Sequence[Sequence[float]]]] = {model.role: {} for model in report.models}
     for each in report.samples:
-        values = [value for turns in each.values for value in turns]
-        samples[each.role][each.metric, f"{where}{each.setting}"] = values
+        samples[each.role][each.metric, f"{where}{each.setting}"] = each.values
     found = {}
     for role in ROLES:
         model = report.model(role)
@@ -63,14 +62,14 @@ def device_measurements(report: DeviceReport) -> dict[str, tuple[Measurement, ..
             conditions = _conditions(report, model)
             size = Measurement("file_bytes", where, float(model.bytes), None, 1, conditions)
             timed = (
-                median_measurement(metric, dataset, values, conditions, n=report.settings.rounds)
-                for (metric, dataset), values in sorted(samples[role].items(), key=_order)
+                median_measurement(
+                    metric, dataset, [value for turns in rounds for value in turns], conditions, n=len(rounds)
+                )
+                for (metric, dataset), rounds in sorted(samples[role].items(), key=_order)
             )
             found[role] = (size, *timed)
     if "base" in found:
-        compared = compare_in_turn(
-            *_both(samples["base"], samples["shrunk"]), report.settings.rounds, together=True, timed=TIMED
-        )
+        compared = compare_rounds(*_timed(samples["base"], samples["shrunk"]))
         found["shrunk"] = tuple(
             each.with_versus_base(compared[each.metric, each.dataset])
             if (each.metric, each.dataset) in compared
@@ -131,7 +130,7 @@ def _order(item: tuple[tuple[str, str], Any]) -> int:
     return METRICS.index(item[0][0])
 
 
-def _both(base: Samples, shrunk: Samples) -> tuple[Samples, Samples]:
-    """Return what both models have, with as many turns."""
-    shared = [key for key in base if key in shrunk and len(base[key]) == len(shrunk[key])]
+def _timed(base: Rounds, shrunk: Rounds) -> tuple[Rounds, Rounds]:
+    """Return the timings that both models have, in as many rounds."""
+    shared = [key for key in base if key[0] in TIMED and key in shrunk and len(base[key]) == len(shrunk[key])]
     return {key: base[key] for key in shared}, {key: shrunk[key] for key in shared}

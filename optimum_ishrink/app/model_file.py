@@ -19,13 +19,14 @@ MOST_BYTES = 2**31 - 1
 
 GENERATION_FILE = "generation_config.json"
 
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "do_sample")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 """What the page reads of a generation config."""
 
 _HEADER_SAMPLING: Mapping[str, str] = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_p": "top_p",
     "general.sampling.top_k": "top_k",
+    "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 

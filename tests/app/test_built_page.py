@@ -57,6 +57,6 @@ def test_files_that_are_not_those_that_were_built(tmp_path: Path, monkeypatch: p
 
 
 def test_the_policy() -> None:
-    assert security_policy({"csp": "default-src 'self'"}) == "default-src 'self'"
-    for facts in ({}, [], {"csp": 3}, {"csp": "a\r\nSet-Cookie: b"}):
+    assert security_policy({"content_security_policy": "default-src 'self'"}) == "default-src 'self'"
+    for facts in ({}, [], {"content_security_policy": 3}, {"content_security_policy": "a\r\nSet-Cookie: b"}):
         assert security_policy(facts) == CONTENT_SECURITY_POLICY

@@ -47,7 +47,11 @@ def test_figures_and_verdicts_are_computed_here(read: Any) -> None:
         assert compared.verdict == "faster"
         assert compared.ratio == pytest.approx(ratio, rel=0.01)
         assert len(compared.round_ratios) == 12
-    assert shrunk["model_load_seconds"].versus_base is not None
+    loads = [each for each in found["shrunk"] if each.metric == "model_load_seconds"]
+    assert [(each.n, each.versus_base and each.versus_base.verdict) for each in loads] == [
+        (12, "faster"),
+        (3, "too few rounds to tell"),
+    ]
     assert shrunk["peak_memory_bytes"].versus_base is None
     assert base["decode_tokens_per_second"].versus_base is None
 
@@ -71,10 +75,11 @@ def test_a_model_alone(read: Any) -> None:
 def test_what_only_one_model_has_is_not_compared(read: Any) -> None:
     samples = device_report()["samples"]
     base = [each for each in samples if each["role"] == "base" and each["metric"] != "response_seconds"]
-    base[0]["values"] = [[1.0, 1.0]] * 12  # two turns where the other has one
-    found = named(device_measurements(read(samples=[*base, *samples[5:]]))["shrunk"])
+    base[1]["values"] = base[1]["values"][:2]  # fewer rounds than the other's
+    measured = device_measurements(read(samples=[*base, *samples[6:]]))["shrunk"]
+    found = named(measured)
+    assert [each.versus_base is None for each in measured if each.metric == "model_load_seconds"] == [False, True]
     assert found["response_seconds"].versus_base is None
-    assert found["model_load_seconds"].versus_base is None
     assert found["time_to_first_token_seconds"].versus_base is not None
 
 

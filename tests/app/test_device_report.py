@@ -15,7 +15,7 @@ VALUES = [[1.0, 1.0]] * 12
 def test_a_report_is_read(tmp_path: Path) -> None:
     found = read_device_report(save_report(tmp_path / "a.json"))
     assert found.label == "Pixel 9"
-    assert (found.runtime.threads, found.settings.rounds, len(found.samples)) == (2, 12, 10)
+    assert (found.runtime.threads, found.settings.rounds, len(found.samples)) == (2, 12, 12)
     assert found.model("base") == found.models[0] and found.model("other") is None
     unnamed = save_report(tmp_path / "b.json", device__name=" ", device__memory_gb=None, device__mobile=None)
     assert read_device_report(unnamed).label == "Android"
@@ -51,6 +51,8 @@ def test_a_report_is_read(tmp_path: Path) -> None:
         ({"samples__0__setting": ", a\x00"}, "is no setting"),
         ({"samples__0__setting": "x" * 99}, "is no setting"),
         ({"samples__0__metric": "response_seconds", "samples__0__setting": ", prompt 64"}, "of the base model twice"),
+        ({"settings__rounds": 0, "samples": []}, "it holds no figures"),
+        ({"samples__1__values": [*VALUES, [1.0, 1.0]]}, "has 13 rounds of 2 turns"),
         ({"samples__0__values": VALUES[:3]}, "has 3 rounds of 2 turns, where 12 of one or two are expected"),
         ({"samples__0__values": [[1.0, 1.0, 1.0]] * 12}, "has 12 rounds of 3 turns"),
         ({"samples__0__values": [[1.0], *VALUES[1:]]}, "has 12 rounds of 1, 2 turns"),

@@ -17,7 +17,7 @@ from tests.helpers.app_site import PAGE_FILES, install_page, write_tiny
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, ModelFile]:
-    install_page(monkeypatch, tmp_path / "page", csp="default-src 'self'")
+    install_page(monkeypatch, tmp_path / "page", content_security_policy="default-src 'self'")
     shrunk, base = write_tiny(tmp_path / "small.gguf"), write_tiny(tmp_path / "large.gguf", seed=1)
     return {"base": read_model_file(base), "shrunk": read_model_file(shrunk)}
 
