@@ -19,6 +19,8 @@ from optimum_ishrink.errors import ArchitectureError
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.recovery.loss_registry import LOSSES
 from tests.helpers import made_up_device
+from tests.helpers.app_site import install_page
+from tests.helpers.device_reports import save_report
 from tests.helpers.edge_models import save_edge
 from tests.helpers.local_tasks import add_task
 from tests.helpers.masking import masked_state
@@ -119,6 +121,8 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("optimum_ishrink.api.push.push_folder", lambda folder, repo_id, **_: f"commit of {repo_id}")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("Notes of a day on which it rained. " * 40)
+    install_page(monkeypatch, tmp_path / "page")
+    save_report(tmp_path / "device_report.json")
     add_task(tmp_path, "easy")
     offline = f'tasks=["easy"], include_path={str(tmp_path)!r}, **QUICK'
     folder = save_edge(tmp_path / "tiny", max_position_embeddings=1024)  # llama.cpp reads it, too
@@ -159,6 +163,7 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "benchmark",
         "chat",
         "export",
+        "app",
         "push_to_hub",
     ]
     assert ran[1:] == verbs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..app.site import Site
 from ..chat.speaker import Speaker
 from ..checkpoint.loading import load_model, load_tokenizer
 from ..checkpoint.source import Source, open_source
@@ -19,6 +20,7 @@ from ..edge.quantized_export import QuantizedExport
 from ..report.plan import Plan
 from ..report.report import Report
 from ..report.run import Run
+from .device_evidence import add_device_reports
 from .push import PushToHub
 from .talking import Talks
 
@@ -146,6 +148,33 @@ class ShrinkResult(PushToHub, Talks):
             What was written, with its agreement with the checkpoint.
         """
         return self.shrinker.export(output, **kwargs)
+
+    def app(self, save_directory: str | Path, **kwargs: Any) -> Site:
+        """Write a site that chats with the model and times it in a browser, by default beside the unpruned one.
+
+        Args:
+            save_directory: The site's folder.
+            **kwargs: What `IShrinker.app` takes.
+
+        Returns:
+            The site.
+        """
+        return self.shrinker.app(save_directory, **{"base": self.base, **kwargs})
+
+    def add_device_report(self, *paths: str | Path) -> Report:
+        """Add what devices measured to the report and the card.
+
+        Args:
+            *paths: The files that the page's button 'Measure' saved.
+
+        Returns:
+            The report.
+
+        Raises:
+            SourceError: A file is no report of a device, or is damaged.
+        """
+        self.report = add_device_reports(self.folder, [Path(path) for path in paths])
+        return self.report
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> Path:
         """Copy the whole output folder: checkpoint, card, config, plan and report.

@@ -39,13 +39,14 @@ from .measuring import measure
 from .output_folder import expanded, remove_with, run_into
 from .push import PushToHub
 from .result import ShrinkResult
+from .showing import ShowsModels
 from .talking import TalksFromSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class IShrinker(PushToHub, FindsModels, TalksFromSource):
+class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
     """Shrinks, recovers, measures, exports and publishes one model, as often and in as many shapes as needed.
 
     Args:

@@ -35,6 +35,7 @@ from ..report.tables import (
     retained_rows,
 )
 from ..report.vocabulary_tables import TOKENS_HEADER, VOCABULARY_HEADER, tokens_rows, vocabulary_rows
+from .devices import device_parts, draw_device, without_devices
 from .figures import draw_importance, draw_quality, draw_removed, draw_speed, timed_pairs
 from .leaderboards import write_benchmark_entries
 from .metadata import card_data
@@ -55,7 +56,8 @@ def render_card(
     Args:
         report: The report.
         plan: The plan.
-        figures: `removed`, `importance`, `quality` and `speed` to the figures' paths in the folder, where they exist.
+        figures: `removed`, `importance`, `quality`, `speed` and names of devices to the figures' paths in the folder,
+            where they exist.
         chat: Whether the tokenizer has a chat template; the example then uses it.
     """
     name, origin = report.shrunk.name, report.origin or Origin()
@@ -89,7 +91,8 @@ def render_card(
         vocabulary_table=literal_table(VOCABULARY_HEADER, vocabulary_rows(plan.vocabulary)) if plan.vocabulary else "",
         tokens_table=literal_table(TOKENS_HEADER, tokens_rows(plan.vocabulary)) if plan.vocabulary else "",
         cuts_layers=len(plan.layers) < plan.shape["num_hidden_layers"] or bool(plan.units),
-        report_table=literal_table(REPORT_HEADER, report_rows(report)),
+        report_table=literal_table(REPORT_HEADER, report_rows(without_devices(report))),
+        devices=[part.to_card(figures) for part in device_parts(report)],
         figures={name: figures.get(name) for name in ("removed", "importance", "quality", "speed")},
         other_runtime=any(each.runtime is not None for each in report.shrunk.speed),
         shared=_shared(report),
@@ -211,6 +214,9 @@ def _draw_figures(folder: Path, plan: Plan, report: Report) -> dict[str, str]:
         draw_quality(report, path_of("quality"))
     if timed_pairs(report):
         draw_speed(report, path_of("speed"))
+    for part in device_parts(report):
+        if part.compared:
+            draw_device(part, path_of(part.figure))
     return figures
 
 

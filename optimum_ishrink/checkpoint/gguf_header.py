@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
@@ -39,6 +40,11 @@ class _Reader:
         begin = self.skip(struct.calcsize(form))
         return int(struct.unpack_from("<" + form, self.data, begin)[0])
 
+    def string(self) -> str:
+        """Read a string."""
+        begin = self.skip(length := self.number("Q"))
+        return self.data[begin : begin + length].decode("utf-8", "replace")
+
     def skip_string(self) -> None:
         """Go on behind a string."""
         self.skip(self.number("Q"))
@@ -60,6 +66,23 @@ class _Reader:
             raise ValueError(f"its header has a value of the unknown type {kind}")
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """What a header says of a tensor.
+
+    Args:
+        name: Its name.
+        lengths: Its lengths, that of a row first.
+        kind: Number of its type.
+        begin: Its first byte, counted from where the weights begin.
+    """
+
+    name: str
+    lengths: tuple[int, ...]
+    kind: int
+    begin: int
+
+
 def read_header(fetch: Callable[[int, int], bytes]) -> bytes:
     """Return the header of a GGUF file: all before the weights.
 
@@ -70,6 +93,28 @@ def read_header(fetch: Callable[[int, int], bytes]) -> bytes:
     Raises:
         ValueError: The file is not GGUF of version 2 or 3, or its header is damaged.
     """
+    reader, _, _ = _read(fetch)
+    return bytes(reader.data[: reader.place])
+
+
+def read_places(fetch: Callable[[int, int], bytes]) -> tuple[int, list[TensorPlace]]:
+    """Return the first byte of the weights in a GGUF file, and where its tensors are.
+
+    Args:
+        fetch: As of `read_header`.
+
+    Raises:
+        ValueError: The file is not GGUF of version 2 or 3, or its header is damaged.
+    """
+    reader, alignment, tensors = _read(fetch)
+    return reader.place + -reader.place % alignment, tensors
+
+
+_ALIGNMENT, _UINT32 = "general.alignment", 4
+
+
+def _read(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, list[TensorPlace]]:
+    """Return a reader that has read the header, the alignment of the weights, and the tensors."""
     reader = _Reader(fetch)
     begin = reader.skip(4)
     if reader.data[begin:4] != b"GGUF":
@@ -77,14 +122,19 @@ def read_header(fetch: Callable[[int, int], bytes]) -> bytes:
     version = reader.number("I")
     if version not in (2, 3):
         raise ValueError(f"it is GGUF of version {version}; 2 and 3 are read")
-    tensors, values = reader.number("Q"), reader.number("Q")
+    count, values, alignment = reader.number("Q"), reader.number("Q"), 32
     for _ in range(values):
-        reader.skip_string()
-        reader.skip_value(reader.number("I"))
-    for _ in range(tensors):
-        reader.skip_string()
-        reader.skip(8 * reader.number("I") + 12)  # its lengths, type and place
-    return bytes(reader.data[: reader.place])
+        key, kind = reader.string(), reader.number("I")
+        if key == _ALIGNMENT and kind == _UINT32:
+            alignment = max(1, reader.number("I"))
+        else:
+            reader.skip_value(kind)
+    tensors = []
+    for _ in range(count):
+        name = reader.string()
+        lengths = tuple(reader.number("Q") for _ in range(reader.number("I")))
+        tensors.append(TensorPlace(name, lengths, reader.number("I"), reader.number("Q")))
+    return reader, alignment, tensors
 
 
 def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: bool = False) -> None:

@@ -20,6 +20,7 @@ from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
+from .app_verbs import EXAMPLE, add_app_flags
 from .chat_verbs import add_chat
 from .flags import add_options
 
@@ -136,8 +137,15 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             "  ishrink export --model small --format safetensors --quantization int8 --output small-int8",
         )
     )
+    add_app_flags(verb("app", "write and serve a site that chats with models and times them in a browser", EXAMPLE))
     card = verb("card", "rebuild the card and its figures from an output folder", "ishrink card --model small")
     card.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink or recover")
+    card.add_argument(
+        "--device-report",
+        metavar="FILE",
+        action="append",
+        help="add what a device measured, from the file that the page of `app` saved; can be given several times",
+    )
     _report(
         verb(
             "report",

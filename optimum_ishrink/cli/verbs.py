@@ -13,6 +13,7 @@ from ..core.processes import is_main_process
 from ..edge.options import ExportOptions, RuntimeOptions
 from ..errors import RequestError
 from ..hub.options import PushOptions
+from .app_verbs import app
 from .chat_verbs import chat
 from .flags import given
 from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
@@ -277,7 +278,12 @@ def _card(args: argparse.Namespace) -> Any:
     from ..card.build import build_card
 
     folder = Path(args.model)
-    build_card(folder)
+    if args.device_report:
+        from ..api.device_evidence import add_device_reports
+
+        add_device_reports(folder, [Path(each) for each in args.device_report])
+    else:
+        build_card(folder)
     say(f"Written to {folder / 'README.md'}")
     return None
 
@@ -361,6 +367,7 @@ VERBS: dict[str, Verb] = {
     "benchmark": _benchmark,
     "chat": chat,
     "export": _export,
+    "app": app,
     "card": _card,
     "report": _report,
     "push": _push,

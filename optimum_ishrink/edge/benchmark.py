@@ -84,6 +84,9 @@ _COLD = ", cold file cache"
 Samples = dict[tuple[str, str], list[float]]
 """Metric and setting to one value for each round, or for each of its turns."""
 
+Rounds = Mapping[tuple[str, str], Sequence[Sequence[float]]]
+"""Metric and setting to the turns of each round."""
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
@@ -198,28 +201,40 @@ def _turns(
 
 
 def _compare(base: Samples, shrunk: Samples, rounds: int, *, together: bool) -> dict[tuple[str, str], SpeedComparison]:
-    """Return how the shrunk model's timings compare with the base's.
+    """Return how the shrunk model's timings compare with the base's."""
+    old, new = (
+        {key: _by_round(values, rounds) for key, values in of.items() if key[0] in _TIMED} for of in (base, shrunk)
+    )
+    result = compare_rounds(old, new, together=together)
+    for (metric, dataset), found in list(result.items()):
+        if metric == "time_to_first_token_seconds":
+            result["prefill_tokens_per_second", dataset] = found.inverted
+    return result
+
+
+def compare_rounds(base: Rounds, shrunk: Rounds, *, together: bool = True) -> dict[tuple[str, str], SpeedComparison]:
+    """Return how the shrunk model's timings compare with the base's, all as one family.
 
     How much the base differs from itself is measured over the time between the two models: a turn where both were in
     memory together, else a process.
+
+    Args:
+        base: The base's timings.
+        shrunk: Those of the shrunk model, of the same settings and as many rounds.
+        together: Whether two turns of a round were in the order A B B A.
     """
-    keys = [key for key in base if key[0] in _TIMED]
     timings = []
-    for key in keys:
+    for key in base:
         sign = 1 if key[0].endswith("_per_second") else -1
-        old, new = (_by_round([sign * math.log(value) for value in of[key]], rounds) for of in (base, shrunk))
-        if together and len(old[0]) > 1:
+        old, new = ([[sign * math.log(value) for value in turns] for turns in of[key]] for of in (base, shrunk))
+        if together and all(len(turns) > 1 for turns in old):
             itself = [first - second for first, second in old]
         else:
             # In A B B A the base's two processes are a round apart; an odd last round has no partner.
-            itself = [mean(old[i]) - mean(old[i + 1]) for i in range(0, rounds - 1, 2)] or [0.0]
+            itself = [mean(old[i]) - mean(old[i + 1]) for i in range(0, len(old) - 1, 2)] or [0.0]
         timings.append(([mean(b) - mean(a) for a, b in zip(old, new, strict=True)], itself))
-    result = {}
-    for (metric, dataset), found in zip(keys, compare_timings(timings), strict=True):
-        result[metric, dataset] = found.inverted if metric.endswith("_seconds") else found
-        if metric == "time_to_first_token_seconds":
-            result["prefill_tokens_per_second", dataset] = found
-    return result
+    compared = zip(base, compare_timings(timings), strict=True)
+    return {key: found.inverted if key[0].endswith("_seconds") else found for key, found in compared}
 
 
 def _by_round(values: Sequence[float], rounds: int) -> list[Sequence[float]]:

@@ -63,9 +63,23 @@ def open_for_llama_cpp(model: Model, *, revision: str | None = None) -> Source |
     check_runtime()
     if isinstance(model, (Source, GgufFile)):
         return model
+    found = find_model(model, revision=revision)
+    return read_gguf(found) if isinstance(found, Path) else found
+
+
+def find_model(model: str | Path, *, revision: str | None = None) -> Source | Path:
+    """Return the path of a GGUF file, or a checkpoint, opened.
+
+    Args:
+        model: Path of a GGUF file; or Hub id or folder of a checkpoint.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        SourceError: There is no file and no usable checkpoint.
+    """
     path = Path(model).expanduser()
     if path.is_file():
-        return read_gguf(path)
+        return path
     if path.is_dir() and not (path / "config.json").is_file() and (found := sorted(path.glob("*.gguf"))):
         raise SourceError(f"{path} holds no checkpoint; name the GGUF file itself, such as {found[0]}")
     if path.suffix == ".gguf":

@@ -15,7 +15,7 @@ from ..core.json_files import read_json
 from ..errors import RequestError, SourceError
 from .limits import DECODE, TTFT, readable
 from .prices import Probe, attention, fit
-from .profile_schema import PROFILE_SCHEMA, TORCH
+from .profile_schema import DEVICE_REPORT, PROFILE_SCHEMA, TORCH
 
 _INNER = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
 
@@ -24,12 +24,19 @@ def read_profile(path: Path) -> dict[str, Any]:
     """Read the JSON object of a profile.
 
     Args:
-        path: The file.
+        path: The file, or the report of a device that holds one.
 
     Raises:
         SourceError: It is missing, damaged, or no profile.
     """
     data = read_json(path)
+    if isinstance(data, dict) and data.get("kind") == DEVICE_REPORT:
+        data = data.get("profile")
+        if data is None:
+            raise SourceError(
+                f"{path} is a device's report without a cost profile; the page's button 'Cost profile' makes it, on a "
+                "site that `ishrink app --probes` wrote"
+            )
     if not isinstance(data, dict) or data.get("schema") != PROFILE_SCHEMA:
         raise SourceError(f"{path} is not a profile that this version wrote; make it with `ishrink profile`")
     return {key: value for key, value in data.items() if key != "schema"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..core.json_codec import rare_entry
+
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
@@ -13,7 +15,7 @@ class Environment:
     Args:
         device: Where the models ran: `cpu`, `cuda`, ...
         accelerator: Name of the GPU, or None.
-        cpu: Name of the processor.
+        cpu: Name of the processor; of the device, where a browser ran the models, which does not tell its processor.
         cores: Physical cores; None where the system does not report it.
         logical_cores: Logical cores; None where the system does not report it.
         usable_cores: Cores that this process may use; None where the system does not report it.
@@ -22,9 +24,10 @@ class Environment:
         memory_bytes: Memory of the machine, in bytes; None where the system does not report it.
         dtype: The dtype that the models computed in; for another runtime, the quantization of the weights.
         os: Operating system and architecture.
-        python: Version of Python.
+        python: Version of Python; None where a browser ran the models.
         versions: Package to version.
         runtime: Build of the runtime, such as llama.cpp's, where it is not PyTorch; else None.
+        browser: The browser that ran the models, or None.
     """
 
     device: str
@@ -38,6 +41,7 @@ class Environment:
     memory_bytes: int | None = None
     dtype: str
     os: str
-    python: str
+    python: str | None
     versions: Mapping[str, str]
     runtime: str | None = None
+    browser: str | None = rare_entry()

@@ -51,7 +51,10 @@ class SpeedComparison:
 
 
 _NOT_CONDITIONS = frozenset(
-    {"rounds", "warmup", "self_spread", "statistic", "hub_dataset", "shared", "libraries_bytes"}
+    {
+        *("rounds", "warmup", "self_spread", "statistic", "hub_dataset", "shared", "libraries_bytes"),
+        *("created", "file", "sha256", "user_agent"),
+    }
 )
 """Settings that describe precision, results or the origin of the data, not what was measured."""
 

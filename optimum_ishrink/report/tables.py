@@ -24,6 +24,7 @@ METRICS = {
     "flops_per_token": "operations, MFLOP/token",
     "parameters_without_embeddings": "parameters without embeddings",
     "model_load_seconds": "load time without generation, ms",
+    "response_seconds": "whole response, ms",
     "file_bytes": "file, MiB",
 }
 

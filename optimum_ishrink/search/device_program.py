@@ -12,14 +12,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..architectures.description import ROWS
-from ..core.json_codec import to_plain
-from ..core.progress import progress_bar
-from ..planning.memory import kv_cache_bytes
 from .making import Maker
 from .on_device import HEADERS, PLAN, TILES
-from .probe_files import random_tiles, write_header
-from .profile import probe_features, probe_recipes
+from .probe_plan import ProbeRequest, collect_probes
 from .template import Template
 from .turns import Workload
 
@@ -87,49 +82,22 @@ def write_device_program(
         workload: What is timed.
         rounds: Turns of each probe.
     """
-    recipes = probe_recipes(template, types, maker)
     packer = lzma.LZMACompressor(
         filters=[{"id": lzma.FILTER_LZMA2, "preset": lzma.PRESET_DEFAULT, "dict_size": _DICTIONARY}]
     )
-    files, used, packed = [], set(), b""
-    staged = path.with_name(f"{path.name}.header")
-    try:
-        with progress_bar("writing headers of probes", len(recipes)) as advance:
-            for each in recipes:
-                tokens = maker.kept_tokens(each.shape[ROWS])
-                parts = write_header(template, each.shape, each.types, staged, tokens)
-                header = staged.read_bytes()
-                packed += packer.compress(header)
-                used |= {name for name, _ in parts}
-                cache = kv_cache_bytes(template.binding, each.shape, 1)
-                files.append({"header": len(header), "parts": parts, "cache_bytes": cache})
-                advance(1)
-    finally:
-        staged.unlink(missing_ok=True)
-    plan = {
-        "profile": {
-            "model": model,
-            "model_type": template.binding.description.model_type,
-            "shape": dict(template.binding.shape),
-            "runtime": runtime,
-            "workload": to_plain(workload),
-            "probes": [
-                {"name": each.name, "features": probe_features(template, each, workload), "fitted": each.fitted}
-                for each in recipes
-            ],
-        },
-        "files": files,
-        "threads": threads,
-        "rounds": rounds,
-        "vocabulary": min(each.shape[ROWS] for each in recipes),
-    }
+    request = ProbeRequest(model, runtime, threads, workload, rounds)
+    found = collect_probes(template, maker, types, request, packer, path.parent)
     root = Path(__file__).parents[1]
-    entries: dict[str, str | bytes] = {"__main__.py": _MAIN, PLAN: json.dumps(plan), HEADERS: packed + packer.flush()}
+    entries: dict[str, str | bytes] = {
+        "__main__.py": _MAIN,
+        PLAN: json.dumps(found.plan),
+        HEADERS: found.headers,
+    }
     for name in MODULES:
         entries[f"{_PACKAGE}/{name}"] = (root / name).read_bytes()
     for folder in {Path(name).parent for name in MODULES}:
         entries[(Path(_PACKAGE) / folder / "__init__.py").as_posix()] = ""
-    entries |= {f"{TILES}/{name}": tile for name, tile in random_tiles(used, path.parent).items()}
+    entries |= {f"{TILES}/{name}": tile for name, tile in found.tiles.items()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in sorted(entries.items()):
             archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)

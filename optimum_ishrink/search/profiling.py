@@ -11,10 +11,12 @@ from ..core.limits import check_lengths
 from ..core.output import check_output_file, staged_file
 from ..errors import RequestError
 from ..text.calibration import Calibration
+from .browser_probes import write_browser_probes
 from .device_program import write_device_program
 from .llama_cpp_runtime import LlamaCppRuntime
 from .making import Maker
 from .options import DEFAULT_RUNTIME, ProfileOptions
+from .probe_plan import ProbeRequest
 from .profile import Profile, measure_profile
 from .runtime import Runtime, open_runtime
 
@@ -86,6 +88,28 @@ def write_profile_script(
                 workload=options.workload,
                 rounds=options.timing_rounds,
             )
+
+
+def write_profile_probes(session: Session, config: IShrinkConfig, options: ProfileOptions, folder: Path) -> None:
+    """Write what the page of `ishrink app` measures a cost profile with.
+
+    Args:
+        session: The run over the model. Its weights are read once, to write the file that headers are made from.
+        config: Which tokens stay in smaller vocabularies.
+        options: What is timed, in llama.cpp.
+        folder: An existing folder.
+
+    Raises:
+        RequestError: The request cannot be met.
+    """
+    with tempfile.TemporaryDirectory(prefix="ishrink-profile-") as place:
+        runtime = LlamaCppRuntime(session, options, Path(place))
+        runtime.check_files()
+        maker = _maker(session, config, options, runtime, Path(place))
+        request = ProbeRequest(
+            session.base_name, runtime.name, options.threads, options.workload, options.timing_rounds
+        )
+        write_browser_probes(runtime.layout, maker, runtime.types, folder, request)
 
 
 def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, runtime: Runtime, folder: Path) -> Maker:

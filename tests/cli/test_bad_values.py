@@ -10,6 +10,7 @@ import pytest
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.analysis.options import AnalysisOptions
+from optimum_ishrink.app.options import AppOptions, ServerOptions
 from optimum_ishrink.chat.options import ChatOptions
 from optimum_ishrink.cli.parser import Parser, add_verbs
 from optimum_ishrink.edge.options import ExportOptions, RuntimeOptions
@@ -18,7 +19,16 @@ from optimum_ishrink.options.option import Option, options_of
 from tests.helpers.refusals import refusal
 
 OPTIONS: dict[str, Option] = {}
-for options in (PushOptions, RuntimeOptions, ExportOptions, AnalysisOptions, ChatOptions, IShrinkConfig):
+for options in (
+    PushOptions,
+    RuntimeOptions,
+    ExportOptions,
+    AnalysisOptions,
+    AppOptions,
+    ServerOptions,
+    ChatOptions,
+    IShrinkConfig,
+):
     OPTIONS.update(options_of(options))
 
 
@@ -62,7 +72,7 @@ def test_a_bad_value_is_refused_in_one_line(
     verb: str, llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [verb, *([] if verb == "demo" else ["--model", str(llama_folder)])]
-    if verb in ("shrink", "recover", "analyze", "search", "profile", "demo", "export"):
+    if verb in ("shrink", "recover", "analyze", "search", "profile", "demo", "export", "app"):
         words += ["--output", str(tmp_path / "out.gguf")]
     if verb == "push":
         words += ["--repo-id", "me/x"]

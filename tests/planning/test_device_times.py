@@ -13,7 +13,7 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import RequestError, ShapeError, SourceError
-from optimum_ishrink.planning.device_times import read_times
+from optimum_ishrink.planning.device_times import read_profile, read_times
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.prices import CostModel
 from optimum_ishrink.planning.profile_schema import PROFILE_SCHEMA
@@ -22,6 +22,7 @@ from optimum_ishrink.search.cost_model import features
 from optimum_ishrink.search.options import ProfileOptions
 from optimum_ishrink.search.torch_runtime import TorchRuntime
 from optimum_ishrink.search.turns import Workload
+from tests.helpers.device_reports import save_report
 from tests.helpers.smollm2 import BINDING
 from tests.helpers.tiny import tiny_config, tiny_model
 from tests.planning.test_target import zipfian
@@ -130,3 +131,17 @@ def test_profiles_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for target in ("params=-10%", None):
         with pytest.raises(RequestError, match="the target limits no time; leave it out"):
             ShapeOptions(target=target, profile=str(file))
+
+
+def test_a_profile_in_the_report_of_a_device(tmp_path: Path) -> None:
+    data = json.loads(Path(profile(tmp_path / "a.json")).read_text())
+    save_report(tmp_path / "b.json", profile=data)
+    assert read_profile(tmp_path / "b.json") == read_profile(tmp_path / "a.json")
+    save_report(tmp_path / "c.json")
+    with pytest.raises(
+        SourceError, match="c.json is a device's report without a cost profile; the page's button 'Cost"
+    ):
+        read_profile(tmp_path / "c.json")
+    save_report(tmp_path / "d.json", profile={"schema": 0})
+    with pytest.raises(SourceError, match="is not a profile that this version wrote"):
+        read_profile(tmp_path / "d.json")

@@ -1,0 +1,1 @@
+"""The phone page: a site that chats with models and times them in a browser, its server, and what devices report."""
