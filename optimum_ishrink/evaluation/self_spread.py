@@ -53,7 +53,7 @@ class _Draws:
         counts = Counter(sign * value for value in values for sign in (1, -1))
         self._n = len(values)
         self.support = sorted(counts)
-        self.ways = (2 * self._n) ** self._n
+        self.ways: int = (2 * self._n) ** self._n
         self._up_to = [0, *accumulate(counts[value] for value in self.support)]
 
     def above(self, twice: float) -> int:
