@@ -68,9 +68,9 @@ async function copyStatic() {
   for (const name of pages) {
     const page = path.join(output, name);
     const text = await readFile(page, "utf8");
-    const here = header.replace(`href="${name}"`, `href="${name}" aria-current="page"`);
+    const marked = header.replace(`<a href="${name}">`, `<a href="${name}" aria-current="page">`);
     const script = `<script type="module" src="${path.basename(name, ".html")}.js"></script>`;
-    await writeFile(page, text.replace("<!-- head -->", `${head.trim()}\n  ${script}`).replace("<!-- header -->", here.trim()));
+    await writeFile(page, text.replace("<!-- head -->", `${head.trim()}\n  ${script}`).replace("<!-- header -->", marked.trim()));
   }
 }
 

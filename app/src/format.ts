@@ -23,5 +23,6 @@ export function formatCount(count: number, noun: string): string {
 
 /** Parameters as model cards write them: 135M, 1.2B. */
 export function formatParameters(parameters: number): string {
+  if (parameters < 1e6) return `${Math.round(parameters / 1e3)}K`;
   return parameters >= 1e9 ? `${(parameters / 1e9).toFixed(1)}B` : `${Math.round(parameters / 1e6)}M`;
 }
