@@ -45,7 +45,7 @@ export async function answerTurn(task: Answering, view: TurnView, roles: readonl
       };
       const sampling = samplingOf(slot.entry, task.settings);
       const answer = slot.entry.chat_template
-        ? await engine.chat(task.conversation.messages(role, task.settings.system), sampling, onText, signal)
+        ? await engine.chat(task.conversation.messages(role, task.settings.system), sampling, onText, signal, (read, all) => answerView.read(read, all))
         : await engine.complete(view.turn.prompt, sampling, onText, signal);
       task.announcer.finish();
       const { promptTokens, newTokens, firstTokenSeconds, decodeTokensPerSecond, ended, text } = answer;

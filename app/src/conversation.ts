@@ -1,6 +1,6 @@
 /** The conversation, and where it is kept: on this device alone. */
 
-import type { ChatMessage } from "./engine";
+import type { Answer, ChatMessage } from "./engine";
 import { readStored, writeStored } from "./settings";
 import type { Role } from "./site";
 
@@ -11,7 +11,7 @@ export interface SavedAnswer {
   newTokens: number;
   firstTokenSeconds: number;
   decodeTokensPerSecond: number | null;
-  ended: "stop" | "length" | "user";
+  ended: Answer["ended"];
 }
 
 export interface Turn {

@@ -13,6 +13,7 @@ export function figuresOf(answer: SavedAnswer): string {
   if (answer.decodeTokensPerSecond !== null) figures.push(formatRate(answer.decodeTokensPerSecond));
   figures.push(answer.newTokens === 1 ? "1 token" : `${answer.newTokens} tokens`);
   if (answer.ended === "length") figures.push("ended at the limit");
+  if (answer.ended === "context") figures.push("ended where the context is full");
   if (answer.ended === "user") figures.push("stopped");
   return figures.join(" · ");
 }

@@ -39,7 +39,8 @@ export interface Answer {
   /** null if there are fewer than two tokens. */
   decodeTokensPerSecond: number | null;
   totalSeconds: number;
-  ended: "stop" | "length" | "user";
+  /** By itself, at the limit of new tokens, at the end of the context, or by the user. */
+  ended: "stop" | "length" | "context" | "user";
 }
 
 export interface Timing {
@@ -65,10 +66,17 @@ export interface CountedText {
 interface Chunk {
   choices?: { text?: string; delta?: { content?: string | null }; finish_reason?: string | null; logprobs?: unknown }[];
   timings?: { predicted_n: number; prompt_n: number; cache_n: number };
+  prompt_progress?: { total: number; processed: number };
   usage?: { prompt_tokens: number; completion_tokens: number } | null;
 }
 
 const LOG_LINES = 40;
+
+/**
+ * Tokens of a prompt between two looks at the page. Without a GPU a larger batch is no faster here, and the user can
+ * stop only between batches.
+ */
+const BATCH_TOKENS = 64;
 
 export class Engine {
   private constructor(
@@ -100,12 +108,15 @@ export class Engine {
         n_threads: options.threads,
         n_gpu_layers: options.gpu ? 99999 : 0,
         n_parallel: 1,
+        ...(options.gpu ? {} : { n_batch: BATCH_TOKENS, n_ubatch: BATCH_TOKENS }),
         jinja: true,
         // The answer as the model writes it: no call of a tool and no train of thought is taken out.
         skip_chat_parsing: true,
         reasoning_format: "none",
       });
-      if (!wllama.isModelLoaded()) throw new Error("the model was not loaded");
+      // wllama passes this on, but does not look at it.
+      const { success } = wllama.getLoadedContextInfo() as { success?: boolean };
+      if (success !== true) throw new Error("the model was not loaded");
     } catch (error) {
       await wllama.exit().catch(() => undefined);
       throw failure(error, log);
@@ -121,15 +132,20 @@ export class Engine {
     );
   }
 
-  /** Answers the last message of a conversation, by the model's own chat template. */
+  /**
+   * Answers the last message of a conversation, by the model's own chat template.
+   *
+   * @param onPrompt Told how many tokens of the prompt have been read, and of how many.
+   */
   chat(
     messages: readonly ChatMessage[],
     sampling: Sampling,
     onText: (piece: string) => void,
     signal?: AbortSignal,
+    onPrompt?: (read: number, all: number) => void,
   ): Promise<Answer> {
-    const request = { messages, ...samplingRequest(sampling), cache_prompt: true };
-    return this.stream(request, onText, signal);
+    const request = { messages, ...samplingRequest(sampling), cache_prompt: true, return_progress: onPrompt !== undefined };
+    return this.stream(request, onText, signal, onPrompt);
   }
 
   /** Continues a text. */
@@ -152,7 +168,7 @@ export class Engine {
 
   /** The number of tokens of a text, the one that starts every text included. The runtime has no cheaper way to count. */
   async countTokens(text: string): Promise<number> {
-    const result = await this.oneToken({ prompt: text });
+    const result = await this.oneToken({ prompt: text, ...PLAIN_ANSWER });
     return result.usage?.prompt_tokens ?? 0;
   }
 
@@ -163,7 +179,10 @@ export class Engine {
     let step = Math.max(1, Math.floor(count / 2));
     while (made.tokens < count) {
       const text = made.text + sentence(words, step);
-      const tokens = await this.countTokens(text);
+      const tokens = await this.countTokens(text).catch((error: unknown) => {
+        if (error instanceof ContextFull) return Infinity;
+        throw error;
+      });
       if (tokens <= count) {
         made = { text, tokens };
         words += step;
@@ -184,7 +203,7 @@ export class Engine {
    * @param newTokens Tokens that are decoded after the first new one.
    */
   async time(prompt: string, newTokens: number): Promise<Timing> {
-    const request = { prompt, max_tokens: newTokens + 1, temperature: 0, cache_prompt: false, ignore_eos: true };
+    const request = { prompt, max_tokens: newTokens + 1, temperature: 0, cache_prompt: false, ignore_eos: true, ...PLAIN_ANSWER };
     const { first, last, clock } = await this.timedStream(request, () => undefined);
     if (last.tokens !== newTokens + 1) {
       throw new RuntimeFailure(`the runtime decoded ${last.tokens} tokens instead of ${newTokens + 1}`, this.log);
@@ -220,11 +239,17 @@ export class Engine {
     return (await this.call(() => this.wllama.createCompletion(whole as never))) as Chunk;
   }
 
-  private async stream(request: object, onText: (piece: string) => void, signal?: AbortSignal): Promise<Answer> {
-    const { text, first, last, clock, chunk, stopped } = await this.timedStream(request, onText, signal);
+  private async stream(
+    request: object,
+    onText: (piece: string) => void,
+    signal?: AbortSignal,
+    onPrompt?: (read: number, all: number) => void,
+  ): Promise<Answer> {
+    const { text, first, last, clock, chunk, stopped } = await this.timedStream(request, onText, signal, onPrompt);
     const decoded = last.tokens - first.tokens;
     const usage = chunk?.usage;
-    const reason = chunk?.choices?.[0]?.finish_reason;
+    const limited = chunk?.choices?.[0]?.finish_reason === "length";
+    const { max_tokens } = request as { max_tokens?: number };
     const timings = chunk?.timings;
     return {
       text,
@@ -233,11 +258,16 @@ export class Engine {
       firstTokenSeconds: first.seconds,
       decodeTokensPerSecond: decoded > 0 ? decoded / (last.seconds - first.seconds) : null,
       totalSeconds: clock,
-      ended: stopped ? "user" : reason === "length" ? "length" : "stop",
+      ended: stopped ? "user" : !limited ? "stop" : last.tokens < (max_tokens ?? 0) ? "context" : "length",
     };
   }
 
-  private async timedStream(request: object, onText: (piece: string) => void, signal?: AbortSignal) {
+  private async timedStream(
+    request: object,
+    onText: (piece: string) => void,
+    signal?: AbortSignal,
+    onPrompt?: (read: number, all: number) => void,
+  ) {
     const started = performance.now();
     const clock = (): number => (performance.now() - started) / 1000;
     let first: { seconds: number; tokens: number } | null = null;
@@ -251,6 +281,7 @@ export class Engine {
         last = { seconds: clock(), tokens };
         first ??= last;
       }
+      if (data.prompt_progress) onPrompt?.(data.prompt_progress.processed, data.prompt_progress.total);
       const piece = data.choices?.[0]?.delta?.content ?? data.choices?.[0]?.text ?? "";
       if (piece) {
         text += piece;
@@ -290,6 +321,12 @@ export class Engine {
     }
   }
 }
+
+/**
+ * Makes an answer of one letter again and again. Which token is decoded changes no time, and the runtime fails at bytes
+ * that are no text, which random weights decode.
+ */
+const PLAIN_ANSWER = { logit_bias: [["a", 10_000]] } as const;
 
 const WORDS = "the old house stood by a small river and every morning its windows caught the light of the sun".split(" ");
 

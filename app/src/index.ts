@@ -116,9 +116,9 @@ class ChatPage {
   }
 
   /** Answers the last turn: the models in turn, the first one another at every prompt. */
-  private async answer(): Promise<void> {
+  private async answer(): Promise<unknown> {
     const view = this.turns.at(-1);
-    if (!view || this.running) return;
+    if (!view || this.running) return null;
     this.running = new AbortController();
     this.notify(null);
     this.showRunning();
@@ -136,6 +136,15 @@ class ChatPage {
     this.offerActions();
     if (failure instanceof ContextFull) this.offerRoom(failure);
     this.conversation.save();
+    return failure;
+  }
+
+  /** Leaves out older turns until the rest fits. */
+  private async makeRoom(): Promise<void> {
+    while (this.conversation.dropOldest()) {
+      this.showTurns();
+      if (!((await this.answer()) instanceof ContextFull)) return;
+    }
   }
 
   private regenerate(): void {
@@ -146,7 +155,9 @@ class ChatPage {
   }
 
   private stop(): void {
-    this.running?.abort();
+    if (!this.running) return;
+    this.running.abort();
+    for (const view of this.turns.at(-1)?.answers.values() ?? []) view.stop();
   }
 
   private clear(): void {
@@ -169,13 +180,7 @@ class ChatPage {
 
   private offerRoom(failure: ContextFull): void {
     const drop: [string, () => void][] = [];
-    if (this.conversation.turns.length - this.conversation.sentFrom > 1) {
-      drop.push(["Leave out the oldest turns", () => {
-        this.conversation.dropOldest();
-        this.showTurns();
-        void this.answer();
-      }]);
-    }
+    if (this.conversation.turns.length - this.conversation.sentFrom > 1) drop.push(["Leave out the oldest turns", () => void this.makeRoom()]);
     const help = drop.length ? "Leave out the oldest turns, clear the conversation, or choose a longer context in the settings." : "Shorten the prompt, or choose a longer context in the settings.";
     this.notify(`${failure.message} ${help}`, [...drop, ["Clear the conversation", () => this.clear()]]);
   }

@@ -1,7 +1,7 @@
 /** A model of the site on its way from the server to an engine that answers. */
 
 import { Engine } from "./engine";
-import { TooLittleMemory, explain, isAbort, wantsMemory } from "./errors";
+import { RuntimeFailure, TooLittleMemory, explain, isAbort, wantsMemory } from "./errors";
 import { checkMemory, neededBytes } from "./memory";
 import { fetchModel } from "./model_files";
 import { contextOf, threadsOf, type Settings } from "./settings";
@@ -82,6 +82,8 @@ export class ModelSlot {
         this.change({ kind: "idle" });
         throw error;
       }
+      // What llama.cpp said, for whoever reports a failure.
+      if (error instanceof RuntimeFailure) console.warn(error.message, error.log.join("\n"));
       const failure = wantsMemory(error) ? new TooLittleMemory(needed) : error;
       this.change({ kind: "failed", message: explain(failure) });
       throw failure;

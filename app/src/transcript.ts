@@ -7,10 +7,6 @@ import { button, element } from "./dom";
 import { badge } from "./model_cards";
 import type { Role } from "./site";
 
-export interface AnswerActions {
-  copy: (text: string) => void;
-}
-
 export class AnswerView {
   readonly root: HTMLElement;
   private readonly body = element("div", { class: "answer-text" });
@@ -38,6 +34,16 @@ export class AnswerView {
     this.stream.data = "";
     this.body.replaceChildren(this.stream);
     this.figures.textContent = "Reading the prompt…";
+  }
+
+  /** Tells how far the prompt has been read; a short one is read at once. */
+  read(tokens: number, all: number): void {
+    if (tokens < all) this.figures.textContent = `Reading the prompt, ${tokens} of ${all} tokens…`;
+  }
+
+  /** Tells that the user stopped: the model still finishes what it is computing. */
+  stop(): void {
+    if (this.root.dataset["state"] === "streaming") this.figures.textContent = "Stopping…";
   }
 
   add(piece: string): void {
