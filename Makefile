@@ -54,6 +54,8 @@ app:  ## Check and build the browser page of `ishrink app`; needs Node.js 20 or 
 	cd app && npm ci --no-fund --no-audit && npm run --silent check && npm run --silent build
 
 wheel: install app  ## Build the wheel, with the browser page in it, into dist/
+	@# What an earlier build left there would be in the wheel as well.
+	rm -rf build/lib
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.2-1B's shape

@@ -215,6 +215,7 @@ class ChatPage {
 
   private showRunning(): void {
     const running = this.running !== null;
+    byId("send", HTMLButtonElement).disabled = false; // until the page has started there is nothing to send to
     byId("send").hidden = running;
     byId("stop").hidden = !running;
     for (const input of byId("shown").querySelectorAll("input")) input.disabled = running;
@@ -227,7 +228,8 @@ class ChatPage {
       const slot = this.slots.get(role);
       return slot?.state.kind === "idle" ? [slot] : [];
     });
-    byId("load-row").hidden = idle.length === 0;
+    const loading = [...this.slots.values()].some(({ state }) => state.kind === "fetching" || state.kind === "starting");
+    byId("load-row").hidden = idle.length === 0 || loading;
     const bytes = idle.reduce((total, slot) => total + slot.entry.bytes, 0);
     byId("load").textContent = `Load ${idle.length === 2 ? "both models" : "the model"}, ${formatBytes(bytes)}`;
     byId("load-hint").textContent = "From this site, once: it stays on this device.";

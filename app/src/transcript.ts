@@ -54,7 +54,7 @@ export class AnswerView {
   finish(answer: SavedAnswer): void {
     this.root.dataset["state"] = "done";
     this.body.textContent = answer.text;
-    this.figures.textContent = figuresOf(answer);
+    this.figures.textContent = unbroken(figuresOf(answer));
     if (answer.text === "") this.body.replaceChildren(element("span", { class: "muted", text: "The model answered with nothing." }));
   }
 
@@ -124,4 +124,12 @@ export class TurnView {
   setDropped(dropped: boolean): void {
     this.root.classList.toggle("dropped", dropped);
   }
+}
+
+/** Breaks lines only between figures. */
+function unbroken(figures: string): string {
+  return figures
+    .split(" · ")
+    .map((figure) => figure.replaceAll(" ", "\u00a0"))
+    .join(" · ");
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,18 @@ def plain_server(site: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page in a fresh profile. Whatever the browser reports as an error fails the test."""
+def host() -> Iterator[Callable[[Path], str]]:
+    """Serves a folder until the test has ended and its pages are closed, and returns the address."""
+    with ExitStack() as servers:
+        yield lambda folder: servers.enter_context(serve(folder))
+
+
+@pytest.fixture
+def visit(browser: Any, host: Callable[[Path], str]) -> Iterator[Callable[..., Any]]:
+    """Opens a page in a fresh profile. Whatever the browser reports as an error fails the test.
+
+    Pages are closed before the servers of `host`: a service worker may still be fetching.
+    """
     contexts = []
     reported: list[str] = []
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.app.scripted import CONTEXT
 
 
-def write_site(page: Path, models: Sequence[tuple[str, Path]], folder: Path, *, part: int = 1 << 16, **changes: Any) -> Path:
+def write_site(
+    page: Path, models: Sequence[tuple[str, Path]], folder: Path, *, part: int = 1 << 16, **changes: Any
+) -> Path:
     """Write a site of the models, each with its role, and return its folder. `changes` are made in every entry."""
     shutil.copytree(page, folder, dirs_exist_ok=True)
     entries = [{**_entry(role, path, folder, part), **changes} for role, path in models]
@@ -56,7 +58,11 @@ def _entry(role: str, path: Path, folder: Path, part: int) -> dict[str, Any]:
 
 
 class _Isolated(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript", ".wasm": "application/wasm"}
+    extensions_map: ClassVar = {
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".js": "text/javascript",
+        ".wasm": "application/wasm",
+    }
 
     def end_headers(self) -> None:
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.app.conftest import until
-from tests.app.sites import serve, write_site
+from tests.app.sites import write_site
 from tests.app.test_chat_page import BASE_TEXT, SMALL_TEXT, answered, ask
 
 Visit = Callable[..., Any]
+Host = Callable[[Path], str]
 
 PAGES = ("index.html", "suggest.html")
 
@@ -52,6 +53,19 @@ def test_threads_are_used_where_the_server_allows_them(visit: Visit, server: str
     page.click("#load")
     page.wait_for_selector("#models [data-state=ready]")
     assert "2 threads" in page.locator("#models").inner_text()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_browser_without_jspi_runs_the_other_build(visit: Visit, server: str, threads: int) -> None:
+    page = visit("about:blank", settings=f'{{"threads":{threads}}}')
+    page.context.add_init_script("delete WebAssembly.Suspending")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(server)))
+    page.goto(server)
+    ask(page)
+    answered(page)
+    assert page.locator(".answer.shrunk .answer-text").inner_text() == SMALL_TEXT
+    assert "wasm/compat/wllama.js" in asked
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -107,25 +121,23 @@ def test_a_page_opened_as_a_file_says_how_to_serve_it(visit: Visit, page_folder:
     page.wait_for_selector("text=ishrink app --model MODEL --serve", state="visible")
 
 
-def test_a_truncated_part_is_explained(visit: Visit, site: Path, tmp_path: Path) -> None:
+def test_a_truncated_part_is_explained(visit: Visit, host: Host, site: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(site, tmp_path / "site")
     part = next(folder.glob("models/*/part-000"))
     part.write_bytes(part.read_bytes()[:1000])
-    with serve(folder) as address:
-        page = visit(address)
-        page.click("#load")
-        message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
+    page = visit(host(folder))
+    page.click("#load")
+    message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
     assert "is damaged: part-000 has 1 kB instead of 66 kB. Copy the whole site again" in message
 
 
-def test_a_changed_part_is_explained(visit: Visit, site: Path, tmp_path: Path) -> None:
+def test_a_changed_part_is_explained(visit: Visit, host: Host, site: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(site, tmp_path / "site")
     part = next(folder.glob("models/*/part-001"))
     part.write_bytes(bytes(len(part.read_bytes())))
-    with serve(folder) as address:
-        page = visit(address)
-        page.click("#load")
-        message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
+    page = visit(host(folder))
+    page.click("#load")
+    message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
     assert "the checksum of part-001 is another" in message
 
 
@@ -151,6 +163,7 @@ def _unknown_architecture(content: bytes) -> bytes:
 )
 def test_a_file_that_the_runtime_cannot_read_is_explained(
     visit: Visit,
+    host: Host,
     page_folder: Path,
     tiny_ggufs: dict[str, Path],
     tmp_path: Path,
@@ -159,33 +172,32 @@ def test_a_file_that_the_runtime_cannot_read_is_explained(
 ) -> None:
     model = tmp_path / "damaged.gguf"
     model.write_bytes(damage(tiny_ggufs["shrunk"].read_bytes()))
-    with serve(write_site(page_folder, [("shrunk", model)], tmp_path / "site")) as address:
-        page = visit(address)
-        page.click("#load")
-        assert said in page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
+    page = visit(host(write_site(page_folder, [("shrunk", model)], tmp_path / "site")))
+    page.click("#load")
+    assert said in page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
 
 
-def test_too_little_memory_is_said_before_anything_is_fetched(visit: Visit, site: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_said_before_anything_is_fetched(
+    visit: Visit, host: Host, site: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(site, tmp_path / "site")
     content = json.loads((folder / "models.json").read_text())
     content["models"][0]["kv_cache_bytes_per_token"] = 1 << 24
     (folder / "models.json").write_text(json.dumps(content))
-    with serve(folder) as address:
-        page = visit(address)
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.check("input[name=shown][value=shrunk]")
-        page.click("#load")
-        message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
+    page = visit(host(folder))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.check("input[name=shown][value=shrunk]")
+    page.click("#load")
+    message = page.wait_for_selector("[data-state=failed] .failure-text").inner_text()
     assert "The model needs about 8.66 GB of memory" in message
     assert not any("/models/" in url for url in asked)
 
 
-def test_a_site_without_models_says_how_to_make_one(visit: Visit, page_folder: Path) -> None:
-    with serve(page_folder) as address:
-        page = visit(address, reports=False)
-        page.wait_for_selector("#page-failure:not([hidden])")
-        assert "ishrink app --model MODEL --output FOLDER" in page.locator("#page-failure").inner_text()
+def test_a_site_without_models_says_how_to_make_one(visit: Visit, host: Host, page_folder: Path) -> None:
+    page = visit(host(page_folder), reports=False)
+    page.wait_for_selector("#page-failure:not([hidden])")
+    assert "ishrink app --model MODEL --output FOLDER" in page.locator("#page-failure").inner_text()
 
 
 def test_page_json_lists_every_file(page_folder: Path) -> None:
