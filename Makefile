@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all quality format bench-streaming compat chaos tables docs cards clean
+.PHONY: help install demo test test-all quality format app wheel bench-streaming compat chaos tables docs cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,16 @@ quality: install  ## Lint, check the format, check the types
 format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+app:  ## Check and build the browser page of `ishrink app`; needs Node.js 20 or newer
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null || \
+	  { echo "make app needs Node.js 20 or newer, with npm: install it, then run make app again" >&2; exit 1; }
+	cd app && npm ci --no-fund --no-audit && npm run --silent check && npm run --silent build
+
+wheel: install app  ## Build the wheel, with the browser page in it, into dist/
+	@# What an earlier build left there would be in the wheel as well.
+	rm -rf build/lib
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench-streaming: install  ## Memory and time of cutting a checkpoint of Llama-3.2-1B's shape
 	$(BIN)/python benchmarks/streaming.py

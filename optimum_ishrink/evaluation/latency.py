@@ -23,7 +23,8 @@ import torch
 from ..core.key_value_cache import cache_name
 from ..core.progress import progress_bar
 from ..report.measurement import Measurement, median_measurement
-from .timing import compare_timings, in_turn, self_spread
+from .self_spread import self_spread
+from .timing import compare_timings, in_turn
 
 Times = list[list[float]]
 """Seconds of one round, for each turn in order: `READINGS` readings of the prompt, then every token."""

@@ -13,9 +13,8 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-import torch
-
 from ..report.measurement import SpeedComparison
+from .self_spread import self_spread
 
 LEVEL = 0.01
 """Probability, per run, of reporting a difference that does not exist. Small, so that few of many runs are wrong."""
@@ -26,8 +25,6 @@ the effect of that does not average out within a process."""
 
 CONFIDENCE = 1 - LEVEL
 """Of intervals: one contains 1 exactly where the sign test, alone, finds no difference."""
-
-_RESAMPLES = 1000
 
 FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW = "faster", "slower", "no difference", "too few rounds to tell"
 
@@ -75,24 +72,6 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     while 2 * (k + 2) <= n and 1 - missed(k + 1) >= confidence:
         k += 1
     return ordered[k], ordered[n - 1 - k], max(0.0, 1 - missed(k))
-
-
-def self_spread(values: Sequence[float], quantile: float = 0.95) -> float:
-    """Return how far the median over rounds of a model's ratio to itself deviates from zero by chance.
-
-    Rounds are resampled with replacement, each with a random sign, because the order of a model's two turns is
-    arbitrary.
-
-    Args:
-        values: Log of the ratio of the model's two turns, one per round.
-        quantile: Share of the medians within the spread.
-    """
-    generator = torch.Generator().manual_seed(0)
-    n = len(values)
-    rounds = torch.randint(n, (_RESAMPLES, n), generator=generator)
-    signs = 2 * torch.randint(2, (_RESAMPLES, n), generator=generator) - 1
-    medians = (torch.tensor(values, dtype=torch.float64)[rounds] * signs).quantile(0.5, dim=1)
-    return float(medians.abs().quantile(quantile))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

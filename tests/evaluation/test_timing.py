@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.simulated_timings import NOISE, simulate
+from optimum_ishrink.evaluation.self_spread import self_spread
 from optimum_ishrink.evaluation.timing import (
     FASTER,
     LEVEL,
@@ -18,7 +19,6 @@ from optimum_ishrink.evaluation.timing import (
     compare_timings,
     holm,
     median_interval,
-    self_spread,
     sign_test,
 )
 
