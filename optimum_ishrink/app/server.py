@@ -131,7 +131,8 @@ class _Answer(BaseHTTPRequestHandler):
         except ValueError:
             self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{file.nbytes}"})
             return
-        if file.is_page and body:
+        # The page's service worker fetches all pages, which nobody has opened.
+        if file.is_page and body and self.headers.get("Sec-Fetch-Dest", "document") == "document":
             device = self.headers.get("User-Agent", "")
             self.server.say(f"{self.client_address[0]} opened {file.path.name} ({_printable(device)})")
         if span is None:

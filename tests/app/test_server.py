@@ -167,6 +167,7 @@ def test_it_says_which_pages_are_opened(server: SiteServer) -> None:
     for path in ("/", "/main.js", "/measure.html"):
         ask(server, path, User_Agent="A phone\x1b[31m" + "x" * 300)
     ask(server, "/", "HEAD")
+    ask(server, "/", Sec_Fetch_Dest="empty")
     assert [line.split(" (")[0] for line in SAID] == ["127.0.0.1 opened index.html", "127.0.0.1 opened measure.html"]
     assert all(line.isprintable() and len(line) < 170 for line in SAID)
 
