@@ -90,7 +90,8 @@ def measured_table() -> str:
             "Recovery changes weights, not shapes; its card timed another setting "
             f"({', '.join(sorted(omitted))}), so its speeds are left out here."
         )
-    where = f"{cut.environment.cores} CPU cores, {cut.environment.dtype}"
+    threads = cut.environment.threads
+    where = f"{threads} CPU thread{'s' if threads != 1 else ''}, {cut.environment.dtype}"
     header = (f"SmolLM2-135M-Instruct, {where}", "n", "base", "-15 %, as cut", "-15 %, recovered")
     return markdown_table(header, rows) + "\n\n" + "\n".join(notes)
 

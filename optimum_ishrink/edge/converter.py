@@ -27,10 +27,10 @@ class _Size(int):
     """
 
     _FILL_IN = 32016
-    """CodeLlama's: the converter adds its fill-in tokens by their ids, and a cut moves ids."""
+    """By it the converter adds a model's fill-in tokens by their ids, and a cut moves ids."""
 
     _NO_FIRST_TOKEN = 49152
-    """Granite's, among others: the converter writes that text begins with no token. It still does after a cut."""
+    """By it the converter writes that text begins with no token. So it does after a cut."""
 
     whole: int
 
