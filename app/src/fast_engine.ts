@@ -80,7 +80,9 @@ export class FastEngine implements Engine {
     signal?: AbortSignal,
     onPrompt?: OnPrompt,
   ): Promise<Answer> {
-    return this.inTurn(() => this.answer(() => this.prompt.render(messages), sampling, new TextStream([], onText), signal, onPrompt));
+    // The server in the current runtime also leaves out the space before an answer.
+    const text = new TextStream([], onText, true);
+    return this.inTurn(() => this.answer(() => this.prompt.render(messages), sampling, text, signal, onPrompt));
   }
 
   complete(
@@ -172,7 +174,7 @@ export class FastEngine implements Engine {
         const isEnd = this.special.ends.has(found.token);
         if (!isEnd && !(await this.isControl(found))) text.add(found.piece);
         if (isEnd || text.stopped) ended = "stop";
-        else if (this.read.length >= this.contextTokens) ended = "context";
+        else if (this.read.length + 1 >= this.contextTokens) ended = "context";
         if (ended !== "length" || newTokens === sampling.maxNewTokens) break;
         if (sampling.repetitionPenalty !== 1) await this.worker.accept(found.token);
         await this.decode([found.token], false);

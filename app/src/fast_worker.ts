@@ -81,7 +81,9 @@ export class FastWorker {
       return [worker, loaded];
     } catch (error) {
       worker.close();
-      throw failure(log.findLast((line) => /error|unknown|failed/i.test(line)) ?? error, log);
+      // The first line of an error says why; llama.cpp then repeats only that there was one.
+      const reason = log.map((line) => /error loading model: (.+)/.exec(line)?.[1]).find(Boolean);
+      throw failure(reason ?? error, log);
     }
   }
 

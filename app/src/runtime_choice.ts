@@ -30,6 +30,11 @@ export function leaveFastRuntime(reason: string): void {
   tell(left);
 }
 
+/** Why the page has left the fast runtime; null if it has not. */
+export function whyLeft(): string | null {
+  return left;
+}
+
 /** The package and the build of llama.cpp, as a report names them. */
 export function runtimeVersion(runtime: RuntimeName): { package: string; build: string } {
   return runtime === "fast"

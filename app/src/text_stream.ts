@@ -10,6 +10,8 @@ export class TextStream {
   constructor(
     private readonly stops: readonly string[],
     private readonly onText: (piece: string) => void,
+    /** Leaves out the space before the text. */
+    private readonly trimmed = false,
   ) {}
 
   add(bytes: Uint8Array): void {
@@ -37,7 +39,8 @@ export class TextStream {
     return 0;
   }
 
-  private pass(piece: string): void {
+  private pass(found: string): void {
+    const piece = this.trimmed && !this.text ? found.trimStart() : found;
     if (!piece) return;
     this.text += piece;
     this.onText(piece);
