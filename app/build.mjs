@@ -13,11 +13,13 @@ import { POLICY } from "./csp.mjs";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const output = path.resolve(process.argv[2] ?? path.join(here, "../optimum_ishrink/app/page"));
-const packages = path.join(here, "node_modules/@wllama");
+const modules = path.join(here, "node_modules");
+const packages = path.join(modules, "@wllama");
+const fast = path.join(modules, "wllama-fast");
 
 const versions = await readVersions();
 await rm(output, { recursive: true, force: true });
-await mkdir(path.join(output, "wasm/compat"), { recursive: true });
+for (const name of ["compat", "fast"]) await mkdir(path.join(output, "wasm", name), { recursive: true });
 
 const pages = (await readdir(path.join(here, "static"))).filter((name) => name.endsWith(".html"));
 await copyStatic();
@@ -31,11 +33,12 @@ const content = createHash("sha256").update(JSON.stringify(files)).digest("hex")
 await bundle(["src/sw.ts"], { PAGE_FILES: files.map((file) => file.path), PAGE_CONTENT: content });
 
 const listed = await listFiles();
+const kept = keptBytes(listed);
 await writeFile(
   path.join(output, "page.json"),
-  `${JSON.stringify({ ...versions, content_security_policy: POLICY, files: listed }, null, 1)}\n`,
+  `${JSON.stringify({ ...versions, content_security_policy: POLICY, kept_bytes: kept, files: listed }, null, 1)}\n`,
 );
-report(listed);
+report(kept, listed.length);
 
 /** The versions of the product, of wllama and of the llama.cpp inside it. */
 async function readVersions() {
@@ -50,7 +53,16 @@ async function readVersions() {
     version: found(project, /^version = "(.+)"$/m),
     wllama: wllama.version,
     llama_cpp: found(generated, /LIBLLAMA_VERSION = '(.+?)'/),
+    wllama_fast: JSON.parse(await readFile(path.join(fast, "package.json"), "utf8")).version,
+    llama_cpp_fast: await fastBuild(),
   };
+}
+
+/** The number and the commit of llama.cpp in the fast runtime: its package holds what CMake wrote of them. */
+async function fastBuild() {
+  const config = await readFile(path.join(fast, "build/llama.cpp/llama-config.cmake"), "utf8");
+  const number = found(config, /LLAMA_VERSION +0\.0\.(\d+)/);
+  return `b${number}-${found(config, /LLAMA_BUILD_COMMIT +([0-9a-f]{7})/)}`;
 }
 
 function found(text, pattern) {
@@ -79,31 +91,46 @@ async function copyRuntime() {
   for (const name of ["wllama.wasm", "wllama.js"]) {
     await cp(path.join(packages, "wllama-compat/wasm", name), path.join(output, "wasm/compat", name));
   }
+  for (const name of ["single", "multi"]) {
+    await cp(path.join(fast, `esm/${name}-thread/wllama.wasm`), path.join(output, `wasm/fast/${name}.wasm`));
+  }
 }
 
 async function writeLicences() {
   const wllama = await readFile(path.join(packages, "wllama/LICENCE"), "utf8");
+  const wllamaFast = await readFile(path.join(fast, "LICENCE"), "utf8");
+  const jinja = await readFile(path.join(modules, "@huggingface/jinja/LICENSE"), "utf8");
   const runtime = await readFile(path.join(here, "licences/llama.cpp.txt"), "utf8");
   const own = await readFile(path.join(here, "../LICENSE"), "utf8");
   const rule = `\n${"-".repeat(80)}\n\n`;
   const titles = `optimum-ishrink ${versions.version}: Apache License 2.0, at the end
 @wllama/wllama ${versions.wllama} and @wllama/wllama-compat ${versions.wllama}: MIT License
 llama.cpp ${versions.llama_cpp}, compiled into wasm/wllama.wasm and wasm/compat/wllama.wasm: MIT License
+@wllama/wllama ${versions.wllama_fast}: MIT License
+llama.cpp ${versions.llama_cpp_fast}, compiled into wasm/fast/single.wasm and wasm/fast/multi.wasm: MIT License
+@huggingface/jinja: MIT License
 `;
-  const text = [titles, `@wllama/wllama and @wllama/wllama-compat\n\n${wllama.trim()}\n`, runtime, own].join(rule);
+  const parts = {
+    [`@wllama/wllama ${versions.wllama} and @wllama/wllama-compat`]: wllama,
+    [`@wllama/wllama ${versions.wllama_fast}`]: wllamaFast,
+    "@huggingface/jinja": jinja,
+  };
+  const packaged = Object.entries(parts).map(([title, licence]) => `${title}\n\n${licence.trim()}\n`);
+  const text = [titles, ...packaged, runtime, own].join(rule);
   await writeFile(path.join(output, "licences.txt"), text);
 }
 
 async function bundle(entryPoints, constants = {}) {
-  const names = { PAGE_VERSION: versions.version, WLLAMA_VERSION: versions.wllama, LLAMA_CPP_BUILD: versions.llama_cpp };
+  const fastNames = { WLLAMA_FAST_VERSION: versions.wllama_fast, LLAMA_CPP_FAST_BUILD: versions.llama_cpp_fast };
+  const names = { PAGE_VERSION: versions.version, WLLAMA_VERSION: versions.wllama, LLAMA_CPP_BUILD: versions.llama_cpp, ...fastNames };
   await build({
     absWorkingDir: here,
     entryPoints,
     outdir: output,
     bundle: true,
-    // What several pages share is one file.
+    // What several pages share is one file, and so is what only one of the runtimes needs: its name says which.
     splitting: true,
-    chunkNames: "shared-[hash]",
+    chunkNames: "shared-[name]-[hash]",
     minify: true,
     format: "esm",
     target: "es2022",
@@ -132,10 +159,22 @@ async function listFiles() {
   );
 }
 
-function report(files) {
-  const sum = (keep) => files.filter((file) => keep(file.path)).reduce((total, file) => total + file.bytes, 0);
-  const compat = (name) => name.startsWith("wasm/compat/");
-  const other = (name) => name === "wasm/wllama.wasm";
-  console.log(`${output}: ${files.length} files`);
-  console.log(`  without models ${sum((name) => !compat(name))} bytes; where memory64 or JSPI is missing ${sum((name) => !other(name))} bytes`);
+/** Bytes that a browser keeps of the page, without models, by the runtime that it uses (src/runtime_build.ts). */
+function keptBytes(files) {
+  const isFast = (name) => name.startsWith("wasm/fast/") || name.includes("fast_engine");
+  const isCompat = (name) => name.startsWith("wasm/compat/");
+  const isDefault = (name) => name === "wasm/wllama.wasm";
+  const isCurrent = (name) => isCompat(name) || isDefault(name) || name.includes("current_engine");
+  const sum = (spare) => files.filter((file) => !spare(file.path)).reduce((total, file) => total + file.bytes, 0);
+  return {
+    fast: sum(isCurrent),
+    current: sum((name) => isFast(name) || isCompat(name)),
+    compat: sum((name) => isFast(name) || isDefault(name)),
+  };
+}
+
+function report({ fast, current, compat }, count) {
+  console.log(`${output}: ${count} files`);
+  console.log(`  kept without models: ${fast} bytes with the fast runtime, ${current} with the current one,`);
+  console.log(`  and ${compat} with that where memory64 or JSPI is missing`);
 }

@@ -4,6 +4,7 @@ import { cores, isolated, memoryGb } from "./environment";
 import { contextTokens, type MeasureSettings } from "./measure_settings";
 import type { Measured } from "./measuring";
 import { compare, type Sample, type SettingComparison } from "./samples";
+import { chosenRuntime, runtimeVersion } from "./runtime_choice";
 import { readStored, writeStored } from "./settings";
 import type { ModelEntry } from "./site";
 import { versions } from "./versions";
@@ -49,8 +50,7 @@ export function makeReport(models: readonly ModelEntry[], settings: MeasureSetti
     device: { name: settings.deviceName, ...describeDevice() },
     runtime: {
       name: "llama.cpp",
-      package: `@wllama/wllama ${versions.wllama}`,
-      build: versions.llamaCpp,
+      ...runtimeVersion(chosenRuntime(settings.gpu)),
       threads: measured.threads,
       backend: settings.gpu ? "webgpu" : "cpu",
       cross_origin_isolated: isolated,

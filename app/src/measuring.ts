@@ -11,6 +11,7 @@ import { measureMemory } from "./measured_memory";
 import { checkMemory, neededBytes } from "./memory";
 import { fetchModel } from "./model_files";
 import { Progress } from "./progress";
+import { chosenRuntime, whyLeft } from "./runtime_choice";
 import { Samples, type Sample } from "./samples";
 import type { ModelEntry, Role } from "./site";
 import { inTurn } from "./statistics";
@@ -69,13 +70,15 @@ export class Measuring {
   }
 
   private async runRounds(): Promise<void> {
-    const { rounds } = this.settings;
+    const { rounds, gpu } = this.settings;
+    const runtime = chosenRuntime(gpu);
     let repeated = 0;
     while (this.done < rounds) {
       await this.undisturbed.visible(this.signal);
       this.progress.startRound(this.done, this.stepsBefore(this.done));
       await this.runRound(this.done);
       this.signal.throwIfAborted();
+      if (chosenRuntime(gpu) !== runtime) throw new Error(`${whyLeft()} Figures of two builds cannot be compared: measure again.`);
       const hidden = this.undisturbed.takeHidden();
       if (hidden && repeated < rounds) {
         repeated++;
@@ -125,6 +128,8 @@ export class Measuring {
       this.notes.push(...memory.notes);
     } else this.notes.push("memory was not measured: the settings say so");
     this.notes.push(...this.loadNotes());
+    const left = this.settings.gpu ? null : whyLeft();
+    if (left) this.notes.push(left);
     this.progress.begin(this.settings.rounds, this.stepsBefore(this.settings.rounds));
     if (!this.together) {
       this.notes.push("both models do not fit in memory at once, so each answered alone, one after the other: their ratio is less certain");

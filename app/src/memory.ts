@@ -3,6 +3,7 @@
 import { memoryGb } from "./environment";
 import { TooLittleMemory } from "./errors";
 import { runtimeBuild } from "./runtime_build";
+import { chosenRuntime } from "./runtime_choice";
 import type { ModelEntry } from "./site";
 
 /** The runtime itself, and what it computes in. */
@@ -32,7 +33,8 @@ export function checkMemory(needed: number, loaded = 0): void {
 
 function canReserve(bytes: number): boolean {
   const pages = Math.ceil(bytes / PAGE_BYTES);
-  const descriptor = runtimeBuild() === "default" ? { address: "i64", initial: BigInt(pages) } : { initial: pages };
+  const wide = chosenRuntime(false) === "current" && runtimeBuild() === "default";
+  const descriptor = wide ? { address: "i64", initial: BigInt(pages) } : { initial: pages };
   try {
     // TypeScript's library does not know 64-bit memory yet.
     new WebAssembly.Memory(descriptor as unknown as WebAssembly.MemoryDescriptor);

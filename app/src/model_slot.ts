@@ -3,6 +3,7 @@
 import { Engine } from "./engine";
 import { RuntimeFailure, TooLittleMemory, explain, isAbort, wantsMemory } from "./errors";
 import { checkMemory, neededBytes } from "./memory";
+import { chosenRuntime } from "./runtime_choice";
 import { fetchModel } from "./model_files";
 import { contextOf, threadsOf, type Settings } from "./settings";
 import type { ModelEntry } from "./site";
@@ -33,7 +34,7 @@ export class ModelSlot {
 
   /** The engine, loaded as the settings say. Asking twice loads once. */
   async load(settings: Settings, otherBytes: number): Promise<Engine> {
-    const wanted = JSON.stringify([threadsOf(settings), contextOf(this.entry, settings), settings.gpu]);
+    const wanted = JSON.stringify([threadsOf(settings), contextOf(this.entry, settings), settings.gpu, chosenRuntime(settings.gpu)]);
     if (this.loadedWith !== wanted) await this.unload();
     this.loadedWith = wanted;
     if (this.engine) return this.engine;

@@ -4,9 +4,9 @@ import { Engine, type CountedText } from "./engine";
 import { WARM_UP } from "./measuring";
 import { makeProbes, readPlan, settle, type ProbePlan, type ProbeTurn } from "./probes";
 import type { Progress } from "./progress";
+import { chosenRuntime, runtimeVersion } from "./runtime_choice";
 import { inTurn } from "./statistics";
 import type { Undisturbed } from "./undisturbed";
-import { versions } from "./versions";
 
 /** The form of profiles: optimum_ishrink/planning/profile_schema.py. */
 const PROFILE_SCHEMA = 3;
@@ -33,6 +33,7 @@ export async function measureProfile(
   const plan = await readPlan(path);
   const files = await makeProbes(path, plan);
   const run = new ProbeRun(plan, options, signal);
+  const runtime = chosenRuntime(options.gpu);
   const rounds = options.rounds ?? plan.rounds;
   progress.begin(rounds, rounds * files.length);
   const turns: ProbeTurn[][] = files.map(() => []);
@@ -44,7 +45,11 @@ export async function measureProfile(
     }
   }
   const probes = plan.profile.probes.map((probe, index) => ({ ...probe, figures: settle(turns[index] ?? []) }));
-  const build = `@wllama/wllama ${versions.wllama}, llama.cpp ${versions.llamaCpp}`;
+  if (chosenRuntime(options.gpu) !== runtime) {
+    throw new Error("The faster build of llama.cpp did not load every probe, so the figures are of two builds. Measure the profile again: it uses the other build from the start.");
+  }
+  const { package: name, build: llamaCpp } = runtimeVersion(runtime);
+  const build = `${name}, llama.cpp ${llamaCpp}`;
   return { schema: PROFILE_SCHEMA, ...plan.profile, build, threads: run.threads, probes };
 }
 

@@ -4,6 +4,7 @@ import { byId, element } from "./dom";
 import { cores, defaultThreads, hasGpu, isolated, mostThreads } from "./environment";
 import { formatBytes } from "./format";
 import { neededBytes } from "./memory";
+import { describeRuntime } from "./runtime_choice";
 import { contextOf, ownTemperature, type Settings } from "./settings";
 import type { ModelEntry } from "./site";
 
@@ -28,6 +29,7 @@ export class SettingsDialog {
       if (this.dialog.returnValue === "save") this.onSave(this.read());
     });
     this.context.addEventListener("change", () => this.tellMemory());
+    this.gpu.addEventListener("change", () => this.tellRuntime());
   }
 
   open(settings: Settings): void {
@@ -41,6 +43,7 @@ export class SettingsDialog {
     this.fillContexts();
     this.fillThreads();
     this.tellMemory();
+    this.tellRuntime();
     void this.offerGpu();
     this.dialog.returnValue = "";
     this.dialog.showModal();
@@ -90,6 +93,10 @@ export class SettingsDialog {
     const settings = { ...this.settings, contextTokens: Number(this.context.value) };
     const parts = this.entries.map((entry) => `${formatBytes(neededBytes(entry, contextOf(entry, settings)))} for ${entry.name}`);
     byId("memory-hint").textContent = `Memory at this context: about ${parts.join(", ")}.`;
+  }
+
+  private tellRuntime(): void {
+    byId("runtime-hint").textContent = describeRuntime(this.gpu.checked);
   }
 
   /** The choice is there only where the browser has a GPU to give. */

@@ -4,6 +4,7 @@ import { byId } from "./dom";
 import { isolated, threadNotice } from "./environment";
 import { explain } from "./errors";
 import { forgetOthers } from "./model_files";
+import { chooseRuntime } from "./runtime_choice";
 import { readSite, type Site } from "./site";
 
 /** Starts a page, and returns what it is about; null if it cannot be used, and says why. */
@@ -12,6 +13,7 @@ export async function startPage(): Promise<Site | null> {
   void keepOffline();
   try {
     const site = await readSite();
+    chooseRuntime(site.models, showRuntimeNotice);
     document.title = `${document.title} · ${site.title}`;
     void forgetOthers(site.models).catch(() => undefined);
     return site;
@@ -25,6 +27,12 @@ export async function startPage(): Promise<Site | null> {
 export function showFailure(error: unknown): void {
   const place = byId("page-failure");
   place.textContent = explain(error);
+  place.hidden = false;
+}
+
+function showRuntimeNotice(line: string): void {
+  const place = byId("runtime-notice");
+  place.textContent = line;
   place.hidden = false;
 }
 

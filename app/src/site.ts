@@ -27,6 +27,8 @@ export interface ModelEntry {
   parts: ModelPart[];
   architecture: string;
   quantization: string;
+  /** The types of its tensors. Missing in sites that an older version made. */
+  tensor_types?: string[];
   parameters: number | null;
   context: number;
   vocabulary: number;

@@ -6,7 +6,7 @@
  * are kept by the page itself (model_files.ts).
  */
 
-import { RUNTIME_FILES, runtimeBuild } from "./runtime_build";
+import { isSpare, runtimeFor, type RunnableModel, type RuntimeName } from "./runtime_build";
 
 declare const self: ServiceWorkerGlobalScope;
 declare const PAGE_FILES: readonly string[];
@@ -35,11 +35,22 @@ self.addEventListener("fetch", (event) => {
 
 async function install(): Promise<void> {
   const cache = await caches.open(CACHE);
-  const other = RUNTIME_FILES[runtimeBuild() === "default" ? "compat" : "default"];
-  const wanted = PAGE_FILES.filter((name) => !other.includes(name));
-  await cache.addAll(wanted.map((name) => new Request(name, { cache: "no-cache" })));
   await Promise.all(LISTS.map((name) => cache.add(name).catch(() => undefined)));
+  const runtime = await siteRuntime(cache);
+  const wanted = PAGE_FILES.filter((name) => !isSpare(name, runtime));
+  await cache.addAll(wanted.map((name) => new Request(name, { cache: "no-cache" })));
   await self.skipWaiting();
+}
+
+/** The runtime that the page will choose. If it uses the other one after all, that is kept when it is asked for. */
+async function siteRuntime(cache: Cache): Promise<RuntimeName> {
+  const list = await cache.match("models.json");
+  try {
+    const site = (await list?.json()) as { models?: RunnableModel[] } | undefined;
+    return runtimeFor(site?.models ?? []);
+  } catch {
+    return "current"; // the page says what is wrong with its list
+  }
 }
 
 async function activate(): Promise<void> {
@@ -59,7 +70,11 @@ function nameOf(request: Request): string | null {
 
 async function cached(name: string): Promise<Response> {
   const cache = await caches.open(CACHE);
-  return isolated((await cache.match(name)) ?? (await fetch(name)));
+  const kept = await cache.match(name);
+  if (kept) return isolated(kept);
+  const response = await fetch(name, { cache: "no-cache" });
+  if (response.ok) await cache.put(name, response.clone()).catch(() => undefined); // no room on the device
+  return isolated(response);
 }
 
 async function newest(name: string): Promise<Response> {

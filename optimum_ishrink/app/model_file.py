@@ -44,6 +44,7 @@ class ModelFile:
         nbytes: Bytes of the file.
         architecture: Its architecture, as llama.cpp names it.
         quantization: Its quantisation; `mixed` where its matrices have several types.
+        types: The types of its tensors, in alphabetical order.
         parameters: Weights in all tensors.
         context: The longest context that it was trained for, in tokens; None where the header does not say.
         vocabulary: Number of tokens.
@@ -57,6 +58,7 @@ class ModelFile:
     nbytes: int
     architecture: str
     quantization: str
+    types: tuple[str, ...]
     parameters: int
     context: int | None
     vocabulary: int
@@ -69,6 +71,7 @@ class ModelFile:
         return {
             "architecture": self.architecture,
             "quantization": self.quantization,
+            "tensor_types": list(self.types),
             "parameters": self.parameters,
             "context": self.context,
             "vocabulary": self.vocabulary,
@@ -128,6 +131,7 @@ def read_model_file(path: Path, generation: Path | None = None) -> ModelFile:
         nbytes,
         architecture,
         _quantization(header, reader.tensors),
+        tuple(sorted({each.tensor_type.name.lower() for each in reader.tensors})),
         sum(int(tensor.n_elements) for tensor in reader.tensors),
         header.get(f"{architecture}.context_length"),
         vocabulary,

@@ -65,11 +65,21 @@ def tiny_ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="session", params=["fast", "current"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """The build of llama.cpp that the page of `site` chooses."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def site(page_folder: Path, tiny_ggufs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(
+    page_folder: Path, tiny_ggufs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, runtime: str
+) -> Path:
     """A site of the shrunk model and its base."""
     models = [(role, tiny_ggufs[role]) for role in ("shrunk", "base")]
-    return write_site(page_folder, models, tmp_path_factory.mktemp("site"))
+    # What the list says is what the page chooses by.
+    architecture = {"fast": "llama", "current": "unknown to the fast one"}[runtime]
+    return write_site(page_folder, models, tmp_path_factory.mktemp("site"), architecture=architecture)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,14 @@ _SIZE = 64
 _LETTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def scripted_gguf(path: Path, pieces: Sequence[str], *, ending: bool = True, template: str | None = TEMPLATE) -> Path:
+def scripted_gguf(
+    path: Path,
+    pieces: Sequence[str],
+    *,
+    ending: bool = True,
+    template: str | None = TEMPLATE,
+    architecture: str = "llama",
+) -> Path:
     """A model that answers with these pieces, a token each, and then ends, or begins again without `ending`.
 
     Its layers change nothing, so that the last token alone decides the next one: every token of the script has an
@@ -26,7 +33,7 @@ def scripted_gguf(path: Path, pieces: Sequence[str], *, ending: bool = True, tem
     kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(_LETTERS)
     kinds += [gguf.TokenType.USER_DEFINED] * len(pieces)
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(_SIZE)
     writer.add_block_count(1)
@@ -45,7 +52,10 @@ def scripted_gguf(path: Path, pieces: Sequence[str], *, ending: bool = True, tem
     writer.add_eos_token_id(2)
     if template is not None:
         writer.add_chat_template(template)
-    for name, tensor in _tensors(tokens, pieces, ending).items():
+    tensors = _tensors(tokens, pieces, ending)
+    if architecture == "qwen3":
+        tensors |= dict.fromkeys(("blk.0.attn_q_norm", "blk.0.attn_k_norm"), np.ones(_SIZE // 2))
+    for name, tensor in tensors.items():
         writer.add_tensor(f"{name}.weight", tensor.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -22,6 +22,7 @@ def test_what_a_site_says_of_a_model(tmp_path: Path) -> None:
     assert found.to_json() == {
         "architecture": "llama",
         "quantization": "q8_0",
+        "tensor_types": ["f32", "q8_0"],
         "parameters": 3 * 16 * 32 + 32,
         "context": 512,
         "vocabulary": 16,
