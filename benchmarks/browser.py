@@ -3,6 +3,7 @@
     python benchmarks/browser.py MODEL.gguf [MORE.gguf ...] [--threads 1,2] [--rounds 5] [--output browser.jsonl]
     python benchmarks/browser.py --table browser.jsonl
 
+The browser runs the build of llama.cpp that a page chooses for the file; `--runtime current` asks for the other one.
 Needs `make app`, Chromium and playwright. In a round the native process and a fresh worker of a headless Chromium each
 read a prompt of 64 tokens and decode 32 more. Beside the clock's times there are those that the processor took (of all
 processes of the browser), in which other processes on the machine do not count.
@@ -47,7 +48,8 @@ Object.assign(globalThis, {
     globalThis.engine = await Engine.open(file, { threads, contextTokens, gpu: false });
     globalThis.prompt = await engine.textOfTokens(%d);
     await engine.time(prompt.text, 4);
-    return { runtime: engine.runtime, load_seconds: engine.loadSeconds, start_seconds: engine.startSeconds, threads: engine.threads };
+    const { runtime, threads: used, loadSeconds, startSeconds } = engine;
+    return { runtime, load_seconds: loadSeconds, start_seconds: startSeconds, threads: used };
   },
   first: () => engine.time(prompt.text, 1),
   whole: () => engine.time(prompt.text, %d),
