@@ -15,7 +15,10 @@ PACKAGE = APP / "node_modules" / "wllama-fast" / "esm"
 _SCRIPT = """
 import { readFileSync } from "node:fs";
 import { roundToNearest } from "%s";
-for (const name of process.argv.slice(1)) console.log(roundToNearest(readFileSync(name)).length - readFileSync(name).length);
+for (const name of process.argv.slice(1)) {
+  const file = readFileSync(name);
+  console.log(roundToNearest(file).length - file.length);
+}
 """
 
 
