@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 import { POLICY } from "./csp.mjs";
+import { roundToNearest } from "./rounding.mjs";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const output = path.resolve(process.argv[2] ?? path.join(here, "../optimum_ishrink/app/page"));
@@ -92,7 +93,8 @@ async function copyRuntime() {
     await cp(path.join(packages, "wllama-compat/wasm", name), path.join(output, "wasm/compat", name));
   }
   for (const name of ["single", "multi"]) {
-    await cp(path.join(fast, `esm/${name}-thread/wllama.wasm`), path.join(output, `wasm/fast/${name}.wasm`));
+    const wasm = await readFile(path.join(fast, `esm/${name}-thread/wllama.wasm`));
+    await writeFile(path.join(output, `wasm/fast/${name}.wasm`), roundToNearest(wasm));
   }
 }
 
@@ -107,7 +109,7 @@ async function writeLicences() {
 @wllama/wllama ${versions.wllama} and @wllama/wllama-compat ${versions.wllama}: MIT License
 llama.cpp ${versions.llama_cpp}, compiled into wasm/wllama.wasm and wasm/compat/wllama.wasm: MIT License
 @wllama/wllama ${versions.wllama_fast}: MIT License
-llama.cpp ${versions.llama_cpp_fast}, compiled into wasm/fast/single.wasm and wasm/fast/multi.wasm: MIT License
+llama.cpp ${versions.llama_cpp_fast}, compiled into wasm/fast/single.wasm and wasm/fast/multi.wasm, which round otherwise here (app/rounding.mjs): MIT License
 @huggingface/jinja: MIT License
 `;
   const parts = {

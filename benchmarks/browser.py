@@ -3,6 +3,7 @@
     python benchmarks/browser.py MODEL.gguf [MORE.gguf ...] [--threads 1,2] [--rounds 5] [--output browser.jsonl]
     python benchmarks/browser.py --table browser.jsonl
 
+The browser runs the build of llama.cpp that a page chooses for the file; `--runtime current` asks for the other one.
 Needs `make app`, Chromium and playwright. In a round the native process and a fresh worker of a headless Chromium each
 read a prompt of 64 tokens and decode 32 more. Beside the clock's times there are those that the processor took (of all
 processes of the browser), in which other processes on the machine do not count.
@@ -28,6 +29,7 @@ from typing import Any
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
+from optimum_ishrink.app.model_file import read_model_file
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.edge.gguf_file import read_gguf
 from optimum_ishrink.edge.worker_process import MARGIN, WorkerProcess
@@ -37,14 +39,17 @@ PROMPT, NEW_TOKENS = 64, 32
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 _HARNESS = """
-import { Engine } from "%s";
+import { Engine } from "%s/engine";
+import { chooseRuntime } from "%s/runtime_choice";
+chooseRuntime([%s]);
 Object.assign(globalThis, {
   load: async (threads, contextTokens) => {
     const file = await (await fetch("model.gguf", { cache: "no-store" })).blob();
     globalThis.engine = await Engine.open(file, { threads, contextTokens, gpu: false });
     globalThis.prompt = await engine.textOfTokens(%d);
     await engine.time(prompt.text, 4);
-    return { load_seconds: engine.loadSeconds, start_seconds: engine.startSeconds, threads: engine.threads };
+    const { runtime, threads: used, loadSeconds, startSeconds } = engine;
+    return { runtime, load_seconds: loadSeconds, start_seconds: startSeconds, threads: used };
   },
   first: () => engine.time(prompt.text, 1),
   whole: () => engine.time(prompt.text, %d),
@@ -64,7 +69,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(model: Path) -> Iterator[str]:
+def served(model: Path, runtime: str) -> Iterator[str]:
     """Serve a page that runs the engine of the site with one file, and yield its address."""
     page = ROOT / "optimum_ishrink" / "app" / "page"
     versions = json.loads((page / "page.json").read_text(encoding="utf-8"))
@@ -73,8 +78,15 @@ def served(model: Path) -> Iterator[str]:
         shutil.copytree(page / "wasm", folder / "wasm")
         (folder / "model.gguf").symlink_to(model.resolve())
         harness = folder / "harness.ts"
-        harness.write_text(_HARNESS % (ROOT / "app" / "src" / "engine.ts", PROMPT, NEW_TOKENS), encoding="utf-8")
-        defined = {"PAGE_VERSION": "version", "WLLAMA_VERSION": "wllama", "LLAMA_CPP_BUILD": "llama_cpp"}
+        source, entry = ROOT / "app" / "src", json.dumps(_listed(model, runtime))
+        harness.write_text(_HARNESS % (source, source, entry, PROMPT, NEW_TOKENS), encoding="utf-8")
+        defined = {
+            "PAGE_VERSION": "version",
+            "WLLAMA_VERSION": "wllama",
+            "LLAMA_CPP_BUILD": "llama_cpp",
+            "WLLAMA_FAST_VERSION": "wllama_fast",
+            "LLAMA_CPP_FAST_BUILD": "llama_cpp_fast",
+        }
         constants = [f"--define:{constant}={json.dumps(versions[key])}" for constant, key in defined.items()]
         esbuild = ROOT / "app" / "node_modules" / ".bin" / "esbuild"
         command = [esbuild, harness, "--bundle", "--format=esm", f"--outfile={folder / 'harness.js'}", *constants]
@@ -85,6 +97,12 @@ def served(model: Path) -> Iterator[str]:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{server.server_port}/index.html"
             server.shutdown()
+
+
+def _listed(model: Path, runtime: str) -> dict[str, Any]:
+    """Return what a site lists of a file, or what makes the page choose the current build."""
+    facts = {**read_model_file(model).to_json(), "bytes": model.stat().st_size}
+    return facts if runtime == "chosen" else {**facts, "architecture": "unknown to the fast build"}
 
 
 def processor_seconds() -> float:
@@ -140,7 +158,7 @@ def measure(args: argparse.Namespace) -> None:
         browser = driver.chromium.launch(executable_path=args.browser, args=ARGUMENTS)
         for model in map(Path, args.models):
             vocabulary = read_gguf(model).vocabulary
-            with served(model) as address:
+            with served(model, args.runtime) as address:
                 page = browser.new_page()
                 page.set_default_timeout(600_000)
                 page.goto(address)
@@ -193,6 +211,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="GGUF files")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runtime", choices=("chosen", "current"), default="chosen", help="the build of llama.cpp")
     parser.add_argument("--browser", default="/usr/bin/chromium", help="the program of a Chromium")
     parser.add_argument("--output", default="browser.jsonl", help="a line for each round")
     parser.add_argument("--table", metavar="FILE", help="only print the table of an earlier run's output")

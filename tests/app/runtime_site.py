@@ -45,5 +45,7 @@ def write_runtime_site(page: Path, models: Mapping[str, Path], folder: Path) -> 
     defined = [f"--define:{name}={json.dumps(name)}" for name in CONSTANTS]
     options = ["--bundle", "--format=esm", "--target=es2022", f"--outfile={folder / 'harness.js'}", *defined]
     subprocess.run([ESBUILD, str(script), *options], check=True, capture_output=True)
-    (folder / "index.html").write_text("<!doctype html><title>runtimes</title><link rel=icon href=data:,><script type=module src=harness.js></script>")
+    (folder / "index.html").write_text(
+        "<!doctype html><title>runtimes</title><link rel=icon href=data:,><script type=module src=harness.js></script>"
+    )
     return folder

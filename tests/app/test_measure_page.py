@@ -43,7 +43,7 @@ def saved(page: Any, tmp_path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_both_models_are_measured_in_turn(server: str, visit: Visit, tmp_path: Path) -> None:
+def test_both_models_are_measured_in_turn(server: str, visit: Visit, tmp_path: Path, runtime: str) -> None:
     page = visit(server + RUN)
     assert finished(page) == "done"
     report = saved(page, tmp_path)
@@ -51,6 +51,8 @@ def test_both_models_are_measured_in_turn(server: str, visit: Visit, tmp_path: P
     assert report["device"]["name"] == "Test"
     assert report["device"]["browser"].split()[0] in {"Chromium", "HeadlessChrome", "Chrome"}
     assert report["runtime"]["threads"] == 1
+    used = {"fast": ("@wllama/wllama 2.2.1", "b4709-c1f958c"), "current": ("@wllama/wllama 3.13.0", "b12211-7d7f028")}
+    assert (report["runtime"]["package"], report["runtime"]["build"]) == used[runtime]
     assert (report["runtime"]["backend"], report["runtime"]["cross_origin_isolated"]) == ("cpu", True)
     assert report["settings"] == {"rounds": 2, "prompt_lengths": [8, 16], "new_tokens": 4, "context": 28}
     assert [model["role"] for model in report["models"]] == ["base", "shrunk"]

@@ -114,15 +114,16 @@ def test_the_fast_one_reads_only_what_is_new(run: Run) -> None:
     later = [*turns, {"role": "assistant", "content": " on and"}, {"role": "user", "content": "b"}]
     read = """await (async () => {
       const found = [];
-      for (const messages of [%s, %s, %s]) {
+      for (const messages of CONVERSATIONS) {
         const reads = [];
-        const sampling = { temperature: 0, topP: 1, topK: 1, minP: 0, repetitionPenalty: 1, maxNewTokens: 2, seed: null };
+        const sampling = { temperature: 0, topP: 1, topK: 1, minP: 0, repetitionPenalty: 1, maxNewTokens: 2 };
         const answer = await engine.chat(messages, sampling, () => {}, undefined, (...each) => reads.push(each));
         found.push([answer.text, answer.promptTokens, reads.length]);
       }
       return found;
-    })()""" % (json.dumps(turns), json.dumps(later), json.dumps(turns))
-    first, second, third = run("fast", "endless", read, context=512)
+    })()"""
+    expression = read.replace("CONVERSATIONS", json.dumps([turns, later, turns]))
+    first, second, third = run("fast", "endless", expression, context=512)
     assert first[2] > 2 > second[2]
     assert third == [first[0], first[1], 1]
 
