@@ -162,7 +162,7 @@ def measure(args: argparse.Namespace) -> None:
                 page = browser.new_page()
                 page.set_default_timeout(600_000)
                 page.goto(address)
-                page.wait_for_function("!!globalThis.load")  # type: ignore[no-untyped-call]
+                page.wait_for_function("!!globalThis.load")
                 for number in range(args.rounds):
                     for threads in map(int, args.threads.split(",")):
                         row: dict[str, Any] = {"model": model.name, "threads": threads}
@@ -179,25 +179,31 @@ def measure(args: argparse.Namespace) -> None:
     print_table(Path(args.output))
 
 
-def print_table(path: Path) -> None:
+def print_table(file: Path) -> None:
     """Print medians and quartiles, and the browser's share of the native speed."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     cells = []
     for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["threads"]) == (model, threads)]
-        for title, read in (
-            ("decode, tokens/s", lambda found: found["decode"]),
-            ("decode, tokens per processor second", lambda found: found["processor"]["decode"]),
-            ("first token, s", lambda found: found["first"]),
-            ("first token, processor seconds", lambda found: found["processor"]["first"]),
-            ("load, s", lambda found: found["load_seconds"]),
+        for title, *path in (
+            ("decode, tokens/s", "decode"),
+            ("decode, tokens per processor second", "processor", "decode"),
+            ("first token, s", "first"),
+            ("first token, processor seconds", "processor", "first"),
+            ("load, s", "load_seconds"),
         ):
-            values = {name: [read(row[name]) for row in mine] for name in ("native", "browser")}
+            values = {name: [_read(row[name], path) for row in mine] for name in ("native", "browser")}
             share = median(values["browser"]) / median(values["native"])
             texts = [_spread(values[name]) for name in ("native", "browser")]
             cells.append((model, str(threads), title, *texts, f"{share:.2f}"))
     header = ("file", "threads", "figure", "native", "browser", "browser / native")
     print(markdown_table(header, cells))
+
+
+def _read(found: Any, keys: list[str]) -> float:
+    for key in keys:
+        found = found[key]
+    return float(found)
 
 
 def _spread(values: list[float]) -> str:
