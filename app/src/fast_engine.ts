@@ -31,6 +31,8 @@ export class FastEngine implements Engine {
   private last: Promise<unknown> = Promise.resolve();
   private readonly control = new Map<number, boolean>();
   private closed = false;
+  /** True where the model has to be loaded again, because that failed the last time. */
+  private lost = false;
 
   private constructor(
     private readonly file: Blob,
@@ -248,11 +250,13 @@ export class FastEngine implements Engine {
 
   /** The runtime takes a seed only when it loads a model: another one loads it again. */
   private async useSeed({ temperature, seed }: Sampling): Promise<void> {
-    if (temperature <= 0 || seed === this.seed) return;
+    if (!this.lost && (temperature <= 0 || seed === this.seed)) return;
+    this.lost = true; // until the model is loaded again
     this.worker.close();
     this.read = [];
     const { onProgress: _, ...options } = this.options;
     [this.worker] = await FastWorker.start(this.file, options, seed, () => undefined);
+    this.lost = false;
     this.seed = seed;
     if (this.closed) this.worker.close();
   }

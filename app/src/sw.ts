@@ -39,7 +39,7 @@ async function install(): Promise<void> {
   const runtime = await siteRuntime(cache);
   const wanted = PAGE_FILES.filter((name) => !isSpare(name, runtime));
   await cache.addAll(wanted.map((name) => new Request(name, { cache: "no-cache" })));
-  await self.skipWaiting();
+  // No skipWaiting: pages that are open go on with the files that they were opened with.
 }
 
 /** The runtime that the page will choose. If it uses the other one after all, that is kept when it is asked for. */
@@ -81,7 +81,7 @@ async function newest(name: string): Promise<Response> {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(name, { cache: "no-cache" });
-    if (response.ok) await cache.put(name, response.clone());
+    if (response.ok) await cache.put(name, response.clone()).catch(() => undefined); // no room on the device
     return isolated(response);
   } catch {
     return isolated((await cache.match(name)) ?? Response.error());
@@ -89,7 +89,8 @@ async function newest(name: string): Promise<Response> {
 }
 
 function isolated(response: Response): Response {
-  if (response.type === "error" || response.headers.has("Cross-Origin-Embedder-Policy")) return response;
+  // A page may not be answered with a response that was redirected, as hosts do that leave out index.html: copy it.
+  if (response.type === "error" || (response.headers.has("Cross-Origin-Embedder-Policy") && !response.redirected)) return response;
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(ISOLATION)) headers.set(name, value);
   return new Response(response.body, { status: response.status, statusText: response.statusText, headers });

@@ -28,7 +28,7 @@ def add_device_reports(folder: str | Path, paths: list[Path]) -> Report:
         The merged report.
 
     Raises:
-        RequestError: No report is given.
+        RequestError: No report is given, or several of one device.
         SourceError: A report of a device is damaged, or the folder holds none of a run.
         OutputError: The folder is not writable.
     """
@@ -36,6 +36,12 @@ def add_device_reports(folder: str | Path, paths: list[Path]) -> Report:
     if not paths:
         raise RequestError("name the report of a device that the page saved")
     found = [read_device_report(path.expanduser()) for path in paths]  # all are read before the first is added
+    labels = [each.label for each in found]
+    if len(set(labels)) < len(labels):
+        raise RequestError(
+            f"several reports are of {max(labels, key=labels.count)}, and their figures would replace one another; "
+            "give the devices names on the page, or pass one report"
+        )
     run = Run.read(place)
     if run.plan is None:
         raise SourceError(f"{place / PLAN_FILE} does not exist; name the output folder of shrink or recover")

@@ -33,6 +33,10 @@ _WARM = ", warm cache"
 """What is timed in every round: these, and loading from a warm cache."""
 
 _NAME_LENGTH = 60
+_NOTE_LENGTH = 1000
+_MOST_MEMORY_GB = 2**20
+
+BACKENDS = ("cpu", "webgpu")
 
 _MOST_ROUNDS = 10_000
 
@@ -172,7 +176,9 @@ class DeviceReport:
     @property
     def label(self) -> str:
         """What the device is called in reports: its name, or else what its browser says of it."""
-        return self.device.name.strip() or self.device.platform.strip() or "a device without a name"
+        device = self.device
+        said = (device.platform.strip(), device.browser.strip(), f"{device.cores} cores" if device.cores else "")
+        return device.name.strip() or ", ".join(filter(None, said)) or "a device without a name"
 
     def model(self, role: str) -> DeviceModel | None:
         """Return the model of a role; None where there is none.
@@ -229,7 +235,15 @@ def _check(report: DeviceReport) -> None:
         datetime.fromisoformat(report.created.replace("Z", "+00:00"))
     except ValueError:
         raise _damaged(f"created is {report.created[:40]!r}, not a time such as 2026-11-29T20:40:00Z") from None
-    shown = (report.device.name, report.device.browser, report.device.platform, report.runtime.build)
+    device, runtime = report.device, report.runtime
+    if runtime.backend not in BACKENDS:
+        raise _damaged(f"its backend is {runtime.backend[:40]!r}, not one of {', '.join(BACKENDS)}")
+    if device.memory_gb is not None and not 0 < device.memory_gb < _MOST_MEMORY_GB:
+        raise _damaged(f"memory_gb is {device.memory_gb}, not a size")
+    for note in (*report.notes, device.user_agent):
+        if not note.isprintable() or len(note) > _NOTE_LENGTH:
+            raise _damaged(f"{note[:40]!r} is no line of text")
+    shown = (device.name, device.browser, device.platform, runtime.build, runtime.name, runtime.package)
     for text in (*shown, *(text for model in report.models for text in (model.name, model.file, model.quantization))):
         if not text.isprintable() or len(text) > 4 * _NAME_LENGTH:
             raise _damaged(f"{text[:40]!r} is no name")

@@ -45,6 +45,7 @@ class ServedFile:
         kind: Its content type.
         tag: A name of its contents.
         immutable: Whether its address holds its hash.
+        changed: When it was last changed, in nanoseconds.
     """
 
     path: Path
@@ -52,6 +53,16 @@ class ServedFile:
     kind: str
     tag: str
     immutable: bool
+    changed: int
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is still the one that the server began with."""
+        try:
+            now = self.path.stat()
+        except OSError:
+            return False
+        return (now.st_size, now.st_mtime_ns) == (self.nbytes, self.changed)
 
     @property
     def is_page(self) -> bool:
@@ -86,7 +97,8 @@ def served_files(site: Path) -> dict[str, ServedFile]:
             continue
         tag = hashes.get(name) or hashlib.sha256(path.read_bytes()).hexdigest()
         kind = _KINDS.get(path.suffix, _OTHER)
-        found[f"/{name}"] = ServedFile(path, path.stat().st_size, kind, tag[:32], name.startswith(f"{MODELS}/"))
+        now, immutable = path.stat(), name.startswith(f"{MODELS}/")
+        found[f"/{name}"] = ServedFile(path, now.st_size, kind, tag[:32], immutable, now.st_mtime_ns)
     found["/"] = found[f"/{INDEX}"]
     return found
 

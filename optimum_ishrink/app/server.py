@@ -116,6 +116,10 @@ class _Answer(BaseHTTPRequestHandler):
         if file is None:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
+        if not file.is_unchanged:
+            self.server.say(f"{file.path.name} is not what it was: the site was written again; start the server again")
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         tag = f'"{file.tag}"'
         facts = {
             "Content-Type": file.kind,
@@ -205,7 +209,7 @@ def open_server(site: Path, options: ServerOptions, say: Say) -> SiteServer:
     context = _context(options)
     try:
         family, _, _, _, place = socket.getaddrinfo(options.host, 0, type=socket.SOCK_STREAM)[0]
-    except OSError:
+    except (OSError, UnicodeError):
         raise RequestError(
             f"{options.host} is not an address of this machine; use 127.0.0.1, 0.0.0.0, or one of its own"
         ) from None

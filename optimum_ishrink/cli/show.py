@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..core.table import Row
 
@@ -34,12 +35,13 @@ def print_table(title: str, header: Row, rows: Sequence[Row]) -> None:
         header: Column names.
         rows: The rows; numbers are already text.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    # Names of models and devices are text, never markup.
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         numeric = bool(rows) and i > 0 and all(not row[i] or row[i][0].isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     # A pipe has no width. There each row has to be one line, so that it can be searched.
     if not console.is_terminal:

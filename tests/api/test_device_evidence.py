@@ -60,6 +60,12 @@ def test_a_second_device_adds_and_the_same_one_replaces(folder: Path, tmp_path: 
     assert report == Report.from_json(read_json(folder / "ishrink_report.json"))
 
 
+def test_two_reports_of_one_device_are_refused(folder: Path, tmp_path: Path) -> None:
+    paths = [save_report(tmp_path / name, device__name="") for name in ("a.json", "b.json")]
+    with pytest.raises(RequestError, match="several reports are of Android, Chromium 150, 8 cores, and their figures"):
+        add_device_reports(folder, paths)
+
+
 def test_a_damaged_report_changes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     good, bad = save_report(tmp_path / "a.json"), save_report(tmp_path / "b.json", schema=9)

@@ -18,8 +18,10 @@ def test_a_report_is_read(tmp_path: Path) -> None:
     assert (found.runtime.threads, found.settings.rounds, len(found.samples)) == (2, 12, 12)
     assert found.model("base") == found.models[0] and found.model("other") is None
     unnamed = save_report(tmp_path / "b.json", device__name=" ", device__memory_gb=None, device__mobile=None)
-    assert read_device_report(unnamed).label == "Android"
-    unknown = save_report(tmp_path / "c.json", device__name="", device__platform="")
+    assert read_device_report(unnamed).label == "Android, Chromium 150, 8 cores"
+    unknown = save_report(
+        tmp_path / "c.json", device__name="", device__platform="", device__browser="", device__cores=None
+    )
     assert read_device_report(unknown).label == "a device without a name"
 
 
@@ -36,6 +38,12 @@ def test_a_report_is_read(tmp_path: Path) -> None:
         ({"device__name": "a\x1b[31m"}, "is no name"),
         ({"device__browser": "x" * 999}, "is no name"),
         ({"models__0__name": "a\nb"}, "is no name"),
+        ({"runtime__package": "a\x1b[2J"}, "is no name"),
+        ({"runtime__backend": "abacus"}, "its backend is 'abacus', not one of cpu, webgpu"),
+        ({"device__memory_gb": 1e30}, r"memory_gb is 1e\+30, not a size"),
+        ({"device__memory_gb": 0}, "memory_gb is 0, not a size"),
+        ({"device__user_agent": "x" * 1001}, "is no line of text"),
+        ({"notes": ["all is well\x1b[2K"]}, "is no line of text"),
         ({"runtime__threads": 0}, "its settings are not whole numbers of at least 1"),
         ({"settings__rounds": 0}, "its settings are not whole numbers of at least 1"),
         ({"settings__rounds": 10**6}, "its settings are not whole numbers of at least 1"),

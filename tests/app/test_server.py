@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +186,27 @@ def test_a_client_that_gives_up_ends_nothing(server: SiteServer, capsys: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_file_that_was_cut_meanwhile_closes_the_connection(server: SiteServer, site: Path) -> None:
-    data = (site / "measure.html").read_bytes()
-    (site / "measure.html").write_bytes(data[:5])
+def test_a_site_that_is_written_again_meanwhile_is_not_served(server: SiteServer, site: Path) -> None:
+    place = site / "measure.html"
+    data, before = place.read_bytes(), place.stat()
+    for change in (lambda: place.write_bytes(data[:5]), place.unlink):
+        change()
+        assert ask(server, "/measure.html")[0] == 503
+        assert "measure.html is not what it was: the site was written again" in SAID[-1]
+    place.write_bytes(data)
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ask(server, "/measure.html")[0] == 200
+
+
+def test_a_file_that_is_cut_while_it_is_sent_closes_the_connection(
+    server: SiteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = server.files["/measure.html"]
+    changed = {**server.files, "/measure.html": replace(file, nbytes=file.nbytes + 9)}
+    monkeypatch.setattr(server, "files", changed)
+    monkeypatch.setattr(type(file), "is_unchanged", True)
     with pytest.raises(http.client.IncompleteRead):
         ask(server, "/measure.html")
-    (site / "measure.html").write_bytes(data)
 
 
 def test_ctrl_c_is_the_end(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +235,7 @@ def test_the_next_free_port(server: SiteServer, site: Path) -> None:
     ("values", "message"),
     [
         ({"host": "no such host"}, "no such host is not an address of this machine; use 127.0.0.1, 0.0.0.0"),
+        ({"host": "192.168..5"}, "is not an address of this machine; use 127.0.0.1, 0.0.0.0"),
         ({"host": "192.0.2.77"}, r"cannot listen on 192\.0\.2\.77 port 8000 to 8019: Cannot assign requested address"),
         ({"certificate": "nowhere.pem"}, r"cannot use the certificate nowhere\.pem \(\[Errno 2\] No such file"),
     ],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from optimum_ishrink.cli.show import print_table
 from optimum_ishrink.cli.show_export import show_export, show_llama_cpp
 from optimum_ishrink.edge.agreement import Agreement, CheckpointAgreement
 from optimum_ishrink.edge.gguf_export import GgufExport
@@ -76,3 +77,9 @@ def test_timings(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "tiny.gguf in llama.cpp" in out
     assert out.endswith("2 threads, xllamacpp 1\nno cold cache\n")
+
+
+def test_a_title_and_cells_are_text_and_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("My [/b] model", ("name", "of"), [("Phone [red]A", "[small] x")])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("My [/b] model", "Phone [red]A", "[small] x"))
