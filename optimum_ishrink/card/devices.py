@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from os.path import commonpath
 from pathlib import Path
 
 from ..core.digest import digest
@@ -42,8 +41,8 @@ class DevicePart:
 
     @property
     def setting(self) -> str:
-        """What all its figures have in common: the device and the quantisation."""
-        return commonpath([each.dataset for each in self.report.shrunk.speed])
+        """What all its figures' names begin with, and that of the file's size is: the device and the quantisation."""
+        return min((each.dataset for each in self.report.shrunk.speed), key=len)
 
     @property
     def compared(self) -> list[Measurement]:

@@ -62,6 +62,7 @@ def test_every_verdict_has_a_colour(tmp_path: Path) -> None:
         known = make_report()
         found = read_device_report(save_report(tmp_path / "a.json", faster=faster))
         (part,) = device_parts(merge_reports(known, device_evidence(found, known, 9)))
+        assert part.setting == "browser on Pixel 9: q4_0"
         verdicts = {each.versus_base.verdict for each in part.compared if each.versus_base is not None}
         assert verdicts == {"no difference" if faster == 1 else "slower", "too few rounds to tell"}
         with with_pictures():
