@@ -47,11 +47,9 @@ def add_device_reports(folder: str | Path, paths: list[Path]) -> Report:
         raise SourceError(f"{place / PLAN_FILE} does not exist; name the output folder of shrink or recover")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in {place}, whose report these measurements are for")
-    report = run.report
     for each in found:
         _say_what(each)
-        report = update_report(place, device_evidence(each, report, run.plan.num_parameters))
-    return report
+    return update_report(place, *(device_evidence(each, run.report, run.plan.num_parameters) for each in found))
 
 
 def _say_what(report: DeviceReport) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.generation import GENERATION_CONFIG
 from ..core.json_files import read_json
 from ..edge.gguf_file import check_whole
 from ..edge.gguf_quantizations import EMBEDDING, GGUF_QUANTIZATIONS, HEAD
@@ -16,8 +17,6 @@ from ..errors import SourceError
 
 MOST_BYTES = 2**31 - 1
 """A browser holds a file in one buffer, which has no more."""
-
-GENERATION_FILE = "generation_config.json"
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 """What the page reads of a generation config."""
@@ -196,7 +195,7 @@ def _generation(header: _Header, path: Path, folder: Path | None) -> dict[str, A
         stored = {name: value for name, value in found.items() if value is not None}
         if stored:
             return _checked(stored, str(path))
-    config = (folder or path.parent) / GENERATION_FILE
+    config = (folder or path.parent) / GENERATION_CONFIG
     if not config.is_file():
         return {}
     raw = read_json(config)

@@ -142,7 +142,8 @@ def _in_browser(each: Measurement) -> bool:
 
 
 def _is_of(each: Measurement, key: tuple[str, str, str]) -> bool:
-    return _in_browser(each) and each.environment is not None and _key(each.environment) == key
+    place = each.environment
+    return place is not None and place.browser is not None and _key(place) == key
 
 
 def _only(report: Report, datasets: set[str]) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 from ..checkpoint.source import Source
@@ -64,18 +65,18 @@ def _other_base(run: Run, base: Source, base_model: str | None) -> str | None:
     return None
 
 
-def update_report(folder: Path, found: Report) -> Report:
+def update_report(folder: Path, *found: Report) -> Report:
     """Add measurements to the report of an output folder, and rebuild its card.
 
     Args:
         folder: The output folder.
-        found: The new measurements.
+        *found: The new measurements; the last ones win.
 
     Returns:
         The merged report.
     """
     run = Run.read(folder)
-    merged = merge_reports(run.report, found)
+    merged = reduce(merge_reports, found, run.report)
     try:
         replace(run, report=merged).write(folder)
         build_card(folder)

@@ -16,7 +16,6 @@ from .making import Maker
 from .on_device import HEADERS, PLAN, TILES
 from .probe_plan import ProbeRequest, collect_probes
 from .template import Template
-from .turns import Workload
 
 _PACKAGE = "ishrink_device"
 
@@ -58,16 +57,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_device_program(
-    template: Template,
-    maker: Maker,
-    types: Sequence[str],
-    path: Path,
-    *,
-    model: str,
-    runtime: str,
-    threads: int | None,
-    workload: Workload,
-    rounds: int,
+    template: Template, maker: Maker, types: Sequence[str], path: Path, request: ProbeRequest
 ) -> None:
     """Write the program.
 
@@ -76,16 +66,11 @@ def write_device_program(
         maker: Says which rows stay in smaller vocabularies.
         types: Names of the types to choose from.
         path: The program.
-        model: The model's name.
-        runtime: Name of the runtime.
-        threads: Threads for it; None for the device's cores.
-        workload: What is timed.
-        rounds: Turns of each probe.
+        request: What is measured.
     """
     packer = lzma.LZMACompressor(
         filters=[{"id": lzma.FILTER_LZMA2, "preset": lzma.PRESET_DEFAULT, "dict_size": _DICTIONARY}]
     )
-    request = ProbeRequest(model, runtime, threads, workload, rounds)
     found = collect_probes(template, maker, types, request, packer, path.parent)
     root = Path(__file__).parents[1]
     entries: dict[str, str | bytes] = {

@@ -77,17 +77,8 @@ def write_profile_script(
         runtime.check_files()
         maker = _maker(session, config, options, runtime, Path(folder))
         with staged_file(output, overwrite=overwrite) as staged:
-            write_device_program(
-                runtime.layout,
-                maker,
-                runtime.types,
-                staged,
-                model=session.base_name,
-                runtime=runtime.name,
-                threads=options.threads,
-                workload=options.workload,
-                rounds=options.timing_rounds,
-            )
+            request = _request(session, options, runtime)
+            write_device_program(runtime.layout, maker, runtime.types, staged, request)
 
 
 def write_profile_probes(session: Session, config: IShrinkConfig, options: ProfileOptions, folder: Path) -> None:
@@ -106,10 +97,12 @@ def write_profile_probes(session: Session, config: IShrinkConfig, options: Profi
         runtime = LlamaCppRuntime(session, options, Path(place))
         runtime.check_files()
         maker = _maker(session, config, options, runtime, Path(place))
-        request = ProbeRequest(
-            session.base_name, runtime.name, options.threads, options.workload, options.timing_rounds
-        )
-        write_browser_probes(runtime.layout, maker, runtime.types, folder, request)
+        write_browser_probes(runtime.layout, maker, runtime.types, folder, _request(session, options, runtime))
+
+
+def _request(session: Session, options: ProfileOptions, runtime: Runtime) -> ProbeRequest:
+    """Return what another device measures."""
+    return ProbeRequest(session.base_name, runtime.name, options.threads, options.workload, options.timing_rounds)
 
 
 def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, runtime: Runtime, folder: Path) -> Maker:
