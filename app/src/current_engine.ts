@@ -143,7 +143,7 @@ export class CurrentEngine implements Engine {
     signal?: AbortSignal,
     onPrompt?: OnPrompt,
   ): Promise<Answer> {
-    const { text, first, last, clock, chunk, stopped } = await this.timedStream(request, onText, signal, onPrompt);
+    const { text, first, last, chunk, stopped } = await this.timedStream(request, onText, signal, onPrompt);
     const decoded = last.tokens - first.tokens;
     const usage = chunk?.usage;
     const limited = chunk?.choices?.[0]?.finish_reason === "length";
@@ -155,7 +155,6 @@ export class CurrentEngine implements Engine {
       newTokens: last.tokens,
       firstTokenSeconds: first.seconds,
       decodeTokensPerSecond: decoded > 0 ? decoded / (last.seconds - first.seconds) : null,
-      totalSeconds: clock,
       ended: stopped ? "user" : !limited ? "stop" : last.tokens < (max_tokens ?? 0) ? "context" : "length",
     };
   }

@@ -1,11 +1,10 @@
 /** llama.cpp in a worker of its own, one model and one conversation at a time: what both runtimes offer. */
 
-import { RuntimeFailure, isAbort } from "./errors";
+import { isAbort, logFailure } from "./errors";
 import type { RuntimeName } from "./runtime_build";
 import { chosenRuntime, leaveFastRuntime } from "./runtime_choice";
 import type { CountedText } from "./text_of_tokens";
 
-export type { ModelEntry } from "./site";
 export type { CountedText } from "./text_of_tokens";
 
 export interface LoadOptions {
@@ -39,7 +38,6 @@ export interface Answer {
   firstTokenSeconds: number;
   /** null if there are fewer than two tokens. */
   decodeTokensPerSecond: number | null;
-  totalSeconds: number;
   /** By itself, at the limit of new tokens, at the end of the context, or by the user. */
   ended: "stop" | "length" | "context" | "user";
 }
@@ -121,7 +119,7 @@ export const Engine = {
     }
     // What neither runtime loads says nothing against the fast one: then the failure of the current one is thrown.
     const engine = await openCurrent(file, options);
-    if (reason instanceof RuntimeFailure) console.warn(reason.message, reason.log.join("\n"));
+    logFailure(reason);
     leaveFastRuntime(reason instanceof Error ? reason.message : String(reason));
     return engine;
   },

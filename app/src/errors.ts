@@ -116,3 +116,8 @@ function wholeText(error: unknown): string {
 function oneLine(text: string): string {
   return text.replace(/\s+/g, " ").trim().slice(0, 300);
 }
+
+/** Logs what llama.cpp said, for whoever reports a failure. */
+export function logFailure(error: unknown): void {
+  if (error instanceof RuntimeFailure) console.warn(error.message, error.log.join("\n"));
+}

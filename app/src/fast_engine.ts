@@ -193,7 +193,6 @@ export class FastEngine implements Engine {
       newTokens,
       firstTokenSeconds: first ?? clock(),
       decodeTokensPerSecond: first !== null && decoded > 0 ? decoded / (lastSeconds - first) : null,
-      totalSeconds: clock(),
       ended,
     };
   }

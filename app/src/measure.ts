@@ -3,7 +3,7 @@
 import { keepReport, lastReport, makeReport, type DeviceReport } from "./device_report";
 import { byId, download } from "./dom";
 import { hasGpu } from "./environment";
-import { RuntimeFailure, explain, isAbort } from "./errors";
+import { explain, isAbort, logFailure } from "./errors";
 import { formatBytes } from "./format";
 import {
   defaultMeasureSettings,
@@ -86,8 +86,7 @@ class MeasurePage {
     } catch (error) {
       state = isAbort(error) ? "stopped" : "failed";
       if (!isAbort(error)) {
-        // What llama.cpp said, for whoever reports a failure.
-        if (error instanceof RuntimeFailure) console.warn(error.message, error.log.join("\n"));
+        logFailure(error);
         this.tell(explain(error));
       }
     } finally {

@@ -24,8 +24,6 @@ export interface FetchOptions {
 export interface FetchedModel {
   file: Blob;
   seconds: number;
-  /** True if no part was fetched from the server. */
-  fromCache: boolean;
 }
 
 const CACHE = "ishrink-models";
@@ -55,7 +53,7 @@ export async function fetchModel(entry: ModelEntry, options: FetchOptions = {}):
   if (loadedBytes !== entry.bytes) {
     throw new DamagedFile(`models.json lists parts of ${loadedBytes} bytes for ${entry.file} of ${entry.bytes}. ${AGAIN}`);
   }
-  return { file: new Blob(blobs), seconds: (performance.now() - started) / 1000, fromCache };
+  return { file: new Blob(blobs), seconds: (performance.now() - started) / 1000 };
 }
 
 /** True if the whole file is on the device already. */

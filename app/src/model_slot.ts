@@ -1,7 +1,7 @@
 /** A model of the site on its way from the server to an engine that answers. */
 
 import { Engine } from "./engine";
-import { RuntimeFailure, TooLittleMemory, explain, isAbort, wantsMemory } from "./errors";
+import { TooLittleMemory, explain, isAbort, logFailure, wantsMemory } from "./errors";
 import { checkMemory, neededBytes } from "./memory";
 import { chosenRuntime } from "./runtime_choice";
 import { fetchModel } from "./model_files";
@@ -83,8 +83,7 @@ export class ModelSlot {
         this.change({ kind: "idle" });
         throw error;
       }
-      // What llama.cpp said, for whoever reports a failure.
-      if (error instanceof RuntimeFailure) console.warn(error.message, error.log.join("\n"));
+      logFailure(error);
       const failure = wantsMemory(error) ? new TooLittleMemory(needed) : error;
       this.change({ kind: "failed", message: explain(failure) });
       throw failure;

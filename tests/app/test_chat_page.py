@@ -175,6 +175,7 @@ def test_a_model_without_a_template_continues_the_text(
     model = scripted_gguf(tmp_path / "bare.gguf", (" once", " more."), template=None)
     site = write_site(page_folder, [("shrunk", model)], tmp_path / "site", chat_template=False, template_sha256=None)
     page = visit(host(site))
+    page.wait_for_selector("#model-notice:not([hidden])")
     assert "bare has no chat template" in page.locator("#model-notice").inner_text()
     ask(page)
     answered(page)
