@@ -1,6 +1,6 @@
 """What calibrated rounding is worth: the unpruned model in each type, with nearest and with calibrated values.
 
-    python benchmarks/rounding.py MODEL DATA WORK --output rounding.jsonl [--quantizations q5_0,q4_0]
+    python benchmarks/rounding.py MODEL DATA WORK --output rounding.jsonl [--quantizations q5_0,q4_0] [--base BASE]
     python benchmarks/rounding.py MODEL DATA WORK --output rounding.jsonl --table
 
 MODEL is a checkpoint's folder, DATA a folder with the text files of `CALIBRATION` and `TEXTS`, WORK one for the GGUF
@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace, name: str, rounding: str) -> dict[str, Any
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         stored = stored_checkpoint(open_source(args.model), file, Path(folder) / "stored")
         report = IShrinker.from_pretrained(stored).evaluate(
-            base=args.model,
+            base=args.base or args.model,
             eval_text=[text if text == "pydoc" else str(args.data / text) for text in TEXTS],
             eval_samples=args.eval_samples,
             eval_length=256,
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--quantizations", default="q5_0,q4_0")
+    parser.add_argument("--base", type=Path, help="measure the divergence from this model, which MODEL was cut from")
     parser.add_argument("--eval-samples", type=int, default=8)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()

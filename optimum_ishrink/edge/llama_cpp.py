@@ -22,6 +22,7 @@ from .gguf_tokenizer import find_gguf_tokenizer
 from .llama_server import check_runtime, default_threads
 from .options import BENCHMARK_QUANTIZATION, RuntimeOptions
 from .row_fallbacks import check_rows
+from .shared_vocabulary import vocabulary_note
 from .write_gguf import write_gguf
 
 Model = str | Path | Source | GgufFile
@@ -98,7 +99,8 @@ def benchmark_llama_cpp(
 ) -> LlamaCppBenchmark:
     """Time a model in llama.cpp, alone or in turn with its base.
 
-    Checkpoints are exported to a temporary folder first, as the same quantisation.
+    Checkpoints are exported to a temporary folder first, as the same quantisation. Where the model's vocabulary was
+    cut, a note says so: a text takes more tokens of it.
 
     Args:
         model: The model.
@@ -109,8 +111,8 @@ def benchmark_llama_cpp(
         rounds: Pairs of processes; 16 by default, of which one may then disagree with the others.
 
     Raises:
-        RequestError: llama.cpp is missing or would run a checkpoint otherwise, the two differ in quantisation or
-            vocabulary, or a prompt does not fit.
+        RequestError: llama.cpp is missing or would run a checkpoint otherwise, the two differ in quantisation, neither
+            vocabulary was cut from the other, or a prompt does not fit.
         SourceError: A model cannot be opened or exported, or llama.cpp cannot run it.
     """
     check_runtime()
@@ -135,10 +137,7 @@ def benchmark_llama_cpp(
             tokenizer = find_gguf_tokenizer(checkpoint.folder, checkpoint.load_tokenizer())
             write_gguf(checkpoint.folder, quantization, target, name=checkpoint.display_name, tokenizer=tokenizer)
             files[name] = read_gguf(target, checkpoint.display_name)
-        if len({file.vocabulary for file in files.values()}) > 1:
-            raise RequestError(
-                "the two models do not share a vocabulary, so their tokens per second are not comparable"
-            )
+        note = vocabulary_note(files.values())
         contexts = [file.context for file in files.values() if file.context is not None]
         requested = tuple(sorted(set(prompt_lengths))) if prompt_lengths else None
         lengths = fitting_lengths(requested, settings.new_tokens, min(contexts, default=None))
@@ -146,7 +145,7 @@ def benchmark_llama_cpp(
         result = run_benchmark({name: files[name] for name in models}, settings)
     return LlamaCppBenchmark(
         report=_report(files, result, settings),
-        notes=result.notes,
+        notes=result.notes if note is None else (*result.notes, note),
         build=result.build,
         threads=settings.threads,
         model=checkpoints.get("shrunk"),
