@@ -187,8 +187,9 @@ def architectures_page() -> str:
   ([exactness](../explanation/exactness.md)).
 - *no*: the dimension cannot be changed.
 - *inexact*: it can, but the result differs from the original with the removed units set to zero.
-- *llama.cpp*: whether its converter takes the architecture and the file predicts what transformers does, measured on tiny models with the versions of
-  the `edge` extra; *with limits* where llama.cpp assumes some of the shape, so that `export` refuses other shapes.
+- *llama.cpp*: whether its converter takes the architecture and the file predicts what transformers does, measured on
+  tiny models with the versions of the `edge` extra; *with limits* where llama.cpp assumes some of the shape, so that
+  `export` refuses other shapes.
 
 {architecture_table()}
 
