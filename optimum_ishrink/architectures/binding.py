@@ -201,6 +201,7 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         values[key] = getattr(config, key, None)
         return values[key]
 
+    description = description.for_config(lookup)
     try:
         sizes = {name: evaluate(expression, lookup) for name, expression in description.sizes.items()}
     except (TypeError, ZeroDivisionError):

@@ -39,17 +39,20 @@ def edit_config(
         # Only the names change: both classes have the same modules and read the same keys.
         edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
-    for key in binding.description.layer_indices:
-        if raw.get(key):
-            edited[key] = [new_index[old] for old in raw[key] if old in new_index]
+    for key, first in binding.description.layer_indices.items():
+        _renumber(edited, key, {old + first: new + first for old, new in new_index.items()})
     edited.update(dense_layer_changes(config, layers))
     lists = {}
     for key in binding.description.per_layer:
-        values = getattr(config, key, None)
+        values, stated = getattr(config, key, None), raw.get(key)
         if isinstance(values, list):
             lists[key] = [values[layer] for layer in layers]
-            if key in raw and raw[key] is not None:
-                edited[key] = lists[key]
+        if isinstance(stated, (list, str)) and len(stated) == binding.sizes["layers"]:
+            # In the file's own words, which older readers know: its class may have renamed the kinds of layers.
+            retained = [stated[layer] for layer in layers]
+            edited[key] = "".join(retained) if isinstance(stated, str) else retained
+        elif stated is not None and key in lists:
+            edited[key] = lists[key]
     try:
         derived = parse_config(edited)
         for key, values in lists.items():
@@ -60,6 +63,19 @@ def edit_config(
         raise ShapeError(f"this shape cannot be written: {error}") from None
     check_layer_kinds(binding, result, layers)
     return edited
+
+
+def _renumber(edited: dict[str, Any], key: str, new_index: Mapping[int, int]) -> None:
+    """Renumber a list of layer indices, without those of removed layers; objects on the way to it are copied."""
+    *outer, name = key.split(".")
+    place = edited
+    for part in outer:
+        if not isinstance(place.get(part), dict):
+            return
+        place[part] = dict(place[part])
+        place = place[part]
+    if place.get(name):
+        place[name] = [new_index[old] for old in place[name] if old in new_index]
 
 
 def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str, int], layers: Sequence[int]) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArchitectureError, unknown_name
-from .expressions import Axis, parse_axes
+from .expressions import Axis, evaluate, parse_axes
 
 LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermediate_size"
 """Config keys of the number of layers, of KV groups and of MLP neurons."""
@@ -84,12 +84,14 @@ class Description:
         dimensions: For every key of `DIMENSIONS`, how it is written to the config or why it is fixed.
         rules: Conditions that the config class checks.
         per_layer: Config keys whose lists have one entry per layer.
-        layer_indices: Config keys whose lists hold layer indices.
+        layer_indices: Config keys whose lists hold layer indices, to the index that they give the first layer; a dot
+            leads into an object.
         tensors: Tensor name, with `*` for indices, to its axes.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
         class_change: Another class for shapes that this one refuses.
+        variants: Conditions over config keys, each with the description of the models for which it is true.
     """
 
     model_type: str
@@ -98,22 +100,28 @@ class Description:
     dimensions: Mapping[str, Dimension]
     rules: tuple[Rule, ...]
     per_layer: tuple[str, ...]
-    layer_indices: tuple[str, ...]
+    layer_indices: Mapping[str, int]
     tensors: Mapping[str, tuple[Axis, ...]]
     ignored: tuple[str, ...] = ()
     memory: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
+    variants: tuple[tuple[str, Description], ...] = ()
 
     @classmethod
-    def from_json(cls, path: Path) -> Description:
+    def from_json(cls, path: Path, contents: Mapping[str, Any] | None = None) -> Description:
         """Read a description.
+
+        Args:
+            path: The file.
+            contents: Its contents, or what they come to for one variant; None reads them.
 
         Raises:
             ArchitectureError: The file is not a description; the message names the entry.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = dict(json.loads(path.read_text(encoding="utf-8")) if contents is None else contents)
+            parts = [(part["when"], _with_changes(data, part)) for part in data.pop("variants", ())]
             allowed = {entry.name for entry in fields(cls)}
             for key in data:
                 if key not in allowed:
@@ -134,17 +142,43 @@ class Description:
                 dimensions=dimensions,
                 rules=tuple(Rule(rule["require"], rule["reason"]) for rule in data.get("rules", ())),
                 per_layer=tuple(data.get("per_layer", ())),
-                layer_indices=tuple(data.get("layer_indices", ())),
+                layer_indices=_layer_indices(data.get("layer_indices", ())),
                 tensors={name: parse_axes(axes) for name, axes in data["tensors"].items()},
                 ignored=tuple(data.get("ignored", ())),
                 memory={name: parse_axes(axes) for name, axes in data.get("memory", {}).items()},
                 transposed=tuple(data.get("transposed", ())),
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
+                variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
             )
+        except ArchitectureError:  # a variant's, which names the file already
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
             raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
+
+    def for_config(self, lookup: Callable[[str], Any]) -> Description:
+        """Return the description of the models of one config: that of the first variant whose condition is true.
+
+        Args:
+            lookup: Returns the value of a config key, or None.
+        """
+        return next((variant for when, variant in self.variants if evaluate(when, lookup)), self)
+
+
+def _with_changes(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a variant: its own beside the family's, without those that it sets to null."""
+    merged = dict(data)
+    for name, entry in changes.items():
+        if name == "when":
+            continue
+        both = {**data.get(name, {}), **entry} if isinstance(entry, dict) else entry
+        merged[name] = {key: value for key, value in both.items() if value is not None} if both is not entry else both
+    return merged
+
+
+def _layer_indices(entry: Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+    return dict(entry) if isinstance(entry, Mapping) else dict.fromkeys(entry, 0)
 
 
 @cache

@@ -13,10 +13,13 @@ from ..errors import ShapeError
 from .binding import Binding
 from .model_class import expected_tensors
 
+_FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
+"""Keys that hold how many of the first layers are dense."""
+
 _KEYS = (
     "decoder_sparse_step",
     "mlp_only_layers",
-    "first_k_dense_replace",
+    *_FIRST_DENSE,
     "moe_layer_freq",
     "moe_layer_start_index",
     "moe_layer_end_index",
@@ -38,11 +41,12 @@ def dense_layer_changes(config: Any, layers: Sequence[int]) -> dict[str, Any]:
         layers: Indices of the retained layers.
     """
     changes: dict[str, Any] = {}
-    first = getattr(config, "first_k_dense_replace", None)
-    if isinstance(first, int) and not isinstance(first, bool):
-        count = sum(layer < first for layer in layers)
-        if count != min(first, config.num_hidden_layers):
-            changes["first_k_dense_replace"] = count
+    for key in _FIRST_DENSE:
+        first = getattr(config, key, None)
+        if isinstance(first, int) and not isinstance(first, bool):
+            count = sum(layer < first for layer in layers)
+            if count != min(first, config.num_hidden_layers):
+                changes[key] = count
     step, named = getattr(config, "decoder_sparse_step", None), getattr(config, "mlp_only_layers", None)
     if isinstance(step, int) and step > 0 and isinstance(named, (list, tuple)):
         wanted = [new for new, old in enumerate(layers) if old in named or (old + 1) % step]

@@ -33,6 +33,22 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+FULL, STATE = "full_attention", "linear_attention"
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 4,
+}
+DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_conv_kernel_dim": 3,
+}
 MOE = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -42,6 +58,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cohere2": [{"sliding_window": 3}],
     "ernie4_5": [{}, {"use_bias": True}],
     "exaone4": [{"sliding_window": 3}],
+    "falcon_h1": [{**MAMBA, "mamba_d_ssm": 64, "head_dim": None}],
     "gemma": [{}],
     "gemma2": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
     "gemma3_text": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
@@ -52,7 +69,23 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gpt_oss": [{**MOE, "sliding_window": 3}],
     "granite": [{"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0, "head_dim": None}],
     "granitemoe": [{**MOE, "head_dim": None}],
+    "granitemoehybrid": [
+        {**MAMBA, **MOE, "layer_types": [STATE, FULL, STATE, FULL], "shared_intermediate_size": 18, "head_dim": None},
+        {
+            **MAMBA,
+            "num_local_experts": 0,
+            "layers_block_type": ["mamba", "attention", "mamba", "attention"],
+            "shared_intermediate_size": 24,
+            "tie_word_embeddings": True,
+            "head_dim": None,
+        },
+    ],
     "helium": [{"head_dim": 4}],
+    "lfm2": [
+        {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
+        {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_embedding": False, "head_dim": None},
+    ],
+    "lfm2_moe": [{**MOE, "layer_types": ["conv", FULL, FULL, "conv"], "num_dense_layers": 1, "head_dim": None}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
@@ -74,7 +107,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "qwen2_moe": [{**MOE, "shared_expert_intermediate_size": 10, "mlp_only_layers": [1]}],
     "qwen3": [{}, {"attention_bias": True, "tie_word_embeddings": True}],
+    "qwen3_5_moe_text": [
+        {**MOE, **DELTA_NET, "layer_types": [STATE, FULL, STATE, FULL], "shared_expert_intermediate_size": 18}
+    ],
+    "qwen3_5_text": [{**DELTA_NET, "layer_types": [STATE, FULL, STATE, FULL]}],
     "qwen3_moe": [{**MOE, "mlp_only_layers": [2]}],
+    "qwen3_next": [
+        {
+            **MOE,
+            **DELTA_NET,
+            "layer_types": [STATE, FULL, STATE, FULL],
+            "shared_expert_intermediate_size": 18,
+            "mlp_only_layers": [1],
+        }
+    ],
     "seed_oss": [{}],
     "smollm3": [{"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": None}],
     "stablelm": [{"head_dim": None}, {"head_dim": None, "use_qkv_bias": True, "qk_layernorm": True}],
