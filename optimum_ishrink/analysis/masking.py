@@ -18,7 +18,7 @@ from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
-from ..architectures.slicing import axis_index
+from ..architectures.slicing import axis_index, keep_in_expert
 from .zeroing import Removal
 
 Mask = Callable[[], AbstractContextManager[None]]
@@ -120,15 +120,14 @@ def mask_removal(model: Any, binding: Binding, removal: Removal) -> list[Mask]:
         heads = [head for one in groups for head in range(one * group, (one + 1) * group)]
         masks += _mask_inputs(model, binding, readers[GROUPS], layer, {"heads": heads}) if heads else []
     for layer, neurons in enumerate(removal.neurons):
-        if neurons and layer in stacked:
-            masks += [_mask_experts(model, binding, bound, neurons) for bound in stacked[layer]]
-        elif neurons:
+        if neurons:
+            masks += [_mask_experts(model, binding, bound, neurons) for bound in stacked.get(layer, ())]
             masks += _mask_inputs(model, binding, readers[NEURONS], layer, {"ffn": neurons})
     return masks
 
 
 def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
-    """Return the contexts in which a layer's attention projects nothing but its bias.
+    """Return the contexts in which a layer's attention, or what stands in its place, projects nothing but its bias.
 
     Args:
         model: The loaded model.
@@ -137,8 +136,8 @@ def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
     """
     return [
         partial(zero_inputs, model.get_submodule(_module_name(bound)), None)
-        for bound in input_readers(binding, GROUPS)
-        if bound.layer == layer
+        for bound in binding.layer_tensors(layer)
+        if _projects_back(bound) and not _projects_down(bound)
     ]
 
 
@@ -163,13 +162,20 @@ def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
     return [*dense, *experts]
 
 
-def _projects_down(bound: BoundTensor) -> bool:
+def _projects_back(bound: BoundTensor) -> bool:
     """Whether a tensor is the weight of a module that goes from a width of the layer's own to the hidden size."""
     if len(bound.axes) != 2 or bound.expert is not None:
         return False
     inner, outer = input_axis(bound), bound.axes[1 if bound.transposed else 0]
     factors = {factor for section in inner for factor in section.factors}
-    return outer == _HIDDEN and not factors & {"hidden", "heads", "experts"}
+    return outer == _HIDDEN and not factors & {"hidden", "experts"}
+
+
+def _projects_down(bound: BoundTensor) -> bool:
+    """Whether that width is one of an MLP."""
+    return _projects_back(bound) and any(
+        factor.endswith("ffn") for section in input_axis(bound) for factor in section.factors
+    )
 
 
 def _mask_inputs(
@@ -179,7 +185,7 @@ def _mask_inputs(
     for bound in readers:
         if bound.layer == layer and bound.expert is None:
             module = model.get_submodule(_module_name(bound))
-            positions = axis_index(input_axis(bound), binding.sizes, removed)
+            positions = axis_index(input_axis(bound), binding.sizes, keep_in_expert(bound, binding.sizes, removed))
             assert positions is not None
             masks.append(partial(zero_inputs, module, positions.to(module.weight.device)))
     return masks
@@ -205,7 +211,7 @@ def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor
 def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Sequence[int]) -> Mask:
     width = binding.sizes["ffn"]
     rows: list[list[int]] = [[] for _ in range(binding.sizes["experts"])]
-    for neuron in neurons:
+    for neuron in (neuron for neuron in neurons if neuron // width < len(rows)):  # the others are of shared experts
         rows[neuron // width].append(neuron % width)
     positions = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return partial(zero_columns, model.get_parameter(bound.name), bound.axes.index(_NEURONS) - 1, positions)

@@ -22,6 +22,17 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
     return size == "layers" or bound.counts(size) or (size == "kv" and bound.counts("heads"))
 
 
+def layers_with(binding: Binding, key: str) -> tuple[int, ...]:
+    """Return the layers that have units of a dimension, ascending: not every layer of a hybrid has attention, or an MLP.
+
+    Args:
+        binding: The model.
+        key: The dimension's config key.
+    """
+    holding = (bound.layer for bound in binding.tensors.values() if holds_units(bound, key))
+    return tuple(sorted({layer for layer in holding if layer is not None}))
+
+
 def input_axis(bound: BoundTensor) -> Axis:
     """Return the input axis of a projection's weight."""
     return bound.axes[0 if bound.transposed else 1]

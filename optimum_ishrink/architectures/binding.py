@@ -62,6 +62,11 @@ class Binding:
     config: Any = field(default=None, repr=False, compare=False)
 
     @property
+    def neuron_blocks(self) -> int:
+        """The MLPs through which a layer's neurons are numbered: its experts, and after them those that all share."""
+        return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
+
+    @property
     def shape(self) -> dict[str, int]:
         """The model's size in each dimension, by config key."""
         return {key: self.sizes[size] for key, size in DIMENSIONS.items() if size in self.sizes}
@@ -78,13 +83,13 @@ class Binding:
             sizes["heads"] = sizes["kv"] * (self.sizes["heads"] // self.sizes["kv"])
         return sizes
 
-    def config_changes(self, shape: Mapping[str, int]) -> dict[str, int]:
+    def config_changes(self, shape: Mapping[str, int]) -> dict[str, Any]:
         """Return the config keys that change with a new shape, and their values."""
         sizes = self.resized(shape)
-        changes: dict[str, int] = {}
+        changes: dict[str, Any] = {}
         for key, dimension in self.description.dimensions.items():
             if key in shape and shape[key] != self.shape.get(key):
-                changes.update({name: evaluate(value, sizes.get) for name, value in dimension.writes.items()})
+                changes.update({name: evaluate(value, {**self.values, **sizes}.get) for name, value in dimension.writes.items()})
         return changes
 
     def refusal(self, shape: Mapping[str, int], *, allow_class_change: bool = False) -> str | None:
@@ -97,7 +102,9 @@ class Binding:
         for key, value in shape.items():
             current = self.shape.get(key)
             if current is None or self.description.dimensions[key].fixed:
-                if value != current:
+                # It may follow another one: query heads that are removed with their KV group alone.
+                others = {name: other for name, other in shape.items() if name != key}
+                if value != current and value != self.resized(others)[DIMENSIONS[key]]:
                     reason = self.description.dimensions[key].fixed or "the model has no such dimension"
                     return f"{key} cannot change for {self.description.model_type}: {reason}"
             elif not 1 <= value <= current:
@@ -211,8 +218,10 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     for rule in description.rules:
         evaluate(rule.require, lookup)  # registers the keys of the rules, which later checks of shapes need
     for dimension in description.dimensions.values():
-        for key in dimension.writes:
+        for key, expression in dimension.writes.items():
             lookup(key)
+            # A new value may depend on the old ones: a factor that the class divides by the depth, say.
+            evaluate(expression, lambda name: sizes[name] if name in sizes else lookup(name))
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:

@@ -9,6 +9,7 @@ from ..errors import ShapeError, SourceError
 from .binding import Binding
 from .expressions import axis_length
 from .layer_kinds import check_layer_kinds, dense_layer_changes
+from .layer_patterns import period_changes
 from .model_class import expected_tensors, parse_config
 
 
@@ -42,6 +43,7 @@ def edit_config(
     for key, first in binding.description.layer_indices.items():
         _renumber(edited, key, {old + first: new + first for old, new in new_index.items()})
     edited.update(dense_layer_changes(config, layers))
+    edited.update(period_changes(binding, layers))
     lists = {}
     for key in binding.description.per_layer:
         values, stated = getattr(config, key, None), raw.get(key)

@@ -91,6 +91,8 @@ class Description:
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
         class_change: Another class for shapes that this one refuses.
+        periods: Pairs of config keys, a period and an offset, that say which layers are of a kind.
+        needed_kinds: Kinds of `layer_types` of which the config class demands a layer.
         variants: Conditions over config keys, each with the description of the models for which it is true.
     """
 
@@ -107,6 +109,8 @@ class Description:
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
     variants: tuple[tuple[str, Description], ...] = ()
+    periods: tuple[tuple[str, str], ...] = ()
+    needed_kinds: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, path: Path, contents: Mapping[str, Any] | None = None) -> Description:
@@ -149,6 +153,8 @@ class Description:
                 transposed=tuple(data.get("transposed", ())),
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
+                periods=tuple((period, offset) for period, offset in data.get("periods", ())),
+                needed_kinds=tuple(data.get("needed_kinds", ())),
                 variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
             )
         except ArchitectureError:  # a variant's, which names the file already

@@ -20,6 +20,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
     ast.FloorDiv: _floor_division,
     ast.Mod: operator.mod,
     ast.Eq: operator.eq,
@@ -32,7 +34,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, `and`, and `a or b` for optional keys.
+    """Evaluate integer arithmetic over config keys: `+ - * / // % **`, comparisons, `and`, and `a or b` for optional keys.
 
     Args:
         expression: For example `"head_dim or hidden_size // num_attention_heads"`.

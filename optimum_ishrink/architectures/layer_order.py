@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+
+class LayerRule(Protocol):
+    """What the layers of a cut have to be."""
+
+    def can_follow(self, layers: Sequence[int], removable: range) -> bool:
+        """Return whether the result can be made of some layers, with all that cannot be removed."""
+
+    def choose(self, scores: Sequence[float], removable: range) -> tuple[int, ...] | None:
+        """Return the retained layers with the highest sum of scores; None if there are none."""
 
 
 @dataclass(frozen=True)

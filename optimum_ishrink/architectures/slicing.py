@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .binding import BoundTensor
-from .expressions import Axis, factor_length, parse_axes
+from .expressions import Axis, Section, factor_length, parse_axes
 
 
 class Memory(Protocol):
@@ -33,13 +33,33 @@ def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> 
         sizes: The model's sizes.
         keep: What the layer retains; neurons are numbered through all experts.
     """
-    if bound.expert is None or "ffn" not in keep:
+    if "ffn" not in keep or not sizes.get("experts"):
         return keep
-    return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert, sizes["ffn"])}
+    first_shared = sizes["experts"] * sizes["ffn"]
+    return {
+        **keep,
+        # A dense layer as wide as the experts has its neurons where others have those of their first expert.
+        "ffn": _of_expert(keep["ffn"], bound.expert or 0, sizes["ffn"]),
+        _SHARED_NEURONS: [neuron - first_shared for neuron in keep["ffn"] if neuron >= first_shared],
+    }
 
 
 def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
     return [neuron - expert * width for neuron in neurons if neuron // width == expert]
+
+
+_SHARED_NEURONS = "shared*ffn"
+"""Several experts that all tokens share are one MLP in the file, each with its own neurons: they are counted as one."""
+
+
+def _factors(section: Section, sizes: Mapping[str, int]) -> tuple[list[str], list[int]]:
+    """Return the factors of a section and their lengths; the neurons of shared experts are one factor."""
+    names = list(section.factors)
+    if "shared" in names and names[names.index("shared") + 1 :][:1] == ["ffn"]:
+        place = names.index("shared")
+        names[place : place + 2] = [_SHARED_NEURONS]
+    counted = {**sizes, _SHARED_NEURONS: (sizes.get("shared") or 0) * sizes["ffn"]}
+    return names, [factor_length(name, counted) for name in names]
 
 
 def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
@@ -58,9 +78,9 @@ def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor
     start = 0
     parts = []
     for section in axis:
-        lengths = [factor_length(factor, sizes) for factor in section.factors]
+        factors, lengths = _factors(section, sizes)
         index = torch.arange(prod(lengths)).view(lengths)
-        for dim, factor in enumerate(section.factors):
+        for dim, factor in enumerate(factors):
             if factor in keep:
                 index = index.index_select(dim, torch.as_tensor(keep[factor], dtype=torch.int64))
         parts.append(index.flatten() + start)
@@ -167,14 +187,17 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
     Returns:
         The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
     """
-    experts = sizes.get("experts", 1) if unit == "ffn" else 1
-    total = torch.zeros(experts, sizes[unit], dtype=torch.float32, device=values.device)
-    if bound.axes and experts > 1 and bound.expert is None:
-        if bound.axes[0] == _EXPERTS:
-            for expert in range(experts):
-                total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
+    experts = (sizes.get("experts") or 1) if unit == "ffn" else 1
+    shared = (sizes.get("shared") or 0) if unit == "ffn" else 0
+    total = torch.zeros(experts + shared, sizes[unit], dtype=torch.float32, device=values.device)
+    if bound.axes and experts > 1 and bound.axes[0] == _EXPERTS:
+        for expert in range(experts):
+            total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
     else:
-        total[(bound.expert or 0) if experts > 1 else 0] = _sum_axes(values, bound.axes, sizes, unit)
+        total[bound.expert or 0] = _sum_axes(values, bound.axes, sizes, unit)
+    if shared:
+        counted = {**sizes, _SHARED_NEURONS: shared * sizes["ffn"]}
+        total[experts:] += _sum_axes(values, bound.axes, counted, _SHARED_NEURONS).view(shared, -1)
     return total.flatten()
 
 
@@ -183,8 +206,8 @@ def _sum_axes(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, 
     for dim, axis in enumerate(axes):
         start = 0
         for section in axis:
-            lengths = [factor_length(factor, sizes) for factor in section.factors]
-            for position, factor in enumerate(section.factors):
+            factors, lengths = _factors(section, sizes)
+            for position, factor in enumerate(factors):
                 if factor == unit or (unit == "kv" and factor == "heads"):
                     part = values.narrow(dim, start, prod(lengths)).movedim(dim, 0).to(torch.float32)
                     part = part.reshape(prod(lengths[:position]), lengths[position], -1).sum(dim=(0, 2))
@@ -206,8 +229,8 @@ def unit_positions(axis: Axis, sizes: Mapping[str, int], unit: str) -> torch.Ten
     """
     owners = []
     for section in axis:
-        lengths = [factor_length(factor, sizes) for factor in section.factors]
-        (dim,) = (i for i, name in enumerate(section.factors) if name == unit or (unit, name) == ("kv", "heads"))
+        factors, lengths = _factors(section, sizes)
+        (dim,) = (i for i, name in enumerate(factors) if name == unit or (unit, name) == ("kv", "heads"))
         owner = torch.arange(lengths[dim]) // (lengths[dim] // sizes[unit])
         shape = [length if i == dim else 1 for i, length in enumerate(lengths)]
         owners.append(owner.view(shape).expand(lengths).flatten())

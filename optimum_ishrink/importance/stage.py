@@ -10,7 +10,7 @@ import torch
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS, ROWS
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..core.cache import cache_folder
@@ -202,7 +202,7 @@ def select_layers(
     scores: Mapping[str, torch.Tensor],
     count: int,
     removable: range,
-    order: LayerOrder | None = None,
+    order: LayerRule | None = None,
     gone: Collection[int] = (),
 ) -> tuple[int, ...] | None:
     """Return the retained layers where their choice needs more than one score each, else None.

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
+from ..architectures.layer_patterns import layer_pattern
 from ..architectures.runtime_limits import depth_limit, layer_limit, layer_order, model_limit, size_limit
 from ..errors import ShapeError
 
@@ -64,15 +65,17 @@ class RuntimeCheck:
         if reason is not None:
             raise ShapeError(f"{reason}; {ADVICE}")
 
-    def order(self, shape: Mapping[str, int]) -> LayerOrder | None:
-        """Return the order of layers that the runtime takes for given, to choose them by; None where it takes any.
+    def order(self, shape: Mapping[str, int]) -> LayerRule | None:
+        """Return what the layers have to be, to choose them by; None where any will do.
+
+        That is the order that the runtime takes for given, or else the pattern that the config can hold.
 
         Args:
             shape: New values by config key.
         """
-        if self.runtime is None:
-            return None
-        return layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        count = shape[LAYERS]
+        taken = None if self.runtime is None else layer_order(self._written_as(shape), self.binding.config, count)
+        return layer_pattern(self.binding, count) if taken is None else taken
 
     def check_layers(self, shape: Mapping[str, int], layers: Sequence[int], edited: Any) -> None:
         """Check that the runtime runs the retained layers as transformers does.

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
 from .protection import removable_layers
 
 
 def choose_layers(
-    scores: torch.Tensor, count: int, keep_first: int, keep_last: int, order: LayerOrder | None = None
+    scores: torch.Tensor, count: int, keep_first: int, keep_last: int, order: LayerRule | None = None
 ) -> tuple[int, ...]:
     """Return the indices of the `count` retained layers.
 

@@ -11,6 +11,7 @@ from ..architectures.binding import Binding
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
 from ..architectures.description import LAYERS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
+from ..architectures.layer_patterns import check_pattern, examples
 from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
@@ -41,12 +42,16 @@ def check_shape(
     """
     shape = resolve_shape(source.binding, options, rows, removed)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
-    total, count = source.binding.shape[LAYERS], shape[LAYERS]
+    count = shape[LAYERS]
     raw = without_ids_beyond(source.raw_config, shape[ROWS])
-    edited = edit_config(raw, source.config, source.binding, shape, range(count))
-    check_edited(edited, source.binding, shape, range(count))
+    removable = layers_to_remove(source, options, shape)
+    check_pattern(source.binding, count, removable)
+    first, *others = examples(source.binding, count, removable)
+    edited = edit_config(raw, source.config, source.binding, shape, first)
+    check_edited(edited, source.binding, shape, first)
     if mixes_kinds(source.binding):  # other layers may be of another kind
-        edit_config(raw, source.config, source.binding, shape, range(total - count, total))
+        for layers in others:
+            edit_config(raw, source.config, source.binding, shape, layers)
     return shape
 
 
@@ -151,7 +156,7 @@ def _choose_neurons(
     key = "intermediate_size"
     if shape[key] == binding.shape[key]:
         return {}
-    return {key: choose_units(scores[key], layers, shape[key], experts=binding.sizes.get("experts", 1))}
+    return {key: choose_units(scores[key], layers, shape[key], experts=binding.neuron_blocks)}
 
 
 def _choose_attention(

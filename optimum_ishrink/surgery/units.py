@@ -26,7 +26,7 @@ def retained_units(binding: Binding, plan: Plan, position: int) -> Keep:
         retained["kv"] = plan.units["num_key_value_heads"][position]
     if "num_attention_heads" in plan.units:
         retained["heads"] = plan.units["num_attention_heads"][position]
-    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.sizes.get("experts", 1)}
+    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.neuron_blocks}
     return {size: units for size, units in retained.items() if list(units) != list(range(totals[size]))}
 
 

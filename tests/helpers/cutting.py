@@ -45,7 +45,7 @@ def random_plan(
     source = source_of(raw)
     binding = source.binding
     generator = torch.Generator().manual_seed(seed)
-    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.sizes.get("experts", 1)
+    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.neuron_blocks
     scores = {
         "num_hidden_layers": torch.rand(layers, generator=generator),
         "num_key_value_heads": torch.rand(layers, binding.sizes["kv"], generator=generator),

@@ -49,13 +49,33 @@ DELTA_NET = {
     "linear_value_head_dim": 10,
     "linear_conv_kernel_dim": 3,
 }
+LATENT = {
+    "num_key_value_heads": 8,
+    "q_lora_rank": 11,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+    "head_dim": None,
+}
 MOE = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+DEEPSEEK = {
+    **LATENT,
+    **MOE,
+    "n_routed_experts": 3,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "apertus": [{}],
     "arcee": [{"head_dim": None}, {"mlp_bias": True}],
     "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
     "cohere2": [{"sliding_window": 3}],
+    "deepseek_v2": [{**DEEPSEEK}],
+    "deepseek_v3": [{**DEEPSEEK}, {**DEEPSEEK, "q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1}],
     "ernie4_5": [{}, {"use_bias": True}],
     "exaone4": [{"sliding_window": 3}],
     "falcon_h1": [{**MAMBA, "mamba_d_ssm": 64, "head_dim": None}],
@@ -91,6 +111,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"head_dim": None},
     ],
+    "minicpm3": [{**LATENT}, {**LATENT, "scale_depth": None, "tie_word_embeddings": False}],
     "ministral": [{"sliding_window": 3}],
     "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
     "mixtral": [{**MOE}],
@@ -125,6 +146,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "smollm3": [{"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": None}],
     "stablelm": [{"head_dim": None}, {"head_dim": None, "use_qkv_bias": True, "qk_layernorm": True}],
     "starcoder2": [{}],
+    "youtu": [{**LATENT}],
 }
 """Config values of each architecture's variants, on top of `SMALL`."""
 

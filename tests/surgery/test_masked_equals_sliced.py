@@ -48,7 +48,7 @@ def test_masked_equals_sliced(model_type: str, variant: int, cuts: list[str], tm
     raw = json.loads((folder / "config.json").read_text())
     for number, what in enumerate(cuts):
         shape = supported_shape(config, SHAPES[what])
-        if not shape:
+        if not shape or (what == "merged" and "num_attention_heads" not in shape):
             continue  # the architecture cannot change this dimension; the support table says why
         plan, _, binding = random_plan(raw, shape, seed=3, merge=what == "merged")
         found = exact_logits(cut_to(folder, tmp_path / f"cut-{number}", plan))
