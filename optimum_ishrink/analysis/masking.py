@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_axis, input_readers, layer_module
+from ..architectures.axes import input_axis, input_readers, layer_module, weight_module
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
@@ -135,7 +135,7 @@ def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
         layer: Index of the layer.
     """
     return [
-        partial(zero_inputs, model.get_submodule(_module_name(bound)), None)
+        partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None)
         for bound in binding.layer_tensors(layer)
         if _projects_back(bound) and not _projects_down(bound)
     ]
@@ -155,7 +155,7 @@ def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
         for bound in _stacked_experts(model, binding).get(layer, ())
     ]
     dense = [
-        partial(zero_inputs, model.get_submodule(_module_name(bound)), None)
+        partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None)
         for bound in binding.layer_tensors(layer)
         if _projects_down(bound)
     ]
@@ -184,15 +184,12 @@ def _mask_inputs(
     masks: list[Mask] = []
     for bound in readers:
         if bound.layer == layer and bound.expert is None:
-            module = model.get_submodule(_module_name(bound))
+            module = model.get_submodule(weight_module(binding, bound))
             positions = axis_index(input_axis(bound), binding.sizes, keep_in_expert(bound, binding.sizes, removed))
             assert positions is not None
             masks.append(partial(zero_inputs, module, positions.to(module.weight.device)))
     return masks
 
-
-def _module_name(bound: BoundTensor) -> str:
-    return bound.name.removesuffix(".weight")
 
 
 def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:

@@ -172,7 +172,7 @@ class Binding:
     @cached_property
     def in_memory(self) -> Mapping[str, BoundTensor]:
         """The tensors by their names in a loaded model, where some are laid out differently than on disk."""
-        bound = dict(self.tensors)
+        bound = {self.description.loaded_name(name): tensor for name, tensor in self.tensors.items()}
         for pattern, axes in self.description.memory.items():
             for layer in range(self.sizes["layers"]):
                 name = pattern.replace("*", str(layer), 1)

@@ -89,6 +89,7 @@ class Description:
         tensors: Tensor name, with `*` for indices, to its axes.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
+        renamed: Parts of tensor names on disk, and what a loaded model calls them.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
         class_change: Another class for shapes that this one refuses.
         periods: Pairs of config keys, a period and an offset, that say which layers are of a kind.
@@ -111,6 +112,7 @@ class Description:
     variants: tuple[tuple[str, Description], ...] = ()
     periods: tuple[tuple[str, str], ...] = ()
     needed_kinds: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, path: Path, contents: Mapping[str, Any] | None = None) -> Description:
@@ -155,6 +157,7 @@ class Description:
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
                 periods=tuple((period, offset) for period, offset in data.get("periods", ())),
                 needed_kinds=tuple(data.get("needed_kinds", ())),
+                renamed=data.get("renamed", {}),
                 variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
             )
         except ArchitectureError:  # a variant's, which names the file already
@@ -162,6 +165,16 @@ class Description:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
             raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
+
+    def loaded_name(self, name: str) -> str:
+        """Return what a loaded model calls a tensor.
+
+        Args:
+            name: Its name on disk.
+        """
+        for part, other in self.renamed.items():
+            name = name.replace(part, other)
+        return name
 
     def for_config(self, lookup: Callable[[str], Any]) -> Description:
         """Return the description of the models of one config: that of the first variant whose condition is true.

@@ -24,6 +24,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
     ast.FloorDiv: _floor_division,
     ast.Mod: operator.mod,
+    ast.In: lambda item, items: item in (items or ()),
+    ast.NotIn: lambda item, items: item not in (items or ()),
     ast.Eq: operator.eq,
     ast.LtE: operator.le,
     ast.GtE: operator.ge,
@@ -34,7 +36,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate integer arithmetic over config keys: `+ - * / // % **`, comparisons, `and`, and `a or b` for optional keys.
+    """Evaluate integer arithmetic over config keys: `+ - * / // % **`, comparisons, `'text' in list`, `and`,
+    and `a or b` for optional keys.
 
     Args:
         expression: For example `"head_dim or hidden_size // num_attention_heads"`.
@@ -47,7 +50,7 @@ def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Expression):
             return value(node.body)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, str)):
             return node.value
         if isinstance(node, ast.Name):
             return lookup(node.id)

@@ -42,6 +42,24 @@ MAMBA = {
     "mamba_d_conv": 3,
     "mamba_chunk_size": 4,
 }
+JAMBA = {
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "mamba_dt_rank": 7,
+    "head_dim": None,
+}
+NEMOTRON = {
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 5,
+    "conv_kernel": 3,
+    "chunk_size": 4,
+    "moe_shared_expert_intermediate_size": 18,
+    "num_hidden_layers": 4,
+}
 DELTA_NET = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -72,6 +90,7 @@ DEEPSEEK = {
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "apertus": [{}],
     "arcee": [{"head_dim": None}, {"mlp_bias": True}],
+    "bamba": [{**MAMBA, "attn_layer_indices": [1, 3], "head_dim": None}],
     "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
     "cohere2": [{"sliding_window": 3}],
     "deepseek_v2": [{**DEEPSEEK}],
@@ -101,6 +120,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "helium": [{"head_dim": 4}],
+    "jamba": [
+        {**MOE, **JAMBA, "attn_layer_period": 2, "attn_layer_offset": 1},
+        {**JAMBA, "num_experts": 1, "attn_layer_period": 3, "attn_layer_offset": 0},
+    ],
     "lfm2": [
         {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
         {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_embedding": False, "head_dim": None},
@@ -116,6 +139,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
     "mixtral": [{**MOE}],
     "nemotron": [{}, {"attention_bias": True, "mlp_bias": True}],
+    "nemotron_h": [
+        {**MOE, **NEMOTRON, "layers_block_type": [STATE, FULL, "mlp", "moe"], "n_routed_experts": 3},
+        {**NEMOTRON, "hybrid_override_pattern": "M*-M", "mlp_bias": True, "attention_bias": True},
+    ],
     "olmo": [{"head_dim": None}, {"clip_qkv": 0.5}],
     "olmo2": [{"head_dim": None}],
     "olmo3": [{"sliding_window": 3, "head_dim": None}],
