@@ -114,9 +114,9 @@ def _narrow(
     binding: Binding, scores: torch.Tensor, layers: Sequence[int], share: float
 ) -> tuple[tuple[int, ...], ...]:
     """Return the lowest scored neurons of each of the given layers, the same number in each that has any."""
-    experts, width = binding.sizes.get("experts", 1), binding.sizes["ffn"]
+    experts, width = binding.experts, binding.sizes["ffn"]
     with_neurons = [layer for layer in layers if any(bound.counts("ffn") for bound in binding.layer_tensors(layer))]
-    retained = choose_units(scores, with_neurons, width - share_of(share, width), experts=experts)
+    retained = choose_units(scores, with_neurons, width - share_of(share, width), groups=experts)
     removed: list[tuple[int, ...]] = [()] * len(scores)
     for layer, units in zip(with_neurons, retained, strict=True):
         removed[layer] = tuple(sorted(set(range(width * experts)) - set(units)))
@@ -130,7 +130,7 @@ def removed_parameters(binding: Binding, removal: Removal) -> int:
         binding: The model.
         removal: What is removed.
     """
-    experts = binding.sizes.get("experts", 1)
+    experts = binding.experts
     whole = binding.layer_parameters(binding.sizes)
     at: dict[tuple[int, int], list[int]] = {}
     total = 0
