@@ -80,7 +80,5 @@ def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[
 def routers(binding: Binding) -> list[BoundTensor]:
     """Return the weights that give each expert its score: one row for each expert, one column for each hidden unit."""
     return [
-        bound
-        for bound in binding.tensors.values()
-        if bound.layer is not None and bound.axes == (_EXPERTS, _HIDDEN)
+        bound for bound in binding.tensors.values() if bound.layer is not None and bound.axes == (_EXPERTS, _HIDDEN)
     ]

@@ -144,9 +144,7 @@ class Binding:
                 f"{-(-top_k // groups) * groups}{lower}"
             )
         if experts % groups:
-            return (
-                f"{EXPERTS}={experts} is not a multiple of the {groups} groups of experts that the router chooses among"
-            )
+            return f"{EXPERTS}={experts} is not a multiple of the {groups} groups that the router chooses among first"
         return None
 
     def _broken_rule(self, shape: Mapping[str, int]) -> str | None:

@@ -34,7 +34,7 @@ def edit_config(
     """
     edited = without_code(raw)
     for key, value in binding.config_changes(shape).items():
-        edited.update({name: value for name in _spellings(config, raw, key)})
+        edited.update(dict.fromkeys(_spellings(config, raw, key), value))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.

@@ -37,7 +37,7 @@ DIMENSIONS = {
 """The dimensions that can be changed: Hugging Face config key to the name of the size in the descriptions."""
 
 _OPTIONAL = (EXPERTS, TOP_K, ROWS)
-"""Dimensions that a description need not have: not every model has experts, and older files have no entry for these."""
+"""Dimensions that a description need not have: not all models have experts, and older files have no such entry."""
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Names of a language-model head that may be tied to the embedding."""

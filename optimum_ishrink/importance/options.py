@@ -58,8 +58,8 @@ class ImportanceOptions(CalibrationOptions):
         metavar="NAME",
         choices=_expert_criteria,
         help="criterion for experts; 'help' lists all",
-        doc="Criterion for whole experts, where `num_experts` drops some; `ishrink plan --expert-importance help` lists "
-        "all. The default reads calibration text; `l2-norm` needs the weights alone.",
+        doc="Criterion for whole experts, where `num_experts` drops some; `ishrink plan --expert-importance help` "
+        "lists all. The default reads calibration text; `l2-norm` needs the weights alone.",
     )
     layer_importance: str = option(
         "block-influence",

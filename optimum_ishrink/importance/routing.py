@@ -41,9 +41,7 @@ class RoutingWatcher(Watcher):
     """Whether the experts are being called by this watcher."""
 
     @torch.no_grad()
-    def _add(
-        self, layer: int, module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> None:
+    def _add(self, layer: int, module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> None:
         assert self.batch is not None
         text = self.batch.mask.flatten().bool()
         hidden = hidden.reshape(-1, hidden.shape[-1])[text]

@@ -116,7 +116,8 @@ def _expert_counts(binding: Binding, top_k: int | None) -> list[int]:
     size, groups = binding.shape[EXPERTS], binding.expert_groups
     step = -(-max(1, size // _EXPERT_STEPS) // groups) * groups
     routed = {} if top_k is None else {TOP_K: top_k}
-    return [each for each in range(size % step or step, size + 1, step) if not binding.refusal({EXPERTS: each, **routed})]
+    counts = range(size % step or step, size + 1, step)
+    return [count for count in counts if binding.refusal({EXPERTS: count, **routed}) is None]
 
 
 def _vocabulary_sizes(

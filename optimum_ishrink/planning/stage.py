@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..architectures.axes import holds_units
 from ..architectures.binding import Binding
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
-from ..architectures.axes import holds_units
 from ..architectures.description import EXPERTS, LAYERS, NEURONS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
 from ..architectures.model_class import parse_config

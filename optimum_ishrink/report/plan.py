@@ -54,7 +54,7 @@ class Choice:
     layer_selection: str | None = None
     seed: int = 0
     calibration: CalibrationRecord | None = None
-    expert_importance: str | None = rare_entry()  # noqa: RUF009 - a field
+    expert_importance: str | None = rare_entry()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ SHAPE_HEADER: Row = ("dimension", "before", "after", "removed")
 
 
 def layer_rows(plan: Plan) -> list[Row]:
-    """Return (layer, KV groups, query heads, experts if there are any, neurons removed) for every layer of the base."""
+    """Return (layer, KV groups, query heads, experts where there are any, neurons removed) for every base layer."""
     rows: list[Row] = []
     position = {layer: i for i, layer in enumerate(plan.layers)}
     for layer in range(plan.shape["num_hidden_layers"]):

@@ -74,7 +74,8 @@ def unrouted(model: Any, plan: Plan) -> Iterator[None]:
     def masked(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         output = linear(inputs, weight, bias)
         unused.discard(weight.data_ptr())
-        return output.index_fill(-1, dropped[weight.data_ptr()], -torch.inf) if weight.data_ptr() in dropped else output
+        gone = dropped.get(weight.data_ptr())
+        return output if gone is None else output.index_fill(-1, gone, -torch.inf)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", masked)

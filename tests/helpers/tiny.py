@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-MOE = {"num_experts": 5, "num_local_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "apertus": [{}],

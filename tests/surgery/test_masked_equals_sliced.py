@@ -37,7 +37,10 @@ from tests.helpers.warm_process import run_warm
 # In every variant of every architecture: all dimensions at once, and heads that are merged.
 @pytest.mark.parametrize(
     "cuts",
-    [["all", "merged"], pytest.param(["layers", "groups", "query heads", "neurons", "experts"], marks=pytest.mark.slow)],
+    [
+        ["all", "merged"],
+        pytest.param(["layers", "groups", "query heads", "neurons", "experts"], marks=pytest.mark.slow),
+    ],
     ids=["together", "one by one"],
 )
 @pytest.mark.parametrize(("model_type", "variant"), CASES)

@@ -14,8 +14,8 @@ from ..criterion import Routing, expert_criterion
 def reap(routing: Routing) -> torch.Tensor:
     """Return what an expert adds to the residual stream of a token that it reads, `s(e) = mean(g_e * ||f_e||_2)`.
 
-    The mean is over the tokens routed to the expert: one that is seldom needed, but matters where it is, scores as high
-    as one that is needed everywhere. An expert that no token was routed to scores 0.
+    The mean is over the tokens routed to the expert: one that is seldom needed, but matters where it is, scores as
+    high as one that is needed everywhere. An expert that no token was routed to scores 0.
 
     Args:
         routing: What was observed on the calibration text.
