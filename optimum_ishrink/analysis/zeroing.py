@@ -119,7 +119,7 @@ def _narrow(
     experts, width = binding.neuron_blocks, binding.sizes["ffn"]
     having = layers_with(binding, NEURONS)
     with_neurons = [layer for layer in layers if layer in having]
-    retained = choose_units(scores, with_neurons, width - share_of(share, width), experts=experts)
+    retained = choose_units(scores, with_neurons, width - share_of(share, width), groups=experts)
     removed: list[tuple[int, ...]] = [()] * len(scores)
     for layer, units in zip(with_neurons, retained, strict=True):
         removed[layer] = tuple(sorted(set(range(width * experts)) - set(units)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .binding import Binding, BoundTensor
 from .description import DIMENSIONS
 from .expressions import Axis, parse_axes
 
-_EXPERTS = parse_axes("experts")[0]
+_EXPERTS, _HIDDEN = parse_axes("experts, hidden")
 
 
 def holds_units(bound: BoundTensor, key: str) -> bool:
@@ -19,6 +21,8 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
     if bound.layer is None:
         return False
     size = DIMENSIONS[key]
+    if size == "experts" and bound.expert is not None:
+        return True
     return size == "layers" or bound.counts(size) or (size == "kv" and bound.counts("heads"))
 
 
@@ -78,3 +82,24 @@ def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
     parts = name.split(".")
     prefix = parts[: parts.index(str(layer))]
     return ".".join([*prefix, str(layer if index is None else index)])
+
+
+def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[BoundTensor]]:
+    """Return, by layer, the parameters that hold the matrices of all experts at once.
+
+    Args:
+        binding: The model.
+        names: Names of the loaded model's parameters.
+    """
+    found: dict[int, list[BoundTensor]] = {}
+    for name, bound in binding.in_memory.items():
+        if len(bound.axes) == 3 and bound.axes[0] == _EXPERTS and name in names and bound.layer is not None:
+            found.setdefault(bound.layer, []).append(bound)
+    return found
+
+
+def routers(binding: Binding) -> list[BoundTensor]:
+    """Return the weights that give each expert its score: one row for each expert, one column for each hidden unit."""
+    return [
+        bound for bound in binding.tensors.values() if bound.layer is not None and bound.axes == (_EXPERTS, _HIDDEN)
+    ]

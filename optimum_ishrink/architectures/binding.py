@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ..errors import ArchitectureError
-from .description import DIMENSIONS, INDEX, ClassChange, Description, name_pattern
+from .description import DIMENSIONS, EXPERTS, INDEX, TOP_K, ClassChange, Description, name_pattern
 from .expressions import Axis, axis_length, evaluate
 
 
@@ -38,9 +38,21 @@ class BoundTensor:
         """Whether any axis counts `size`."""
         return any(size in section.factors for axis in self.axes for section in axis)
 
-    def in_layer(self, layer: int) -> str:
-        """Return the tensor's name when its layer has the index `layer`."""
-        return INDEX.sub(str(layer), self.name, count=1)
+    def in_layer(self, layer: int, expert: int | None = None) -> str:
+        """Return the tensor's name when its layer has the index `layer`, and its expert, if any, the index `expert`.
+
+        Args:
+            layer: The layer's index.
+            expert: The expert's index; None leaves it as it is.
+        """
+        if expert is None or self.expert is None:
+            return INDEX.sub(str(layer), self.name, count=1)
+        indices = iter((layer, expert))
+        return INDEX.sub(lambda _: str(next(indices)), self.name, count=2)
+
+
+_Kind = tuple[tuple[tuple[Axis, ...], bool], ...]
+"""The axes of a layer's tensors, and whether there is one of each for every expert."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,17 @@ class Binding:
     @property
     def shape(self) -> dict[str, int]:
         """The model's size in each dimension, by config key."""
-        return {key: self.sizes[size] for key, size in DIMENSIONS.items() if size in self.sizes}
+        return {key: self.sizes[size] for key, size in DIMENSIONS.items() if self.sizes.get(size)}
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer; 1 where the model has none, so that neurons can be counted through all of them."""
+        return self.sizes.get("experts") or 1
+
+    @property
+    def expert_groups(self) -> int:
+        """Consecutive groups of experts that the router chooses among first, all of one size; 1 for most models."""
+        return self.sizes.get("expert_groups") or 1
 
     def resized(self, shape: Mapping[str, int]) -> dict[str, int]:
         """Return all sizes after a change of shape. Query heads that are not named change with their KV groups.
@@ -112,11 +134,25 @@ class Binding:
         sizes = self.resized(shape)
         if sizes["heads"] % sizes["kv"]:
             return f"num_attention_heads={sizes['heads']} is not a multiple of num_key_value_heads={sizes['kv']}"
+        if EXPERTS in self.shape and (reason := self._routing_refusal(sizes)) is not None:
+            return reason
         broken = self._broken_rule(shape)
         change = self.description.class_change
         if broken is None or change is None or not self.can_change_class:
             return broken
         return None if allow_class_change else f"{broken}; allow_class_change would write it as {change.model_type}"
+
+    def _routing_refusal(self, sizes: Mapping[str, int]) -> str | None:
+        experts, top_k, groups = sizes["experts"], sizes.get("top_k") or 1, self.expert_groups
+        if experts < top_k:
+            lower = f"; or lower {TOP_K}" if self.description.dimensions[TOP_K].fixed is None else ""
+            return (
+                f"{EXPERTS}={experts} is fewer than the {top_k} experts that every token is routed to: the least is "
+                f"{-(-top_k // groups) * groups}{lower}"
+            )
+        if experts % groups:
+            return f"{EXPERTS}={experts} is not a multiple of the {groups} groups that the router chooses among first"
+        return None
 
     def _broken_rule(self, shape: Mapping[str, int]) -> str | None:
         config = {**self.values, **self.config_changes(shape)}
@@ -156,17 +192,20 @@ class Binding:
 
     def layer_parameters(self, sizes: Mapping[str, int]) -> list[int]:
         """Return the number of parameters of each of the model's layers, at the given sizes."""
-        counts: dict[tuple[tuple[Axis, ...], ...], int] = {}
+        counts: dict[_Kind, int] = {}
         for kind in set(self._layer_kinds):
-            counts[kind] = sum(prod(axis_length(axis, sizes) for axis in axes) for axes in kind)
+            counts[kind] = sum(
+                prod(axis_length(axis, sizes) for axis in axes) * (sizes["experts"] if of_expert else 1)
+                for axes, of_expert in kind
+            )
         return [counts[kind] for kind in self._layer_kinds]
 
     @cached_property
-    def _layer_kinds(self) -> list[tuple[tuple[Axis, ...], ...]]:
-        kinds: list[list[tuple[Axis, ...]]] = [[] for _ in range(self.sizes["layers"])]
+    def _layer_kinds(self) -> list[_Kind]:
+        kinds: list[list[tuple[tuple[Axis, ...], bool]]] = [[] for _ in range(self.sizes["layers"])]
         for tensor in self.tensors.values():
-            if tensor.layer is not None:
-                kinds[tensor.layer].append(tensor.axes)
+            if tensor.layer is not None and not tensor.expert:  # the first expert stands for all
+                kinds[tensor.layer].append((tensor.axes, tensor.expert is not None))
         return [tuple(kind) for kind in kinds]
 
     @cached_property
@@ -245,6 +284,7 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
             continue
         indices = [int(index) for index in INDEX.findall(name)]
         layer, expert = (*indices, None, None)[:2]
+        expert = expert if sizes.get("experts") else None
         tensors[name] = BoundTensor(name, axes, layer, expert, name_pattern(name) in description.transposed)
     if unexpected:
         raise ArchitectureError(

@@ -34,7 +34,8 @@ def edit_config(
         ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
     """
     edited = without_code(raw)
-    edited.update(binding.config_changes(shape))
+    for key, value in binding.config_changes(shape).items():
+        edited.update(dict.fromkeys(_spellings(config, raw, key), value))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
@@ -80,6 +81,14 @@ def _renumber(edited: dict[str, Any], key: str, new_index: Mapping[int, int]) ->
         place[name] = [new_index[old] for old in place[name] if old in new_index]
 
 
+def _spellings(config: Any, raw: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names under which a file has a key: its class may read several, and all have to say the same."""
+    aliases: Mapping[str, str] = getattr(type(config), "attribute_map", {})
+    own = aliases.get(key, key)
+    names = [name for name in raw if aliases.get(name, name) == own]
+    return names or [key]
+
+
 def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str, int], layers: Sequence[int]) -> None:
     """Check that a new config's model class expects what a cut will write, so that this is known before the cut.
 
@@ -98,7 +107,7 @@ def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str
             axis_length(axis, sizes) for axis in bound.axes
         )
         for bound in binding.tensors.values()
-        if bound.layer is None or bound.layer in position
+        if bound.layer is None or (bound.layer in position and (bound.expert or 0) < sizes.get("experts", 1))
     }
     found = expected_tensors(parse_config(edited))
     for name in sorted(wanted.keys() | found.keys()):

@@ -22,8 +22,22 @@ LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermedi
 ROWS = "vocab_size"
 """Config key of the number of rows of the embedding, and of the head."""
 
-DIMENSIONS = {LAYERS: "layers", GROUPS: "kv", "num_attention_heads": "heads", NEURONS: "ffn", ROWS: "vocab"}
+EXPERTS, TOP_K = "num_experts", "num_experts_per_tok"
+"""Names of the number of experts, and of how many each token is routed to. A model's own config keys may differ."""
+
+DIMENSIONS = {
+    LAYERS: "layers",
+    GROUPS: "kv",
+    "num_attention_heads": "heads",
+    NEURONS: "ffn",
+    EXPERTS: "experts",
+    TOP_K: "top_k",
+    ROWS: "vocab",
+}
 """The dimensions that can be changed: Hugging Face config key to the name of the size in the descriptions."""
+
+_OPTIONAL = (EXPERTS, TOP_K, ROWS)
+"""Dimensions that a description need not have: not all models have experts, and older files have no such entry."""
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Names of a language-model head that may be tied to the embedding."""
@@ -81,7 +95,8 @@ class Description:
         model_type: The `model_type` of the configs that it describes.
         models: Well-known models of this architecture, for the support table.
         sizes: Size name to an expression over config keys.
-        dimensions: For every key of `DIMENSIONS`, how it is written to the config or why it is fixed.
+        dimensions: For every key of `DIMENSIONS`, how it is written to the config or why it is fixed. Those of experts
+            and of the vocabulary are fixed where the file leaves them out.
         rules: Conditions that the config class checks.
         per_layer: Config keys whose lists have one entry per layer.
         layer_indices: Config keys whose lists hold layer indices, to the index that they give the first layer; a dot
@@ -136,8 +151,10 @@ class Description:
                 name: Dimension(entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"))
                 for name, entry in data["dimensions"].items()
             }
-            # Descriptions from outside the package may be older than this dimension.
-            dimensions.setdefault(ROWS, Dimension({}, fixed=f"its description has no entry {ROWS}"))
+            for key in _OPTIONAL:
+                has_none = key != ROWS and "experts" not in data["sizes"]
+                reason = "the model has no experts" if has_none else f"its description has no entry {key}"
+                dimensions.setdefault(key, Dimension({}, fixed=reason))
             change = data.get("class_change")
             if set(dimensions) != set(DIMENSIONS):
                 raise ValueError(f"dimensions must be exactly {', '.join(DIMENSIONS)}")

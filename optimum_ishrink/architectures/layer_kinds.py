@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ShapeError
 from .binding import Binding
+from .description import INDEX
 from .model_class import expected_tensors
 
 _FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
@@ -75,10 +76,11 @@ def check_layer_kinds(binding: Binding, config: Any, layers: Sequence[int]) -> N
     """
     if len(layers) == binding.sizes["layers"] or not mixes_kinds(binding):
         return
+    # Of tensors that there is one of for every expert, the first stands for all: their number may change, too.
     wanted = {bound.name for bound in binding.tensors.values() if bound.layer is None}
     for position, layer in enumerate(layers):
-        wanted |= {bound.in_layer(position) for bound in binding.layer_tensors(layer)}
-    different = sorted(wanted ^ expected_tensors(config).keys())
+        wanted |= {bound.in_layer(position) for bound in binding.layer_tensors(layer) if not bound.expert}
+    different = sorted(wanted ^ {name for name in expected_tensors(config) if not _of_later_expert(binding, name)})
     if different:
         keys = [key for key in _KEYS if getattr(config, key, None) is not None]
         by = ", ".join(keys) or "the index of a layer"
@@ -87,6 +89,11 @@ def check_layer_kinds(binding: Binding, config: Any, layers: Sequence[int]) -> N
             f"a layer another kind of MLP than it had (such as {different[0]}); keep num_hidden_layers at "
             f"{binding.sizes['layers']} and shrink another dimension"
         )
+
+
+def _of_later_expert(binding: Binding, name: str) -> bool:
+    indices = INDEX.findall(name)
+    return bool(binding.sizes.get("experts")) and len(indices) > 1 and int(indices[1]) > 0
 
 
 def _pattern(binding: Binding, layer: int) -> frozenset[str]:

@@ -62,6 +62,29 @@ def _factors(section: Section, sizes: Mapping[str, int]) -> tuple[list[str], lis
     return names, [factor_length(name, counted) for name in names]
 
 
+def is_dropped(bound: BoundTensor, keep: Keep) -> bool:
+    """Return whether a tensor belongs to one expert alone, and that expert goes.
+
+    Args:
+        bound: The tensor.
+        keep: What the layer retains.
+    """
+    return bound.expert is not None and "experts" in keep and bound.expert not in keep["experts"]
+
+
+def new_name(bound: BoundTensor, layer: int, keep: Keep) -> str:
+    """Return the name of a retained tensor of a layer in the cut model.
+
+    Args:
+        bound: The tensor.
+        layer: The new index of its layer.
+        keep: What the layer retains: retained experts are renumbered.
+    """
+    if bound.expert is None or "experts" not in keep:
+        return bound.in_layer(layer)
+    return bound.in_layer(layer, list(keep["experts"]).index(bound.expert))
+
+
 def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
     """Return the retained positions along an axis, or None if all are.
 
@@ -108,7 +131,8 @@ def slice_tensor(
     """
     if _stacks_experts(bound, keep):
         parts = [
-            slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep) for expert in range(sizes["experts"])
+            slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep)
+            for expert in keep.get("experts", range(sizes["experts"]))
         ]
         return torch.stack(parts)
     keep = keep_in_expert(bound, sizes, keep)
@@ -155,6 +179,8 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         ]
         return torch.stack(parts)
     tensor = tensor.clone()
+    if is_dropped(bound, keep):
+        return tensor.zero_()
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -187,6 +213,10 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
     Returns:
         The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
     """
+    if unit == "experts" and bound.expert is not None:
+        sums = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
+        sums[bound.expert] = values.sum(dtype=torch.float32)
+        return sums
     experts = (sizes.get("experts") or 1) if unit == "ffn" else 1
     shared = (sizes.get("shared") or 0) if unit == "ffn" else 0
     total = torch.zeros(experts + shared, sizes[unit], dtype=torch.float32, device=values.device)

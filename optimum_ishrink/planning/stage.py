@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ..architectures.axes import holds_units
 from ..architectures.binding import Binding
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
-from ..architectures.description import LAYERS, ROWS
+from ..architectures.description import EXPERTS, LAYERS, NEURONS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
 from ..architectures.layer_patterns import check_pattern, examples
 from ..architectures.model_class import parse_config
@@ -128,6 +129,7 @@ def plan(
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
+    experts = _choose_experts(binding, shape, layers, scores)
     runtime.check_layers(shape, layers, parse_config(edited))
     return Plan(
         model=source.display_name if name is None else name,
@@ -137,7 +139,8 @@ def plan(
         new_shape=dict(shape),
         layers=layers,
         units={
-            **_choose_neurons(binding, shape, layers, scores),
+            **experts,
+            **_choose_neurons(binding, shape, layers, scores, experts.get(EXPERTS)),
             **_choose_attention(binding, shape, layers, scores, merges),
         },
         config_changes=changed_keys(source.raw_config, edited),
@@ -149,14 +152,39 @@ def plan(
     )
 
 
-def _choose_neurons(
+def _choose_experts(
     binding: Binding, shape: Mapping[str, int], layers: tuple[int, ...], scores: Mapping[str, torch.Tensor]
 ) -> dict[str, UnitsByLayer]:
-    """Return the retained MLP neurons of each layer; empty when all are retained."""
-    key = "intermediate_size"
-    if shape[key] == binding.shape[key]:
+    """Return the retained experts of each layer, none for a layer without experts; empty when all are retained."""
+    if shape.get(EXPERTS) == binding.shape.get(EXPERTS):
         return {}
-    return {key: choose_units(scores[key], layers, shape[key], experts=binding.neuron_blocks)}
+    # A router that chooses among groups first has the same number of experts in each of them.
+    groups = binding.expert_groups
+    chosen = choose_units(scores[EXPERTS], layers, shape[EXPERTS] // groups, groups=groups)
+    mixed = {bound.layer for bound in binding.tensors.values() if holds_units(bound, EXPERTS)}
+    return {EXPERTS: tuple(kept if layer in mixed else () for layer, kept in zip(layers, chosen, strict=True))}
+
+
+def _choose_neurons(
+    binding: Binding,
+    shape: Mapping[str, int],
+    layers: tuple[int, ...],
+    scores: Mapping[str, torch.Tensor],
+    experts: UnitsByLayer | None,
+) -> dict[str, UnitsByLayer]:
+    """Return the retained MLP neurons of each layer, those of retained experts; empty when all are retained."""
+    width = binding.shape[NEURONS]
+    if shape[NEURONS] == width:
+        return {}
+    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.neuron_blocks)
+    if experts is not None:
+        shared = range(binding.experts, binding.neuron_blocks)
+        # A layer without experts retains none of them, and may have neurons all the same.
+        kept = [{*row, *shared} if row else range(binding.neuron_blocks) for row in experts]
+        chosen = tuple(
+            tuple(unit for unit in units if unit // width in kept[place]) for place, units in enumerate(chosen)
+        )
+    return {NEURONS: chosen}
 
 
 def _choose_attention(

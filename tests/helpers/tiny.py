@@ -76,11 +76,11 @@ LATENT = {
     "v_head_dim": 10,
     "head_dim": None,
 }
-MOE = {"num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 DEEPSEEK = {
     **LATENT,
     **MOE,
-    "n_routed_experts": 3,
+    "n_routed_experts": 4,
     "n_shared_experts": 2,
     "first_k_dense_replace": 1,
     "n_group": 1,
@@ -140,7 +140,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mixtral": [{**MOE}],
     "nemotron": [{}, {"attention_bias": True, "mlp_bias": True}],
     "nemotron_h": [
-        {**MOE, **NEMOTRON, "layers_block_type": [STATE, FULL, "mlp", "moe"], "n_routed_experts": 3},
+        {**MOE, **NEMOTRON, "layers_block_type": [STATE, FULL, "mlp", "moe"], "n_routed_experts": 4},
         {**NEMOTRON, "hybrid_override_pattern": "M*-M", "mlp_bias": True, "attention_bias": True},
     ],
     "olmo": [{"head_dim": None}, {"clip_qkv": 0.5}],

@@ -37,7 +37,10 @@ from tests.helpers.warm_process import run_warm
 # In every variant of every architecture: all dimensions at once, and heads that are merged.
 @pytest.mark.parametrize(
     "cuts",
-    [["all", "merged"], pytest.param(["layers", "groups", "query heads", "neurons"], marks=pytest.mark.slow)],
+    [
+        ["all", "merged"],
+        pytest.param(["layers", "groups", "query heads", "neurons", "experts"], marks=pytest.mark.slow),
+    ],
     ids=["together", "one by one"],
 )
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
@@ -54,7 +57,7 @@ def test_masked_equals_sliced(model_type: str, variant: int, cuts: list[str], tm
         found = exact_logits(cut_to(folder, tmp_path / f"cut-{number}", plan))
         stored = sum(info.numel() for info in map(torch.Size, _shapes(tmp_path / f"cut-{number}")))
         assert stored == plan.new_num_parameters < plan.num_parameters
-        expected = exact_logits(masked_checkpoint(folder, tmp_path / f"masked-{number}", binding, plan))
+        expected = exact_logits(masked_checkpoint(folder, tmp_path / f"masked-{number}", binding, plan), plan=plan)
         if plan.inexact:
             assert {"num_key_value_heads", "num_attention_heads"} & shape.keys()
             assert found.isfinite().all()
@@ -102,7 +105,7 @@ def test_any_retained_set(
     }
     plan, _, binding = random_plan(json.loads((base / "config.json").read_text()), shape, seed)
     found = exact_logits(cut_to(base, folder / "cut", plan))
-    assert_exact(found, exact_logits(masked_checkpoint(base, folder / "masked", binding, plan)))
+    assert_exact(found, exact_logits(masked_checkpoint(base, folder / "masked", binding, plan), plan=plan))
 
 
 def test_merging_identical_heads_changes_nothing(tmp_path: Path) -> None:
