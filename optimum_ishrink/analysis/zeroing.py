@@ -116,7 +116,7 @@ def _narrow(
     binding: Binding, scores: torch.Tensor, layers: Sequence[int], share: float
 ) -> tuple[tuple[int, ...], ...]:
     """Return the lowest scored neurons of each of the given layers, the same number in each that has any."""
-    experts, width = binding.neuron_blocks, binding.sizes["ffn"]
+    experts, width = binding.mlps, binding.sizes["ffn"]
     having = layers_with(binding, NEURONS)
     with_neurons = [layer for layer in layers if layer in having]
     retained = choose_units(scores, with_neurons, width - share_of(share, width), groups=experts)
@@ -133,7 +133,7 @@ def removed_parameters(binding: Binding, removal: Removal) -> int:
         binding: The model.
         removal: What is removed.
     """
-    experts = binding.neuron_blocks
+    experts = binding.mlps
     whole = binding.layer_parameters(binding.sizes)
     at: dict[tuple[int, int], list[int]] = {}
     total = 0

@@ -74,7 +74,7 @@ class Binding:
     config: Any = field(default=None, repr=False, compare=False)
 
     @property
-    def neuron_blocks(self) -> int:
+    def mlps(self) -> int:
         """The MLPs through which a layer's neurons are numbered: its experts, and after them those that all share."""
         return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
 

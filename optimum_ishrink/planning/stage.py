@@ -176,11 +176,11 @@ def _choose_neurons(
     width = binding.shape[NEURONS]
     if shape[NEURONS] == width:
         return {}
-    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.neuron_blocks)
+    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.mlps)
     if experts is not None:
-        shared = range(binding.experts, binding.neuron_blocks)
+        shared = range(binding.experts, binding.mlps)
         # A layer without experts retains none of them, and may have neurons all the same.
-        kept = [{*row, *shared} if row else range(binding.neuron_blocks) for row in experts]
+        kept = [{*row, *shared} if row else range(binding.mlps) for row in experts]
         chosen = tuple(
             tuple(unit for unit in units if unit // width in kept[place]) for place, units in enumerate(chosen)
         )

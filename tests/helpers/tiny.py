@@ -35,8 +35,8 @@ SMALL: dict[str, Any] = {
 
 FULL, STATE = "full_attention", "linear_attention"
 MAMBA = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
     "mamba_n_groups": 2,
     "mamba_d_state": 5,
     "mamba_d_conv": 3,
@@ -51,8 +51,8 @@ JAMBA = {
     "head_dim": None,
 }
 NEMOTRON = {
-    "mamba_num_heads": 4,
-    "mamba_head_dim": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
     "n_groups": 2,
     "ssm_state_size": 5,
     "conv_kernel": 3,
@@ -62,7 +62,7 @@ NEMOTRON = {
 }
 DELTA_NET = {
     "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
+    "linear_num_value_heads": 6,
     "linear_key_head_dim": 6,
     "linear_value_head_dim": 10,
     "linear_conv_kernel_dim": 3,
@@ -87,6 +87,8 @@ DEEPSEEK = {
     "topk_group": 1,
 }
 
+GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "attention_bias": True}
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "apertus": [{}],
     "arcee": [{"head_dim": None}, {"mlp_bias": True}],
@@ -94,7 +96,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
     "cohere2": [{"sliding_window": 3}],
     "deepseek_v2": [{**DEEPSEEK}],
-    "deepseek_v3": [{**DEEPSEEK}, {**DEEPSEEK, "q_lora_rank": None, "attention_bias": True, "n_shared_experts": 1}],
+    "deepseek_v3": [{**DEEPSEEK}, {**DEEPSEEK, **GROUPED, "q_lora_rank": None}],
     "ernie4_5": [{}, {"use_bias": True}],
     "exaone4": [{"sliding_window": 3}],
     "falcon_h1": [{**MAMBA, "mamba_d_ssm": 64, "head_dim": None}],
@@ -128,7 +130,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
         {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_embedding": False, "head_dim": None},
     ],
-    "lfm2_moe": [{**MOE, "layer_types": ["conv", FULL, FULL, "conv"], "num_dense_layers": 1, "head_dim": None}],
+    "lfm2_moe": [{**MOE, "layer_types": ["conv", FULL, FULL, "conv"], "num_dense_layers": 1}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
@@ -229,12 +231,14 @@ def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any)
 
 def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
     """The part of a shape that a model can change, neurons as wide as its experts allow."""
-    description = descriptions()[config.model_type]
+    description = descriptions()[config.model_type].for_config(lambda key: getattr(config, key, None))
     possible = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
     if getattr(config, "qk_layernorm", False):
         possible = {key: value for key, value in possible.items() if "heads" not in key}
     if "experts" in description.sizes and "intermediate_size" in possible:
         possible["intermediate_size"] = 16
+    if getattr(config, "n_group", None) == 2 and "num_experts" in possible:
+        possible["num_experts"] = 4  # two in each group
     return possible
 
 
@@ -242,9 +246,13 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
     """A random model whose every tensor, norms and biases included, is far from its initial value."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    stored = model.state_dict().keys()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name in stored:  # corrections of a router's choice
+                buffer.add_(torch.rand_like(buffer) * 0.2)
     return model
 
 
