@@ -268,8 +268,12 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
 
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
+    kinds = getattr(config, "layer_types", None) or ()
     for name, shape in shapes.items():
-        axes = description.tensors.get(name_pattern(name))
+        indices = [int(index) for index in INDEX.findall(name)]
+        kind = kinds[indices[0]] if indices and indices[0] < len(kinds) else None
+        of_kind = description.tensors_of_kind.get(kind or "", {})
+        axes = of_kind.get(name_pattern(name)) or description.tensors.get(name_pattern(name))
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")
             continue
@@ -282,7 +286,6 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        indices = [int(index) for index in INDEX.findall(name)]
         layer, expert = (*indices, None, None)[:2]
         expert = expert if sizes.get("experts") else None
         tensors[name] = BoundTensor(name, axes, layer, expert, name_pattern(name) in description.transposed)

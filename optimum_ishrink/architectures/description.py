@@ -104,6 +104,7 @@ class Description:
         tensors: Tensor name, with `*` for indices, to its axes.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
+        tensors_of_kind: Kinds of `layer_types`, each to what `tensors` says otherwise in its layers.
         renamed: Parts of tensor names on disk, and what a loaded model calls them.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
         class_change: Another class for shapes that this one refuses.
@@ -127,6 +128,7 @@ class Description:
     variants: tuple[tuple[str, Description], ...] = ()
     periods: tuple[tuple[str, str], ...] = ()
     needed_kinds: tuple[str, ...] = ()
+    tensors_of_kind: Mapping[str, Mapping[str, tuple[Axis, ...]]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -174,6 +176,10 @@ class Description:
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
                 periods=tuple((period, offset) for period, offset in data.get("periods", ())),
                 needed_kinds=tuple(data.get("needed_kinds", ())),
+                tensors_of_kind={
+                    kind: {name: parse_axes(axes) for name, axes in entry.items()}
+                    for kind, entry in data.get("tensors_of_kind", {}).items()
+                },
                 renamed=data.get("renamed", {}),
                 variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
             )

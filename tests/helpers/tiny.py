@@ -87,7 +87,22 @@ DEEPSEEK = {
     "topk_group": 1,
 }
 
-GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "attention_bias": True}
+KIMI = {"linear_head_dim": 6, "linear_num_heads": 3, "linear_conv_kernel_dim": 3}
+KDA = {
+    "full_attn_layers": [2, 4],
+    "kda_layers": [1, 3],
+    "head_dim": 6,
+    "num_heads": 3,
+    "short_conv_kernel_size": 3,
+}
+GROUPED = {
+    "n_routed_experts": 8,
+    "num_local_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "attention_bias": True,
+}
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "apertus": [{}],
@@ -126,6 +141,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {**MOE, **JAMBA, "attn_layer_period": 2, "attn_layer_offset": 1},
         {**JAMBA, "num_experts": 1, "attn_layer_period": 3, "attn_layer_offset": 0},
     ],
+    "kimi_linear": [
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "layer_types": [STATE, FULL, STATE, FULL],
+            "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+            **KIMI,
+        },
+        {**DEEPSEEK, **KIMI, "linear_attn_config": KDA},
+    ],
     "lfm2": [
         {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
         {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_embedding": False, "head_dim": None},
@@ -148,6 +173,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "olmo": [{"head_dim": None}, {"clip_qkv": 0.5}],
     "olmo2": [{"head_dim": None}],
     "olmo3": [{"sliding_window": 3, "head_dim": None}],
+    "olmo_hybrid": [
+        {**DELTA_NET, "layer_types": [STATE, FULL, STATE, FULL], "linear_num_key_heads": 6, "head_dim": None}
+    ],
     "olmoe": [{**MOE, "head_dim": None}],
     "phi": [{"head_dim": None}, {"qk_layernorm": True, "head_dim": None}],
     "phi3": [{"head_dim": None}],
