@@ -224,7 +224,7 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         for expert in range(experts):
             total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
     else:
-        total[bound.expert or 0] = _sum_axes(values, bound.axes, sizes, unit)
+        total[(bound.expert or 0) if experts > 1 else 0] = _sum_axes(values, bound.axes, sizes, unit)
     if shared:
         counted = {**sizes, _SHARED_NEURONS: shared * sizes["ffn"]}
         total[experts:] += _sum_axes(values, bound.axes, counted, _SHARED_NEURONS).view(shared, -1)

@@ -153,7 +153,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "lfm2": [
         {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
-        {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_embedding": False, "head_dim": None},
+        {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_word_embeddings": False, "head_dim": None},
     ],
     "lfm2_moe": [{**MOE, "layer_types": ["conv", FULL, FULL, "conv"], "num_dense_layers": 1}],
     "llama": [
@@ -217,11 +217,14 @@ LAYOUTS = (
     "llama",
     "apertus",  # no gate
     "cohere",  # attention and MLP side by side
+    "deepseek_v3",  # latent attention, shared experts as wide as the others
     "gemma3_text",  # norms around both, layers of two kinds
     "gpt2",  # fused and transposed
     "gpt_neox",  # fused head by head
     "gpt_oss",  # experts in one tensor, with biases
     "granitemoe",
+    "lfm2",  # layers without attention
+    "nemotron_h",  # layers without attention or without an MLP, modules named otherwise than tensors
     "olmo2",  # one norm over all heads
     "olmoe",
     "phi",
@@ -254,7 +257,8 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
 def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any) -> dict[str, Any]:
     """The config.json of a tiny model."""
     values = {**tiny_config(model_type, variant).to_dict(), "model_type": model_type, **changes}
-    return {key: value for key, value in values.items() if value is not None}
+    given = VARIANTS[model_type][variant].keys() - {"head_dim"}
+    return {key: value for key, value in values.items() if value is not None or key in given}
 
 
 def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
@@ -323,4 +327,4 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None removes a key."""
     data = json.loads(path.read_text())
     data.update(changes)
-    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None or key not in changes}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from optimum_ishrink.architectures.axes import layers_with
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import DataError, NotFiniteError, RequestError
 from optimum_ishrink.importance.batches import Batch
@@ -155,7 +156,7 @@ def test_every_criterion_scores_every_architecture(
     source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
     model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
     sizes = binding.sizes
-    experts = sizes.get("experts", 1)
+    experts = binding.mlps
     shapes = {
         "num_hidden_layers": (4,),
         "num_key_value_heads": (4, sizes["kv"]),
@@ -183,7 +184,10 @@ def test_every_criterion_scores_every_architecture(
                 scores = score_model(model, binding, WINDOWS[:3], *arguments, seen, **how) if seen else {}
             assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in seen}
             assert all((value >= 0).all() and value.dtype == torch.float32 for value in scores.values())
-            assert all((value > 0).float().mean() > 0.7 for value in scores.values())
+            having = {key: [*layers_with(binding, key)] for key in scores}
+            assert all((value[having[key]] > 0).float().mean() > 0.7 for key, value in scores.items())
+            for key, value in scores.items():
+                assert not value[[layer for layer in range(4) if layer not in having[key]]].any()
 
 
 @pytest.mark.parametrize("name", UNIT_CRITERIA.names())

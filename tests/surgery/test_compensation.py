@@ -40,7 +40,7 @@ def repaired(
     state = model.state_dict()
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
-        state[name].copy_(weight)
+        state[binding.description.loaded_name(name)].copy_(weight)
     return weights, repairs
 
 
