@@ -134,11 +134,10 @@ def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
         binding: Its binding.
         layer: Index of the layer.
     """
-    return [
-        partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None)
-        for bound in binding.layer_tensors(layer)
-        if _projects_back(bound) and not _projects_down(bound)
-    ]
+    tensors = binding.layer_tensors(layer)
+    readers = [bound for bound in input_readers(binding, GROUPS) if bound.layer == layer]
+    mixers = readers or [bound for bound in tensors if _projects_back(bound) and not _projects_down(bound)]
+    return [partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None) for bound in mixers]
 
 
 def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:

@@ -157,7 +157,7 @@ def test_running_from_a_layer_on_gives_what_the_whole_run_gives(model_type: str,
     assert not any("forward" in module.__dict__ for module in modules)
 
 
-MLPS = ("mlp", "block_sparse_moe", "feed_forward")
+MLPS = ("mlp", "block_sparse_moe", "feed_forward", "shared_mlp")
 
 
 def _mlp_layers(binding: Any) -> list[int]:
@@ -185,19 +185,20 @@ def test_the_parts_of_a_layer(model_type: str, variant: int) -> None:
         if layer not in having:
             continue
         module = model.get_submodule(layer_module(binding, layer))
-        mlp = next(child for name, child in module.named_children() if name in MLPS)
+        mlps = [child for name, child in module.named_children() if name in MLPS]
         found = masked_logits(model, mask_mlp(model, binding, layer))
         assert not torch.equal(found, whole)
-        if any("bias" in name for name, _ in mlp.named_parameters()):
+        if any("bias" in name for mlp in mlps for name, _ in mlp.named_parameters()):
             continue  # what is projected down keeps its bias; the hook below does not
 
         def nothing(_: Any, __: Any, output: Any) -> Any:
             zero = torch.zeros_like(output[0] if isinstance(output, tuple) else output)
             return (zero, *output[1:]) if isinstance(output, tuple) else zero
 
-        handle = mlp.register_forward_hook(nothing)
+        handles = [mlp.register_forward_hook(nothing) for mlp in mlps]
         torch.testing.assert_close(found, logits(model), atol=1e-6, rtol=1e-6)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "gpt_oss"])

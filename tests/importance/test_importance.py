@@ -185,7 +185,7 @@ def test_every_criterion_scores_every_architecture(
             assert {key: tuple(value.shape) for key, value in scores.items()} == {key: shapes[key] for key in seen}
             assert all((value >= 0).all() and value.dtype == torch.float32 for value in scores.values())
             having = {key: [*layers_with(binding, key)] for key in scores}
-            assert all((value[having[key]] > 0).float().mean() > 0.7 for key, value in scores.items())
+            assert all((value[having[key]] > 0).float().mean() > 0.6 for key, value in scores.items())
             for key, value in scores.items():
                 assert not value[[layer for layer in range(4) if layer not in having[key]]].any()
 
