@@ -114,7 +114,7 @@ def _narrow(
     binding: Binding, scores: torch.Tensor, layers: Sequence[int], share: float
 ) -> tuple[tuple[int, ...], ...]:
     """Return the lowest scored neurons of each of the given layers, the same number in each that has any."""
-    experts, width = binding.experts, binding.sizes["ffn"]
+    experts, width = binding.mlps, binding.sizes["ffn"]
     with_neurons = [layer for layer in layers if any(bound.counts("ffn") for bound in binding.layer_tensors(layer))]
     retained = choose_units(scores, with_neurons, width - share_of(share, width), groups=experts)
     removed: list[tuple[int, ...]] = [()] * len(scores)
@@ -130,7 +130,7 @@ def removed_parameters(binding: Binding, removal: Removal) -> int:
         binding: The model.
         removal: What is removed.
     """
-    experts = binding.experts
+    experts = binding.mlps
     whole = binding.layer_parameters(binding.sizes)
     at: dict[tuple[int, int], list[int]] = {}
     total = 0

@@ -79,9 +79,12 @@ class Binding:
         return {key: self.sizes[size] for key, size in DIMENSIONS.items() if self.sizes.get(size)}
 
     @property
-    def experts(self) -> int:
-        """Experts of a layer; 1 where the model has none, so that neurons can be counted through all of them."""
-        return self.sizes.get("experts") or 1
+    def mlps(self) -> int:
+        """MLPs of a layer whose neurons are counted through: its experts and after them the shared ones; or just one.
+
+        Shared experts count where they are as wide as the routed ones, because one config key says both.
+        """
+        return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
 
     @property
     def expert_groups(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .binding import BoundTensor
-from .expressions import Axis, factor_length, parse_axes
+from .expressions import Axis, Section, factor_length, parse_axes
 
 
 class Memory(Protocol):
@@ -25,8 +25,12 @@ Keep = Mapping[str, Sequence[int]]
 """Size name to the retained indices along it; sizes that are not named do not change."""
 
 
+_SHARED = Section(("shared", "ffn"))
+_ALL = parse_axes("ffn")[0][0]
+
+
 def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
-    """Return `keep` with the neurons of one expert, if the tensor belongs to one.
+    """Return `keep` with the neurons of one expert, or of the shared ones, if the tensor belongs to them.
 
     Args:
         bound: The tensor.
@@ -36,6 +40,25 @@ def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> 
     if bound.expert is None or "ffn" not in keep:
         return keep
     return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert, sizes["ffn"])}
+
+
+def _as_one_mlp(
+    bound: BoundTensor, sizes: Mapping[str, int], keep: Keep
+) -> tuple[BoundTensor, Mapping[str, int], Keep]:
+    """Return a tensor of shared experts as that of a single MLP that has all of their neurons; others as they are.
+
+    Args:
+        bound: The tensor.
+        sizes: The model's sizes.
+        keep: What the layer retains; the neurons of shared experts come after those of all others.
+    """
+    if not bound.counts("shared"):
+        return bound, sizes, keep
+    axes = tuple(tuple(_ALL if section == _SHARED else section for section in axis) for axis in bound.axes)
+    before = sizes["experts"] * sizes["ffn"]
+    if "ffn" in keep:
+        keep = {**keep, "ffn": [neuron - before for neuron in keep["ffn"] if neuron >= before]}
+    return replace(bound, axes=axes), {**sizes, "ffn": sizes["shared"] * sizes["ffn"]}, keep
 
 
 def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
@@ -115,6 +138,7 @@ def slice_tensor(
             for expert in keep.get("experts", range(sizes["experts"]))
         ]
         return torch.stack(parts)
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -161,6 +185,7 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
     tensor = tensor.clone()
     if is_dropped(bound, keep):
         return tensor.zero_()
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -191,15 +216,20 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
             `i // (heads // kv)`, the order in which transformers repeats keys and values.
 
     Returns:
-        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
+        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another, and
+        those of shared ones come last.
     """
     if unit == "experts" and bound.expert is not None:
         sums = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
         sums[bound.expert] = values.sum(dtype=torch.float32)
         return sums
     experts = (sizes.get("experts") or 1) if unit == "ffn" else 1
-    total = torch.zeros(experts, sizes[unit], dtype=torch.float32, device=values.device)
-    if bound.axes and experts > 1 and bound.expert is None:
+    shared = (sizes.get("shared") or 0) if unit == "ffn" else 0
+    total = torch.zeros(experts + shared, sizes[unit], dtype=torch.float32, device=values.device)
+    if shared and bound.counts("shared"):
+        one, wide, _ = _as_one_mlp(bound, sizes, {})
+        total[experts:] = _sum_axes(values, one.axes, wide, unit).view(shared, -1)
+    elif bound.axes and experts > 1 and bound.expert is None:
         if bound.axes[0] == _EXPERTS:
             for expert in range(experts):
                 total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)

@@ -73,7 +73,7 @@ class Units:
         """Return the number of units in a layer, over all of its experts."""
         if key != NEURONS:
             return self.binding.shape[key]
-        return self.binding.shape[key] * self.binding.experts // self.group
+        return self.binding.shape[key] * self.binding.mlps // self.group
 
     def add(self, sums: Mapping[str, torch.Tensor], bound: BoundTensor, values: torch.Tensor) -> None:
         """Add one tensor's values to the sums of the units, or of the layer, that it belongs to.
@@ -140,7 +140,7 @@ def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...]
     """
     if NEURONS not in keys:
         return Units(binding, keys)
-    if binding.experts > 1 and not criterion.sees_experts:
+    if binding.mlps > 1 and not criterion.sees_experts:
         raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'l2-norm'")
     return Units(binding, keys, choose_group_size(binding, criterion, group_size))
 

@@ -171,9 +171,10 @@ def _choose_neurons(
     width = binding.shape[NEURONS]
     if shape[NEURONS] == width:
         return {}
-    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.experts)
+    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.mlps)
     if experts is not None:
-        kept = [set(row) for row in experts]
+        shared = range(binding.sizes["experts"], binding.mlps)
+        kept = [{*row, *shared} for row in experts]
         chosen = tuple(
             tuple(unit for unit in units if unit // width in kept[place]) for place, units in enumerate(chosen)
         )

@@ -42,7 +42,7 @@ def needs_cut_model(binding: Binding, plan: Plan) -> bool:
         binding: The base's binding.
         plan: The plan.
     """
-    return plan.merges is not None or ("intermediate_size" in plan.units and binding.experts > 1)
+    return plan.merges is not None or ("intermediate_size" in plan.units and binding.mlps > 1)
 
 
 @torch.no_grad()

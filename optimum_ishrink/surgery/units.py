@@ -30,7 +30,7 @@ def retained_units(binding: Binding, plan: Plan, position: int) -> Keep:
     # A layer without experts retains none of them, and has nothing to cut.
     if plan.units.get(EXPERTS, ((),) * (position + 1))[position]:
         retained["experts"] = plan.units[EXPERTS][position]
-    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.experts}
+    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.mlps}
     return {size: units for size, units in retained.items() if list(units) != list(range(totals[size]))}
 
 

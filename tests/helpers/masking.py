@@ -62,7 +62,7 @@ def unrouted(model: Any, plan: Plan) -> Iterator[None]:
             continue
         gone = torch.tensor(sorted(set(range(count)) - set(kept)))
         named = [*model.named_parameters(), *model.named_buffers()]
-        routing = [tensor for name, tensor in named if f".{layer}." in name and ".experts." not in name]
+        routing = [tensor for name, tensor in named if f"layers.{layer}." in name and ".experts." not in name]
         matrices = [tensor for tensor in routing if tensor.dim() == 2 and 1 < len(tensor) == count]
         assert len(matrices) == 1, "which tensor is the router?"
         dropped[matrices[0].data_ptr()] = gone

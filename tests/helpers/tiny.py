@@ -34,30 +34,56 @@ SMALL: dict[str, Any] = {
 }
 
 MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED = {"n_routed_experts": 4, "n_shared_experts": 2}
+EIGHT = {"n_routed_experts": 8, "num_local_experts": 8, "num_experts": 8, "n_shared_experts": 1}
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "afmoe": [
+        {**MOE, "num_dense_layers": 1, "num_shared_experts": 1, "sliding_window": 3, "global_attn_every_n_layers": 2}
+    ],
     "apertus": [{}],
     "arcee": [{"head_dim": None}, {"mlp_bias": True}],
     "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
     "cohere2": [{"sliding_window": 3}],
+    "cohere2_moe": [
+        {
+            **MOE,
+            "num_shared_experts": 1,
+            "sliding_window": 3,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "prefix_dense_intermediate_size": 20,
+        }
+    ],
+    "dots1": [{**MOE, **SHARED, "sliding_window": 3, "max_window_layers": 2, "first_k_dense_replace": 1}],
     "ernie4_5": [{}, {"use_bias": True}],
+    "ernie4_5_moe": [{**MOE, "moe_num_shared_experts": 2}, {**MOE, "use_bias": True, "tie_word_embeddings": False}],
     "exaone4": [{"sliding_window": 3}],
+    "exaone_moe": [{**MOE, "num_shared_experts": 1, "sliding_window": 3, "first_k_dense_replace": 1}],
+    "flex_olmo": [{**MOE, "head_dim": None}],
     "gemma": [{}],
     "gemma2": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
     "gemma3_text": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
     "glm": [{}],
     "glm4": [{}],
+    "glm4_moe": [
+        {**MOE, **SHARED, "first_k_dense_replace": 1},
+        {**MOE, **EIGHT, "n_group": 2, "use_qk_norm": True, "attention_bias": True},
+    ],
     "gpt2": [{"n_inner": 24, "head_dim": None}],
     "gpt_neox": [{"head_dim": None}],
     "gpt_oss": [{**MOE, "sliding_window": 3}],
     "granite": [{"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0, "head_dim": None}],
     "granitemoe": [{**MOE, "head_dim": None}],
+    "granitemoe_swa": [{**MOE, "shared_intermediate_size": 10, "sliding_window": 3}],
+    "granitemoeshared": [{**MOE, "shared_intermediate_size": 10, "head_dim": None}],
     "helium": [{"head_dim": 4}],
+    "hunyuan_v1_moe": [{**MOE}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"head_dim": None},
     ],
+    "minimax_m2": [{**MOE}],
     "ministral": [{"sliding_window": 3}],
     "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
     "mixtral": [{**MOE}],
@@ -68,6 +94,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "olmoe": [{**MOE, "head_dim": None}],
     "phi": [{"head_dim": None}, {"qk_layernorm": True, "head_dim": None}],
     "phi3": [{"head_dim": None}],
+    "phimoe": [{**MOE, "lm_head_bias": True, "attention_bias": True, "head_dim": None}],
     "qwen2": [
         {"head_dim": None},
         {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
@@ -77,6 +104,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "qwen3_moe": [{**MOE, "mlp_only_layers": [2]}],
     "seed_oss": [{}],
     "smollm3": [{"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": None}],
+    "solar_open": [{**MOE, **SHARED}],
     "stablelm": [{"head_dim": None}, {"head_dim": None, "use_qkv_bias": True, "qk_layernorm": True}],
     "starcoder2": [{}],
 }
@@ -140,6 +168,8 @@ def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
         possible = {key: value for key, value in possible.items() if "heads" not in key}
     if "experts" in description.sizes and "intermediate_size" in possible:
         possible["intermediate_size"] = 16
+    if getattr(config, "n_group", None) == 2 and "num_experts" in possible:
+        possible["num_experts"] = 4  # two in each group
     return possible
 
 
@@ -147,9 +177,13 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
     """A random model whose every tensor, norms and biases included, is far from its initial value."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    stored = model.state_dict().keys()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name in stored:  # corrections of a router's choice
+                buffer.add_(torch.rand_like(buffer) * 0.2)
     return model
 
 
