@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.importance.criterion import EXPERT_CRITERIA, Routing
-from optimum_ishrink.importance.engine import score_model
+from optimum_ishrink.importance.batches import Batches
+from optimum_ishrink.importance.changes import ChangeWatcher
+from optimum_ishrink.importance.criterion import EXPERT_CRITERIA, UNIT_CRITERIA, Criterion, Routing
+from optimum_ishrink.importance.engine import backward, score_model
+from optimum_ishrink.importance.units import Units
+from optimum_ishrink.modeling.experts import fused_experts
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_raw_config
 
 WINDOWS = torch.randint(3, VOCAB, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -83,3 +87,47 @@ def test_an_expert_that_no_token_is_routed_to_scores_nothing() -> None:
     routing = Routing(torch.tensor([[4.0, 0.0]]), ones, ones, torch.tensor([[2.0, 0.0]]), tokens=8)
     assert EXPERT_CRITERIA["reap"].function(routing).tolist() == [[0.5, 0.0]]
     assert EXPERT_CRITERIA["frequency"].function(routing).tolist() == [[0.5, 0.0]]
+
+
+MIXTURES = ["mixtral", "gpt_oss", "glm4_moe"]  # as usual; transposed, with biases; with experts that all tokens read
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_changes_of_neurons_in_experts_are_those_that_their_weights_see(model_type: str) -> None:
+    model, (_, binding) = tiny_model(tiny_config(model_type)), bind_config(tiny_raw_config(model_type))
+    plain = Criterion("change", "changes", "", "", lambda change: change)
+    watcher = ChangeWatcher(model, plain, Units(binding, ("intermediate_size",)))
+    (batch,) = Batches(WINDOWS, None, len(WINDOWS), model.device)
+    with watcher:
+        for fused in fused_experts(model, binding).values():
+            fused.weight.requires_grad_(True)
+        watcher.begin(batch)
+        backward(model, batch, seed=0)
+        sums = watcher.sums["intermediate_size"]
+    width = binding.sizes["ffn"]
+    for layer, fused in fused_experts(model, binding).items():
+        product = (fused.weight * fused.weight.grad).sum(-1 if fused.transposed else -2)
+        routed = sums[layer, : product.numel()].view(-1, width)
+        torch.testing.assert_close(routed, product, atol=1e-4, rtol=1e-3)
+        assert routed.abs().max() > 1e-3
+    if model_type == "glm4_moe":
+        assert sums[1, -2 * width :].abs().min() > 0  # two shared experts
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_the_activation_norm_is_what_the_layer_loses_without_a_neuron(model_type: str) -> None:
+    model, (_, binding) = tiny_model(tiny_config(model_type)), bind_config(tiny_raw_config(model_type))
+    how = {"attention_mask": None, "batch_size": 2}
+    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, ("intermediate_size",), **how)
+    fused, width = fused_experts(model, binding)[3], binding.sizes["ffn"]
+    outputs: list[torch.Tensor] = []
+    handle = fused.module.register_forward_hook(lambda *call: outputs.append(call[2]))
+    expert, neuron = 1, 5
+    with torch.no_grad():
+        model(WINDOWS)
+        fused.matrix(expert)[:, neuron] = 0
+        model(WINDOWS)
+    handle.remove()
+    lost = (outputs[0] - outputs[1]).square().sum() / WINDOWS.numel()
+    assert scores["intermediate_size"][3, expert * width + neuron].item() == pytest.approx(lost.item(), rel=1e-3)
+    assert lost > 0
