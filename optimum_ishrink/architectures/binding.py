@@ -130,8 +130,9 @@ class Binding:
         sizes = self.resized(shape)
         if sizes["heads"] % sizes["kv"]:
             return f"num_attention_heads={sizes['heads']} is not a multiple of num_key_value_heads={sizes['kv']}"
-        if EXPERTS in self.shape and (reason := self._routing_refusal(sizes)) is not None:
-            return reason
+        broken = self._routing_refusal(sizes) if EXPERTS in self.shape else None
+        if broken is not None:
+            return broken
         broken = self._broken_rule(shape)
         change = self.description.class_change
         if broken is None or change is None or not self.can_change_class:

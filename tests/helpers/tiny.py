@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
 MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHARED = {"n_routed_experts": 4, "n_shared_experts": 2}
 EIGHT = {"n_routed_experts": 8, "num_local_experts": 8, "num_experts": 8, "n_shared_experts": 1}
+FULL = "full_attention"
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "afmoe": [
@@ -60,6 +61,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "exaone4": [{"sliding_window": 3}],
     "exaone_moe": [{**MOE, "num_shared_experts": 1, "sliding_window": 3, "first_k_dense_replace": 1}],
     "flex_olmo": [{**MOE, "head_dim": None}],
+    "flint": [{**MOE, "shared_expert_intermediate_size": 10, "sliding_window": 3, "mlp_only_layers": [0]}],
     "gemma": [{}],
     "gemma2": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
     "gemma3_text": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
@@ -78,11 +80,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "granitemoeshared": [{**MOE, "shared_intermediate_size": 10, "head_dim": None}],
     "helium": [{"head_dim": 4}],
     "hunyuan_v1_moe": [{**MOE}],
+    "kolibri1": [{**MOE, "shared_expert_intermediate_size": 10, "sliding_window": 3}],
+    "lfm2_moe": [{**MOE, "num_dense_layers": 1, "layer_types": ["conv", FULL, "conv", FULL]}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         {"head_dim": None},
     ],
+    "minimax": [{**MOE, "block_size": 4}],
     "minimax_m2": [{**MOE}],
     "ministral": [{"sliding_window": 3}],
     "mistral": [{}, {"sliding_window": 3, "tie_word_embeddings": True, "head_dim": None}],
@@ -182,7 +187,7 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, buffer in model.named_buffers():
-            if name in stored:  # corrections of a router's choice
+            if name in stored and "bias" in name:  # corrections of a router's choice
                 buffer.add_(torch.rand_like(buffer) * 0.2)
     return model
 
