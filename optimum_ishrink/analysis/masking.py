@@ -120,8 +120,10 @@ def mask_removal(model: Any, binding: Binding, removal: Removal) -> list[Mask]:
         heads = [head for one in groups for head in range(one * group, (one + 1) * group)]
         masks += _mask_inputs(model, binding, readers[GROUPS], layer, {"heads": heads}) if heads else []
     for layer, neurons in enumerate(removal.neurons):
-        if neurons:
-            masks += [_mask_experts(model, binding, bound, neurons) for bound in stacked.get(layer, ())]
+        if neurons and layer in stacked:
+            masks += [_mask_experts(model, binding, bound, neurons) for bound in stacked[layer]]
+            masks += _mask_shared(model, binding, readers[NEURONS], layer, neurons)
+        elif neurons:
             masks += _mask_inputs(model, binding, readers[NEURONS], layer, {"ffn": neurons})
     return masks
 
@@ -190,6 +192,20 @@ def _mask_inputs(
     return masks
 
 
+def _mask_shared(
+    model: Any, binding: Binding, readers: Sequence[BoundTensor], layer: int, neurons: Sequence[int]
+) -> list[Mask]:
+    """Return the contexts that leave neurons of shared experts unread; they come after those of all others."""
+    before = binding.sizes["experts"] * binding.sizes["ffn"]
+    shared = torch.tensor([neuron - before for neuron in neurons if neuron >= before], dtype=torch.int64)
+    modules = [
+        model.get_submodule(weight_module(binding, bound))
+        for bound in readers
+        if bound.layer == layer and bound.counts("shared") and len(shared)
+    ]
+    return [partial(zero_inputs, module, shared.to(module.weight.device)) for module in modules]
+
+
 
 def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:
     """Return, by layer, the parameters that hold all experts at once and have neurons alone along one axis."""
@@ -207,8 +223,9 @@ def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor
 def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Sequence[int]) -> Mask:
     width = binding.sizes["ffn"]
     rows: list[list[int]] = [[] for _ in range(binding.sizes["experts"])]
-    for neuron in (neuron for neuron in neurons if neuron // width < len(rows)):  # the others are of shared experts
-        rows[neuron // width].append(neuron % width)
+    for neuron in neurons:
+        if neuron // width < len(rows):
+            rows[neuron // width].append(neuron % width)
     positions = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return partial(zero_columns, model.get_parameter(bound.name), bound.axes.index(_NEURONS) - 1, positions)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from .binding import Binding, BoundTensor
 from .description import DIMENSIONS
 from .expressions import Axis, parse_axes
 
-_EXPERTS, _HIDDEN = parse_axes("experts, hidden")
+_EXPERTS, _HIDDEN, _NEURONS = parse_axes("experts, hidden, ffn")
 
 
 def holds_units(bound: BoundTensor, key: str) -> bool:
@@ -98,8 +98,13 @@ def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[
     return found
 
 
-def routers(binding: Binding) -> list[BoundTensor]:
-    """Return the weights that give each expert its score: one row for each expert, one column for each hidden unit."""
-    return [
-        bound for bound in binding.tensors.values() if bound.layer is not None and bound.axes == (_EXPERTS, _HIDDEN)
-    ]
+def down_projection(stacked: Sequence[BoundTensor]) -> tuple[BoundTensor, bool]:
+    """Return the projection from a layer's neurons to the hidden size, and whether it stores (in, out).
+
+    Args:
+        stacked: The parameters that hold the matrices of all experts at once.
+    """
+    for axes, transposed in (((_EXPERTS, _HIDDEN, _NEURONS), False), ((_EXPERTS, _NEURONS, _HIDDEN), True)):
+        if found := [bound for bound in stacked if bound.axes == axes]:
+            return found[0], transposed
+    raise ValueError("no parameter of the experts goes down to the hidden size")

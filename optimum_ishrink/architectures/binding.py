@@ -84,9 +84,12 @@ class Binding:
         return {key: self.sizes[size] for key, size in DIMENSIONS.items() if self.sizes.get(size)}
 
     @property
-    def experts(self) -> int:
-        """Experts of a layer; 1 where the model has none, so that neurons can be counted through all of them."""
-        return self.sizes.get("experts") or 1
+    def mlps(self) -> int:
+        """MLPs of a layer whose neurons are counted through: its experts and after them the shared ones; or just one.
+
+        Shared experts count where they are as wide as the routed ones, because one config key says both.
+        """
+        return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
 
     @property
     def expert_groups(self) -> int:
@@ -134,8 +137,9 @@ class Binding:
         sizes = self.resized(shape)
         if sizes["heads"] % sizes["kv"]:
             return f"num_attention_heads={sizes['heads']} is not a multiple of num_key_value_heads={sizes['kv']}"
-        if EXPERTS in self.shape and (reason := self._routing_refusal(sizes)) is not None:
-            return reason
+        broken = self._routing_refusal(sizes) if EXPERTS in self.shape else None
+        if broken is not None:
+            return broken
         broken = self._broken_rule(shape)
         change = self.description.class_change
         if broken is None or change is None or not self.can_change_class:

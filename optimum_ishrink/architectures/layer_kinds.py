@@ -48,6 +48,11 @@ def dense_layer_changes(config: Any, layers: Sequence[int]) -> dict[str, Any]:
             count = sum(layer < first for layer in layers)
             if count != min(first, config.num_hidden_layers):
                 changes[key] = count
+    start, end = getattr(config, "moe_layer_start_index", None), getattr(config, "moe_layer_end_index", None)
+    if isinstance(start, int) and isinstance(end, int) and getattr(config, "moe_layer_interval", 1) == 1:
+        sparse = [new for new, old in enumerate(layers) if start <= old <= end]
+        if sparse and sparse != [new for new in range(len(layers)) if start <= new <= end]:
+            changes |= {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1]}
     step, named = getattr(config, "decoder_sparse_step", None), getattr(config, "mlp_only_layers", None)
     if isinstance(step, int) and step > 0 and isinstance(named, (list, tuple)):
         wanted = [new for new, old in enumerate(layers) if old in named or (old + 1) % step]

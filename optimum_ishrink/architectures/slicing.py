@@ -25,8 +25,12 @@ Keep = Mapping[str, Sequence[int]]
 """Size name to the retained indices along it; sizes that are not named do not change."""
 
 
+_SHARED = Section(("shared", "ffn"))
+_ALL = parse_axes("ffn")[0][0]
+
+
 def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
-    """Return `keep` with the neurons of one expert, if the tensor belongs to one.
+    """Return `keep` with the neurons of one expert, or of the shared ones, if the tensor belongs to them.
 
     Args:
         bound: The tensor.
@@ -35,31 +39,31 @@ def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> 
     """
     if "ffn" not in keep or not sizes.get("experts"):
         return keep
-    first_shared = sizes["experts"] * sizes["ffn"]
-    return {
-        **keep,
-        # A dense layer as wide as the experts has its neurons where others have those of their first expert.
-        "ffn": _of_expert(keep["ffn"], bound.expert or 0, sizes["ffn"]),
-        _SHARED_NEURONS: [neuron - first_shared for neuron in keep["ffn"] if neuron >= first_shared],
-    }
+    # A dense layer as wide as the experts has its neurons where others have those of their first expert.
+    return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert or 0, sizes["ffn"])}
+
+
+def _as_one_mlp(
+    bound: BoundTensor, sizes: Mapping[str, int], keep: Keep
+) -> tuple[BoundTensor, Mapping[str, int], Keep]:
+    """Return a tensor of shared experts as that of a single MLP that has all of their neurons; others as they are.
+
+    Args:
+        bound: The tensor.
+        sizes: The model's sizes.
+        keep: What the layer retains; the neurons of shared experts come after those of all others.
+    """
+    if not bound.counts("shared"):
+        return bound, sizes, keep
+    axes = tuple(tuple(_ALL if section == _SHARED else section for section in axis) for axis in bound.axes)
+    before = sizes["experts"] * sizes["ffn"]
+    if "ffn" in keep:
+        keep = {**keep, "ffn": [neuron - before for neuron in keep["ffn"] if neuron >= before]}
+    return replace(bound, axes=axes), {**sizes, "ffn": sizes["shared"] * sizes["ffn"]}, keep
 
 
 def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
     return [neuron - expert * width for neuron in neurons if neuron // width == expert]
-
-
-_SHARED_NEURONS = "shared*ffn"
-"""Several experts that all tokens share are one MLP in the file, each with its own neurons: they are counted as one."""
-
-
-def _factors(section: Section, sizes: Mapping[str, int]) -> tuple[list[str], list[int]]:
-    """Return the factors of a section and their lengths; the neurons of shared experts are one factor."""
-    names = list(section.factors)
-    if "shared" in names and names[names.index("shared") + 1 :][:1] == ["ffn"]:
-        place = names.index("shared")
-        names[place : place + 2] = [_SHARED_NEURONS]
-    counted = {**sizes, _SHARED_NEURONS: (sizes.get("shared") or 0) * sizes["ffn"]}
-    return names, [factor_length(name, counted) for name in names]
 
 
 def is_dropped(bound: BoundTensor, keep: Keep) -> bool:
@@ -101,9 +105,9 @@ def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor
     start = 0
     parts = []
     for section in axis:
-        factors, lengths = _factors(section, sizes)
+        lengths = [factor_length(factor, sizes) for factor in section.factors]
         index = torch.arange(prod(lengths)).view(lengths)
-        for dim, factor in enumerate(factors):
+        for dim, factor in enumerate(section.factors):
             if factor in keep:
                 index = index.index_select(dim, torch.as_tensor(keep[factor], dtype=torch.int64))
         parts.append(index.flatten() + start)
@@ -135,6 +139,7 @@ def slice_tensor(
             for expert in keep.get("experts", range(sizes["experts"]))
         ]
         return torch.stack(parts)
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -181,6 +186,7 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
     tensor = tensor.clone()
     if is_dropped(bound, keep):
         return tensor.zero_()
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -211,7 +217,8 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
             `i // (heads // kv)`, the order in which transformers repeats keys and values.
 
     Returns:
-        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
+        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another, and
+        those of shared ones come last.
     """
     if unit == "experts" and bound.expert is not None:
         sums = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
@@ -220,14 +227,14 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
     experts = (sizes.get("experts") or 1) if unit == "ffn" else 1
     shared = (sizes.get("shared") or 0) if unit == "ffn" else 0
     total = torch.zeros(experts + shared, sizes[unit], dtype=torch.float32, device=values.device)
-    if bound.axes and experts > 1 and bound.axes[0] == _EXPERTS:
+    if shared and bound.counts("shared"):
+        one, wide, _ = _as_one_mlp(bound, sizes, {})
+        total[experts:] = _sum_axes(values, one.axes, wide, unit).view(shared, -1)
+    elif bound.axes and experts > 1 and bound.axes[0] == _EXPERTS:
         for expert in range(experts):
             total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
     else:
         total[(bound.expert or 0) if experts > 1 else 0] = _sum_axes(values, bound.axes, sizes, unit)
-    if shared:
-        counted = {**sizes, _SHARED_NEURONS: shared * sizes["ffn"]}
-        total[experts:] += _sum_axes(values, bound.axes, counted, _SHARED_NEURONS).view(shared, -1)
     return total.flatten()
 
 
@@ -236,8 +243,8 @@ def _sum_axes(values: torch.Tensor, axes: tuple[Axis, ...], sizes: Mapping[str, 
     for dim, axis in enumerate(axes):
         start = 0
         for section in axis:
-            factors, lengths = _factors(section, sizes)
-            for position, factor in enumerate(factors):
+            lengths = [factor_length(factor, sizes) for factor in section.factors]
+            for position, factor in enumerate(section.factors):
                 if factor == unit or (unit == "kv" and factor == "heads"):
                     part = values.narrow(dim, start, prod(lengths)).movedim(dim, 0).to(torch.float32)
                     part = part.reshape(prod(lengths[:position]), lengths[position], -1).sum(dim=(0, 2))
@@ -259,8 +266,8 @@ def unit_positions(axis: Axis, sizes: Mapping[str, int], unit: str) -> torch.Ten
     """
     owners = []
     for section in axis:
-        factors, lengths = _factors(section, sizes)
-        (dim,) = (i for i, name in enumerate(factors) if name == unit or (unit, name) == ("kv", "heads"))
+        lengths = [factor_length(factor, sizes) for factor in section.factors]
+        (dim,) = (i for i, name in enumerate(section.factors) if name == unit or (unit, name) == ("kv", "heads"))
         owner = torch.arange(lengths[dim]) // (lengths[dim] // sizes[unit])
         shape = [length if i == dim else 1 for i, length in enumerate(lengths)]
         owners.append(owner.view(shape).expand(lengths).flatten())

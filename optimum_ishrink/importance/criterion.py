@@ -94,10 +94,10 @@ class Criterion:
 
     @property
     def sees_experts(self) -> bool:
-        """Whether it can score neurons of experts: these have weights and gradients, but no separate module."""
+        """Whether it can score neurons of experts, which are no modules of their own."""
         if self.parts:
             return all(UNIT_CRITERIA[name].sees_experts for name in self.parts)
-        return self.needs in ("weights", "gradients")
+        return self.needs in ("weights", "gradients", "changes", "activations")
 
     def finish(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the scores of units from their sums."""

@@ -178,7 +178,7 @@ def _choose_neurons(
         return {}
     chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.mlps)
     if experts is not None:
-        shared = range(binding.experts, binding.mlps)
+        shared = range(binding.sizes["experts"], binding.mlps)
         # A layer without experts retains none of them, and may have neurons all the same.
         kept = [{*row, *shared} if row else range(binding.mlps) for row in experts]
         chosen = tuple(

@@ -62,13 +62,14 @@ def unrouted(model: Any, plan: Plan) -> Iterator[None]:
             continue
         gone = torch.tensor(sorted(set(range(count)) - set(kept)))
         named = [*model.named_parameters(), *model.named_buffers()]
-        routing = [tensor for name, tensor in named if f".{layer}." in name and ".experts." not in name]
-        matrices = [tensor for tensor in routing if tensor.dim() == 2 and 1 < len(tensor) == count]
+        routing = {name: tensor for name, tensor in named if f"layers.{layer}." in name and ".experts." not in name}
+        matrices = [tensor for tensor in routing.values() if tensor.dim() == 2 and 1 < len(tensor) == count]
         assert len(matrices) == 1, "which tensor is the router?"
         dropped[matrices[0].data_ptr()] = gone
         with torch.no_grad():
-            for bias in (tensor for tensor in routing if tensor.shape[-1:] == (count,)):
-                bias.index_fill_(-1, gone, -torch.inf)
+            for name, tensor in routing.items():
+                if "bias" in name and tensor.shape[-1:] == (count,):
+                    tensor.index_fill_(-1, gone, -torch.inf)
     linear, unused = torch.nn.functional.linear, set(dropped)
 
     def masked(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
