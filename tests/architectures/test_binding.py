@@ -8,10 +8,10 @@ from optimum_ishrink.architectures.binding import bind
 from optimum_ishrink.architectures.description import describe, descriptions
 from optimum_ishrink.architectures.model_class import bind_config, expected_tensors, parse_config
 from optimum_ishrink.errors import ArchitectureError, SourceError
-from tests.helpers.tiny import CASES, supported_shape, tiny_config, tiny_raw_config
+from tests.helpers.tiny import PROOF_CASES, supported_shape, tiny_config, tiny_raw_config
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
 def test_every_parameter_is_accounted_for(model_type: str, variant: int) -> None:
     config, binding = bind_config(tiny_raw_config(model_type, variant))
     assert binding.tensors.keys() == expected_tensors(config).keys()
@@ -25,7 +25,7 @@ def _numel(shape: tuple[int, ...]) -> int:
     return result
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
 def test_the_number_of_parameters_at_a_shape_is_that_of_its_model(model_type: str, variant: int) -> None:
     data = tiny_raw_config(model_type, variant)
     _, binding = bind_config(data)

@@ -84,8 +84,36 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 CASES = [(model_type, i) for model_type, variants in VARIANTS.items() for i in range(len(variants))]
 
-FIRST_VARIANTS = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
-"""All of `CASES`, of which the variants after each architecture's first are slow."""
+# fmt: off
+IN_FULL = {
+    "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
+    "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe", "helium", "llama", "ministral", "mistral", "mixtral",
+    "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "stablelm", "starcoder2",
+}
+# fmt: on
+"""Architectures that every test runs on. The others repeat their layouts: `make test-all` proves their cuts, and
+`make test-nightly` runs the rest of the tests on them."""
+
+CASES_IN_FULL = [case for case in CASES if case[0] in IN_FULL]
+
+
+def graded(model_type: str, variant: int, *, fast: bool) -> Any:
+    """A case as parameters of a test: slow unless it is fast, and nightly unless its architecture is `IN_FULL`."""
+    marks = [] if fast and model_type in IN_FULL else [pytest.mark.slow]
+    if model_type not in IN_FULL:
+        marks.append(pytest.mark.nightly)
+    return pytest.param(model_type, variant, marks=marks) if marks else (model_type, variant)
+
+
+PROOF_CASES = [case if case[0] in IN_FULL else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+"""All of `CASES` for the proof of a cut, which no architecture goes without: slow but for those `IN_FULL`."""
+
+ALL_VARIANTS = [graded(*case, fast=True) for case in CASES]
+"""All of `CASES`, nightly but for those `IN_FULL`."""
+
+FIRST_VARIANTS = [graded(*case, fast=not case[1]) for case in CASES]
+"""The same, of which the variants after each architecture's first are slow."""
 
 
 LAYOUTS = (
@@ -107,10 +135,8 @@ LAYOUTS = (
 )
 """An architecture of every way in which a layer's tensors are laid out; the others repeat these."""
 
-LAYOUT_CASES = [
-    case if case[0] in LAYOUTS and not case[1] else pytest.param(*case, marks=pytest.mark.slow) for case in CASES
-]
-"""All of `CASES`, slow but for the first variant of each of `LAYOUTS`."""
+LAYOUT_CASES = [graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES]
+"""All of `CASES`, slow but for the first variant of each of `LAYOUTS`, and nightly but for those `IN_FULL`."""
 
 
 def in_full(names: Iterable[str], *fast: str) -> list[Any]:

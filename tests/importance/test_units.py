@@ -20,7 +20,7 @@ from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.units import Units, units_to_score
 from optimum_ishrink.importance.weights import score_weights
 from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
-from tests.helpers.tiny import CASES, save_tiny, tiny_config
+from tests.helpers.tiny import PROOF_CASES, save_tiny, tiny_config
 
 
 def unit_weights(layer: Any, values: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -90,7 +90,7 @@ def test_gradient_criteria_are_what_autograd_gives_averaged_over_batches(name: s
         torch.testing.assert_close(scores[key][2], value, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
 def test_channels_of_units_are_those_that_slicing_retains(model_type: str, variant: int) -> None:
     _, binding = bound_model(model_type, variant)
     for key in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):

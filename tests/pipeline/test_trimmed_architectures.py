@@ -17,7 +17,7 @@ from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.surgery.tied_head import compare_head
 from tests.helpers.cutting import load
 from tests.helpers.embeddings import copy_with, save_with_head
-from tests.helpers.tiny import CASES, edit_json, save_tiny, supported_shape, tiny_config
+from tests.helpers.tiny import CASES, edit_json, graded, save_tiny, supported_shape, tiny_config
 from tests.helpers.tokenizer_kinds import SPECIAL, lines, save_kind
 
 TOKENS = 700
@@ -37,8 +37,8 @@ QUIET: dict[str, Any] = {
 }
 
 
-FEW = [case if case in (("llama", 1), ("phi", 0)) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
-"""All variants of all architectures, most of them slow: a whole run each."""
+FEW = [graded(*case, fast=case in (("llama", 1), ("phi", 0))) for case in CASES]
+"""All variants of all architectures, most of them slow or nightly: a whole run each."""
 
 
 @pytest.fixture

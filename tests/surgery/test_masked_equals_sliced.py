@@ -30,7 +30,16 @@ from tests.helpers.cutting import (
     random_plan,
 )
 from tests.helpers.masking import masked_state
-from tests.helpers.tiny import CASES, LAYOUT_CASES, edit_json, save_tiny, supported_shape, tiny_config, tiny_model
+from tests.helpers.tiny import (
+    CASES,
+    LAYOUT_CASES,
+    PROOF_CASES,
+    edit_json,
+    save_tiny,
+    supported_shape,
+    tiny_config,
+    tiny_model,
+)
 from tests.helpers.warm_process import run_warm
 
 
@@ -40,7 +49,7 @@ from tests.helpers.warm_process import run_warm
     [["all", "merged"], pytest.param(["layers", "groups", "query heads", "neurons"], marks=pytest.mark.slow)],
     ids=["together", "one by one"],
 )
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
 def test_masked_equals_sliced(model_type: str, variant: int, cuts: list[str], tmp_path: Path) -> None:
     config = tiny_config(model_type, variant)
     folder = save_tiny(tmp_path / "base", config)
