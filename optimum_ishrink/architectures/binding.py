@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ..errors import ArchitectureError
-from .description import DIMENSIONS, INDEX, ClassChange, Description, name_pattern
+from .description import DIMENSIONS, INDEX, ClassChange, Description, entry_of
 from .expressions import Axis, axis_length, evaluate
 
 
@@ -132,7 +132,12 @@ class Binding:
         """Return the reasons why a cut to this shape does not equal the original with the removed units at zero."""
         dimensions = self.description.dimensions
         changed = [key for key, value in shape.items() if value != self.shape.get(key)]
-        return sorted({dimensions[key].inexact or "" for key in changed} - {""})
+        reasons = {
+            dimensions[key].inexact or ""
+            for key in changed
+            if not dimensions[key].when or evaluate(dimensions[key].when, self.values.get)
+        }
+        return sorted(reasons - {""})
 
     def num_parameters(self, shape: Mapping[str, int] | None = None) -> int:
         """Return the number of parameters at a shape, summed over the tensors.
@@ -212,6 +217,8 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     for dimension in description.dimensions.values():
         for key in dimension.writes:
             lookup(key)
+        if dimension.when:
+            evaluate(dimension.when, lookup)
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
@@ -220,7 +227,8 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
     for name, shape in shapes.items():
-        axes = description.tensors.get(name_pattern(name))
+        entry = entry_of(description, name)
+        axes = description.tensors.get(entry)
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")
             continue
@@ -233,9 +241,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        indices = [int(index) for index in INDEX.findall(name)]
+        indices = [int(index) for index in INDEX.findall(name)][: entry.count("*")]
         layer, expert = (*indices, None, None)[:2]
-        tensors[name] = BoundTensor(name, axes, layer, expert, name_pattern(name) in description.transposed)
+        tensors[name] = BoundTensor(name, axes, layer, expert, entry in description.transposed)
     if unexpected:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "

@@ -50,6 +50,8 @@ def edit_config(
             lists[key] = [values[layer] for layer in layers]
             if key in raw and raw[key] is not None:
                 edited[key] = lists[key]
+    for key, name in binding.description.layer_runs.items():
+        edited[key] = [[[getattr(config, name)[layer] for layer in layers], 1]]
     try:
         derived = parse_config(edited)
         for key, values in lists.items():

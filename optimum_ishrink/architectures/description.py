@@ -43,11 +43,14 @@ class Dimension:
         writes: Config key to the expression of its new value, over the new sizes.
         fixed: Why this architecture cannot change the dimension; None when it can.
         inexact: Why the cut model does not equal the original with the removed units set to zero; None if it does.
+        when: An expression over config keys, for models of the architecture that differ in this: only where it holds is
+            the dimension inexact. Empty where it always is.
     """
 
     writes: Mapping[str, str]
     fixed: str | None = None
     inexact: str | None = None
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ class Description:
         rules: Conditions that the config class checks.
         per_layer: Config keys whose lists have one entry per layer.
         layer_indices: Config keys whose lists hold layer indices.
-        tensors: Tensor name, with `*` for indices, to its axes.
+        tensors: Tensor name, with `*` for indices, to its axes. Where the layer's index alone is a star, the entry is for
+            the one module of that number, as in a sequence of unlike modules.
+        layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
+            that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
@@ -104,6 +110,7 @@ class Description:
     memory: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
+    layer_runs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, path: Path) -> Description:
@@ -119,7 +126,9 @@ class Description:
                 if key not in allowed:
                     raise ValueError(unknown_name("entry", key, allowed))
             dimensions = {
-                name: Dimension(entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"))
+                name: Dimension(
+                    entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"), entry.get("when", "")
+                )
                 for name, entry in data["dimensions"].items()
             }
             # Descriptions from outside the package may be older than this dimension.
@@ -141,6 +150,7 @@ class Description:
                 transposed=tuple(data.get("transposed", ())),
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
+                layer_runs=data.get("layer_runs", {}),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -191,3 +201,9 @@ def is_ignored(description: Description, name: str) -> bool:
 def name_pattern(name: str) -> str:
     """Return a tensor's name with `*` for every index."""
     return INDEX.sub("*", name)
+
+
+def entry_of(description: Description, name: str) -> str:
+    """Return the entry of a tensor's name: with `*` for its layer alone if there is such a one, else for every index."""
+    entry = INDEX.sub("*", name, count=1)
+    return entry if entry in description.tensors else name_pattern(name)
