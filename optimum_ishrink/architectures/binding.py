@@ -6,7 +6,7 @@ Everything that plans, cuts, scores or verifies reads the architecture through a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from ..errors import ArchitectureError
 from .description import DIMENSIONS, INDEX, ClassChange, Description, entry_of
 from .expressions import Axis, axis_length, evaluate
+from .layer_sizes import Names, global_value, number_of, renamed, sizes_by_layer
+from .shared_kv import kv_sources
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Binding:
         sizes: Every size's value, such as `{"layers": 30, "kv": 3, "heads": 9, "ffn": 1536, ...}`.
         tensors: Every parameter of the model, by name.
         config: The model's `PreTrainedConfig`, for what is not a size.
+        kv_sources: Layer to the layer whose keys and values it reads, where it has none of its own.
+        required_layers: Indices of the layers that a cut retains.
+        by_layer: Layer to the factors that stand for a size there.
     """
 
     description: Description
@@ -60,6 +65,9 @@ class Binding:
     sizes: Mapping[str, int]
     tensors: Mapping[str, BoundTensor]
     config: Any = field(default=None, repr=False, compare=False)
+    kv_sources: Mapping[int, int] = field(default_factory=dict)
+    required_layers: tuple[int, ...] = ()
+    by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -132,12 +140,7 @@ class Binding:
         """Return the reasons why a cut to this shape does not equal the original with the removed units at zero."""
         dimensions = self.description.dimensions
         changed = [key for key, value in shape.items() if value != self.shape.get(key)]
-        reasons = {
-            dimensions[key].inexact or ""
-            for key in changed
-            if not dimensions[key].when or evaluate(dimensions[key].when, self.values.get)
-        }
-        return sorted(reasons - {""})
+        return sorted({dimensions[key].inexact or "" for key in changed} - {""})
 
     def num_parameters(self, shape: Mapping[str, int] | None = None) -> int:
         """Return the number of parameters at a shape, summed over the tensors.
@@ -174,7 +177,7 @@ class Binding:
         for pattern, axes in self.description.memory.items():
             for layer in range(self.sizes["layers"]):
                 name = pattern.replace("*", str(layer), 1)
-                bound[name] = BoundTensor(name, axes, layer)
+                bound[name] = BoundTensor(name, renamed(axes, self.by_layer.get(layer, {})), layer)
         return bound
 
     def layer_tensors(self, layer: int) -> list[BoundTensor]:
@@ -203,7 +206,7 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     values: dict[str, Any] = {}
 
     def lookup(key: str) -> Any:
-        values[key] = getattr(config, key, None)
+        values[key] = number_of(global_value(config, key))
         return values[key]
 
     try:
@@ -212,15 +215,27 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         raise ArchitectureError(
             f"the config lacks a size that {description.model_type} needs: {', '.join(description.sizes.values())}"
         ) from None
+    if any(isinstance(value, (list, tuple)) for value in sizes.values()):
+        name, value = next((name, value) for name, value in sizes.items() if isinstance(value, (list, tuple)))
+        raise ArchitectureError(
+            f"{description.sizes[name]} differs from layer to layer in this model ({value}), and a cut gives every layer "
+            "the same number"
+        )
+    by_layer = sizes_by_layer(description.by_layer, description.sizes, sizes, config, lookup)
+    followed = {size: (other,) for size, other in description.follows.items() if sizes[size] == sizes[other]}
     for rule in description.rules:
         evaluate(rule.require, lookup)  # registers the keys of the rules, which later checks of shapes need
     for dimension in description.dimensions.values():
         for key in dimension.writes:
             lookup(key)
-        if dimension.when:
-            evaluate(dimension.when, lookup)
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
+    dimensions = {
+        key: replace(dimension, fixed=None, inexact=None)
+        if dimension.when and not evaluate(dimension.when, lambda name: sizes[name] if name in sizes else lookup(name))
+        else dimension
+        for key, dimension in description.dimensions.items()
+    }
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
         raise ArchitectureError(f"{sizes['heads']} query heads are not a multiple of {sizes['kv']} key-value heads")
 
@@ -232,7 +247,10 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")
             continue
+        indices = [int(index) for index in INDEX.findall(name)][: entry.count("*")]
+        layer, expert = (*indices, None, None)[:2]
         try:
+            axes = renamed(renamed(axes, followed), by_layer.get(layer, {}) if layer is not None else {})
             expected = [axis_length(axis, sizes) for axis in axes]
         except (KeyError, TypeError):
             raise ArchitectureError(
@@ -241,12 +259,24 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        indices = [int(index) for index in INDEX.findall(name)][: entry.count("*")]
-        layer, expert = (*indices, None, None)[:2]
         tensors[name] = BoundTensor(name, axes, layer, expert, entry in description.transposed)
     if unexpected:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "
             f"parameters: {'; '.join(sorted(unexpected))}"
         )
-    return Binding(description, values, sizes, tensors, config)
+    sources = {}
+    if description.shared_kv is not None:
+        count = lookup(description.shared_kv.count) or 0
+        sources = kv_sources(count, lookup(description.shared_kv.kinds)) if count else {}
+    required = {evaluate(text, sizes.get) for text in description.required_layers} | {*sources.values()}
+    return Binding(
+        replace(description, dimensions=dimensions),
+        values,
+        sizes,
+        tensors,
+        config,
+        kv_sources=sources,
+        required_layers=tuple(sorted(required)),
+        by_layer=by_layer,
+    )

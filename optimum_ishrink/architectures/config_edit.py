@@ -10,6 +10,7 @@ from .binding import Binding
 from .expressions import axis_length
 from .layer_kinds import check_layer_kinds, dense_layer_changes
 from .model_class import expected_tensors, parse_config
+from .shared_kv import check_required, check_sources, kv_sources
 
 
 def edit_config(
@@ -30,10 +31,13 @@ def edit_config(
         layers: Indices of the retained layers.
 
     Raises:
-        ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
+        ShapeError: The config class refuses the new values, no config keys can say what the layers are, or a layer that
+            others need is removed.
     """
+    check_required(binding.required_layers, layers)
     edited = without_code(raw)
-    edited.update(binding.config_changes(shape))
+    changed = binding.config_changes(shape)
+    edited.update(changed)
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
@@ -46,10 +50,16 @@ def edit_config(
     lists = {}
     for key in binding.description.per_layer:
         values = getattr(config, key, None)
-        if isinstance(values, list):
+        if isinstance(values, list) and key not in changed:  # a changed number holds for every layer
             lists[key] = [values[layer] for layer in layers]
             if key in raw and raw[key] is not None:
                 edited[key] = lists[key]
+    if isinstance(raw.get("per_layer_config"), dict):
+        own = {int(layer): values for layer, values in raw["per_layer_config"].items()}
+        edited["per_layer_config"] = {str(new_index[layer]): own[layer] for layer in layers if layer in own}
+    shared = binding.description.shared_kv
+    if binding.kv_sources and shared is not None:
+        edited[shared.count] = sum(layer in binding.kv_sources for layer in layers)
     for key, name in binding.description.layer_runs.items():
         edited[key] = [[[getattr(config, name)[layer] for layer in layers], 1]]
     try:
@@ -60,6 +70,18 @@ def edit_config(
         result = parse_config(edited)
     except SourceError as error:
         raise ShapeError(f"this shape cannot be written: {error}") from None
+    for key, values in lists.items():
+        found = list(getattr(result, key))
+        if found != values:
+            layer = next(new for new, pair in enumerate(zip(found, values, strict=True)) if pair[0] != pair[1])
+            raise ShapeError(
+                f"num_hidden_layers={len(layers)} cannot be written for {binding.description.model_type} with layer "
+                f"{layers[layer]} in place {layer}: its config class makes {key} {found[layer]} there, and the layer is "
+                f"{values[layer]}"
+            )
+    if binding.kv_sources and shared is not None:
+        after = kv_sources(edited[shared.count], getattr(result, shared.kinds))
+        check_sources(binding.kv_sources, after, layers)
     check_layer_kinds(binding, result, layers)
     return edited
 

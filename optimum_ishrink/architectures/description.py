@@ -15,6 +15,8 @@ from typing import Any
 
 from ..errors import ArchitectureError, unknown_name
 from .expressions import Axis, parse_axes
+from .layer_sizes import SizesOfKind
+from .shared_kv import SharedKV
 
 LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermediate_size"
 """Config keys of the number of layers, of KV groups and of MLP neurons."""
@@ -43,8 +45,8 @@ class Dimension:
         writes: Config key to the expression of its new value, over the new sizes.
         fixed: Why this architecture cannot change the dimension; None when it can.
         inexact: Why the cut model does not equal the original with the removed units set to zero; None if it does.
-        when: An expression over config keys, for models of the architecture that differ in this: only where it holds is
-            the dimension inexact. Empty where it always is.
+        when: An expression over config keys and sizes, for models of the architecture that differ in this: only where it
+            holds is the dimension fixed or inexact. Empty where it always is.
     """
 
     writes: Mapping[str, str]
@@ -88,8 +90,13 @@ class Description:
         rules: Conditions that the config class checks.
         per_layer: Config keys whose lists have one entry per layer.
         layer_indices: Config keys whose lists hold layer indices.
-        tensors: Tensor name, with `*` for indices, to its axes. Where the layer's index alone is a star, the entry is for
-            the one module of that number, as in a sequence of unlike modules.
+        tensors: Tensor name, with `*` for indices, to its axes. An index that is a number stands for itself: one of a
+            sequence of unlike modules, or of one that is no sequence of layers.
+        by_layer: Other sizes of layers of one kind, such as larger heads where a layer sees all tokens.
+        follows: Size name to the size that it changes with where both are equal, such as the rows of a second embedding.
+        shared_kv: How the config says which layers read the keys and values of another.
+        required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
+            another way than the others.
         layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
             that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
@@ -111,6 +118,10 @@ class Description:
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
     layer_runs: Mapping[str, str] = field(default_factory=dict)
+    by_layer: tuple[SizesOfKind, ...] = ()
+    follows: Mapping[str, str] = field(default_factory=dict)
+    shared_kv: SharedKV | None = None
+    required_layers: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, path: Path) -> Description:
@@ -151,6 +162,10 @@ class Description:
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
                 layer_runs=data.get("layer_runs", {}),
+                by_layer=tuple(SizesOfKind(**entry) for entry in data.get("by_layer", ())),
+                follows=data.get("follows", {}),
+                shared_kv=SharedKV(**data["shared_kv"]) if "shared_kv" in data else None,
+                required_layers=tuple(data.get("required_layers", ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -204,6 +219,6 @@ def name_pattern(name: str) -> str:
 
 
 def entry_of(description: Description, name: str) -> str:
-    """Return the entry of a tensor's name: with `*` for its layer alone if there is such a one, else for every index."""
-    entry = INDEX.sub("*", name, count=1)
-    return entry if entry in description.tensors else name_pattern(name)
+    """Return the entry of a tensor: its name, or with `*` for its layer alone if there is such a one, or for every index."""
+    entries = (name, INDEX.sub("*", name, count=1))
+    return next((entry for entry in entries if entry in description.tensors), name_pattern(name))

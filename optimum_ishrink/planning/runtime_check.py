@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,14 +65,21 @@ class RuntimeCheck:
             raise ShapeError(f"{reason}; {ADVICE}")
 
     def order(self, shape: Mapping[str, int]) -> LayerOrder | None:
-        """Return the order of layers that the runtime takes for given, to choose them by; None where it takes any.
+        """Return the order of layers that the runtime takes for given, to choose them by; None where any layers will do.
+
+        It names the layers that the model cannot go without, whatever runs it.
 
         Args:
             shape: New values by config key.
         """
-        if self.runtime is None:
-            return None
-        return layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        order = None
+        if self.runtime is not None:
+            order = layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        if not self.binding.required_layers:
+            return order
+        if order is None:
+            order = LayerOrder((None,) * self.binding.shape[LAYERS], (None,) * shape[LAYERS])
+        return replace(order, required=frozenset(self.binding.required_layers))
 
     def check_layers(self, shape: Mapping[str, int], layers: Sequence[int], edited: Any) -> None:
         """Check that the runtime runs the retained layers as transformers does.

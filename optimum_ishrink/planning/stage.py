@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,10 +43,16 @@ def check_shape(
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
     total, count = source.binding.shape[LAYERS], shape[LAYERS]
     raw = without_ids_beyond(source.raw_config, shape[ROWS])
-    edited = edit_config(raw, source.config, source.binding, shape, range(count))
-    check_edited(edited, source.binding, shape, range(count))
+    order = RuntimeCheck(source.binding, None).order(shape)
+    first: Sequence[int] = range(count)
+    last: Sequence[int] = range(total - count, total)
+    if order is not None:  # where none come in it, the config says which layer is missing
+        first = order.choose([float(-layer) for layer in range(total)], range(total)) or first
+        last = order.choose([float(layer) for layer in range(total)], range(total)) or last
+    edited = edit_config(raw, source.config, source.binding, shape, first)
+    check_edited(edited, source.binding, shape, first)
     if mixes_kinds(source.binding):  # other layers may be of another kind
-        edit_config(raw, source.config, source.binding, shape, range(total - count, total))
+        edit_config(raw, source.config, source.binding, shape, last)
     return shape
 
 
@@ -119,7 +125,7 @@ def plan(
         layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
-        similarity = scores["key_value_similarity"]
+        similarity = shared_scores(binding, layers, scores["key_value_similarity"])
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
@@ -154,6 +160,25 @@ def _choose_neurons(
     return {key: choose_units(scores[key], layers, shape[key], experts=binding.sizes.get("experts", 1))}
 
 
+def shared_scores(binding: Binding, layers: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    """Return scores of KV heads, of which those of a layer and of the layers that read its keys and values are the sum.
+
+    These layers retain the same heads.
+
+    Args:
+        binding: The model.
+        layers: The retained layers.
+        scores: Shape (layers, heads), or any with the layers first.
+    """
+    if not binding.kv_sources:
+        return scores
+    summed = scores.clone()
+    for source in set(binding.kv_sources.values()):
+        readers = [layer for layer in layers if binding.kv_sources.get(layer, layer) == source]
+        summed[readers] = scores[readers].sum(dim=0)
+    return summed
+
+
 def _choose_attention(
     binding: Binding,
     shape: Mapping[str, int],
@@ -171,7 +196,8 @@ def _choose_attention(
     else:
         kv = tuple(tuple(range(before["num_key_value_heads"])) for _ in layers)
         if shape["num_key_value_heads"] < before["num_key_value_heads"]:
-            kv = choose_units(scores["num_key_value_heads"], layers, shape["num_key_value_heads"])
+            shared = shared_scores(binding, layers, scores["num_key_value_heads"])
+            kv = choose_units(shared, layers, shape["num_key_value_heads"])
         sources = tuple(tuple((head,) for head in layer) for layer in kv)
     # Query head i reads KV head i // group: the order in which transformers repeats keys and values.
     group = before["num_attention_heads"] // before["num_key_value_heads"]

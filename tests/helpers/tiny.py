@@ -16,7 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from optimum_ishrink.architectures.binding import bind
 from optimum_ishrink.architectures.description import descriptions
+from optimum_ishrink.architectures.model_class import expected_tensors
 
 VOCAB = 300
 SMALL: dict[str, Any] = {
@@ -45,15 +47,98 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "codegen": [{"head_dim": None, "n_inner": 24, "rotary_dim": 2}],
     "cohere": [{"head_dim": None}, {"use_qk_norm": True}],
     "cohere2": [{"sliding_window": 3}],
-    "cohere_compass_text": [{"head_dim": None, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}, "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0, "mrope_section": [1, 1, 0]}}, "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 3}],
+    "cohere_compass_text": [
+        {
+            "head_dim": None,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0, "mrope_section": [1, 1, 0]},
+            },
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 3,
+        }
+    ],
     "cwm": [{"sliding_window": 3}],
     "doge": [{"head_dim": None}, {"attention_bias": True, "mlp_bias": True, "keep_window_size": 4}],
     "ernie4_5": [{}, {"use_bias": True}],
     "exaone4": [{"sliding_window": 3}],
-    "falcon": [{"head_dim": None, "ffn_hidden_size": 24, "pad_token_id": 0}, {"head_dim": None, "ffn_hidden_size": 24, "new_decoder_architecture": True, "num_kv_heads": 4, "bias": True}, {"head_dim": None, "ffn_hidden_size": 24, "multi_query": False, "alibi": True, "parallel_attn": False}, {"head_dim": None, "ffn_hidden_size": 24, "new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1}],
+    "falcon": [
+        {"head_dim": None, "ffn_hidden_size": 24, "pad_token_id": 0},
+        {"head_dim": None, "ffn_hidden_size": 24, "new_decoder_architecture": True, "num_kv_heads": 4, "bias": True},
+        {"head_dim": None, "ffn_hidden_size": 24, "multi_query": False, "alibi": True, "parallel_attn": False},
+        {
+            "head_dim": None,
+            "ffn_hidden_size": 24,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 4,
+            "num_ln_in_parallel_attn": 1,
+        },
+    ],
     "gemma": [{}],
     "gemma2": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
     "gemma3_text": [{"query_pre_attn_scalar": 8, "sliding_window": 3}],
+    "gemma3n_text": [
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 300,
+            "sliding_window": 3,
+            "laurel_rank": 6,
+            "altup_num_inputs": 3,
+            "num_kv_shared_layers": 2,
+        },
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 90,
+            "sliding_window": 3,
+            "laurel_rank": 6,
+            "altup_num_inputs": 3,
+            "num_kv_shared_layers": 0,
+            "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
+            "intermediate_size": [24, 24, 24, 24],
+            "attention_bias": True,
+        },
+    ],
+    "gemma4_text": [
+        {
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention"],
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 300,
+            "sliding_window": 3,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+        {
+            "global_head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 300,
+            "sliding_window": 3,
+            "attention_bias": True,
+        },
+        {
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 90,
+            "sliding_window": 3,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 2,
+        },
+        {
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 300,
+            "sliding_window": 3,
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 5,
+        },
+    ],
     "glm": [{}],
     "glm4": [{}],
     "gpt2": [{"n_inner": 24, "head_dim": None}],
@@ -63,11 +148,23 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gpt_oss": [{**MOE, "sliding_window": 3}],
     "gptj": [{"head_dim": None, "n_inner": 24, "rotary_dim": 2}],
     "granite": [{"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0, "head_dim": None}],
-    "granite_swa": [{"sliding_window": 3, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0, "layer_rope_theta": [5000.0, 0, 5000.0, 20000.0]}, {"attention_bias": True, "mlp_bias": True, "head_dim": None}],
+    "granite_swa": [
+        {
+            "sliding_window": 3,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "layer_rope_theta": [5000.0, 0, 5000.0, 20000.0],
+        },
+        {"attention_bias": True, "mlp_bias": True, "head_dim": None},
+    ],
     "granitemoe": [{**MOE, "head_dim": None}],
     "helium": [{"head_dim": 4}],
     "hunyuan_v1_dense": [{}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 8}],
-    "hyperclovax": [{"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}, {"attention_bias": True, "mlp_bias": True}],
+    "hyperclovax": [
+        {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+        {"attention_bias": True, "mlp_bias": True},
+    ],
     "internlm3": [{}, {"attention_bias": True, "mlp_bias": True}],
     "iquestcoder": [{"head_dim": None}, {"attention_bias": True, "mlp_bias": True}],
     "jais2": [{"head_dim": None}, {"attention_bias": False, "mlp_bias": False}],
@@ -88,7 +185,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "olmo3": [{"sliding_window": 3, "head_dim": None}],
     "olmoe": [{**MOE, "head_dim": None}],
     "openai-gpt": [{"head_dim": None}],
-    "opt": [{"head_dim": None, "ffn_dim": 24}, {"head_dim": None, "ffn_dim": 24, "do_layer_norm_before": False, "word_embed_proj_dim": 16}, {"head_dim": None, "ffn_dim": 24, "enable_bias": False, "layer_norm_elementwise_affine": False}],
+    "opt": [
+        {"head_dim": None, "ffn_dim": 24},
+        {"head_dim": None, "ffn_dim": 24, "do_layer_norm_before": False, "word_embed_proj_dim": 16},
+        {"head_dim": None, "ffn_dim": 24, "enable_bias": False, "layer_norm_elementwise_affine": False},
+    ],
     "persimmon": [{"head_dim": None}, {"head_dim": None, "qk_layernorm": False}],
     "phi": [{"head_dim": None}, {"qk_layernorm": True, "head_dim": None}],
     "phi3": [{"head_dim": None}],
@@ -103,7 +204,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "smollm3": [{"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": None}],
     "stablelm": [{"head_dim": None}, {"head_dim": None, "use_qkv_bias": True, "qk_layernorm": True}],
     "starcoder2": [{}],
-    "vaultgemma": [{"query_pre_attn_scalar": 8, "sliding_window": 3}, {"query_pre_attn_scalar": 8, "attention_bias": True}],
+    "vaultgemma": [
+        {"query_pre_attn_scalar": 8, "sliding_window": 3},
+        {"query_pre_attn_scalar": 8, "attention_bias": True},
+    ],
     "xglm": [{"head_dim": None, "ffn_dim": 24}],
 }
 """Config values of each architecture's variants, on top of `SMALL`."""
@@ -187,7 +291,8 @@ def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any)
 def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
     """The part of a shape that a model can change, neurons as wide as its experts allow."""
     description = descriptions()[config.model_type]
-    possible = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
+    dimensions = bind(description, config, expected_tensors(config)).description.dimensions
+    possible = {key: value for key, value in shape.items() if not dimensions[key].fixed}
     if getattr(config, "qk_layernorm", False):
         possible = {key: value for key, value in possible.items() if "heads" not in key}
     if "experts" in description.sizes and "intermediate_size" in possible:
