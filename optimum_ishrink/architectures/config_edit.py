@@ -43,11 +43,16 @@ def edit_config(
         # Only the names change: both classes have the same modules and read the same keys.
         edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
-    for key in binding.description.layer_indices:
-        if raw.get(key):
-            edited[key] = [new_index[old] for old in raw[key] if old in new_index]
-    edited.update(dense_layer_changes(config, layers))
     lists = {}
+    for key in binding.description.layer_indices:
+        values = getattr(config, key, None)
+        if isinstance(values, list):
+            lists[key] = [new_index[old] for old in values if old in new_index]
+            if raw.get(key):
+                edited[key] = lists[key]
+    dense = dense_layer_changes(config, layers)
+    edited.update(dense)
+    lists = {key: values for key, values in lists.items() if key not in dense}
     for key in binding.description.per_layer:
         values = getattr(config, key, None)
         if isinstance(values, list) and key not in changed:  # a changed number holds for every layer

@@ -27,7 +27,7 @@ ROWS = "vocab_size"
 DIMENSIONS = {LAYERS: "layers", GROUPS: "kv", "num_attention_heads": "heads", NEURONS: "ffn", ROWS: "vocab"}
 """The dimensions that can be changed: Hugging Face config key to the name of the size in the descriptions."""
 
-HEADS = ("lm_head.weight", "embed_out.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output_projection.weight", "decoder.weight")
 """Names of a language-model head that may be tied to the embedding."""
 
 TIE = "tie_word_embeddings"
