@@ -218,8 +218,8 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     if any(isinstance(value, (list, tuple)) for value in sizes.values()):
         name, value = next((name, value) for name, value in sizes.items() if isinstance(value, (list, tuple)))
         raise ArchitectureError(
-            f"{description.sizes[name]} differs from layer to layer in this model ({value}), and a cut gives every layer "
-            "the same number"
+            f"{description.sizes[name]} differs from layer to layer in this model ({value}), and a cut gives every "
+            "layer the same number"
         )
     by_layer = sizes_by_layer(description.by_layer, description.sizes, sizes, config, lookup)
     followed = {size: (other,) for size, other in description.follows.items() if sizes[size] == sizes[other]}

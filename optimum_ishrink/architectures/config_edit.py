@@ -31,8 +31,8 @@ def edit_config(
         layers: Indices of the retained layers.
 
     Raises:
-        ShapeError: The config class refuses the new values, no config keys can say what the layers are, or a layer that
-            others need is removed.
+        ShapeError: The config class refuses the new values, no config keys can say what the layers are, or a layer
+            that others need is removed.
     """
     check_required(binding.required_layers, layers)
     edited = without_code(raw)
@@ -81,8 +81,8 @@ def edit_config(
             layer = next(new for new, pair in enumerate(zip(found, values, strict=True)) if pair[0] != pair[1])
             raise ShapeError(
                 f"num_hidden_layers={len(layers)} cannot be written for {binding.description.model_type} with layer "
-                f"{layers[layer]} in place {layer}: its config class makes {key} {found[layer]} there, and the layer is "
-                f"{values[layer]}"
+                f"{layers[layer]} in place {layer}: its config class makes {key} {found[layer]} there, and the layer "
+                f"is {values[layer]}"
             )
     if binding.kv_sources and shared is not None:
         after = kv_sources(edited[shared.count], getattr(result, shared.kinds))

@@ -45,8 +45,8 @@ class Dimension:
         writes: Config key to the expression of its new value, over the new sizes.
         fixed: Why this architecture cannot change the dimension; None when it can.
         inexact: Why the cut model does not equal the original with the removed units set to zero; None if it does.
-        when: An expression over config keys and sizes, for models of the architecture that differ in this: only where it
-            holds is the dimension fixed or inexact. Empty where it always is.
+        when: An expression over config keys and sizes, for models of the architecture that differ in this: only where
+            it holds is the dimension fixed or inexact. Empty where it always is.
     """
 
     writes: Mapping[str, str]
@@ -93,7 +93,8 @@ class Description:
         tensors: Tensor name, with `*` for indices, to its axes. An index that is a number stands for itself: one of a
             sequence of unlike modules, or of one that is no sequence of layers.
         by_layer: Other sizes of layers of one kind, such as larger heads where a layer sees all tokens.
-        follows: Size name to the size that it changes with where both are equal, such as the rows of a second embedding.
+        follows: Size name to the size that it changes with where both are equal, such as the rows of a second
+            embedding.
         shared_kv: How the config says which layers read the keys and values of another.
         required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
             another way than the others.
@@ -219,6 +220,6 @@ def name_pattern(name: str) -> str:
 
 
 def entry_of(description: Description, name: str) -> str:
-    """Return the entry of a tensor: its name, or with `*` for its layer alone if there is such a one, or for every index."""
+    """Return the entry of a tensor: its name, or with `*` for its layer alone if there is one, or for every index."""
     entries = (name, INDEX.sub("*", name, count=1))
     return next((entry for entry in entries if entry in description.tensors), name_pattern(name))

@@ -20,9 +20,9 @@ class SizesOfKind:
     Args:
         key: Config key of the list of kinds, one entry per layer.
         value: The kind.
-        sizes: Size name to what these layers count instead, a product of sizes and numbers such as `2*ffn`. A name that
-            is no size yet is one of these layers alone: its value is the size's own expression, over the config of the
-            layer.
+        sizes: Size name to what these layers count instead, a product of sizes and numbers such as `2*ffn`. A name
+            that is no size yet is one of these layers alone: its value is the size's own expression, over the config
+            of the layer.
         when: An expression over config keys: only where it holds are the sizes others. Empty where they always are.
     """
 

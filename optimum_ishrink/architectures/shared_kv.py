@@ -80,7 +80,7 @@ def check_required(required: Sequence[int], layers: Sequence[int]) -> None:
     missing = [layer for layer in required if layer not in set(layers)]
     if missing:
         raise ShapeError(
-            f"num_hidden_layers={len(layers)} would remove layer {', '.join(map(str, missing))}, which other layers or "
-            f"the model class need in its place; keep num_hidden_layers at {len(required)} or more, and lower "
-            "keep_first_layers or keep_last_layers if they protect too many others"
+            f"num_hidden_layers={len(layers)} would remove layer {', '.join(map(str, missing))}, which other layers "
+            f"or the model class need; keep num_hidden_layers at {len(required)} or more, and lower keep_first_layers "
+            "or keep_last_layers if they protect too many others"
         )

@@ -65,7 +65,7 @@ class RuntimeCheck:
             raise ShapeError(f"{reason}; {ADVICE}")
 
     def order(self, shape: Mapping[str, int]) -> LayerOrder | None:
-        """Return the order of layers that the runtime takes for given, to choose them by; None where any layers will do.
+        """Return the order of layers that the runtime takes for given, to choose them by; None where any will do.
 
         It names the layers that the model cannot go without, whatever runs it.
 

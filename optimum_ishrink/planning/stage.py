@@ -161,7 +161,7 @@ def _choose_neurons(
 
 
 def shared_scores(binding: Binding, layers: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
-    """Return scores of KV heads, of which those of a layer and of the layers that read its keys and values are the sum.
+    """Return scores of KV heads, summed over a layer and the layers that read its keys and values.
 
     These layers retain the same heads.
 
