@@ -79,8 +79,9 @@ def check_required(required: Sequence[int], layers: Sequence[int]) -> None:
     """
     missing = [layer for layer in required if layer not in set(layers)]
     if missing:
+        which = f"layer{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
         raise ShapeError(
-            f"num_hidden_layers={len(layers)} would remove layer {', '.join(map(str, missing))}, which other layers "
+            f"num_hidden_layers={len(layers)} would remove {which}, which other layers "
             f"or the model class need; keep num_hidden_layers at {len(required)} or more, and lower keep_first_layers "
             "or keep_last_layers if they protect too many others"
         )
