@@ -186,7 +186,7 @@ def _mask_inputs(
 
 
 def _module_name(bound: BoundTensor) -> str:
-    return bound.name.removesuffix(".weight")
+    return bound.module
 
 
 def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:

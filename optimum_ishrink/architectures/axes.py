@@ -53,7 +53,7 @@ def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
         layer: Index of the layer.
         index: Use this index in the name instead, as in a model with fewer layers.
     """
-    name = binding.layer_tensors(layer)[0].name
+    name = binding.layer_tensors(layer)[0].parameter
     parts = name.split(".")
     prefix = parts[: parts.index(str(layer))]
     return ".".join([*prefix, str(layer if index is None else index)])

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ..errors import ArchitectureError
-from .description import DIMENSIONS, INDEX, ClassChange, Description, entry_of
+from .description import DIMENSIONS, INDEX, ClassChange, Description, entry_of, loaded_name
 from .expressions import Axis, axis_length, evaluate
 from .layer_sizes import Names, global_value, number_of, renamed, sizes_by_layer
 from .shared_kv import kv_sources
@@ -28,6 +28,7 @@ class BoundTensor:
         layer: Index of its layer, or None outside the layers.
         expert: Index of its expert, or None if experts are not stored separately.
         transposed: Whether a weight stores (in, out).
+        loaded_name: Name of the parameter in a loaded model, where it is not the checkpoint's.
     """
 
     name: str
@@ -35,6 +36,17 @@ class BoundTensor:
     layer: int | None
     expert: int | None = None
     transposed: bool = False
+    loaded_name: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter in a loaded model."""
+        return self.loaded_name or self.name
+
+    @property
+    def module(self) -> str:
+        """Name of the module of a weight in a loaded model."""
+        return self.parameter.removesuffix(".weight")
 
     def counts(self, size: str) -> bool:
         """Whether any axis counts `size`."""
@@ -173,7 +185,7 @@ class Binding:
     @cached_property
     def in_memory(self) -> Mapping[str, BoundTensor]:
         """The tensors by their names in a loaded model, where some are laid out differently than on disk."""
-        bound = dict(self.tensors)
+        bound = {tensor.parameter: tensor for tensor in self.tensors.values()}
         for pattern, axes in self.description.memory.items():
             for layer in range(self.sizes["layers"]):
                 name = pattern.replace("*", str(layer), 1)
@@ -259,7 +271,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        tensors[name] = BoundTensor(name, axes, layer, expert, entry in description.transposed)
+        tensors[name] = BoundTensor(
+            name, axes, layer, expert, entry in description.transposed, loaded_name(description, entry, indices)
+        )
     if unexpected:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -98,6 +98,8 @@ class Description:
         shared_kv: How the config says which layers read the keys and values of another.
         required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
             another way than the others.
+        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where transformers
+            renames modules as it loads them.
         layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
             that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
@@ -118,6 +120,7 @@ class Description:
     memory: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
     layer_runs: Mapping[str, str] = field(default_factory=dict)
     by_layer: tuple[SizesOfKind, ...] = ()
     follows: Mapping[str, str] = field(default_factory=dict)
@@ -162,6 +165,7 @@ class Description:
                 transposed=tuple(data.get("transposed", ())),
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
+                modules=data.get("modules", {}),
                 layer_runs=data.get("layer_runs", {}),
                 by_layer=tuple(SizesOfKind(**entry) for entry in data.get("by_layer", ())),
                 follows=data.get("follows", {}),
@@ -223,3 +227,20 @@ def entry_of(description: Description, name: str) -> str:
     """Return the entry of a tensor: its name, or with `*` for its layer alone if there is one, or for every index."""
     entries = (name, INDEX.sub("*", name, count=1))
     return next((entry for entry in entries if entry in description.tensors), name_pattern(name))
+
+
+def loaded_name(description: Description, entry: str, indices: Sequence[int]) -> str | None:
+    """Return a parameter's name in a loaded model, or None where it is the checkpoint's.
+
+    Args:
+        description: The architecture.
+        entry: The tensor's entry.
+        indices: What its stars stand for.
+    """
+    module, _, name = entry.rpartition(".")
+    if module not in description.modules:
+        return None
+    loaded = f"{description.modules[module]}.{name}"
+    for index in indices:
+        loaded = loaded.replace("*", str(index), 1)
+    return loaded

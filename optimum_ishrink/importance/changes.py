@@ -52,7 +52,7 @@ class ChangeWatcher(Watcher):
                 module = self.model.get_submodule(layer_module(self.units.binding, layer))
                 self.handles.append(module.register_forward_hook(self._compare(layer), with_kwargs=True))
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            module = self.model.get_submodule(bound.module)
             self.handles.append(module.register_forward_pre_hook(self._read(bound)))
 
     def _compare(self, layer: int) -> Callable[..., None]:

@@ -203,7 +203,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
     binding = units.binding
     runner = LayerRunner(model, binding)
     sites = [
-        (key, bound.layer or 0, model.get_submodule(bound.name.removesuffix(".weight")), units.channels(bound, key))
+        (key, bound.layer or 0, model.get_submodule(bound.module), units.channels(bound, key))
         for key in units.keys
         for bound in input_readers(binding, key)
     ]

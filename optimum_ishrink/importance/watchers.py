@@ -104,7 +104,7 @@ class ActivationWatcher(Watcher):
         """Hook the projections that read the units."""
         self._squares: list[tuple[BoundTensor, Any, torch.Tensor]] = []
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            module = self.model.get_submodule(bound.module)
             width = module.weight.shape[0 if bound.transposed else 1]
             sums = torch.zeros(width, dtype=torch.float32, device=self.model.device)
             self._squares.append((bound, module, sums))

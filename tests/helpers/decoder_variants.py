@@ -26,6 +26,7 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
     "cwm": [{"sliding_window": 3}],
     "diffllama": [{"head_dim": None}, {"attention_bias": True}],
     "doge": [{"head_dim": None}, {"attention_bias": True, "mlp_bias": True, "keep_window_size": 4}],
+    "exaone": [{"head_dim": None}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}],
     "falcon": [
         {"head_dim": None, "ffn_hidden_size": 24, "pad_token_id": 0},
         {"head_dim": None, "ffn_hidden_size": 24, "new_decoder_architecture": True, "num_kv_heads": 4, "bias": True},
