@@ -70,7 +70,7 @@ def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type
     scores = score_model(model, binding, MANY, UNIT_CRITERIA["obs"], None, tuple(keys), batch_size=5)
     for key in keys:
         bound = next(bound for bound in input_readers(binding, key) if bound.layer == 2)
-        module = model.get_submodule(bound.name.removesuffix(".weight"))
+        module = model.get_submodule(bound.module)
         seen: list[torch.Tensor] = []
         handle = module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
         with torch.no_grad():

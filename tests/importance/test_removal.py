@@ -64,7 +64,7 @@ def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -
         base = model(WINDOWS[:4]).logits
     for key in keys:
         bound = next(bound for bound in input_readers(binding, key) if bound.layer == 2)
-        weight = model.get_submodule(bound.name.removesuffix(".weight")).weight
+        weight = model.get_submodule(bound.module).weight
         before = weight.detach().clone()
         group = binding.sizes["head_dim"] * binding.sizes["heads"] // binding.sizes["kv"]
         width = 12 if key == "intermediate_size" else group
