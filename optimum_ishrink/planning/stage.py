@@ -57,7 +57,7 @@ def check_shape(
 
 
 def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config without ids of tokens that a smaller vocabulary has no row for.
+    """Return a config whose ids are those of tokens that a smaller vocabulary can have.
 
     Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
 
@@ -66,11 +66,12 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
         rows: Rows of the smaller vocabulary.
     """
 
-    def beyond(value: Any) -> bool:
-        numbers = value if isinstance(value, list) else [value]
-        return any(isinstance(number, int) and number >= rows for number in numbers)
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inside(number) for number in value]
+        return min(value, rows - 1) if isinstance(value, int) else value
 
-    return {key: None if key.endswith("_token_id") and beyond(value) else value for key, value in raw.items()}
+    return {key: inside(value) if key.endswith("_token_id") else value for key, value in raw.items()}
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:

@@ -171,11 +171,15 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
     "modernbert-decoder": [
         {
             "head_dim": None,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
             "local_attention": 6,
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
         },
         {
             "head_dim": None,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
             "norm_bias": True,
             "attention_bias": True,
             "mlp_bias": True,

@@ -154,6 +154,8 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     values = {**SMALL, **VARIANTS[model_type][variant], **changes}
     if values["head_dim"] is None:
         del values["head_dim"]
+    if values.get("vocab_size_per_layer_input") == VOCAB:  # a second embedding, of the same tokens
+        values["vocab_size_per_layer_input"] = values["vocab_size"]
     return AutoConfig.for_model(model_type, **values)
 
 
