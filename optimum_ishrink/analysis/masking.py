@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_axis, input_readers, layer_module, weight_module
+from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
@@ -139,7 +139,7 @@ def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
     tensors = binding.layer_tensors(layer)
     readers = [bound for bound in input_readers(binding, GROUPS) if bound.layer == layer]
     mixers = readers or [bound for bound in tensors if _projects_back(bound) and not _projects_down(bound)]
-    return [partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None) for bound in mixers]
+    return [partial(zero_inputs, model.get_submodule(bound.module), None) for bound in mixers]
 
 
 def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
@@ -156,7 +156,7 @@ def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
         for bound in _stacked_experts(model, binding).get(layer, ())
     ]
     dense = [
-        partial(zero_inputs, model.get_submodule(weight_module(binding, bound)), None)
+        partial(zero_inputs, model.get_submodule(bound.module), None)
         for bound in binding.layer_tensors(layer)
         if _projects_down(bound)
     ]
@@ -185,7 +185,7 @@ def _mask_inputs(
     masks: list[Mask] = []
     for bound in readers:
         if bound.layer == layer and bound.expert is None:
-            module = model.get_submodule(weight_module(binding, bound))
+            module = model.get_submodule(bound.module)
             positions = axis_index(input_axis(bound), binding.sizes, keep_in_expert(bound, binding.sizes, removed))
             assert positions is not None
             masks.append(partial(zero_inputs, module, positions.to(module.weight.device)))
@@ -199,7 +199,7 @@ def _mask_shared(
     before = binding.sizes["experts"] * binding.sizes["ffn"]
     shared = torch.tensor([neuron - before for neuron in neurons if neuron >= before], dtype=torch.int64)
     modules = [
-        model.get_submodule(weight_module(binding, bound))
+        model.get_submodule(bound.module)
         for bound in readers
         if bound.layer == layer and bound.counts("shared") and len(shared)
     ]

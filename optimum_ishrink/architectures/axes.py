@@ -60,16 +60,6 @@ def input_readers(binding: Binding, key: str) -> list[BoundTensor]:
     ]
 
 
-def weight_module(binding: Binding, bound: BoundTensor) -> str:
-    """Return the name of the module that has a weight, in a loaded model.
-
-    Args:
-        binding: The model.
-        bound: The weight.
-    """
-    return binding.description.loaded_name(bound.name).removesuffix(".weight")
-
-
 def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
     """Return the name of a layer's module, such as `model.layers.3`.
 
@@ -78,7 +68,7 @@ def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
         layer: Index of the layer.
         index: Use this index in the name instead, as in a model with fewer layers.
     """
-    name = binding.description.loaded_name(binding.layer_tensors(layer)[0].name)
+    name = binding.layer_tensors(layer)[0].parameter
     parts = name.split(".")
     prefix = parts[: parts.index(str(layer))]
     return ".".join([*prefix, str(layer if index is None else index)])

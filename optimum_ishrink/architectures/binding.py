@@ -6,14 +6,16 @@ Everything that plans, cuts, scores or verifies reads the architecture through a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 from ..errors import ArchitectureError
-from .description import DIMENSIONS, EXPERTS, INDEX, TOP_K, ClassChange, Description, name_pattern
+from .description import DIMENSIONS, EXPERTS, INDEX, TOP_K, ClassChange, Description, entry_of, loaded_name
 from .expressions import Axis, axis_length, evaluate
+from .layer_sizes import Names, global_value, number_of, renamed, sizes_by_layer
+from .shared_kv import kv_sources
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class BoundTensor:
         layer: Index of its layer, or None outside the layers.
         expert: Index of its expert, or None if experts are not stored separately.
         transposed: Whether a weight stores (in, out).
+        loaded_name: Name of the parameter in a loaded model, where it is not the checkpoint's.
     """
 
     name: str
@@ -33,6 +36,17 @@ class BoundTensor:
     layer: int | None
     expert: int | None = None
     transposed: bool = False
+    loaded_name: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter in a loaded model."""
+        return self.loaded_name or self.name
+
+    @property
+    def module(self) -> str:
+        """Name of the module of a weight in a loaded model."""
+        return self.parameter.removesuffix(".weight")
 
     def counts(self, size: str) -> bool:
         """Whether any axis counts `size`."""
@@ -65,6 +79,9 @@ class Binding:
         sizes: Every size's value, such as `{"layers": 30, "kv": 3, "heads": 9, "ffn": 1536, ...}`.
         tensors: Every parameter of the model, by name.
         config: The model's `PreTrainedConfig`, for what is not a size.
+        kv_sources: Layer to the layer whose keys and values it reads, where it has none of its own.
+        required_layers: Indices of the layers that a cut retains.
+        by_layer: Layer to the factors that stand for a size there.
     """
 
     description: Description
@@ -72,6 +89,9 @@ class Binding:
     sizes: Mapping[str, int]
     tensors: Mapping[str, BoundTensor]
     config: Any = field(default=None, repr=False, compare=False)
+    kv_sources: Mapping[int, int] = field(default_factory=dict)
+    required_layers: tuple[int, ...] = ()
+    by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
 
     @property
     def mlps(self) -> int:
@@ -215,11 +235,11 @@ class Binding:
     @cached_property
     def in_memory(self) -> Mapping[str, BoundTensor]:
         """The tensors by their names in a loaded model, where some are laid out differently than on disk."""
-        bound = {self.description.loaded_name(name): tensor for name, tensor in self.tensors.items()}
+        bound = {tensor.parameter: tensor for tensor in self.tensors.values()}
         for pattern, axes in self.description.memory.items():
             for layer in range(self.sizes["layers"]):
                 name = pattern.replace("*", str(layer), 1)
-                bound[name] = BoundTensor(name, axes, layer)
+                bound[name] = BoundTensor(name, renamed(axes, self.by_layer.get(layer, {})), layer)
         return bound
 
     def layer_tensors(self, layer: int) -> list[BoundTensor]:
@@ -248,7 +268,7 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     values: dict[str, Any] = {}
 
     def lookup(key: str) -> Any:
-        values[key] = getattr(config, key, None)
+        values[key] = number_of(global_value(config, key))
         return values[key]
 
     description = description.for_config(lookup)
@@ -258,6 +278,14 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         raise ArchitectureError(
             f"the config lacks a size that {description.model_type} needs: {', '.join(description.sizes.values())}"
         ) from None
+    if any(isinstance(value, (list, tuple)) for value in sizes.values()):
+        name, value = next((name, value) for name, value in sizes.items() if isinstance(value, (list, tuple)))
+        raise ArchitectureError(
+            f"{description.sizes[name]} differs from layer to layer in this model ({value}), and a cut gives every "
+            "layer the same number"
+        )
+    by_layer = sizes_by_layer(description.by_layer, description.sizes, sizes, config, lookup)
+    followed = {size: (other,) for size, other in description.follows.items() if sizes[size] == sizes[other]}
     for rule in description.rules:
         evaluate(rule.require, lookup)  # registers the keys of the rules, which later checks of shapes need
     for dimension in description.dimensions.values():
@@ -267,21 +295,27 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
             evaluate(expression, lambda name: sizes[name] if name in sizes else lookup(name))
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
+    dimensions = {
+        key: replace(dimension, fixed=None, inexact=None)
+        if dimension.when and not evaluate(dimension.when, lambda name: sizes[name] if name in sizes else lookup(name))
+        else dimension
+        for key, dimension in description.dimensions.items()
+    }
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
         raise ArchitectureError(f"{sizes['heads']} query heads are not a multiple of {sizes['kv']} key-value heads")
 
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
-    kinds = getattr(config, "layer_types", None) or ()
     for name, shape in shapes.items():
-        indices = [int(index) for index in INDEX.findall(name)]
-        kind = kinds[indices[0]] if indices and indices[0] < len(kinds) else None
-        of_kind = description.tensors_of_kind.get(kind or "", {})
-        axes = of_kind.get(name_pattern(name)) or description.tensors.get(name_pattern(name))
+        entry = entry_of(description, name)
+        axes = description.tensors.get(entry)
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")
             continue
+        indices = [int(index) for index in INDEX.findall(name)][: entry.count("*")]
+        layer, expert = (*indices, None, None)[:2]
         try:
+            axes = renamed(renamed(axes, followed), by_layer.get(layer, {}) if layer is not None else {})
             expected = [axis_length(axis, sizes) for axis in axes]
         except (KeyError, TypeError):
             raise ArchitectureError(
@@ -290,12 +324,27 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        layer, expert = (*indices, None, None)[:2]
         expert = expert if sizes.get("experts") else None
-        tensors[name] = BoundTensor(name, axes, layer, expert, name_pattern(name) in description.transposed)
+        tensors[name] = BoundTensor(
+            name, axes, layer, expert, entry in description.transposed, loaded_name(description, entry, indices)
+        )
     if unexpected:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "
             f"parameters: {'; '.join(sorted(unexpected))}"
         )
-    return Binding(description, values, sizes, tensors, config)
+    sources = {}
+    if description.shared_kv is not None:
+        count = lookup(description.shared_kv.count) or 0
+        sources = kv_sources(count, lookup(description.shared_kv.kinds)) if count else {}
+    required = {evaluate(text, sizes.get) for text in description.required_layers} | {*sources.values()}
+    return Binding(
+        replace(description, dimensions=dimensions),
+        values,
+        sizes,
+        tensors,
+        config,
+        kv_sources=sources,
+        required_layers=tuple(sorted(required)),
+        by_layer=by_layer,
+    )

@@ -15,6 +15,8 @@ from typing import Any
 
 from ..errors import ArchitectureError, unknown_name
 from .expressions import Axis, evaluate, parse_axes
+from .layer_sizes import SizesOfKind
+from .shared_kv import SharedKV
 
 LAYERS, GROUPS, NEURONS = "num_hidden_layers", "num_key_value_heads", "intermediate_size"
 """Config keys of the number of layers, of KV groups and of MLP neurons."""
@@ -39,7 +41,7 @@ DIMENSIONS = {
 _OPTIONAL = (EXPERTS, TOP_K, ROWS)
 """Dimensions that a description need not have: not all models have experts, and older files have no such entry."""
 
-HEADS = ("lm_head.weight", "embed_out.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output_projection.weight", "decoder.weight")
 """Names of a language-model head that may be tied to the embedding."""
 
 TIE = "tie_word_embeddings"
@@ -57,11 +59,14 @@ class Dimension:
         writes: Config key to the expression of its new value, over the new sizes.
         fixed: Why this architecture cannot change the dimension; None when it can.
         inexact: Why the cut model does not equal the original with the removed units set to zero; None if it does.
+        when: An expression over config keys and sizes, for models of the architecture that differ in this: only where
+            it holds is the dimension fixed or inexact. Empty where it always is.
     """
 
     writes: Mapping[str, str]
     fixed: str | None = None
     inexact: str | None = None
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,20 @@ class Description:
         per_layer: Config keys whose lists have one entry per layer.
         layer_indices: Config keys whose lists hold layer indices, to the index that they give the first layer; a dot
             leads into an object.
-        tensors: Tensor name, with `*` for indices, to its axes.
+        tensors: Tensor name, with `*` for indices, to its axes. An index that is a number stands for itself: one of a
+            sequence of unlike modules, or of one that is no sequence of layers.
+        by_layer: Other sizes of layers of one kind, such as larger heads where a layer sees all tokens.
+        follows: Size name to the size that it changes with where both are equal, such as the rows of a second
+            embedding.
+        shared_kv: How the config says which layers read the keys and values of another.
+        required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
+            another way than the others.
+        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where transformers
+            renames modules as it loads them.
+        layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
+            that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
         memory: Like `tensors`, for parameters that are laid out differently in memory than on disk.
-        tensors_of_kind: Kinds of `layer_types`, each to what `tensors` says otherwise in its layers.
-        renamed: Parts of tensor names on disk, and what a loaded model calls them.
         transposed: Weights that store (in, out) where a linear layer stores (out, in).
         class_change: Another class for shapes that this one refuses.
         periods: Pairs of config keys, a period and an offset, that say which layers are of a kind.
@@ -128,8 +142,12 @@ class Description:
     variants: tuple[tuple[str, Description], ...] = ()
     periods: tuple[tuple[str, str], ...] = ()
     needed_kinds: tuple[str, ...] = ()
-    tensors_of_kind: Mapping[str, Mapping[str, tuple[Axis, ...]]] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
+    layer_runs: Mapping[str, str] = field(default_factory=dict)
+    by_layer: tuple[SizesOfKind, ...] = ()
+    follows: Mapping[str, str] = field(default_factory=dict)
+    shared_kv: SharedKV | None = None
+    required_layers: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, path: Path, contents: Mapping[str, Any] | None = None) -> Description:
@@ -150,7 +168,9 @@ class Description:
                 if key not in allowed:
                     raise ValueError(unknown_name("entry", key, allowed))
             dimensions = {
-                name: Dimension(entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"))
+                name: Dimension(
+                    entry.get("writes", {}), entry.get("fixed"), entry.get("inexact"), entry.get("when", "")
+                )
                 for name, entry in data["dimensions"].items()
             }
             for key in _OPTIONAL:
@@ -176,28 +196,19 @@ class Description:
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
                 periods=tuple((period, offset) for period, offset in data.get("periods", ())),
                 needed_kinds=tuple(data.get("needed_kinds", ())),
-                tensors_of_kind={
-                    kind: {name: parse_axes(axes) for name, axes in entry.items()}
-                    for kind, entry in data.get("tensors_of_kind", {}).items()
-                },
-                renamed=data.get("renamed", {}),
                 variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
+                modules=data.get("modules", {}),
+                layer_runs=data.get("layer_runs", {}),
+                by_layer=tuple(SizesOfKind(**entry) for entry in data.get("by_layer", ())),
+                follows=data.get("follows", {}),
+                shared_kv=SharedKV(**data["shared_kv"]) if "shared_kv" in data else None,
+                required_layers=tuple(data.get("required_layers", ())),
             )
         except ArchitectureError:  # a variant's, which names the file already
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
             raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
-
-    def loaded_name(self, name: str) -> str:
-        """Return what a loaded model calls a tensor.
-
-        Args:
-            name: Its name on disk.
-        """
-        for part, other in self.renamed.items():
-            name = name.replace(part, other)
-        return name
 
     def for_config(self, lookup: Callable[[str], Any]) -> Description:
         """Return the description of the models of one config: that of the first variant whose condition is true.
@@ -267,3 +278,26 @@ def is_ignored(description: Description, name: str) -> bool:
 def name_pattern(name: str) -> str:
     """Return a tensor's name with `*` for every index."""
     return INDEX.sub("*", name)
+
+
+def entry_of(description: Description, name: str) -> str:
+    """Return the entry of a tensor: its name, or with `*` for its layer alone if there is one, or for every index."""
+    entries = (name, INDEX.sub("*", name, count=1))
+    return next((entry for entry in entries if entry in description.tensors), name_pattern(name))
+
+
+def loaded_name(description: Description, entry: str, indices: Sequence[int]) -> str | None:
+    """Return a parameter's name in a loaded model, or None where it is the checkpoint's.
+
+    Args:
+        description: The architecture.
+        entry: The tensor's entry.
+        indices: What its stars stand for.
+    """
+    module, _, name = entry.rpartition(".")
+    if module not in description.modules:
+        return None
+    loaded = f"{description.modules[module]}.{name}"
+    for index in indices:
+        loaded = loaded.replace("*", str(index), 1)
+    return loaded

@@ -101,10 +101,11 @@ def layer_pattern(binding: Binding, count: int) -> LayerPattern | None:
     needed = []
     attention = frozenset(layers_with(binding, GROUPS))
     if 0 < len(attention) < total:
-        needed.append(("layer with attention", attention))
+        needed.append(("a layer with attention", attention))
     kinds = getattr(binding.config, "layer_types", None) or []
     for kind in binding.description.needed_kinds:
-        needed.append((f"{kind} layer", frozenset(layer for layer, found in enumerate(kinds) if found == kind)))
+        needed.append((f"a {kind} layer", frozenset(layer for layer, found in enumerate(kinds) if found == kind)))
+    needed += [(f"layer {layer}", frozenset({layer})) for layer in binding.required_layers]
     orders = _orders(binding, count)
     return LayerPattern(count, tuple(needed), orders) if needed or orders else None
 
@@ -125,9 +126,9 @@ def check_pattern(binding: Binding, count: int, removable: range) -> None:
     pattern = layer_pattern(binding, count)
     assert pattern is not None
     total = binding.sizes["layers"]
-    kinds = " and one ".join(kind for kind, _ in pattern.needed)
+    kinds = " and ".join(kind for kind, _ in pattern.needed)
     periods = ", ".join(key for pair in binding.description.periods for key in pair)
-    wants = [f"one {kinds} has to stay" if kinds else "", f"{periods} can only hold even distances" if periods else ""]
+    wants = [f"it needs {kinds}" if kinds else "", f"{periods} can only hold even distances" if periods else ""]
     protected = total - len(removable)
     fits = [depth for depth in range(max(1, protected), total + 1) if _fits(binding, depth, removable)]
     near = [*[depth for depth in fits if depth < count][-1:], *[depth for depth in fits if depth > count][:1]]

@@ -67,7 +67,7 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     The model is built on the meta device, so this takes no memory.
 
     Raises:
-        SourceError: The id of the padding token is outside the embedding.
+        SourceError: The id of the padding token is outside the embedding, or the class refuses the values.
     """
     try:
         with torch.device("meta"):
@@ -80,6 +80,9 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
             f"config.json names pad_token_id={pad}, but the model has {rows} embeddings, ids 0 to {rows - 1}; "
             f"set it to one of these, or to null ({error})"
         ) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise SourceError(f"no {config.model_type} model can be built from this config.json: {reason}") from None
     return {name: tuple(tensor.shape) for name, tensor in stored_state(model).items()}
 
 

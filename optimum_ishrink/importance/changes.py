@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import layer_module, weight_module
+from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
 from ..architectures.description import LAYERS, NEURONS
 from .watchers import Routed, Watcher
@@ -52,7 +52,7 @@ class ChangeWatcher(Watcher):
                 module = self.model.get_submodule(layer_module(self.units.binding, layer))
                 self.handles.append(module.register_forward_hook(self._compare(layer), with_kwargs=True))
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(weight_module(self.units.binding, bound))
+            module = self.model.get_submodule(bound.module)
             self.handles.append(module.register_forward_pre_hook(self._read(bound)))
         if NEURONS in self.units.keys:
             self.watch_experts(self._read_expert)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_readers, layer_module, weight_module
+from ..architectures.axes import input_readers, layer_module
 from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed
 from ..core.progress import progress_bar
@@ -66,7 +66,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
             f"{criterion.name!r} needs windows without padding; cut the text into windows of one length"
         )
     readers = [(key, bound) for key in units.keys for bound in input_readers(binding, key)]
-    modules = {bound.name: model.get_submodule(weight_module(binding, bound)) for _, bound in readers}
+    modules = {bound.name: model.get_submodule(bound.module) for _, bound in readers}
     widths = {bound.name: modules[bound.name].weight.shape[0 if bound.transposed else 1] for _, bound in readers}
     widest = max(widths.values())
     tokens = batches.windows.numel()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_readers, layer_module, weight_module
+from ..architectures.axes import input_readers, layer_module
 from ..architectures.binding import Binding
 from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
@@ -206,7 +206,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
     binding = units.binding
     runner = LayerRunner(model, binding)
     sites = [
-        (key, bound.layer or 0, model.get_submodule(weight_module(binding, bound)), units.channels(bound, key))
+        (key, bound.layer or 0, model.get_submodule(bound.module), units.channels(bound, key))
         for key in units.keys
         for bound in input_readers(binding, key)
     ]

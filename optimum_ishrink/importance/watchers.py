@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import layer_module, weight_module
+from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
 from ..architectures.description import LAYERS, NEURONS
 from ..core.processes import summed, summed_count
@@ -157,7 +157,7 @@ class ActivationWatcher(Watcher):
         """Hook the projections that read the units."""
         self._squares: list[tuple[BoundTensor, Any, torch.Tensor]] = []
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(weight_module(self.units.binding, bound))
+            module = self.model.get_submodule(bound.module)
             width = module.weight.shape[0 if bound.transposed else 1]
             sums = torch.zeros(width, dtype=torch.float32, device=self.model.device)
             self._squares.append((bound, module, sums))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,14 +68,18 @@ class RuntimeCheck:
     def order(self, shape: Mapping[str, int]) -> LayerRule | None:
         """Return what the layers have to be, to choose them by; None where any will do.
 
-        That is the order that the runtime takes for given, or else the pattern that the config can hold.
+        That is the order that the runtime takes for given, or else the pattern that the config can hold. It names the
+        layers that the model cannot go without, whatever runs it.
 
         Args:
             shape: New values by config key.
         """
-        count = shape[LAYERS]
-        taken = None if self.runtime is None else layer_order(self._written_as(shape), self.binding.config, count)
-        return layer_pattern(self.binding, count) if taken is None else taken
+        order = None
+        if self.runtime is not None:
+            order = layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        if order is None:
+            return layer_pattern(self.binding, shape[LAYERS])
+        return replace(order, required=frozenset(self.binding.required_layers))
 
     def check_layers(self, shape: Mapping[str, int], layers: Sequence[int], edited: Any) -> None:
         """Check that the runtime runs the retained layers as transformers does.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def check_shape(
 
 
 def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config without ids of tokens that a smaller vocabulary has no row for.
+    """Return a config whose ids are those of tokens that a smaller vocabulary can have.
 
     Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
 
@@ -66,11 +66,12 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
         rows: Rows of the smaller vocabulary.
     """
 
-    def beyond(value: Any) -> bool:
-        numbers = value if isinstance(value, list) else [value]
-        return any(isinstance(number, int) and number >= rows for number in numbers)
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inside(number) for number in value]
+        return min(value, rows - 1) if isinstance(value, int) else value
 
-    return {key: None if key.endswith("_token_id") and beyond(value) else value for key, value in raw.items()}
+    return {key: inside(value) if key.endswith("_token_id") else value for key, value in raw.items()}
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
@@ -125,7 +126,7 @@ def plan(
         layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
-        similarity = scores["key_value_similarity"]
+        similarity = shared_scores(binding, layers, scores["key_value_similarity"])
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
@@ -187,6 +188,25 @@ def _choose_neurons(
     return {NEURONS: chosen}
 
 
+def shared_scores(binding: Binding, layers: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    """Return scores of KV heads, summed over a layer and the layers that read its keys and values.
+
+    These layers retain the same heads.
+
+    Args:
+        binding: The model.
+        layers: The retained layers.
+        scores: Shape (layers, heads), or any with the layers first.
+    """
+    if not binding.kv_sources:
+        return scores
+    summed = scores.clone()
+    for source in set(binding.kv_sources.values()):
+        readers = [layer for layer in layers if binding.kv_sources.get(layer, layer) == source]
+        summed[readers] = scores[readers].sum(dim=0)
+    return summed
+
+
 def _choose_attention(
     binding: Binding,
     shape: Mapping[str, int],
@@ -204,7 +224,8 @@ def _choose_attention(
     else:
         kv = tuple(tuple(range(before["num_key_value_heads"])) for _ in layers)
         if shape["num_key_value_heads"] < before["num_key_value_heads"]:
-            kv = choose_units(scores["num_key_value_heads"], layers, shape["num_key_value_heads"])
+            shared = shared_scores(binding, layers, scores["num_key_value_heads"])
+            kv = choose_units(shared, layers, shape["num_key_value_heads"])
         sources = tuple(tuple((head,) for head in layer) for layer in kv)
     # Query head i reads KV head i // group: the order in which transformers repeats keys and values.
     group = before["num_attention_heads"] // before["num_key_value_heads"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_axis, input_readers, weight_module
+from ..architectures.axes import input_axis, input_readers
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.slicing import Keep, axis_index, slice_tensor
 from ..report.plan import Plan
@@ -83,7 +83,7 @@ def make_site(base: Any, cut: Any, bound: BoundTensor, binding: Binding, retaine
         absorbs: Whether it also replaces the dropped layers that follow it.
     """
     assert bound.layer is not None
-    name = weight_module(binding, bound).split(f".{bound.layer}.", 1)[1]
+    name = bound.module.split(f".{bound.layer}.", 1)[1]
     projection = (base if cut is None else cut).get_submodule(name)
     weight, index = projection.weight.detach(), None
     if cut is None:

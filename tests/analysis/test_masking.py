@@ -58,8 +58,7 @@ def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, varian
     state = dict(model.named_parameters())
     changed = {}
     for bound in input_readers(binding, GROUPS):
-        name = binding.description.loaded_name(bound.name)
-        weight = state[name].detach().clone()
+        weight = state[bound.parameter].detach().clone()
         columns = weight if bound.transposed else weight.T
         heads = columns.view(binding.sizes["heads"], -1, columns.shape[1]) if bound.transposed else None
         for one in removal.groups[bound.layer]:
@@ -68,7 +67,7 @@ def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, varian
                     heads[head] = 0
                 else:
                     weight.view(len(weight), binding.sizes["heads"], -1)[:, head] = 0
-        changed[name] = weight
+        changed[bound.parameter] = weight
     expected = with_weights(model, changed)
     found = masked_logits(model, mask_removal(model, binding, removal))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -11,7 +11,8 @@ from tests.helpers.tiny import tiny_raw_config
 
 def test_an_unknown_architecture_names_the_supported_ones() -> None:
     with pytest.raises(
-        ArchitectureError, match="unknown architecture 'bert'; allowed: apertus, .*llama, ministral, mistral, .*qwen2"
+        ArchitectureError,
+        match="unknown architecture 'bert'; allowed: apertus, .*llama, .*ministral, .*mistral, .*qwen2",
     ):
         parse_config({"model_type": "bert"})
     with pytest.raises(ArchitectureError, match="did you mean 'llama'"):

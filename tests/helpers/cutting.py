@@ -95,8 +95,13 @@ def exact_logits(folder: Path, ids: torch.Tensor = IDS, plan: Plan | None = None
         for name in ("float32", "float"):
             patch.setattr(torch, name, torch.float64)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        with nullcontext() if plan is None else unrouted(model, plan):
-            found = logits(model, ids)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # some masks are made without a dtype
+        try:
+            with nullcontext() if plan is None else unrouted(model, plan):
+                found = logits(model, ids)
+        finally:
+            torch.set_default_dtype(before)
     assert found.dtype == torch.float64
     return found
 

@@ -16,7 +16,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from optimum_ishrink.architectures.binding import bind
 from optimum_ishrink.architectures.description import descriptions
+from optimum_ishrink.architectures.model_class import expected_tensors
+from tests.helpers.decoder_variants import DECODERS
 from tests.helpers.hybrid_variants import HYBRIDS
 
 VOCAB = 300
@@ -115,12 +118,40 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 """Config values of each architecture's variants, on top of `SMALL`."""
 
-VARIANTS = dict(sorted({**VARIANTS, **HYBRIDS}.items()))
+VARIANTS = dict(sorted({**DECODERS, **VARIANTS, **HYBRIDS}.items()))
 
 CASES = [(model_type, i) for model_type, variants in VARIANTS.items() for i in range(len(variants))]
 
-FIRST_VARIANTS = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
-"""All of `CASES`, of which the variants after each architecture's first are slow."""
+# fmt: off
+IN_FULL = {
+    "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
+    "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe", "helium", "llama", "ministral", "mistral", "mixtral",
+    "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "stablelm", "starcoder2",
+}
+# fmt: on
+"""Architectures that every test runs on. The others repeat their layouts: `make test-all` proves their cuts, and
+`make test-nightly` runs the rest of the tests on them."""
+
+CASES_IN_FULL = [case for case in CASES if case[0] in IN_FULL]
+
+
+def graded(model_type: str, variant: int, *, fast: bool) -> Any:
+    """A case as parameters of a test: slow unless it is fast, and nightly unless its architecture is `IN_FULL`."""
+    marks = [] if fast and model_type in IN_FULL else [pytest.mark.slow]
+    if model_type not in IN_FULL:
+        marks.append(pytest.mark.nightly)
+    return pytest.param(model_type, variant, marks=marks) if marks else (model_type, variant)
+
+
+PROOF_CASES = [case if case[0] in IN_FULL else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+"""All of `CASES` for the proof of a cut, which no architecture goes without: slow but for those `IN_FULL`."""
+
+ALL_VARIANTS = [graded(*case, fast=True) for case in CASES]
+"""All of `CASES`, nightly but for those `IN_FULL`."""
+
+FIRST_VARIANTS = [graded(*case, fast=not case[1]) for case in CASES]
+"""The same, of which the variants after each architecture's first are slow."""
 
 
 LAYOUTS = (
@@ -145,10 +176,8 @@ LAYOUTS = (
 )
 """An architecture of every way in which a layer's tensors are laid out; the others repeat these."""
 
-LAYOUT_CASES = [
-    case if case[0] in LAYOUTS and not case[1] else pytest.param(*case, marks=pytest.mark.slow) for case in CASES
-]
-"""All of `CASES`, slow but for the first variant of each of `LAYOUTS`."""
+LAYOUT_CASES = [graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES]
+"""All of `CASES`, slow but for the first variant of each of `LAYOUTS`, and nightly but for those `IN_FULL`."""
 
 
 def in_full(names: Iterable[str], *fast: str) -> list[Any]:
@@ -161,6 +190,8 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     values = {**SMALL, **VARIANTS[model_type][variant], **changes}
     if values["head_dim"] is None:
         del values["head_dim"]
+    if values.get("vocab_size_per_layer_input") == VOCAB:  # a second embedding, of the same tokens
+        values["vocab_size_per_layer_input"] = values["vocab_size"]
     return AutoConfig.for_model(model_type, **values)
 
 
@@ -173,7 +204,7 @@ def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any)
 
 def supported_shape(config: Any, shape: dict[str, int]) -> dict[str, int]:
     """The part of a shape that a model can change, neurons as wide as its experts allow."""
-    description = descriptions()[config.model_type].for_config(lambda key: getattr(config, key, None))
+    description = bind(descriptions()[config.model_type], config, expected_tensors(config)).description
     possible = {key: value for key, value in shape.items() if not description.dimensions[key].fixed}
     if getattr(config, "qk_layernorm", False):
         possible = {key: value for key, value in possible.items() if "heads" not in key}

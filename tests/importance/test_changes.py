@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from optimum_ishrink.architectures.axes import input_readers, layer_module, weight_module
+from optimum_ishrink.architectures.axes import input_readers, layer_module
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.importance.changes import sampled_loss
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
@@ -68,7 +68,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
     bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
     units = found[key].shape[1]
     scale = torch.ones(WINDOWS.shape[1], units, requires_grad=True)
-    module = model.get_submodule(weight_module(binding, bound))
+    module = model.get_submodule(bound.module)
 
     def scaled(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (inputs[0] * scale.repeat_interleave(inputs[0].shape[-1] // units, dim=1).view(inputs[0].shape[-2:]),)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimum_ishrink.architectures.axes import input_readers, weight_module
+from optimum_ishrink.architectures.axes import input_readers
 from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.importance.criteria.obs import obs
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
@@ -71,7 +71,7 @@ def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type
     for key in keys:
         layer = layer_with(binding, key, 2)
         bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
-        module = model.get_submodule(weight_module(binding, bound))
+        module = model.get_submodule(bound.module)
         seen: list[torch.Tensor] = []
         handle = module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
         with torch.no_grad():

@@ -145,7 +145,9 @@ def test_padding_changes_no_score(name: str) -> None:
     [
         pytest.param(*getattr(case, "values", case), removing, marks=getattr(case, "marks", ()))
         if not removing or case in [("llama", 0), ("gpt2", 0), ("gpt_oss", 0)]
-        else pytest.param(*getattr(case, "values", case), removing, marks=pytest.mark.slow)
+        else pytest.param(
+            *getattr(case, "values", case), removing, marks=[*getattr(case, "marks", ()), pytest.mark.slow]
+        )
         for case in LAYOUT_CASES
         for removing in (False, True)
     ],

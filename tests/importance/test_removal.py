@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from optimum_ishrink.architectures.axes import input_readers, layer_module, weight_module
+from optimum_ishrink.architectures.axes import input_readers, layer_module
 from optimum_ishrink.errors import NotFiniteError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.importance.batches import Batches
@@ -65,7 +65,7 @@ def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -
     for key in keys:
         layer = layer_with(binding, key, 2)
         bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
-        weight = model.get_submodule(weight_module(binding, bound)).weight
+        weight = model.get_submodule(bound.module).weight
         before = weight.detach().clone()
         group = weight.shape[0 if bound.transposed else 1] // binding.sizes["kv"]
         width = 12 if key == "intermediate_size" else group

@@ -23,7 +23,7 @@ from optimum_ishrink.recovery.observe import observe
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK, top_k
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
-from tests.helpers.tiny import CASES, FULL, tiny_config, tiny_model, tiny_raw_config
+from tests.helpers.tiny import ALL_VARIANTS, FULL, tiny_config, tiny_model, tiny_raw_config
 
 TOKENS = torch.tensor([[5, 9, 3, 7, 11, 2, 8, 4], [6, 1, 14, 9, 9, 12, 3, 10]])
 WINDOWS = torch.arange(2)
@@ -183,7 +183,7 @@ def test_sums_that_are_none(text: str, message: str) -> None:
 # The step.
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), ALL_VARIANTS)
 def test_the_head_is_the_model_classes_own(model_type: str, variant: int) -> None:
     model = tiny_model(tiny_config(model_type, variant))
     with torch.no_grad():

@@ -40,11 +40,11 @@ def repaired(
     cut_model = model if needs_cut_model(binding, plan) else None
     repairs = compensate(base, binding, plan, windows, weights.__setitem__, cut_model=cut_model, **how)
     state = model.state_dict()
+    names = {bound.name: bound.parameter for bound in binding.tensors.values()}
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
-        loaded = binding.description.loaded_name(name)
-        if loaded in state:  # experts, which have other names in memory, were replaced in place
-            state[loaded].copy_(weight)
+        if names[name] in state:  # experts, which have other names in memory, were replaced in place
+            state[names[name]].copy_(weight)
     return weights, repairs
 
 
