@@ -206,7 +206,6 @@ def _mask_shared(
     return [partial(zero_inputs, module, shared.to(module.weight.device)) for module in modules]
 
 
-
 def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:
     """Return, by layer, the parameters that hold all experts at once and have neurons alone along one axis."""
     if "experts" not in binding.sizes:

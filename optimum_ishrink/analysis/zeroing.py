@@ -97,7 +97,11 @@ def choose_removal(
     if LAYERS in keys:
         retained = choose_layers(scores[LAYERS], total - share_of(share, total), *protection)
     attention = layers_with(binding, GROUPS)
-    groups = _lowest(scores[GROUPS], [layer for layer in retained if layer in attention], share) if GROUPS in keys else empty
+    groups = (
+        _lowest(scores[GROUPS], [layer for layer in retained if layer in attention], share)
+        if GROUPS in keys
+        else empty
+    )
     neurons = _narrow(binding, scores[NEURONS], retained, share) if NEURONS in keys else empty
     return Removal(tuple(sorted(set(range(total)) - set(retained))), groups, neurons)
 

@@ -27,7 +27,7 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
 
 
 def layers_with(binding: Binding, key: str) -> tuple[int, ...]:
-    """Return the layers that have units of a dimension, ascending: not every layer of a hybrid has attention, or an MLP.
+    """Return the layers that have units of a dimension, ascending: not all layers of a hybrid have attention, or an MLP.
 
     Args:
         binding: The model.

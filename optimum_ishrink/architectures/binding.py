@@ -94,11 +94,6 @@ class Binding:
     by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
 
     @property
-    def mlps(self) -> int:
-        """The MLPs through which a layer's neurons are numbered: its experts, and after them those that all share."""
-        return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
-
-    @property
     def shape(self) -> dict[str, int]:
         """The model's size in each dimension, by config key."""
         return {key: self.sizes[size] for key, size in DIMENSIONS.items() if self.sizes.get(size)}
@@ -134,7 +129,9 @@ class Binding:
         changes: dict[str, Any] = {}
         for key, dimension in self.description.dimensions.items():
             if key in shape and shape[key] != self.shape.get(key):
-                changes.update({name: evaluate(value, {**self.values, **sizes}.get) for name, value in dimension.writes.items()})
+                changes.update(
+                    {name: evaluate(value, {**self.values, **sizes}.get) for name, value in dimension.writes.items()}
+                )
         return changes
 
     def refusal(self, shape: Mapping[str, int], *, allow_class_change: bool = False) -> str | None:

@@ -19,7 +19,7 @@ from .description import GROUPS
 from .layer_order import LayerOrder
 
 _MOST_ORDERS = 400
-"""Combinations of periods that are compared. Beyond that, only those that differ from the model's in one period are."""
+"""Combinations of periods that are compared. Of more, those that change one of the model's periods are."""
 
 Places = tuple[bool, ...]
 """For each layer, whether it is one of those that a period names."""

@@ -19,8 +19,9 @@ def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, ele
     """Return the bytes of the KV cache of one sequence.
 
     A layer with a sliding window holds no more tokens than that, and one without attention none: its state, which does
-    not grow with the context, is not counted. Latent attention holds the latents that all heads share. Which layers stay is not known before they are
-    scored: those that hold most are counted, so with fewer layers it is the most that the cache can take.
+    not grow with the context, is not counted. Latent attention holds the latents that all heads share. Which layers
+    stay is not known before they are scored: those that hold most are counted, so with fewer layers it is the most
+    that the cache can take.
 
     Args:
         binding: The model.

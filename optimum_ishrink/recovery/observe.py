@@ -36,8 +36,8 @@ class Observed:
 _RECORDING = "ishrink_recording_"
 
 _SINKS: list[dict[int, torch.Tensor]] = []
-"""Where values go that are recorded now, by layer, the innermost last: an attention function is registered by name for all
-models, so it cannot hold the list itself."""
+"""Where values go that are recorded now, by layer, the innermost last: an attention function is registered by name for
+all models, so it cannot hold the place itself."""
 
 
 def _recorder(kind: str) -> str:

@@ -155,8 +155,8 @@ class Student(torch.nn.Module):
         pairs = [(state, wanted) for state, wanted in found if state is not None and wanted is not None]
         if not pairs:
             raise RequestError(
-                f"the loss {term.loss.name!r} compares attention, but no layer of the model with attention corresponds "
-                "to one of the teacher's; name another teacher, or another loss"
+                f"the loss {term.loss.name!r} compares attention, but no layer of the model with attention "
+                "corresponds to one of the teacher's; name another teacher, or another loss"
             )
         total = torch.zeros((), device=seen.last.device)
         for state, wanted in pairs:

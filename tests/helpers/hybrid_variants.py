@@ -107,7 +107,13 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
     ],
     "lfm2": [
         {"layer_types": ["conv", FULL, "conv", FULL], "block_auto_adjust_ff_dim": False, "head_dim": None},
-        {"full_attn_idxs": [0, 3], "block_ff_dim": 32, "block_multiple_of": 8, "tie_word_embeddings": False, "head_dim": None},
+        {
+            "full_attn_idxs": [0, 3],
+            "block_ff_dim": 32,
+            "block_multiple_of": 8,
+            "tie_word_embeddings": False,
+            "head_dim": None,
+        },
     ],
     "lfm2_moe": [{**MOE, "layer_types": ["conv", FULL, FULL, "conv"], "num_dense_layers": 1}],
     "minicpm3": [{**LATENT}, {**LATENT, "scale_depth": None, "tie_word_embeddings": False}],
