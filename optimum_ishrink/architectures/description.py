@@ -220,13 +220,17 @@ class Description:
 
 
 def _with_changes(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a variant: its own beside the family's, without those that it sets to null."""
+    """Return the entries of a variant: its own beside the family's, without those that it sets to null.
+
+    A list, or an object without entries, stands for the family's as a whole.
+    """
     merged = dict(data)
     for name, entry in changes.items():
-        if name == "when":
-            continue
-        both = {**data.get(name, {}), **entry} if isinstance(entry, dict) else entry
-        merged[name] = {key: value for key, value in both.items() if value is not None} if both is not entry else both
+        if isinstance(entry, dict) and entry:
+            both = {**data.get(name, {}), **entry}
+            merged[name] = {key: value for key, value in both.items() if value is not None}
+        elif name != "when":
+            merged[name] = entry
     return merged
 
 

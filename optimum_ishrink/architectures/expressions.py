@@ -50,14 +50,16 @@ def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Expression):
             return value(node.body)
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, str)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.Name):
             return lookup(node.id)
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
-            return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+            name = node.left.value if isinstance(node.left, ast.Constant) else None
+            is_text = isinstance(node.ops[0], (ast.In, ast.NotIn)) and isinstance(name, str)
+            return _OPERATORS[type(node.ops[0])](name if is_text else value(node.left), value(node.comparators[0]))
         if isinstance(node, ast.BoolOp):
             result = None
             for operand in node.values:

@@ -74,7 +74,9 @@ def test_depths_that_cannot_hold_what_is_needed_name_the_nearest() -> None:
         check_shape(source, ShapeOptions(num_hidden_layers=1, **ANY))
     source = source_of(tiny_raw_config("lfm2", layer_types=["conv", "conv", FULL, "conv"]))
     request = ShapeOptions(num_hidden_layers=2, keep_first_layers=2, keep_last_layers=0)
-    with pytest.raises(ShapeError, match="with the 2 that are protected: it needs a layer with.*: 3; or protect others"):
+    with pytest.raises(
+        ShapeError, match="with the 2 that are protected: it needs a layer with.*: 3; or protect others"
+    ):
         check_shape(source, request)
     check_shape(source, ShapeOptions(num_hidden_layers=1, **ANY))
 
@@ -128,7 +130,9 @@ def test_a_depth_that_no_period_fits_names_the_nearest() -> None:
     raw = tiny_raw_config("jamba", num_hidden_layers=6, attn_layer_period=5, attn_layer_offset=0, num_experts=1)
     binding = bind_config(raw)[1]
     check_pattern(binding, 5, range(0, 6))
-    with pytest.raises(ShapeError, match="attn_layer_period, attn_layer_offset, expert_.* can only hold even distances"):
+    with pytest.raises(
+        ShapeError, match="attn_layer_period, attn_layer_offset, expert_.* can only hold even distances"
+    ):
         check_pattern(binding, 1, range(2, 5))
 
 

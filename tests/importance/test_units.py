@@ -18,7 +18,7 @@ from optimum_ishrink.errors import RequestError
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.units import Units, units_to_score
-from optimum_ishrink.importance.weights import score_weights
+from optimum_ishrink.importance.weights import key_value_similarity, score_weights
 from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
 from tests.helpers.tiny import PROOF_CASES, save_tiny, tiny_config
 
@@ -193,3 +193,10 @@ def test_a_kv_group_holds_its_query_heads() -> None:
     assert [holds_units(query, key) for key in KEYS] == [True, True, False]
     assert [holds_units(norm, key) for key in KEYS] == [True, False, False]
     assert not holds_units(binding.tensors["lm_head.weight"], "num_hidden_layers")
+
+
+def test_heads_of_layers_without_attention_are_not_similar(tmp_path: Path) -> None:
+    source = open_source(save_tiny(tmp_path / "m", tiny_config("lfm2")))
+    similarity = key_value_similarity(source.tensors, source.binding)
+    assert not similarity[[0, 2]].any()
+    torch.testing.assert_close(similarity[[1, 3]].diagonal(dim1=1, dim2=2), torch.ones(2, 4))
