@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO ?= ishrink-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all quality format app wheel bench-streaming compat chaos tables docs cards clean
+.PHONY: help install demo test test-all test-nightly quality format app wheel bench-streaming compat chaos tables docs cards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,8 +33,11 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numpro
 test: install  ## Run the tests that take little time
 	$(PYTEST) -m "not slow"
 
-test-all: install  ## Run all tests
-	$(PYTEST)
+test-all: install  ## Run all tests but those that are nightly
+	$(PYTEST) -m "not nightly"
+
+test-nightly: install  ## Run on every family what test-all runs on one of each layout
+	$(PYTEST) -m nightly
 
 quality: install  ## Lint, check the format, check the types
 	$(BIN)/ruff check .

@@ -157,6 +157,8 @@ def architecture_table() -> str:
             if reason and reason not in reasons:
                 reasons.append(reason)
             mark = "no" if dimension.fixed else "inexact" if dimension.inexact else "yes"
+            if dimension.when:  # only some models of the architecture
+                mark = "yes, or " + mark
             cells.append(f"{mark} [{reasons.index(reason) + 1}]" if reason else mark)
         rows.append((f"`{model_type}`", description.models, *cells, _in_llama_cpp(model_type)))
     notes = "\n".join(f"[{number}] {reason}." for number, reason in enumerate(reasons, start=1))

@@ -39,6 +39,7 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"num_layers": 3}, "unknown config key 'num_layers' .did you mean 'num_hidden_layers'"),
         ({"importance": "tailor"}, "unknown importance 'tailor' .did you mean 'taylor'"),
         ({"layer_importance": "bi"}, "unknown layer importance 'bi'"),
+        ({"expert_importance": "fisher"}, "unknown expert importance 'fisher'; allowed: frequency, l2-norm, reap"),
         ({"num_hidden_layers": 0}, "whole number of at least 1, not 0"),
         ({"num_hidden_layers": True}, "whole number of at least 1, not True"),
         ({"seed": -1}, "whole number of at least 0, not -1"),
@@ -192,7 +193,7 @@ def test_every_config_key_has_a_flag() -> None:
             value = (default or 0.0) + 0.25
         elif name in RECOVERY:
             value = RECOVERY[name]
-        elif name in ("importance", "layer_importance"):
+        elif name in ("importance", "expert_importance", "layer_importance"):
             value = "l2-norm"
         elif name in ("dtype", "device", "compensation"):
             value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]

@@ -18,7 +18,7 @@ from ..architectures.axes import input_axis, input_readers, layer_module
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
-from ..architectures.slicing import axis_index
+from ..architectures.slicing import axis_index, keep_in_expert
 from .zeroing import Removal
 
 Mask = Callable[[], AbstractContextManager[None]]
@@ -122,24 +122,24 @@ def mask_removal(model: Any, binding: Binding, removal: Removal) -> list[Mask]:
     for layer, neurons in enumerate(removal.neurons):
         if neurons and layer in stacked:
             masks += [_mask_experts(model, binding, bound, neurons) for bound in stacked[layer]]
+            masks += _mask_shared(model, binding, readers[NEURONS], layer, neurons)
         elif neurons:
             masks += _mask_inputs(model, binding, readers[NEURONS], layer, {"ffn": neurons})
     return masks
 
 
 def mask_attention(model: Any, binding: Binding, layer: int) -> list[Mask]:
-    """Return the contexts in which a layer's attention projects nothing but its bias.
+    """Return the contexts in which a layer's attention, or what stands in its place, projects nothing but its bias.
 
     Args:
         model: The loaded model.
         binding: Its binding.
         layer: Index of the layer.
     """
-    return [
-        partial(zero_inputs, model.get_submodule(_module_name(bound)), None)
-        for bound in input_readers(binding, GROUPS)
-        if bound.layer == layer
-    ]
+    tensors = binding.layer_tensors(layer)
+    readers = [bound for bound in input_readers(binding, GROUPS) if bound.layer == layer]
+    mixers = readers or [bound for bound in tensors if _projects_back(bound) and not _projects_down(bound)]
+    return [partial(zero_inputs, model.get_submodule(bound.module), None) for bound in mixers]
 
 
 def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
@@ -156,20 +156,27 @@ def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
         for bound in _stacked_experts(model, binding).get(layer, ())
     ]
     dense = [
-        partial(zero_inputs, model.get_submodule(_module_name(bound)), None)
+        partial(zero_inputs, model.get_submodule(bound.module), None)
         for bound in binding.layer_tensors(layer)
         if _projects_down(bound)
     ]
     return [*dense, *experts]
 
 
-def _projects_down(bound: BoundTensor) -> bool:
+def _projects_back(bound: BoundTensor) -> bool:
     """Whether a tensor is the weight of a module that goes from a width of the layer's own to the hidden size."""
     if len(bound.axes) != 2 or bound.expert is not None:
         return False
     inner, outer = input_axis(bound), bound.axes[1 if bound.transposed else 0]
     factors = {factor for section in inner for factor in section.factors}
-    return outer == _HIDDEN and not factors & {"hidden", "heads", "experts"}
+    return outer == _HIDDEN and not factors & {"hidden", "experts"}
+
+
+def _projects_down(bound: BoundTensor) -> bool:
+    """Whether that width is one of an MLP."""
+    return _projects_back(bound) and any(
+        factor.endswith("ffn") for section in input_axis(bound) for factor in section.factors
+    )
 
 
 def _mask_inputs(
@@ -178,15 +185,25 @@ def _mask_inputs(
     masks: list[Mask] = []
     for bound in readers:
         if bound.layer == layer and bound.expert is None:
-            module = model.get_submodule(_module_name(bound))
-            positions = axis_index(input_axis(bound), binding.sizes, removed)
+            module = model.get_submodule(bound.module)
+            positions = axis_index(input_axis(bound), binding.sizes, keep_in_expert(bound, binding.sizes, removed))
             assert positions is not None
             masks.append(partial(zero_inputs, module, positions.to(module.weight.device)))
     return masks
 
 
-def _module_name(bound: BoundTensor) -> str:
-    return bound.name.removesuffix(".weight")
+def _mask_shared(
+    model: Any, binding: Binding, readers: Sequence[BoundTensor], layer: int, neurons: Sequence[int]
+) -> list[Mask]:
+    """Return the contexts that leave neurons of shared experts unread; they come after those of all others."""
+    before = binding.sizes["experts"] * binding.sizes["ffn"]
+    shared = torch.tensor([neuron - before for neuron in neurons if neuron >= before], dtype=torch.int64)
+    modules = [
+        model.get_submodule(bound.module)
+        for bound in readers
+        if bound.layer == layer and bound.counts("shared") and len(shared)
+    ]
+    return [partial(zero_inputs, module, shared.to(module.weight.device)) for module in modules]
 
 
 def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:
@@ -206,7 +223,8 @@ def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Seq
     width = binding.sizes["ffn"]
     rows: list[list[int]] = [[] for _ in range(binding.sizes["experts"])]
     for neuron in neurons:
-        rows[neuron // width].append(neuron % width)
+        if neuron // width < len(rows):
+            rows[neuron // width].append(neuron % width)
     positions = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return partial(zero_columns, model.get_parameter(bound.name), bound.axes.index(_NEURONS) - 1, positions)
 

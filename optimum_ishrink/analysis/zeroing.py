@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..architectures.axes import layers_with
 from ..architectures.binding import Binding
 from ..architectures.description import GROUPS, LAYERS, NEURONS
 from ..errors import ShapeError
@@ -95,7 +96,12 @@ def choose_removal(
     retained = tuple(range(total))
     if LAYERS in keys:
         retained = choose_layers(scores[LAYERS], total - share_of(share, total), *protection)
-    groups = _lowest(scores[GROUPS], retained, share) if GROUPS in keys else empty
+    attention = layers_with(binding, GROUPS)
+    groups = (
+        _lowest(scores[GROUPS], [layer for layer in retained if layer in attention], share)
+        if GROUPS in keys
+        else empty
+    )
     neurons = _narrow(binding, scores[NEURONS], retained, share) if NEURONS in keys else empty
     return Removal(tuple(sorted(set(range(total)) - set(retained))), groups, neurons)
 
@@ -114,9 +120,10 @@ def _narrow(
     binding: Binding, scores: torch.Tensor, layers: Sequence[int], share: float
 ) -> tuple[tuple[int, ...], ...]:
     """Return the lowest scored neurons of each of the given layers, the same number in each that has any."""
-    experts, width = binding.sizes.get("experts", 1), binding.sizes["ffn"]
-    with_neurons = [layer for layer in layers if any(bound.counts("ffn") for bound in binding.layer_tensors(layer))]
-    retained = choose_units(scores, with_neurons, width - share_of(share, width), experts=experts)
+    experts, width = binding.mlps, binding.sizes["ffn"]
+    having = layers_with(binding, NEURONS)
+    with_neurons = [layer for layer in layers if layer in having]
+    retained = choose_units(scores, with_neurons, width - share_of(share, width), groups=experts)
     removed: list[tuple[int, ...]] = [()] * len(scores)
     for layer, units in zip(with_neurons, retained, strict=True):
         removed[layer] = tuple(sorted(set(range(width * experts)) - set(units)))
@@ -130,7 +137,7 @@ def removed_parameters(binding: Binding, removal: Removal) -> int:
         binding: The model.
         removal: What is removed.
     """
-    experts = binding.sizes.get("experts", 1)
+    experts = binding.mlps
     whole = binding.layer_parameters(binding.sizes)
     at: dict[tuple[int, int], list[int]] = {}
     total = 0

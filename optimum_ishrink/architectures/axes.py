@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from .binding import Binding, BoundTensor
 from .description import DIMENSIONS
 from .expressions import Axis, parse_axes
 
-_EXPERTS = parse_axes("experts")[0]
+_EXPERTS, _HIDDEN, _NEURONS = parse_axes("experts, hidden, ffn")
 
 
 def holds_units(bound: BoundTensor, key: str) -> bool:
@@ -19,7 +21,20 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
     if bound.layer is None:
         return False
     size = DIMENSIONS[key]
+    if size == "experts" and bound.expert is not None:
+        return True
     return size == "layers" or bound.counts(size) or (size == "kv" and bound.counts("heads"))
+
+
+def layers_with(binding: Binding, key: str) -> tuple[int, ...]:
+    """Return the layers that have units of a dimension, ascending: not all layers of a hybrid have attention, or an MLP.
+
+    Args:
+        binding: The model.
+        key: The dimension's config key.
+    """
+    holding = (bound.layer for bound in binding.tensors.values() if holds_units(bound, key))
+    return tuple(sorted({layer for layer in holding if layer is not None}))
 
 
 def input_axis(bound: BoundTensor) -> Axis:
@@ -53,7 +68,33 @@ def layer_module(binding: Binding, layer: int, index: int | None = None) -> str:
         layer: Index of the layer.
         index: Use this index in the name instead, as in a model with fewer layers.
     """
-    name = binding.layer_tensors(layer)[0].name
+    name = binding.layer_tensors(layer)[0].parameter
     parts = name.split(".")
     prefix = parts[: parts.index(str(layer))]
     return ".".join([*prefix, str(layer if index is None else index)])
+
+
+def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[BoundTensor]]:
+    """Return, by layer, the parameters that hold the matrices of all experts at once.
+
+    Args:
+        binding: The model.
+        names: Names of the loaded model's parameters.
+    """
+    found: dict[int, list[BoundTensor]] = {}
+    for name, bound in binding.in_memory.items():
+        if len(bound.axes) == 3 and bound.axes[0] == _EXPERTS and name in names and bound.layer is not None:
+            found.setdefault(bound.layer, []).append(bound)
+    return found
+
+
+def down_projection(stacked: Sequence[BoundTensor]) -> tuple[BoundTensor, bool]:
+    """Return the projection from a layer's neurons to the hidden size, and whether it stores (in, out).
+
+    Args:
+        stacked: The parameters that hold the matrices of all experts at once.
+    """
+    for axes, transposed in (((_EXPERTS, _HIDDEN, _NEURONS), False), ((_EXPERTS, _NEURONS, _HIDDEN), True)):
+        if found := [bound for bound in stacked if bound.axes == axes]:
+            return found[0], transposed
+    raise ValueError("no parameter of the experts goes down to the hidden size")

@@ -6,14 +6,16 @@ Everything that plans, cuts, scores or verifies reads the architecture through a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 from ..errors import ArchitectureError
-from .description import DIMENSIONS, INDEX, ClassChange, Description, name_pattern
+from .description import DIMENSIONS, EXPERTS, INDEX, TOP_K, ClassChange, Description, entry_of, loaded_name
 from .expressions import Axis, axis_length, evaluate
+from .layer_sizes import Names, global_value, number_of, renamed, sizes_by_layer
+from .shared_kv import kv_sources
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class BoundTensor:
         layer: Index of its layer, or None outside the layers.
         expert: Index of its expert, or None if experts are not stored separately.
         transposed: Whether a weight stores (in, out).
+        loaded_name: Name of the parameter in a loaded model, where it is not the checkpoint's.
     """
 
     name: str
@@ -33,14 +36,37 @@ class BoundTensor:
     layer: int | None
     expert: int | None = None
     transposed: bool = False
+    loaded_name: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter in a loaded model."""
+        return self.loaded_name or self.name
+
+    @property
+    def module(self) -> str:
+        """Name of the module of a weight in a loaded model."""
+        return self.parameter.removesuffix(".weight")
 
     def counts(self, size: str) -> bool:
         """Whether any axis counts `size`."""
         return any(size in section.factors for axis in self.axes for section in axis)
 
-    def in_layer(self, layer: int) -> str:
-        """Return the tensor's name when its layer has the index `layer`."""
-        return INDEX.sub(str(layer), self.name, count=1)
+    def in_layer(self, layer: int, expert: int | None = None) -> str:
+        """Return the tensor's name when its layer has the index `layer`, and its expert, if any, the index `expert`.
+
+        Args:
+            layer: The layer's index.
+            expert: The expert's index; None leaves it as it is.
+        """
+        if expert is None or self.expert is None:
+            return INDEX.sub(str(layer), self.name, count=1)
+        indices = iter((layer, expert))
+        return INDEX.sub(lambda _: str(next(indices)), self.name, count=2)
+
+
+_Kind = tuple[tuple[tuple[Axis, ...], bool], ...]
+"""The axes of a layer's tensors, and whether there is one of each for every expert."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,9 @@ class Binding:
         sizes: Every size's value, such as `{"layers": 30, "kv": 3, "heads": 9, "ffn": 1536, ...}`.
         tensors: Every parameter of the model, by name.
         config: The model's `PreTrainedConfig`, for what is not a size.
+        kv_sources: Layer to the layer whose keys and values it reads, where it has none of its own.
+        required_layers: Indices of the layers that a cut retains.
+        by_layer: Layer to the factors that stand for a size there.
     """
 
     description: Description
@@ -60,11 +89,27 @@ class Binding:
     sizes: Mapping[str, int]
     tensors: Mapping[str, BoundTensor]
     config: Any = field(default=None, repr=False, compare=False)
+    kv_sources: Mapping[int, int] = field(default_factory=dict)
+    required_layers: tuple[int, ...] = ()
+    by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> dict[str, int]:
         """The model's size in each dimension, by config key."""
-        return {key: self.sizes[size] for key, size in DIMENSIONS.items() if size in self.sizes}
+        return {key: self.sizes[size] for key, size in DIMENSIONS.items() if self.sizes.get(size)}
+
+    @property
+    def mlps(self) -> int:
+        """MLPs of a layer whose neurons are counted through: its experts and after them the shared ones; or just one.
+
+        Shared experts count where they are as wide as the routed ones, because one config key says both.
+        """
+        return (self.sizes.get("experts") or 1) + (self.sizes.get("shared") or 0)
+
+    @property
+    def expert_groups(self) -> int:
+        """Consecutive groups of experts that the router chooses among first, all of one size; 1 for most models."""
+        return self.sizes.get("expert_groups") or 1
 
     def resized(self, shape: Mapping[str, int]) -> dict[str, int]:
         """Return all sizes after a change of shape. Query heads that are not named change with their KV groups.
@@ -78,13 +123,15 @@ class Binding:
             sizes["heads"] = sizes["kv"] * (self.sizes["heads"] // self.sizes["kv"])
         return sizes
 
-    def config_changes(self, shape: Mapping[str, int]) -> dict[str, int]:
+    def config_changes(self, shape: Mapping[str, int]) -> dict[str, Any]:
         """Return the config keys that change with a new shape, and their values."""
         sizes = self.resized(shape)
-        changes: dict[str, int] = {}
+        changes: dict[str, Any] = {}
         for key, dimension in self.description.dimensions.items():
             if key in shape and shape[key] != self.shape.get(key):
-                changes.update({name: evaluate(value, sizes.get) for name, value in dimension.writes.items()})
+                changes.update(
+                    {name: evaluate(value, {**self.values, **sizes}.get) for name, value in dimension.writes.items()}
+                )
         return changes
 
     def refusal(self, shape: Mapping[str, int], *, allow_class_change: bool = False) -> str | None:
@@ -97,7 +144,9 @@ class Binding:
         for key, value in shape.items():
             current = self.shape.get(key)
             if current is None or self.description.dimensions[key].fixed:
-                if value != current:
+                # It may follow another one: query heads that are removed with their KV group alone.
+                others = {name: other for name, other in shape.items() if name != key}
+                if value != current and value != self.resized(others)[DIMENSIONS[key]]:
                     reason = self.description.dimensions[key].fixed or "the model has no such dimension"
                     return f"{key} cannot change for {self.description.model_type}: {reason}"
             elif not 1 <= value <= current:
@@ -105,11 +154,26 @@ class Binding:
         sizes = self.resized(shape)
         if sizes["heads"] % sizes["kv"]:
             return f"num_attention_heads={sizes['heads']} is not a multiple of num_key_value_heads={sizes['kv']}"
+        broken = self._routing_refusal(sizes) if EXPERTS in self.shape else None
+        if broken is not None:
+            return broken
         broken = self._broken_rule(shape)
         change = self.description.class_change
         if broken is None or change is None or not self.can_change_class:
             return broken
         return None if allow_class_change else f"{broken}; allow_class_change would write it as {change.model_type}"
+
+    def _routing_refusal(self, sizes: Mapping[str, int]) -> str | None:
+        experts, top_k, groups = sizes["experts"], sizes.get("top_k") or 1, self.expert_groups
+        if experts < top_k:
+            lower = f"; or lower {TOP_K}" if self.description.dimensions[TOP_K].fixed is None else ""
+            return (
+                f"{EXPERTS}={experts} is fewer than the {top_k} experts that every token is routed to: the least is "
+                f"{-(-top_k // groups) * groups}{lower}"
+            )
+        if experts % groups:
+            return f"{EXPERTS}={experts} is not a multiple of the {groups} groups that the router chooses among first"
+        return None
 
     def _broken_rule(self, shape: Mapping[str, int]) -> str | None:
         config = {**self.values, **self.config_changes(shape)}
@@ -149,27 +213,30 @@ class Binding:
 
     def layer_parameters(self, sizes: Mapping[str, int]) -> list[int]:
         """Return the number of parameters of each of the model's layers, at the given sizes."""
-        counts: dict[tuple[tuple[Axis, ...], ...], int] = {}
+        counts: dict[_Kind, int] = {}
         for kind in set(self._layer_kinds):
-            counts[kind] = sum(prod(axis_length(axis, sizes) for axis in axes) for axes in kind)
+            counts[kind] = sum(
+                prod(axis_length(axis, sizes) for axis in axes) * (sizes["experts"] if of_expert else 1)
+                for axes, of_expert in kind
+            )
         return [counts[kind] for kind in self._layer_kinds]
 
     @cached_property
-    def _layer_kinds(self) -> list[tuple[tuple[Axis, ...], ...]]:
-        kinds: list[list[tuple[Axis, ...]]] = [[] for _ in range(self.sizes["layers"])]
+    def _layer_kinds(self) -> list[_Kind]:
+        kinds: list[list[tuple[tuple[Axis, ...], bool]]] = [[] for _ in range(self.sizes["layers"])]
         for tensor in self.tensors.values():
-            if tensor.layer is not None:
-                kinds[tensor.layer].append(tensor.axes)
+            if tensor.layer is not None and not tensor.expert:  # the first expert stands for all
+                kinds[tensor.layer].append((tensor.axes, tensor.expert is not None))
         return [tuple(kind) for kind in kinds]
 
     @cached_property
     def in_memory(self) -> Mapping[str, BoundTensor]:
         """The tensors by their names in a loaded model, where some are laid out differently than on disk."""
-        bound = dict(self.tensors)
+        bound = {tensor.parameter: tensor for tensor in self.tensors.values()}
         for pattern, axes in self.description.memory.items():
             for layer in range(self.sizes["layers"]):
                 name = pattern.replace("*", str(layer), 1)
-                bound[name] = BoundTensor(name, axes, layer)
+                bound[name] = BoundTensor(name, renamed(axes, self.by_layer.get(layer, {})), layer)
         return bound
 
     def layer_tensors(self, layer: int) -> list[BoundTensor]:
@@ -198,33 +265,54 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     values: dict[str, Any] = {}
 
     def lookup(key: str) -> Any:
-        values[key] = getattr(config, key, None)
+        values[key] = number_of(global_value(config, key))
         return values[key]
 
+    description = description.for_config(lookup)
     try:
         sizes = {name: evaluate(expression, lookup) for name, expression in description.sizes.items()}
     except (TypeError, ZeroDivisionError):
         raise ArchitectureError(
             f"the config lacks a size that {description.model_type} needs: {', '.join(description.sizes.values())}"
         ) from None
+    if any(isinstance(value, (list, tuple)) for value in sizes.values()):
+        name, value = next((name, value) for name, value in sizes.items() if isinstance(value, (list, tuple)))
+        raise ArchitectureError(
+            f"{description.sizes[name]} differs from layer to layer in this model ({value}), and a cut gives every "
+            "layer the same number"
+        )
+    by_layer = sizes_by_layer(description.by_layer, description.sizes, sizes, config, lookup)
+    followed = {size: (other,) for size, other in description.follows.items() if sizes[size] == sizes[other]}
     for rule in description.rules:
         evaluate(rule.require, lookup)  # registers the keys of the rules, which later checks of shapes need
     for dimension in description.dimensions.values():
-        for key in dimension.writes:
+        for key, expression in dimension.writes.items():
             lookup(key)
+            # A new value may depend on the old ones: a factor that the class divides by the depth, say.
+            evaluate(expression, lambda name: sizes[name] if name in sizes else lookup(name))
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
+    dimensions = {
+        key: replace(dimension, fixed=None, inexact=None)
+        if dimension.when and not evaluate(dimension.when, lambda name: sizes[name] if name in sizes else lookup(name))
+        else dimension
+        for key, dimension in description.dimensions.items()
+    }
     if "kv" in sizes and sizes["heads"] % sizes["kv"]:
         raise ArchitectureError(f"{sizes['heads']} query heads are not a multiple of {sizes['kv']} key-value heads")
 
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
     for name, shape in shapes.items():
-        axes = description.tensors.get(name_pattern(name))
+        entry = entry_of(description, name)
+        axes = description.tensors.get(entry)
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")
             continue
+        indices = [int(index) for index in INDEX.findall(name)][: entry.count("*")]
+        layer, expert = (*indices, None, None)[:2]
         try:
+            axes = renamed(renamed(axes, followed), by_layer.get(layer, {}) if layer is not None else {})
             expected = [axis_length(axis, sizes) for axis in axes]
         except (KeyError, TypeError):
             raise ArchitectureError(
@@ -233,12 +321,27 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         if list(shape) != expected:
             unexpected.append(f"{name} {list(shape)} (described as {expected})")
             continue
-        indices = [int(index) for index in INDEX.findall(name)]
-        layer, expert = (*indices, None, None)[:2]
-        tensors[name] = BoundTensor(name, axes, layer, expert, name_pattern(name) in description.transposed)
+        expert = expert if sizes.get("experts") else None
+        tensors[name] = BoundTensor(
+            name, axes, layer, expert, entry in description.transposed, loaded_name(description, entry, indices)
+        )
     if unexpected:
         raise ArchitectureError(
             f"the {description.model_type} description does not account for {len(unexpected)} of the model's "
             f"parameters: {'; '.join(sorted(unexpected))}"
         )
-    return Binding(description, values, sizes, tensors, config)
+    sources = {}
+    if description.shared_kv is not None:
+        count = lookup(description.shared_kv.count) or 0
+        sources = kv_sources(count, lookup(description.shared_kv.kinds)) if count else {}
+    required = {evaluate(text, sizes.get) for text in description.required_layers} | {*sources.values()}
+    return Binding(
+        replace(description, dimensions=dimensions),
+        values,
+        sizes,
+        tensors,
+        config,
+        kv_sources=sources,
+        required_layers=tuple(sorted(required)),
+        by_layer=by_layer,
+    )

@@ -9,7 +9,9 @@ from ..errors import ShapeError, SourceError
 from .binding import Binding
 from .expressions import axis_length
 from .layer_kinds import check_layer_kinds, dense_layer_changes
+from .layer_patterns import period_changes
 from .model_class import expected_tensors, parse_config
+from .shared_kv import check_required, check_sources, kv_sources
 
 
 def edit_config(
@@ -30,26 +32,48 @@ def edit_config(
         layers: Indices of the retained layers.
 
     Raises:
-        ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
+        ShapeError: The config class refuses the new values, no config keys can say what the layers are, or a layer
+            that others need is removed.
     """
+    check_required(binding.required_layers, layers)
     edited = without_code(raw)
-    edited.update(binding.config_changes(shape))
+    changed = binding.config_changes(shape)
+    for key, value in changed.items():
+        edited.update(dict.fromkeys(_spellings(config, raw, key), value))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
         edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
-    for key in binding.description.layer_indices:
-        if raw.get(key):
-            edited[key] = [new_index[old] for old in raw[key] if old in new_index]
-    edited.update(dense_layer_changes(config, layers))
     lists = {}
-    for key in binding.description.per_layer:
+    for key, first in binding.description.layer_indices.items():
+        renumbered = {old + first: new + first for old, new in new_index.items()}
+        _renumber(edited, key, renumbered)
         values = getattr(config, key, None)
         if isinstance(values, list):
+            lists[key] = [renumbered[old] for old in values if old in renumbered]
+    dense = dense_layer_changes(config, layers)
+    edited.update(dense)
+    edited.update(period_changes(binding, layers))
+    lists = {key: values for key, values in lists.items() if key not in dense}
+    for key in binding.description.per_layer:
+        values, stated = getattr(config, key, None), raw.get(key)
+        if isinstance(values, list) and key not in changed:  # a changed number holds for every layer
             lists[key] = [values[layer] for layer in layers]
-            if key in raw and raw[key] is not None:
-                edited[key] = lists[key]
+        if key not in changed and isinstance(stated, (list, str)) and len(stated) == binding.sizes["layers"]:
+            # In the file's own words, which older readers know: its class may have renamed the kinds of layers.
+            retained = [stated[layer] for layer in layers]
+            edited[key] = "".join(retained) if isinstance(stated, str) else retained
+        elif stated is not None and key in lists:
+            edited[key] = lists[key]
+    if isinstance(raw.get("per_layer_config"), dict):
+        own = {int(layer): values for layer, values in raw["per_layer_config"].items()}
+        edited["per_layer_config"] = {str(new_index[layer]): own[layer] for layer in layers if layer in own}
+    shared = binding.description.shared_kv
+    if binding.kv_sources and shared is not None:
+        edited[shared.count] = sum(layer in binding.kv_sources for layer in layers)
+    for key, name in binding.description.layer_runs.items():
+        edited[key] = [[[getattr(config, name)[layer] for layer in layers], 1]]
     try:
         derived = parse_config(edited)
         for key, values in lists.items():
@@ -58,8 +82,41 @@ def edit_config(
         result = parse_config(edited)
     except SourceError as error:
         raise ShapeError(f"this shape cannot be written: {error}") from None
+    for key, values in lists.items():
+        found = list(getattr(result, key))
+        if found != values:
+            layer = next(new for new, pair in enumerate(zip(found, values, strict=True)) if pair[0] != pair[1])
+            raise ShapeError(
+                f"num_hidden_layers={len(layers)} cannot be written for {binding.description.model_type} with layer "
+                f"{layers[layer]} in place {layer}: its config class makes {key} {found[layer]} there, and the layer "
+                f"is {values[layer]}"
+            )
+    if binding.kv_sources and shared is not None:
+        after = kv_sources(edited[shared.count], getattr(result, shared.kinds))
+        check_sources(binding.kv_sources, after, layers)
     check_layer_kinds(binding, result, layers)
     return edited
+
+
+def _renumber(edited: dict[str, Any], key: str, new_index: Mapping[int, int]) -> None:
+    """Renumber a list of layer indices, without those of removed layers; objects on the way to it are copied."""
+    *outer, name = key.split(".")
+    place = edited
+    for part in outer:
+        if not isinstance(place.get(part), dict):
+            return
+        place[part] = dict(place[part])
+        place = place[part]
+    if place.get(name):
+        place[name] = [new_index[old] for old in place[name] if old in new_index]
+
+
+def _spellings(config: Any, raw: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names under which a file has a key: its class may read several, and all have to say the same."""
+    aliases: Mapping[str, str] = getattr(type(config), "attribute_map", {})
+    own = aliases.get(key, key)
+    names = [name for name in raw if aliases.get(name, name) == own]
+    return names or [key]
 
 
 def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str, int], layers: Sequence[int]) -> None:
@@ -80,7 +137,7 @@ def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str
             axis_length(axis, sizes) for axis in bound.axes
         )
         for bound in binding.tensors.values()
-        if bound.layer is None or bound.layer in position
+        if bound.layer is None or (bound.layer in position and (bound.expert or 0) < sizes.get("experts", 1))
     }
     found = expected_tensors(parse_config(edited))
     for name in sorted(wanted.keys() | found.keys()):

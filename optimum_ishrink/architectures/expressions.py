@@ -10,12 +10,22 @@ from functools import cache
 from math import prod
 from typing import Any
 
+
+def _floor_division(dividend: Any, divisor: Any) -> int:
+    """Return a whole quotient, also where the config holds a float: a factor of a width, say."""
+    return int(dividend // divisor)
+
+
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.FloorDiv: _floor_division,
     ast.Mod: operator.mod,
+    ast.In: lambda item, items: item in (items or ()),
+    ast.NotIn: lambda item, items: item not in (items or ()),
     ast.Eq: operator.eq,
     ast.LtE: operator.le,
     ast.GtE: operator.ge,
@@ -26,7 +36,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate integer arithmetic over config keys: `+ - * // %`, comparisons, `and`, and `a or b` for optional keys.
+    """Evaluate integer arithmetic over config keys: `+ - * / // % **`, comparisons, `'text' in list`, `and`,
+    and `a or b` for optional keys.
 
     Args:
         expression: For example `"head_dim or hidden_size // num_attention_heads"`.
@@ -46,7 +57,9 @@ def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
-            return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+            name = node.left.value if isinstance(node.left, ast.Constant) else None
+            is_text = isinstance(node.ops[0], (ast.In, ast.NotIn)) and isinstance(name, str)
+            return _OPERATORS[type(node.ops[0])](name if is_text else value(node.left), value(node.comparators[0]))
         if isinstance(node, ast.BoolOp):
             result = None
             for operand in node.values:

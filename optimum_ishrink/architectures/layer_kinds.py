@@ -11,12 +11,16 @@ from typing import Any
 
 from ..errors import ShapeError
 from .binding import Binding
+from .description import INDEX
 from .model_class import expected_tensors
+
+_FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers")
+"""Keys that hold how many of the first layers are dense."""
 
 _KEYS = (
     "decoder_sparse_step",
     "mlp_only_layers",
-    "first_k_dense_replace",
+    *_FIRST_DENSE,
     "moe_layer_freq",
     "moe_layer_start_index",
     "moe_layer_end_index",
@@ -38,11 +42,17 @@ def dense_layer_changes(config: Any, layers: Sequence[int]) -> dict[str, Any]:
         layers: Indices of the retained layers.
     """
     changes: dict[str, Any] = {}
-    first = getattr(config, "first_k_dense_replace", None)
-    if isinstance(first, int) and not isinstance(first, bool):
-        count = sum(layer < first for layer in layers)
-        if count != min(first, config.num_hidden_layers):
-            changes["first_k_dense_replace"] = count
+    for key in _FIRST_DENSE:
+        first = getattr(config, key, None)
+        if isinstance(first, int) and not isinstance(first, bool):
+            count = sum(layer < first for layer in layers)
+            if count != min(first, config.num_hidden_layers):
+                changes[key] = count
+    start, end = getattr(config, "moe_layer_start_index", None), getattr(config, "moe_layer_end_index", None)
+    if isinstance(start, int) and isinstance(end, int) and getattr(config, "moe_layer_interval", 1) == 1:
+        sparse = [new for new, old in enumerate(layers) if start <= old <= end]
+        if sparse and sparse != [new for new in range(len(layers)) if start <= new <= end]:
+            changes |= {"moe_layer_start_index": sparse[0], "moe_layer_end_index": sparse[-1]}
     step, named = getattr(config, "decoder_sparse_step", None), getattr(config, "mlp_only_layers", None)
     if isinstance(step, int) and step > 0 and isinstance(named, (list, tuple)):
         wanted = [new for new, old in enumerate(layers) if old in named or (old + 1) % step]
@@ -71,10 +81,11 @@ def check_layer_kinds(binding: Binding, config: Any, layers: Sequence[int]) -> N
     """
     if len(layers) == binding.sizes["layers"] or not mixes_kinds(binding):
         return
+    # Of tensors that there is one of for every expert, the first stands for all: their number may change, too.
     wanted = {bound.name for bound in binding.tensors.values() if bound.layer is None}
     for position, layer in enumerate(layers):
-        wanted |= {bound.in_layer(position) for bound in binding.layer_tensors(layer)}
-    different = sorted(wanted ^ expected_tensors(config).keys())
+        wanted |= {bound.in_layer(position) for bound in binding.layer_tensors(layer) if not bound.expert}
+    different = sorted(wanted ^ {name for name in expected_tensors(config) if not _of_later_expert(binding, name)})
     if different:
         keys = [key for key in _KEYS if getattr(config, key, None) is not None]
         by = ", ".join(keys) or "the index of a layer"
@@ -83,6 +94,11 @@ def check_layer_kinds(binding: Binding, config: Any, layers: Sequence[int]) -> N
             f"a layer another kind of MLP than it had (such as {different[0]}); keep num_hidden_layers at "
             f"{binding.sizes['layers']} and shrink another dimension"
         )
+
+
+def _of_later_expert(binding: Binding, name: str) -> bool:
+    indices = INDEX.findall(name)
+    return bool(binding.sizes.get("experts")) and len(indices) > 1 and int(indices[1]) > 0
 
 
 def _pattern(binding: Binding, layer: int) -> frozenset[str]:

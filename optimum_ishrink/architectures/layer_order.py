@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+
+class LayerRule(Protocol):
+    """What the layers of a cut have to be."""
+
+    def can_follow(self, layers: Sequence[int], removable: range) -> bool:
+        """Return whether the result can be made of some layers, with all that cannot be removed."""
+
+    def choose(self, scores: Sequence[float], removable: range) -> tuple[int, ...] | None:
+        """Return the retained layers with the highest sum of scores; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +25,12 @@ class LayerOrder:
     Args:
         kinds: What each layer of the model is, such as whether it sees all tokens.
         places: What each layer of the result has to be, in their order.
+        required: Indices of the layers that the result has to have.
     """
 
     kinds: tuple[Any, ...]
     places: tuple[Any, ...]
+    required: frozenset[int] = frozenset()
 
     def can_follow(self, layers: Sequence[int], removable: range) -> bool:
         """Return whether the result can be made of some layers, with all that cannot be removed.
@@ -27,6 +39,8 @@ class LayerOrder:
             layers: Layers of the model that are left, ascending, with all that cannot be removed.
             removable: The layers that can be removed.
         """
+        if self.required:
+            return self.choose([0.0] * len(self.kinds), removable, layers) is not None
         ahead = [layer for layer in layers if layer < removable.start]
         behind = [layer for layer in layers if layer >= removable.stop]
         first, middle = len(ahead), len(self.places) - len(behind)
@@ -38,12 +52,15 @@ class LayerOrder:
         rest = iter([self.kinds[layer] for layer in layers if layer in removable])
         return all(place in rest for place in self.places[first:middle])  # `in` goes on behind the last match
 
-    def choose(self, scores: Sequence[float], removable: range) -> tuple[int, ...] | None:
+    def choose(
+        self, scores: Sequence[float], removable: range, among: Sequence[int] | None = None
+    ) -> tuple[int, ...] | None:
         """Return the retained layers that come in this order with the highest sum of scores; None if none do.
 
         Args:
             scores: Importance of each layer; higher is better.
             removable: The layers that can be removed.
+            among: The layers that are left; None for all.
         """
         total, count = len(self.kinds), len(self.places)
         worst = -math.inf
@@ -52,11 +69,12 @@ class LayerOrder:
         best = [[0.0] + [worst] * count]
         for layer in range(total):
             last = best[-1]
+            left = among is None or layer in among
             retained = [worst] + [
-                before + scores[layer] if self.kinds[layer] == place else worst
+                before + scores[layer] if left and self.kinds[layer] == place else worst
                 for before, place in zip(last, self.places, strict=False)
             ]
-            skipped = last if layer in removable else [worst] * (count + 1)
+            skipped = last if layer in removable and layer not in self.required else [worst] * (count + 1)
             best.append([max(pair) for pair in zip(retained, skipped, strict=True)])
         if best[-1][count] == worst:
             return None

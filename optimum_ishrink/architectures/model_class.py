@@ -44,12 +44,21 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
         method = raw["quantization_config"].get("quant_method", "quantised")
         raise SourceError(f"the model is already quantised ({method}); prune the original, then quantise the result")
     # A copy: config classes fill in what is missing, in the very dicts that they are given, such as `rope_scaling`.
-    values = {key: deepcopy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+    values = {key: _copy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # strict config classes raise many types of errors, all about the values
         reason = " ".join(str(error).split())
         raise SourceError(f"the {model_type} config class refuses this config.json: {reason}") from None
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a JSON value, where infinity, which JSON lacks, is a float again."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else deepcopy(value)
 
 
 def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
@@ -58,7 +67,7 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     The model is built on the meta device, so this takes no memory.
 
     Raises:
-        SourceError: The id of the padding token is outside the embedding.
+        SourceError: The id of the padding token is outside the embedding, or the class refuses the values.
     """
     try:
         with torch.device("meta"):
@@ -71,6 +80,9 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
             f"config.json names pad_token_id={pad}, but the model has {rows} embeddings, ids 0 to {rows - 1}; "
             f"set it to one of these, or to null ({error})"
         ) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise SourceError(f"no {config.model_type} model can be built from this config.json: {reason}") from None
     return {name: tuple(tensor.shape) for name, tensor in stored_state(model).items()}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .binding import BoundTensor
-from .expressions import Axis, factor_length, parse_axes
+from .expressions import Axis, Section, factor_length, parse_axes
 
 
 class Memory(Protocol):
@@ -25,21 +25,68 @@ Keep = Mapping[str, Sequence[int]]
 """Size name to the retained indices along it; sizes that are not named do not change."""
 
 
+_SHARED = Section(("shared", "ffn"))
+_ALL = parse_axes("ffn")[0][0]
+
+
 def keep_in_expert(bound: BoundTensor, sizes: Mapping[str, int], keep: Keep) -> Keep:
-    """Return `keep` with the neurons of one expert, if the tensor belongs to one.
+    """Return `keep` with the neurons of one expert, or of the shared ones, if the tensor belongs to them.
 
     Args:
         bound: The tensor.
         sizes: The model's sizes.
         keep: What the layer retains; neurons are numbered through all experts.
     """
-    if bound.expert is None or "ffn" not in keep:
+    if "ffn" not in keep or not sizes.get("experts"):
         return keep
-    return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert, sizes["ffn"])}
+    # A dense layer as wide as the experts has its neurons where others have those of their first expert.
+    return {**keep, "ffn": _of_expert(keep["ffn"], bound.expert or 0, sizes["ffn"])}
+
+
+def _as_one_mlp(
+    bound: BoundTensor, sizes: Mapping[str, int], keep: Keep
+) -> tuple[BoundTensor, Mapping[str, int], Keep]:
+    """Return a tensor of shared experts as that of a single MLP that has all of their neurons; others as they are.
+
+    Args:
+        bound: The tensor.
+        sizes: The model's sizes.
+        keep: What the layer retains; the neurons of shared experts come after those of all others.
+    """
+    if not bound.counts("shared"):
+        return bound, sizes, keep
+    axes = tuple(tuple(_ALL if section == _SHARED else section for section in axis) for axis in bound.axes)
+    before = sizes["experts"] * sizes["ffn"]
+    if "ffn" in keep:
+        keep = {**keep, "ffn": [neuron - before for neuron in keep["ffn"] if neuron >= before]}
+    return replace(bound, axes=axes), {**sizes, "ffn": sizes["shared"] * sizes["ffn"]}, keep
 
 
 def _of_expert(neurons: Sequence[int], expert: int, width: int) -> list[int]:
     return [neuron - expert * width for neuron in neurons if neuron // width == expert]
+
+
+def is_dropped(bound: BoundTensor, keep: Keep) -> bool:
+    """Return whether a tensor belongs to one expert alone, and that expert goes.
+
+    Args:
+        bound: The tensor.
+        keep: What the layer retains.
+    """
+    return bound.expert is not None and "experts" in keep and bound.expert not in keep["experts"]
+
+
+def new_name(bound: BoundTensor, layer: int, keep: Keep) -> str:
+    """Return the name of a retained tensor of a layer in the cut model.
+
+    Args:
+        bound: The tensor.
+        layer: The new index of its layer.
+        keep: What the layer retains: retained experts are renumbered.
+    """
+    if bound.expert is None or "experts" not in keep:
+        return bound.in_layer(layer)
+    return bound.in_layer(layer, list(keep["experts"]).index(bound.expert))
 
 
 def axis_index(axis: Axis, sizes: Mapping[str, int], keep: Keep) -> torch.Tensor | None:
@@ -88,9 +135,11 @@ def slice_tensor(
     """
     if _stacks_experts(bound, keep):
         parts = [
-            slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep) for expert in range(sizes["experts"])
+            slice_tensor(tensor[expert], _one_expert(bound, expert), sizes, keep)
+            for expert in keep.get("experts", range(sizes["experts"]))
         ]
         return torch.stack(parts)
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -135,6 +184,9 @@ def zero_removed(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
         ]
         return torch.stack(parts)
     tensor = tensor.clone()
+    if is_dropped(bound, keep):
+        return tensor.zero_()
+    bound, sizes, keep = _as_one_mlp(bound, sizes, keep)
     keep = keep_in_expert(bound, sizes, keep)
     for dim, axis in enumerate(bound.axes):
         index = axis_index(axis, sizes, keep)
@@ -165,14 +217,22 @@ def sum_per_unit(values: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, i
             `i // (heads // kv)`, the order in which transformers repeats keys and values.
 
     Returns:
-        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another.
+        The sums in float32, shape (units,). With experts, the neurons of one expert follow those of another, and
+        those of shared ones come last.
     """
-    experts = sizes.get("experts", 1) if unit == "ffn" else 1
-    total = torch.zeros(experts, sizes[unit], dtype=torch.float32, device=values.device)
-    if bound.axes and experts > 1 and bound.expert is None:
-        if bound.axes[0] == _EXPERTS:
-            for expert in range(experts):
-                total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
+    if unit == "experts" and bound.expert is not None:
+        sums = torch.zeros(sizes[unit], dtype=torch.float32, device=values.device)
+        sums[bound.expert] = values.sum(dtype=torch.float32)
+        return sums
+    experts = (sizes.get("experts") or 1) if unit == "ffn" else 1
+    shared = (sizes.get("shared") or 0) if unit == "ffn" else 0
+    total = torch.zeros(experts + shared, sizes[unit], dtype=torch.float32, device=values.device)
+    if shared and bound.counts("shared"):
+        one, wide, _ = _as_one_mlp(bound, sizes, {})
+        total[experts:] = _sum_axes(values, one.axes, wide, unit).view(shared, -1)
+    elif bound.axes and experts > 1 and bound.axes[0] == _EXPERTS:
+        for expert in range(experts):
+            total[expert] = _sum_axes(values[expert], bound.axes[1:], sizes, unit)
     else:
         total[(bound.expert or 0) if experts > 1 else 0] = _sum_axes(values, bound.axes, sizes, unit)
     return total.flatten()

@@ -20,7 +20,7 @@ from ..report.compensation import CompensationRecord
 from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
 from ..report.origin import Origin
 from ..report.plan import Plan
-from ..report.plan_tables import LAYER_HEADER, SHAPE_HEADER, head_line, layer_rows, shape_rows
+from ..report.plan_tables import SHAPE_HEADER, head_line, layer_header, layer_rows, shape_rows
 from ..report.report import Report
 from ..report.run import Run
 from ..report.scores import read_scores
@@ -86,7 +86,7 @@ def render_card(
         refitted=_refitted(report.compensation),
         recovered=_recovered(report),
         shape_table=literal_table(SHAPE_HEADER, shape_rows(plan)),
-        layer_table=literal_table(LAYER_HEADER, layer_rows(plan)),
+        layer_table=literal_table(layer_header(plan), layer_rows(plan)),
         head_line=head_line(plan.tied_head) if plan.tied_head else "",
         vocabulary_table=literal_table(VOCABULARY_HEADER, vocabulary_rows(plan.vocabulary)) if plan.vocabulary else "",
         tokens_table=literal_table(TOKENS_HEADER, tokens_rows(plan.vocabulary)) if plan.vocabulary else "",

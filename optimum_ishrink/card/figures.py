@@ -26,6 +26,7 @@ _RETAINED, _REMOVED = "#2a78b5", "#d1495b"
 _PARTS = {
     "num_key_value_heads": "KV groups",
     "num_attention_heads": "query heads",
+    "num_experts": "experts",
     "intermediate_size": "MLP neurons",
 }
 
@@ -46,11 +47,11 @@ def retained_shares(plan: Plan) -> dict[str, list[float]]:
             continue
         if key == "num_attention_heads" and "num_key_value_heads" in plan.units and key not in plan.units:
             continue  # removed with their KV groups, in the same share
-        rows = plan.units.get(key)
-        count = [len(row) for row in rows] if rows else [plan.new_shape[key]] * len(plan.layers)
+        retained = plan.new_shape[key] / plan.shape[key]
         label = "KV heads after the merge" if key == "num_key_value_heads" and plan.merges is not None else name
+        without = {layer for layer, row in zip(plan.layers, plan.units.get(key, ()), strict=False) if not row}
         shares[label] = [
-            count[position[layer]] / plan.shape[key] if layer in position else 0.0 for layer in range(total)
+            0.0 if layer not in position else 1.0 if layer in without else retained for layer in range(total)
         ]
     return shares or {"whole layers": [1.0 if layer in position else 0.0 for layer in range(total)]}
 
@@ -171,6 +172,7 @@ def draw_importance(plan: Plan, scores: Mapping[str, torch.Tensor], path: Path) 
         "num_hidden_layers": _draw_layers,
         "num_key_value_heads": partial(_draw_heads, key="num_key_value_heads", name="KV group"),
         "num_attention_heads": partial(_draw_heads, key="num_attention_heads", name="query head"),
+        "num_experts": partial(_draw_heads, key="num_experts", name="expert"),
         "intermediate_size": _draw_neurons,
     }
     for axis, key in zip(axes, panels, strict=True):
@@ -193,12 +195,12 @@ def _draw_layers(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int])
 
 
 def _draw_heads(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int], key: str, name: str) -> None:
-    share = scores / scores.sum(dim=1, keepdim=True)
+    share = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     axis.imshow(share.T.numpy(), aspect="auto", cmap="Blues", origin="lower", vmin=0, vmax=float(share.max()))
     retained = dict(zip(plan.layers, plan.units[key], strict=True))
     for layer in range(scores.shape[0]):
         for group in range(scores.shape[1]):
-            if layer in dropped or group not in retained[layer]:
+            if layer in dropped or (retained[layer] and group not in retained[layer]):
                 axis.plot(layer, group, marker="x", color=_REMOVED, markersize=6, markeredgewidth=1.8)
     axis.set_yticks(range(scores.shape[1]))
     axis.set_ylabel(name)

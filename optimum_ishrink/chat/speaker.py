@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from ..core.finite import check_predictions
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import cache_name, has_state
 from ..core.limits import check_tokens, max_positions
 from ..errors import DataError, RequestError
 from ..evaluation.samples import end_tokens, has_template
@@ -243,7 +243,7 @@ class Speaker:
             if before != now:
                 break
             shared += 1
-        if cache is not None and shared:
+        if cache is not None and shared and not has_state(cache):
             try:
                 if shared < len(cached):
                     cache.crop(shared - len(cached))

@@ -58,17 +58,17 @@ def show_plan(plan: Plan, *, layers: bool = False) -> None:
     """
     from ..report.plan_tables import (
         CONFIG_HEADER,
-        LAYER_HEADER,
         SHAPE_HEADER,
         config_rows,
         head_line,
+        layer_header,
         layer_rows,
         shape_rows,
     )
 
     print_table(f"Plan for {plan.model}", SHAPE_HEADER, shape_rows(plan))
     if layers:
-        print_table("Layer by layer", LAYER_HEADER, layer_rows(plan))
+        print_table("Layer by layer", layer_header(plan), layer_rows(plan))
     print_table("Config", CONFIG_HEADER, config_rows(plan))
     if plan.vocabulary is not None:
         from ..report.vocabulary_tables import TOKENS_HEADER, VOCABULARY_HEADER, tokens_rows, vocabulary_rows
@@ -160,17 +160,18 @@ def show_analysis(analysis: Analysis) -> None:
 
 
 def show_criteria(args: argparse.Namespace) -> Any:
-    """Print the criteria that `--importance help` or `--layer-importance help` asks for, and return them.
+    """Print the criteria that `--importance help`, or the same for layers or experts, asks for, and return them.
 
     Args:
         args: Parsed arguments.
     """
-    from ..importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+    from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA
 
     header = ("name", "score", "takes", "source")
     result = {}
     for flag, title, registry in (
         ("importance", "Criteria for KV groups, query heads and neurons", UNIT_CRITERIA),
+        ("expert_importance", "Criteria for experts", EXPERT_CRITERIA),
         ("layer_importance", "Criteria for layers", LAYER_CRITERIA),
     ):
         if getattr(args, flag) == "help":

@@ -36,7 +36,7 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 
 def _lists_criteria(args: argparse.Namespace) -> bool:
-    return "help" in (args.importance, args.layer_importance)
+    return "help" in (args.importance, args.expert_importance, args.layer_importance)
 
 
 def _shrink(args: argparse.Namespace) -> Any:

@@ -10,6 +10,19 @@ import inspect
 from typing import Any
 
 
+def has_state(cache: Any) -> bool:
+    """Return whether a cache holds states that sum up what was read, beside keys and values or in their place.
+
+    Not every class goes on from such a state when several tokens are read at once (the first version of Mamba begins
+    anew), so what was read before has to be read again.
+
+    Args:
+        cache: The cache, after the model has run.
+    """
+    layers = getattr(cache, "layers", ())
+    return any(any(getattr(layer, "is_recurrent_states_initialized", {}).values()) for layer in layers)
+
+
 def cache_name(model: Any) -> str:
     """Return the name under which a model takes a cache and returns one."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

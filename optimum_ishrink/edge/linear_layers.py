@@ -53,7 +53,7 @@ def linear_layers(config: Any, binding: Binding) -> tuple[LinearLayer, ...]:
         if not isinstance(module, torch.nn.Linear):
             continue
         layer = next((index for prefix, index in places.items() if name.startswith(prefix)), None)
-        bound = binding.tensors.get(f"{name}.weight")
+        bound = binding.in_memory.get(f"{name}.weight")
         is_router = bound is not None and bound.expert is None and bound.counts("experts")
         found.append(LinearLayer(name, layer, module.out_features, module.in_features, is_router))
     return tuple(found)

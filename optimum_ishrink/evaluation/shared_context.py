@@ -16,7 +16,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from ..core.finite import kind_of
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import cache_name, has_state
 from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
@@ -89,6 +89,8 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
         output = self.model.base_model(input_ids=contexts, use_cache=True)
         cache, last, output_class = output[cache_key], output.last_hidden_state[:, -1], type(output)
+        if has_state(cache):
+            common, cache = 0, None  # every continuation reads its context, whose last state is then its own
         rows = [
             _Row(row, number, context[common:], tokens)
             for row, (context, continuations) in enumerate(batch)
@@ -105,10 +107,11 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
                 # Padding after a shorter continuation is never attended to, so its value does not matter.
                 padded = [row.inputs + [0] * (longest - len(row.inputs)) for row in part]
                 part_cache = cache if part is parts[-1] else copy.deepcopy(cache)
-                part_cache.batch_select_indices(chosen)
+                if part_cache is not None:
+                    part_cache.reorder_cache(chosen)  # layers of all kinds have it
                 found = self.model.base_model(
                     input_ids=torch.tensor(padded, device=self.device),
-                    use_cache=True,
+                    use_cache=part_cache is not None,
                     **{cache_key: part_cache},
                 )
                 states = torch.cat([states, found.last_hidden_state], dim=1)

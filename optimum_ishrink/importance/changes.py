@@ -9,8 +9,8 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
-from ..architectures.description import LAYERS
-from .watchers import Watcher
+from ..architectures.description import LAYERS, NEURONS
+from .watchers import Routed, Watcher
 
 
 def sampled_loss(logits: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -52,8 +52,23 @@ class ChangeWatcher(Watcher):
                 module = self.model.get_submodule(layer_module(self.units.binding, layer))
                 self.handles.append(module.register_forward_hook(self._compare(layer), with_kwargs=True))
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            module = self.model.get_submodule(bound.module)
             self.handles.append(module.register_forward_pre_hook(self._read(bound)))
+        if NEURONS in self.units.keys:
+            self.watch_experts(self._read_expert)
+
+    def _read_expert(self, layer: int, expert: int, inputs: torch.Tensor, routed: Routed) -> None:
+        if not inputs.requires_grad:
+            return
+        entering, place = inputs.detach(), self.units.of_expert(expert)
+
+        def reduce(gradient: torch.Tensor) -> None:
+            change = routed.text(entering.to(torch.float32, copy=True).mul_(gradient))
+            per_unit = change.view(len(change), -1, self.units.group).sum(-1)
+            # Of a token that is not routed to the expert nothing changes without it.
+            self.sums[NEURONS][layer, place] += self.criterion.function(per_unit).sum(dim=0)
+
+        inputs.register_hook(reduce)  # type: ignore[no-untyped-call]
 
     def _compare(self, layer: int) -> Callable[..., None]:
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -72,7 +87,7 @@ class ChangeWatcher(Watcher):
         return compare
 
     def _read(self, bound: BoundTensor) -> Callable[..., None]:
-        layer = bound.layer
+        layer, place = bound.layer, self.units.place(bound)
         assert layer is not None
         keys = [key for key in self.units.keys if key != LAYERS and bound.name in self.units.readers((key,))]
         channels = {key: self.units.channels(bound, key).to(self.model.device) for key in keys}
@@ -86,7 +101,7 @@ class ChangeWatcher(Watcher):
                 for key, units in channels.items():
                     # Neurons have one channel each, in order: there is nothing to gather.
                     per_unit = change if units.shape[1] == 1 else change[:, units].sum(-1)
-                    self.sums[key][layer] += self.criterion.function(per_unit).sum(dim=0)
+                    self.sums[key][layer, place] += self.criterion.function(per_unit).sum(dim=0)
 
             if inputs[0].requires_grad:  # not in forward passes without gradients
                 inputs[0].register_hook(reduce)  # type: ignore[no-untyped-call]

@@ -11,7 +11,16 @@ import torch
 from ..core.registry import Registry
 
 Needs = Literal[
-    "weights", "activations", "gradients", "changes", "gram", "hidden_states", "logits", "scores", "unit_scores"
+    "weights",
+    "activations",
+    "gradients",
+    "changes",
+    "gram",
+    "hidden_states",
+    "logits",
+    "routing",
+    "scores",
+    "unit_scores",
 ]
 Function = Callable[..., torch.Tensor]
 
@@ -19,6 +28,7 @@ _COSTS: dict[Needs, str] = {
     "weights": "weights only",
     "activations": "forward passes",
     "hidden_states": "forward passes",
+    "routing": "forward passes, in which the experts run twice",
     "gram": "forward passes, and one matrix inverse per projection",
     "gradients": "forward and backward passes",
     "changes": "forward passes, and backward passes to the activations alone",
@@ -47,6 +57,7 @@ class Criterion:
             - `hidden_states`: what enters a block (or a span) and what leaves it; one value per token, averaged.
             - `logits`: the original logits, those with the unit (or the block) removed, and the tokens that
               followed; one value per token, averaged.
+            - `routing`: what was observed of the experts of all layers, a `Routing`; one value per layer and expert.
             - `scores`: the scores of other criteria, `parts`; one value per unit.
             - `unit_scores`: the scores of every kind of unit; one value per layer.
         formula: The score in one line.
@@ -83,17 +94,37 @@ class Criterion:
 
     @property
     def sees_experts(self) -> bool:
-        """Whether it can score neurons of experts: these have weights and gradients, but no separate module."""
+        """Whether it can score neurons of experts, which are no modules of their own."""
         if self.parts:
             return all(UNIT_CRITERIA[name].sees_experts for name in self.parts)
-        return self.needs in ("weights", "gradients")
+        return self.needs in ("weights", "gradients", "changes", "activations")
 
     def finish(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the scores of units from their sums."""
         return sums if self.of_sum is None else self.of_sum(sums)
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Sums over the tokens that a router sent to each expert, float32, shape (layers, experts) each.
+
+    Args:
+        routed: Number of tokens that the expert was among the top k of.
+        gates: Sum of its gate weights, as the layer uses them.
+        norms: Sum of the L2 norms of its output, before the gate.
+        gated_norms: Sum of the gate weight times that norm.
+        tokens: Number of tokens, routed to the expert or not.
+    """
+
+    routed: torch.Tensor
+    gates: torch.Tensor
+    norms: torch.Tensor
+    gated_norms: torch.Tensor
+    tokens: int
+
+
 UNIT_CRITERIA: Registry[Criterion] = Registry("importance", f"{__package__}.criteria")
+EXPERT_CRITERIA: Registry[Criterion] = Registry("expert importance", f"{__package__}.criteria")
 LAYER_CRITERIA: Registry[Criterion] = Registry("layer importance", f"{__package__}.criteria")
 
 
@@ -120,6 +151,13 @@ def unit_criterion(
     """Return a decorator that registers a criterion for KV groups, query heads and MLP neurons."""
     details = {"formula": formula, "reference": reference, "of_sum": of_sum, "parts": parts, "by_groups": by_groups}
     return _registering(UNIT_CRITERIA, name, needs, **details)
+
+
+def expert_criterion(
+    name: str, *, needs: Needs, formula: str, reference: str, of_sum: Function | None = None
+) -> Callable[[Function], Function]:
+    """Return a decorator that registers a criterion for experts."""
+    return _registering(EXPERT_CRITERIA, name, needs, formula=formula, reference=reference, of_sum=of_sum)
 
 
 def layer_criterion(

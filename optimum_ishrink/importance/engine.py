@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding
-from ..architectures.description import LAYERS
+from ..architectures.description import EXPERTS, LAYERS
 from ..core.finite import ADVICE, not_finite
 from ..core.progress import progress_bar
 from ..errors import DataError, NotFiniteError, RequestError
@@ -24,6 +24,7 @@ from .changes import ChangeWatcher, sampled_loss
 from .criterion import UNIT_CRITERIA, Criterion
 from .gram import score_gram
 from .removal import LayerRunner, score_removed_units, score_spans
+from .routing import RoutingWatcher
 from .units import Units, check_finite, units_to_score
 from .watchers import ActivationWatcher, GradientWatcher, HiddenStateWatcher, Watcher
 
@@ -32,6 +33,7 @@ WATCHERS: Mapping[str, type[Watcher]] = {
     "changes": ChangeWatcher,
     "activations": ActivationWatcher,
     "hidden_states": HiddenStateWatcher,
+    "routing": RoutingWatcher,
 }
 """The watcher for each need of a criterion."""
 
@@ -84,6 +86,7 @@ def score_model(
     layer_criterion: Criterion | None,
     keys: tuple[str, ...],
     *,
+    expert_criterion: Criterion | None = None,
     attention_mask: torch.Tensor | None = None,
     batch_size: int = 4,
     group_size: int | None = None,
@@ -98,6 +101,7 @@ def score_model(
         unit_criterion: Criterion for KV groups, query heads and MLP neurons, or None.
         layer_criterion: Criterion for layers, or None.
         keys: Dimensions to score.
+        expert_criterion: Criterion for experts, or None.
         attention_mask: 1 for text and 0 for padding, the shape of `windows`; None when nothing is padding.
         batch_size: Windows in a batch. Criteria of gradients take one gradient per batch, so it is part of their
             definition; four keeps the logits of a vocabulary of 128k within a few GB.
@@ -119,7 +123,8 @@ def score_model(
     watchers: list[Watcher] = []
     scores: dict[str, torch.Tensor] = {}
     for criterion, wanted in (
-        (unit_criterion, tuple(key for key in keys if key != LAYERS)),
+        (unit_criterion, tuple(key for key in keys if key not in (EXPERTS, LAYERS))),
+        (expert_criterion, tuple(key for key in keys if key == EXPERTS)),
         (layer_criterion, tuple(key for key in keys if key == LAYERS)),
     ):
         if criterion is None or not wanted:

@@ -66,7 +66,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
             f"{criterion.name!r} needs windows without padding; cut the text into windows of one length"
         )
     readers = [(key, bound) for key in units.keys for bound in input_readers(binding, key)]
-    modules = {bound.name: model.get_submodule(bound.name.removesuffix(".weight")) for _, bound in readers}
+    modules = {bound.name: model.get_submodule(bound.module) for _, bound in readers}
     widths = {bound.name: modules[bound.name].weight.shape[0 if bound.transposed else 1] for _, bound in readers}
     widest = max(widths.values())
     tokens = batches.windows.numel()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
 from ..errors import ShapeError
 
 
@@ -15,7 +15,7 @@ def choose_greedily(
     score_again: Callable[[Sequence[int], tuple[int, ...]], torch.Tensor],
     count: int,
     removable: range,
-    order: LayerOrder | None = None,
+    order: LayerRule | None = None,
     gone: Collection[int] = (),
 ) -> tuple[int, ...]:
     """Return the retained layers: remove the lowest scored, score the rest again without it, and repeat.
@@ -47,7 +47,7 @@ def choose_greedily(
     return tuple(layer for layer in range(total) if layer not in removed)
 
 
-def allows(order: LayerOrder | None, removed: Collection[int], total: int, removable: range) -> bool:
+def allows(order: LayerRule | None, removed: Collection[int], total: int, removable: range) -> bool:
     """Return whether a result in an order can still be made when some layers are removed.
 
     Args:

@@ -19,6 +19,12 @@ def _unit_criteria() -> Iterable[str]:
     return UNIT_CRITERIA
 
 
+def _expert_criteria() -> Iterable[str]:
+    from .criterion import EXPERT_CRITERIA
+
+    return EXPERT_CRITERIA
+
+
 def _layer_criteria() -> Iterable[str]:
     from .criterion import LAYER_CRITERIA
 
@@ -46,6 +52,14 @@ class ImportanceOptions(CalibrationOptions):
         "the MLP width. By default 1, and for criteria that run the model once per unit (`logits-mse`, `thesis-mix`) "
         "what leaves at most 32 groups in a layer. A cut that is not a multiple of it splits one group of a layer.",
         default_help="depends on the criterion",
+    )
+    expert_importance: str = option(
+        "reap",
+        metavar="NAME",
+        choices=_expert_criteria,
+        help="criterion for experts; 'help' lists all",
+        doc="Criterion for whole experts, where `num_experts` drops some; `ishrink plan --expert-importance help` "
+        "lists all. The default reads calibration text; `l2-norm` needs the weights alone.",
     )
     layer_importance: str = option(
         "block-influence",

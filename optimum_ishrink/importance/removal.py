@@ -40,7 +40,7 @@ class LayerRunner:
     def __init__(self, model: Any, binding: Binding) -> None:
         self.model = model
         self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
-        self._in_tuples = False
+        self._in_tuples: bool | None = None  # whether layers return tuples, once one has run
 
     def logits(
         self, batch: Batch, first: int = 0, entering: torch.Tensor | None = None, without: Collection[int] = ()
@@ -78,6 +78,9 @@ class LayerRunner:
             self._in_tuples = isinstance(output, tuple)
             states.append(output[0] if self._in_tuples else output)
 
+        if without and self._in_tuples is None:
+            token = batch.input_ids[:1, :1]
+            self.states(Batch(token, torch.ones_like(token)), logits=False)
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
         handles.append(self.layers[-1].register_forward_hook(leave))
         model = self.model if logits else self.model.base_model
@@ -203,7 +206,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
     binding = units.binding
     runner = LayerRunner(model, binding)
     sites = [
-        (key, bound.layer or 0, model.get_submodule(bound.name.removesuffix(".weight")), units.channels(bound, key))
+        (key, bound.layer or 0, model.get_submodule(bound.module), units.channels(bound, key))
         for key in units.keys
         for bound in input_readers(binding, key)
     ]

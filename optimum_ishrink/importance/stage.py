@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding
-from ..architectures.description import LAYERS, ROWS
-from ..architectures.layer_order import LayerOrder
+from ..architectures.description import EXPERTS, LAYERS, ROWS, TOP_K
+from ..architectures.layer_order import LayerRule
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..core.cache import cache_folder
@@ -21,7 +21,7 @@ from ..core.progress import note
 from ..core.version import __version__
 from ..text.calibration import Calibration
 from .batches import Batches
-from .criterion import LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from .criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from .engine import score_model
 from .layer_selection import allows, choose_greedily, choose_span, removable_spans, spans_with, summed_costs
 from .options import ImportanceOptions
@@ -32,6 +32,10 @@ from .weights import score_weights
 
 SUMMED_UNITS = ("num_key_value_heads", "intermediate_size")
 """The kinds of units that `unit_scores` criteria sum up; query heads are part of their KV group."""
+
+
+_UNITS = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
+"""Dimensions that the unit criterion scores."""
 
 
 def score(
@@ -48,20 +52,25 @@ def score(
         keys: Config keys of those dimensions.
     """
     source = session.source
-    unit, layer = UNIT_CRITERIA[options.importance], LAYER_CRITERIA[options.layer_importance]
-    of_layers = tuple(key for key in keys if key == LAYERS)
+    layer = LAYER_CRITERIA[options.layer_importance]
     of_units = check_scoring(source.binding, options, keys)  # raises before the model is loaded
-    wanted = [(unit, key) for key in of_units]
-    wanted += [(layer, key) for key in of_layers if layer.needs != "unit_scores"]
+    wanted = [*of_units, *(key for key in keys if key == EXPERTS or (key == LAYERS and layer.needs != "unit_scores"))]
     cache = _RunCache(session, options, calibration)
-    scores = {key: found for criterion, key in wanted if (found := cache.read(criterion, key)) is not None}
-    missing = [key for _, key in wanted if key not in scores]
-    for key, values in _compute(session, options, calibration, unit, layer, missing).items():
+    scores = {key: found for key in wanted if (found := cache.read(_criterion_of(options, key), key)) is not None}
+    missing = [key for key in wanted if key not in scores]
+    for key, values in _compute(session, options, calibration, missing).items():
         scores[key] = values
-        cache.write(layer if key == LAYERS else unit, key, values)
-    if of_layers and layer.needs == "unit_scores":
+        cache.write(_criterion_of(options, key), key, values)
+    if LAYERS in keys and layer.needs == "unit_scores":
         scores[LAYERS] = layer.function(*(scores[key] for key in SUMMED_UNITS))
     return {key: scores[key] for key in keys}
+
+
+def _criterion_of(options: ImportanceOptions, key: str) -> Criterion:
+    """Return the criterion that scores a dimension."""
+    if key == LAYERS:
+        return LAYER_CRITERIA[options.layer_importance]
+    return EXPERT_CRITERIA[options.expert_importance] if key == EXPERTS else UNIT_CRITERIA[options.importance]
 
 
 def check_scoring(binding: Binding, options: ImportanceOptions, keys: Sequence[str]) -> tuple[str, ...]:
@@ -75,7 +84,7 @@ def check_scoring(binding: Binding, options: ImportanceOptions, keys: Sequence[s
     Raises:
         RequestError: The criterion cannot see into experts, or the groups do not divide the neurons.
     """
-    of_units = tuple(key for key in keys if key != LAYERS)
+    of_units = tuple(key for key in keys if key not in (EXPERTS, LAYERS))
     if LAYERS in keys and LAYER_CRITERIA[options.layer_importance].needs == "unit_scores":
         of_units = (*of_units, *(key for key in SUMMED_UNITS if key not in of_units))
     units_to_score(binding, UNIT_CRITERIA[options.importance], of_units, options.importance_group_size)
@@ -83,12 +92,7 @@ def check_scoring(binding: Binding, options: ImportanceOptions, keys: Sequence[s
 
 
 def _compute(
-    session: Session,
-    options: ImportanceOptions,
-    calibration: Calibration,
-    unit: Criterion,
-    layer: Criterion,
-    missing: Collection[str],
+    session: Session, options: ImportanceOptions, calibration: Calibration, missing: Collection[str]
 ) -> dict[str, torch.Tensor]:
     """Score dimensions: from weights tensor by tensor, and everything else together on the loaded model.
 
@@ -96,32 +100,30 @@ def _compute(
         session: The run.
         options: How to score.
         calibration: The text to score on.
-        unit: Criterion for units.
-        layer: Criterion for layers.
         missing: Config keys of the dimensions.
     """
     source = session.source
-    keys = {
-        True: tuple(key for key in missing if key == LAYERS),
-        False: tuple(key for key in missing if key != LAYERS),
-    }
+    size = options.importance_group_size
     scores: dict[str, torch.Tensor] = {}
-    for of_layers, criterion in ((False, unit), (True, layer)):
-        if keys[of_layers] and criterion.needs == "weights":
-            size = options.importance_group_size
-            scores.update(score_weights(source.tensors, source.binding, criterion, keys[of_layers], group_size=size))
-            keys[of_layers] = ()
-    if keys[True] or keys[False]:
+    criteria = {key: _criterion_of(options, key) for key in missing}
+    from_weights = [key for key, criterion in criteria.items() if criterion.needs == "weights"]
+    for kind in (_UNITS, (EXPERTS,), (LAYERS,)):
+        if keys := tuple(key for key in from_weights if key in kind):
+            scores.update(score_weights(source.tensors, source.binding, criteria[keys[0]], keys, group_size=size))
+    rest = tuple(key for key in missing if key not in scores)
+    if rest:
+        units = any(key in _UNITS for key in rest)
         scores.update(
             score_model(
                 session.model,
                 source.binding,
                 calibration.windows[: options.importance_samples],
-                unit if keys[False] else None,
-                layer if keys[True] else None,
-                (*keys[False], *keys[True]),
+                UNIT_CRITERIA[options.importance] if units else None,
+                criteria[LAYERS] if LAYERS in rest else None,
+                rest,
+                expert_criterion=criteria[EXPERTS] if EXPERTS in rest else None,
                 batch_size=options.batch_size,
-                group_size=options.importance_group_size,
+                group_size=size,
                 seed=options.seed,
             )
         )
@@ -168,7 +170,7 @@ class _RunCache:
             "dimension": key,
             "version": __version__,
             "torch": torch.__version__,
-            "importance_group_size": None if key == LAYERS else self.options.importance_group_size,
+            "importance_group_size": None if key in (EXPERTS, LAYERS) else self.options.importance_group_size,
             **(self._calibration if criterion.reads_text else {}),
         }
 
@@ -202,7 +204,7 @@ def select_layers(
     scores: Mapping[str, torch.Tensor],
     count: int,
     removable: range,
-    order: LayerOrder | None = None,
+    order: LayerRule | None = None,
     gone: Collection[int] = (),
 ) -> tuple[int, ...] | None:
     """Return the retained layers where their choice needs more than one score each, else None.
@@ -247,7 +249,7 @@ def select_layers(
 
 
 def used_criteria(options: ImportanceOptions, scored: Iterable[str]) -> dict[str, Criterion]:
-    """Return the criteria that were used: `unit`, `layer`, both or none.
+    """Return the criteria that were used: any of `unit`, `expert` and `layer`.
 
     Args:
         options: How units and layers are scored.
@@ -258,8 +260,10 @@ def used_criteria(options: ImportanceOptions, scored: Iterable[str]) -> dict[str
     if LAYERS in keys:
         used["layer"] = LAYER_CRITERIA[options.layer_importance]
     summed = "layer" in used and used["layer"].needs == "unit_scores"
-    if summed or keys & {"num_key_value_heads", "num_attention_heads", "intermediate_size"}:
+    if summed or keys.intersection(_UNITS):
         used["unit"] = UNIT_CRITERIA[options.importance]
+    if EXPERTS in keys:
+        used["expert"] = EXPERT_CRITERIA[options.expert_importance]
     return used
 
 
@@ -282,8 +286,8 @@ def scored_dimensions(before: Mapping[str, int], after: Mapping[str, int], *, me
         merge: Whether KV heads are merged: then none of them is removed.
     """
     kv, heads = "num_key_value_heads", "num_attention_heads"
-    # The tokens of a vocabulary are chosen by their counts.
-    changed = [key for key in before if key not in (kv, heads, ROWS) and after[key] < before[key]]
+    # The tokens of a vocabulary are chosen by their counts, and routing to fewer experts removes nothing.
+    changed = [key for key in before if key not in (kv, heads, ROWS, TOP_K) and after[key] < before[key]]
     if after[kv] < before[kv] and not merge:
         changed.append(kv)
     available = before[heads] if merge else after[kv] * (before[heads] // before[kv])

@@ -10,10 +10,11 @@ import torch
 from ..architectures.axes import input_axis, input_readers
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import DIMENSIONS, LAYERS, NEURONS
+from ..architectures.expressions import axis_length
 from ..architectures.slicing import sum_per_unit, unit_positions
 from ..core.finite import kind_of
 from ..errors import NotFiniteError, RequestError
-from .criterion import Criterion
+from .criterion import UNIT_CRITERIA, Criterion
 
 MOST_GROUPS = 32
 """Groups of neurons in a layer when a criterion removes them one after another, since each takes a separate pass."""
@@ -73,7 +74,7 @@ class Units:
         """Return the number of units in a layer, over all of its experts."""
         if key != NEURONS:
             return self.binding.shape[key]
-        return self.binding.shape[key] * self.binding.sizes.get("experts", 1) // self.group
+        return self.binding.shape[key] * self.binding.mlps // self.group
 
     def add(self, sums: Mapping[str, torch.Tensor], bound: BoundTensor, values: torch.Tensor) -> None:
         """Add one tensor's values to the sums of the units, or of the layer, that it belongs to.
@@ -102,7 +103,8 @@ class Units:
             keys: Only of these dimensions.
         """
         wanted = [key for key in (self.keys if keys is None else keys) if key != LAYERS]
-        return {bound.name: bound for key in wanted for bound in input_readers(self.binding, key)}
+        found = (bound for key in wanted for bound in input_readers(self.binding, key))
+        return {bound.name: bound for bound in found if bound.expert is None}  # experts are fused in memory
 
     def channels(self, bound: BoundTensor, key: str) -> torch.Tensor:
         """Return the input channels of a projection that belong to each unit, int64, shape (units, channels).
@@ -111,8 +113,28 @@ class Units:
             bound: A projection that reads the units.
             key: The dimension's config key.
         """
+        if bound.counts("shared"):  # its neurons are in order, those of one shared expert after those of another
+            return torch.arange(axis_length(input_axis(bound), self.binding.sizes)).view(-1, self.group)
         positions = unit_positions(input_axis(bound), self.binding.sizes, DIMENSIONS[key])
         return positions.view(self._count(key), -1)
+
+    def place(self, bound: BoundTensor) -> slice:
+        """Return where among a layer's units those of a projection are.
+
+        Args:
+            bound: A projection that reads them.
+        """
+        return self.of_expert(self.binding.sizes["experts"], None) if bound.counts("shared") else slice(None)
+
+    def of_expert(self, expert: int, count: int | None = 1) -> slice:
+        """Return where among a layer's units of neurons those of an expert are.
+
+        Args:
+            expert: The first expert.
+            count: How many experts; None for all from this one on.
+        """
+        width = self.binding.sizes["ffn"] // self.group
+        return slice(expert * width, None if count is None else (expert + count) * width)
 
     def scores(self, sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return sums on the CPU, with a group's score shared out evenly among its neurons.
@@ -135,13 +157,14 @@ def units_to_score(binding: Binding, criterion: Criterion, keys: tuple[str, ...]
         group_size: Number of neurons to score together, or None.
 
     Raises:
-        RequestError: The neurons belong to experts, which transformers fuses in memory, and the criterion cannot
-            see them there; or the groups do not divide them.
+        RequestError: The neurons belong to experts, and the criterion cannot see them there; or the groups do not
+            divide them.
     """
     if NEURONS not in keys:
         return Units(binding, keys)
-    if binding.sizes.get("experts", 1) > 1 and not criterion.sees_experts:
-        raise RequestError(f"{criterion.name!r} cannot see into experts; use importance='taylor' or 'l2-norm'")
+    if binding.mlps > 1 and not criterion.sees_experts:
+        able = ", ".join(name for name in UNIT_CRITERIA if UNIT_CRITERIA[name].sees_experts)
+        raise RequestError(f"{criterion.name!r} cannot see into experts; importance can be {able}")
     return Units(binding, keys, choose_group_size(binding, criterion, group_size))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -10,11 +13,29 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
-from ..architectures.description import LAYERS
+from ..architectures.description import LAYERS, NEURONS
 from ..core.processes import summed, summed_count
+from ..modeling.experts import DownProjections, fused_experts, gather_arguments, one_by_one
 from .batches import Batch
 from .criterion import Criterion
 from .units import Units
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The tokens that an expert reads in one batch.
+
+    Args:
+        gates: Their gate weights, shape (pairs,).
+        is_text: Which of them are not padding, bool, shape (pairs,).
+    """
+
+    gates: torch.Tensor
+    is_text: torch.Tensor
+
+    def text(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the rows of values, shape (pairs, ...), that are text."""
+        return values if bool(self.is_text.all()) else values[self.is_text]
 
 
 class Watcher(ABC):
@@ -37,14 +58,46 @@ class Watcher(ABC):
         self.terms = 0
         self.batch: Batch | None = None
         self.handles: list[Any] = []
+        self.contexts = ExitStack()
 
     def __enter__(self) -> Watcher:
         self.install()
         return self
 
+    def watch_experts(self, read: Callable[[int, int, torch.Tensor, Routed], None]) -> None:
+        """Observe what the projections of fused experts read, where the model has any.
+
+        Args:
+            read: Called with the layer, the expert, what its projection reads, shape (pairs, neurons), and which
+                tokens these are of.
+        """
+        experts = fused_experts(self.model, self.units.binding)
+        if not experts:
+            return
+        called: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for layer, fused in experts.items():
+
+            def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
+                called[layer] = gather_arguments(args, kwargs)[1:]  # type: ignore[assignment]
+
+            self.handles.append(fused.module.register_forward_pre_hook(enter, with_kwargs=True))
+
+        def observe(layer: int, expert: int, inputs: torch.Tensor) -> None:
+            assert self.batch is not None
+            chosen, weights = (values.reshape(self.batch.mask.numel(), -1) for values in called[layer])
+            place, token = torch.where((chosen == expert).T)  # the order in which an expert's tokens are gathered
+            assert len(token) == len(inputs), "an expert reads other tokens than were routed to it"
+            text = self.batch.mask.flatten()[token].bool()
+            read(layer, expert, inputs, Routed(weights[token, place], text))
+
+        weights = {layer: fused.weight for layer, fused in experts.items()}
+        self.contexts.enter_context(one_by_one(self.model))
+        self.contexts.enter_context(DownProjections(weights, observe))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        self.contexts.close()
         for handle in self.handles:
             handle.remove()
 
@@ -104,7 +157,7 @@ class ActivationWatcher(Watcher):
         """Hook the projections that read the units."""
         self._squares: list[tuple[BoundTensor, Any, torch.Tensor]] = []
         for bound in self.units.readers().values():
-            module = self.model.get_submodule(bound.name.removesuffix(".weight"))
+            module = self.model.get_submodule(bound.module)
             width = module.weight.shape[0 if bound.transposed else 1]
             sums = torch.zeros(width, dtype=torch.float32, device=self.model.device)
             self._squares.append((bound, module, sums))
@@ -115,6 +168,18 @@ class ActivationWatcher(Watcher):
                 sums.add_(self.batch.text(inputs[0]).to(torch.float32, copy=True).square_().sum(dim=0))
 
             self.handles.append(module.register_forward_pre_hook(add))
+        self._experts: dict[int, torch.Tensor] = {}
+        if NEURONS in self.units.keys:
+            sizes = self.units.binding.sizes
+            for layer in fused_experts(self.model, self.units.binding):
+                self._experts[layer] = torch.zeros(sizes["experts"], sizes["ffn"], device=self.model.device)
+            self.watch_experts(self._add_expert)
+
+    @torch.no_grad()
+    def _add_expert(self, layer: int, expert: int, inputs: torch.Tensor, routed: Routed) -> None:
+        # What a channel brings to the layer's output is scaled by the gate.
+        scaled = inputs.float() * routed.gates.float()[:, None]
+        self._experts[layer][expert] += routed.text(scaled).square_().sum(dim=0)
 
     def end(self) -> None:
         """Count the batch's tokens."""
@@ -131,6 +196,11 @@ class ActivationWatcher(Watcher):
                 summed(squares) / max(terms, 1), weight.T if bound.transposed else weight
             )
             self.units.add_channels(totals, bound, channels)
+        experts = fused_experts(self.model, self.units.binding) if self._experts else {}
+        for layer, fused in experts.items():
+            for expert, moment in enumerate(summed(self._experts[layer]) / max(terms, 1)):
+                channels = self.criterion.function(moment, fused.matrix(expert))
+                totals[NEURONS][layer, self.units.of_expert(expert)] += channels.view(-1, self.units.group).sum(-1)
         return self.units.scores(totals)
 
 

@@ -63,13 +63,14 @@ def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) ->
         binding: The model.
 
     Returns:
-        float32, shape (layers, heads, heads).
+        float32, shape (layers, heads, heads); zero in layers without attention.
 
     Raises:
         NotFiniteError: A projection holds NaN or inf.
     """
     heads = binding.sizes["kv"]
     rows: list[list[list[torch.Tensor]]] = [[[] for _ in range(heads)] for _ in range(binding.sizes["layers"])]
+    similarity = torch.zeros(len(rows), heads, heads)
     with progress_bar("similarity of KV heads", len(rows)) as advance:
         for layer, features in enumerate(rows):
             for bound in binding.layer_tensors(layer):
@@ -82,6 +83,7 @@ def key_value_similarity(tensors: Mapping[str, TensorInfo], binding: Binding) ->
     for layer, features in enumerate(rows):
         if (kind := kind_of(*(part for parts in features for part in parts))) is not None:
             raise NotFiniteError(f"the key and value projections of layer {layer} are not finite: they hold {kind}")
-    stacked = torch.stack([torch.stack([torch.cat(parts) for parts in features]) for features in rows])
-    unit = torch.nn.functional.normalize(stacked, dim=-1)
-    return unit @ unit.transpose(1, 2)
+        if any(features):  # not every layer of a hybrid has attention
+            unit = torch.nn.functional.normalize(torch.stack([torch.cat(parts) for parts in features]), dim=-1)
+            similarity[layer] = unit @ unit.T
+    return similarity

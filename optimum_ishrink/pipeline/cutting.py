@@ -116,6 +116,7 @@ def _choice(job: Job) -> Choice:
         layer_selection=config.layer_selection if "layer" in used else None,
         seed=config.seed,
         calibration=record if reads else None,
+        expert_importance=used["expert"].name if "expert" in used else None,
     )
 
 

@@ -184,7 +184,7 @@ def edited_config(
     lost: list[str] = []
     if rows is not None:
         edited, lost = renumber_ids(edited, rows)
-        edited[ROWS] = len(rows)
+        edited.update(source.binding.config_changes({ROWS: len(rows)}))
     if head is not None:
         edited[TIE] = True
     return edited, lost

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ..architectures.axes import layers_with
 from ..architectures.binding import Binding
+from ..architectures.description import GROUPS
 
 _WINDOWS: Mapping[str, str] = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Kinds of layers that hold no more tokens than a key of the config says; all others hold the whole context."""
@@ -16,8 +18,10 @@ _WINDOWS: Mapping[str, str] = {"sliding_attention": "sliding_window", "chunked_a
 def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, element_bytes: int = 2) -> int:
     """Return the bytes of the KV cache of one sequence.
 
-    A layer with a sliding window holds no more tokens than that. Which layers stay is not known before they are
-    scored: those that hold most are counted, so with fewer layers it is the most that the cache can take.
+    A layer with a sliding window holds no more tokens than that, and one without attention none: its state, which does
+    not grow with the context, is not counted. Latent attention holds the latents that all heads share. Which layers
+    stay is not known before they are scored: those that hold most are counted, so with fewer layers it is the most
+    that the cache can take.
 
     Args:
         binding: The model.
@@ -27,8 +31,8 @@ def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, ele
     """
     sizes = binding.resized(shape)
     kinds, windows = _kinds(binding.config, binding.sizes["layers"])
-    tokens = _cached_tokens(kinds, windows, sizes["layers"], context)
-    return 2 * sizes["kv"] * sizes["head_dim"] * element_bytes * tokens
+    tokens = _cached_tokens(kinds, windows, sizes["layers"], context, layers_with(binding, GROUPS))
+    return (sizes.get("cache") or 2 * sizes["kv"] * sizes["head_dim"]) * element_bytes * tokens
 
 
 def _kinds(config: Any, layers: int) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
@@ -43,10 +47,12 @@ def _kinds(config: Any, layers: int) -> tuple[tuple[str, ...], tuple[int | None,
 
 
 @lru_cache(maxsize=1024)
-def _cached_tokens(kinds: tuple[str, ...], windows: tuple[int | None, ...], layers: int, context: int) -> int:
-    """Return the tokens that all layers hold together."""
+def _cached_tokens(
+    kinds: tuple[str, ...], windows: tuple[int | None, ...], layers: int, context: int, attention: tuple[int, ...]
+) -> int:
+    """Return the tokens that all layers hold together, of which some have attention."""
     known = dict(zip(_WINDOWS, windows, strict=True))
-    held = [min(context, known.get(kind) or context) for kind in kinds]
+    held = [min(context, known.get(kinds[layer]) or context) for layer in attention]
     return sum(sorted(held, reverse=True)[:layers])
 
 

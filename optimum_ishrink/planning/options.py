@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..architectures.description import DIMENSIONS
+from ..architectures.description import DIMENSIONS, TOP_K
 from ..errors import RequestError
 from ..options.base import Options
 from ..options.option import option
@@ -13,8 +13,8 @@ from .multiples import RUNTIMES
 from .protection import default_protection
 from .target import CONTEXT, limits_time
 
-TARGET_DIMENSIONS = tuple(key for key in DIMENSIONS if key != "num_attention_heads")
-"""What a target can change. Query heads follow their KV groups."""
+TARGET_DIMENSIONS = tuple(key for key in DIMENSIONS if key not in ("num_attention_heads", TOP_K))
+"""What a target can change. Query heads follow their KV groups, and routing to fewer experts saves no parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -44,6 +44,23 @@ class ShapeOptions(Options):
         help="MLP neurons of every layer",
         doc="MLP neurons of every layer of the result, or of every expert.",
         default_help="set by the target, or unchanged",
+    )
+    num_experts: int | None = option(
+        None,
+        metavar="N",
+        help="experts of every layer, in a mixture of experts",
+        doc="Experts of every layer of the result, in a mixture of experts, whatever the config calls their number. "
+        "Those with the lowest `expert_importance` are dropped with their rows in the router; shared experts, which "
+        "read every token, stay.",
+        default_help="set by the target, or unchanged",
+    )
+    num_experts_per_tok: int | None = option(
+        None,
+        metavar="N",
+        help="experts that each token is routed to",
+        doc="Experts that each token is routed to. It is the router's top-k, which is unchanged by default; fewer "
+        "experts than it can only stay when it is lowered as well.",
+        default_help="unchanged",
     )
     vocab_size: int | None = option(
         None,
@@ -99,7 +116,7 @@ class ShapeOptions(Options):
         label="dimension to prune",
         help="dimensions that the target changes",
         doc="Dimensions that the target changes, each of them: `num_hidden_layers`, `num_key_value_heads`, "
-        "`intermediate_size`, `vocab_size`. By default the cheapest of all that are not given.",
+        "`intermediate_size`, `num_experts`, `vocab_size`. By default the cheapest of all that are not given.",
         default_help="chosen by expected damage",
     )
     intermediate_multiple: int | None = option(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ..architectures.binding import Binding
 from ..architectures.description import LAYERS
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
+from ..architectures.layer_patterns import layer_pattern
 from ..architectures.runtime_limits import depth_limit, layer_limit, layer_order, model_limit, size_limit
 from ..errors import ShapeError
 
@@ -64,15 +65,21 @@ class RuntimeCheck:
         if reason is not None:
             raise ShapeError(f"{reason}; {ADVICE}")
 
-    def order(self, shape: Mapping[str, int]) -> LayerOrder | None:
-        """Return the order of layers that the runtime takes for given, to choose them by; None where it takes any.
+    def order(self, shape: Mapping[str, int]) -> LayerRule | None:
+        """Return what the layers have to be, to choose them by; None where any will do.
+
+        That is the order that the runtime takes for given, or else the pattern that the config can hold. It names the
+        layers that the model cannot go without, whatever runs it.
 
         Args:
             shape: New values by config key.
         """
-        if self.runtime is None:
-            return None
-        return layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        order = None
+        if self.runtime is not None:
+            order = layer_order(self._written_as(shape), self.binding.config, shape[LAYERS])
+        if order is None:
+            return layer_pattern(self.binding, shape[LAYERS])
+        return replace(order, required=frozenset(self.binding.required_layers))
 
     def check_layers(self, shape: Mapping[str, int], layers: Sequence[int], edited: Any) -> None:
         """Check that the runtime runs the retained layers as transformers does.

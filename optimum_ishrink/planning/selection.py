@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..architectures.layer_order import LayerOrder
+from ..architectures.layer_order import LayerRule
 from .protection import removable_layers
 
 
 def choose_layers(
-    scores: torch.Tensor, count: int, keep_first: int, keep_last: int, order: LayerOrder | None = None
+    scores: torch.Tensor, count: int, keep_first: int, keep_last: int, order: LayerRule | None = None
 ) -> tuple[int, ...]:
     """Return the indices of the `count` retained layers.
 
@@ -38,22 +38,23 @@ def choose_layers(
 
 
 def choose_units(
-    scores: torch.Tensor, layers: Sequence[int], count: int, *, experts: int = 1
+    scores: torch.Tensor, layers: Sequence[int], count: int, *, groups: int = 1
 ) -> tuple[tuple[int, ...], ...]:
     """Return, for each retained layer, the indices of its `count` highest scored units.
 
     Every layer retains the same number, because a Hugging Face config has one integer per dimension; so scores are
-    only compared within a layer, where units have the same size. The same holds for the experts of a layer.
+    only compared within a layer, where units have the same size. The same holds for the experts of a layer, and for
+    groups of experts.
 
     Args:
         scores: Importance of each unit, shape (layers, units).
         layers: The retained layers.
-        count: Retained units of each layer, or of each of its experts.
-        experts: Experts in a layer; their units are stored one after another.
+        count: Retained units of each layer, or of each of its groups.
+        groups: Groups of a layer, such as its experts; their units are stored one after another.
     """
-    width = scores.shape[1] // experts
-    order = torch.sort(scores.view(-1, experts, width), dim=2, descending=True, stable=True).indices[..., :count]
-    retained = order.sort(dim=2).values + width * torch.arange(experts)[:, None]
+    width = scores.shape[1] // groups
+    order = torch.sort(scores.view(-1, groups, width), dim=2, descending=True, stable=True).indices[..., :count]
+    retained = order.sort(dim=2).values + width * torch.arange(groups)[:, None]
     rows = retained.flatten(1).tolist()
     return tuple(tuple(rows[layer]) for layer in layers)
 

@@ -50,6 +50,11 @@ def resolve_shape(
             "prune names what a target changes, and there is no target; add one, such as target='params=-15%'"
         )
     requested = options.shape
+    if options.prune is not None and (absent := [key for key in options.prune if key not in binding.shape]):
+        raise ShapeError(
+            f"prune names {absent[0]}, which cannot change for {binding.description.model_type}: "
+            f"{binding.description.dimensions[absent[0]].fixed or 'the model has no such dimension'}"
+        )
     if options.merge_key_value_heads:
         _check_merge(binding, options)
         requested.setdefault("num_attention_heads", binding.shape["num_attention_heads"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..architectures.axes import holds_units
 from ..architectures.binding import Binding
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
-from ..architectures.description import LAYERS, ROWS
+from ..architectures.description import EXPERTS, LAYERS, NEURONS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
+from ..architectures.layer_patterns import check_pattern, examples
 from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
@@ -41,17 +43,21 @@ def check_shape(
     """
     shape = resolve_shape(source.binding, options, rows, removed)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
-    total, count = source.binding.shape[LAYERS], shape[LAYERS]
+    count = shape[LAYERS]
     raw = without_ids_beyond(source.raw_config, shape[ROWS])
-    edited = edit_config(raw, source.config, source.binding, shape, range(count))
-    check_edited(edited, source.binding, shape, range(count))
+    removable = layers_to_remove(source, options, shape)
+    check_pattern(source.binding, count, removable)
+    first, *others = examples(source.binding, count, removable)
+    edited = edit_config(raw, source.config, source.binding, shape, first)
+    check_edited(edited, source.binding, shape, first)
     if mixes_kinds(source.binding):  # other layers may be of another kind
-        edit_config(raw, source.config, source.binding, shape, range(total - count, total))
+        for layers in others:
+            edit_config(raw, source.config, source.binding, shape, layers)
     return shape
 
 
 def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config without ids of tokens that a smaller vocabulary has no row for.
+    """Return a config whose ids are those of tokens that a smaller vocabulary can have.
 
     Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
 
@@ -60,11 +66,12 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
         rows: Rows of the smaller vocabulary.
     """
 
-    def beyond(value: Any) -> bool:
-        numbers = value if isinstance(value, list) else [value]
-        return any(isinstance(number, int) and number >= rows for number in numbers)
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inside(number) for number in value]
+        return min(value, rows - 1) if isinstance(value, int) else value
 
-    return {key: None if key.endswith("_token_id") and beyond(value) else value for key, value in raw.items()}
+    return {key: inside(value) if key.endswith("_token_id") else value for key, value in raw.items()}
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
@@ -119,10 +126,11 @@ def plan(
         layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
-        similarity = scores["key_value_similarity"]
+        similarity = shared_scores(binding, layers, scores["key_value_similarity"])
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
+    experts = _choose_experts(binding, shape, layers, scores)
     runtime.check_layers(shape, layers, parse_config(edited))
     return Plan(
         model=source.display_name if name is None else name,
@@ -132,7 +140,8 @@ def plan(
         new_shape=dict(shape),
         layers=layers,
         units={
-            **_choose_neurons(binding, shape, layers, scores),
+            **experts,
+            **_choose_neurons(binding, shape, layers, scores, experts.get(EXPERTS)),
             **_choose_attention(binding, shape, layers, scores, merges),
         },
         config_changes=changed_keys(source.raw_config, edited),
@@ -144,14 +153,58 @@ def plan(
     )
 
 
-def _choose_neurons(
+def _choose_experts(
     binding: Binding, shape: Mapping[str, int], layers: tuple[int, ...], scores: Mapping[str, torch.Tensor]
 ) -> dict[str, UnitsByLayer]:
-    """Return the retained MLP neurons of each layer; empty when all are retained."""
-    key = "intermediate_size"
-    if shape[key] == binding.shape[key]:
+    """Return the retained experts of each layer, none for a layer without experts; empty when all are retained."""
+    if shape.get(EXPERTS) == binding.shape.get(EXPERTS):
         return {}
-    return {key: choose_units(scores[key], layers, shape[key], experts=binding.sizes.get("experts", 1))}
+    # A router that chooses among groups first has the same number of experts in each of them.
+    groups = binding.expert_groups
+    chosen = choose_units(scores[EXPERTS], layers, shape[EXPERTS] // groups, groups=groups)
+    mixed = {bound.layer for bound in binding.tensors.values() if holds_units(bound, EXPERTS)}
+    return {EXPERTS: tuple(kept if layer in mixed else () for layer, kept in zip(layers, chosen, strict=True))}
+
+
+def _choose_neurons(
+    binding: Binding,
+    shape: Mapping[str, int],
+    layers: tuple[int, ...],
+    scores: Mapping[str, torch.Tensor],
+    experts: UnitsByLayer | None,
+) -> dict[str, UnitsByLayer]:
+    """Return the retained MLP neurons of each layer, those of retained experts; empty when all are retained."""
+    width = binding.shape[NEURONS]
+    if shape[NEURONS] == width:
+        return {}
+    chosen = choose_units(scores[NEURONS], layers, shape[NEURONS], groups=binding.mlps)
+    if experts is not None:
+        shared = range(binding.sizes["experts"], binding.mlps)
+        # A layer without experts retains none of them, and may have neurons all the same.
+        kept = [{*row, *shared} if row else range(binding.mlps) for row in experts]
+        chosen = tuple(
+            tuple(unit for unit in units if unit // width in kept[place]) for place, units in enumerate(chosen)
+        )
+    return {NEURONS: chosen}
+
+
+def shared_scores(binding: Binding, layers: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    """Return scores of KV heads, summed over a layer and the layers that read its keys and values.
+
+    These layers retain the same heads.
+
+    Args:
+        binding: The model.
+        layers: The retained layers.
+        scores: Shape (layers, heads), or any with the layers first.
+    """
+    if not binding.kv_sources:
+        return scores
+    summed = scores.clone()
+    for source in set(binding.kv_sources.values()):
+        readers = [layer for layer in layers if binding.kv_sources.get(layer, layer) == source]
+        summed[readers] = scores[readers].sum(dim=0)
+    return summed
 
 
 def _choose_attention(
@@ -171,7 +224,8 @@ def _choose_attention(
     else:
         kv = tuple(tuple(range(before["num_key_value_heads"])) for _ in layers)
         if shape["num_key_value_heads"] < before["num_key_value_heads"]:
-            kv = choose_units(scores["num_key_value_heads"], layers, shape["num_key_value_heads"])
+            shared = shared_scores(binding, layers, scores["num_key_value_heads"])
+            kv = choose_units(shared, layers, shape["num_key_value_heads"])
         sources = tuple(tuple((head,) for head in layer) for layer in kv)
     # Query head i reads KV head i // group: the order in which transformers repeats keys and values.
     group = before["num_attention_heads"] // before["num_key_value_heads"]

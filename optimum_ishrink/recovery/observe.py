@@ -23,20 +23,21 @@ class Observed:
         output_class: Class of the base's output.
         layers: Each layer's output, shape (batch, length, hidden); the last one after the final norm. Empty unless
             requested.
-        values: Each attention layer's values, shape (batch, KV heads, length, head size). Empty unless requested.
+        values: Each layer's values, shape (batch, KV heads, length, head size), or None where it has no attention.
+            Empty unless requested.
     """
 
     last: torch.Tensor
     output_class: type
     layers: tuple[torch.Tensor, ...] = ()
-    values: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor | None, ...] = ()
 
 
 _RECORDING = "ishrink_recording_"
 
-_SINKS: list[list[torch.Tensor]] = []
-"""Where values go that are recorded now, the innermost last: an attention function is registered by name for all
-models, so it cannot hold the list itself."""
+_SINKS: list[dict[int, torch.Tensor]] = []
+"""Where values go that are recorded now, by layer, the innermost last: an attention function is registered by name for
+all models, so it cannot hold the place itself."""
 
 
 def _recorder(kind: str) -> str:
@@ -53,7 +54,7 @@ def _recorder(kind: str) -> str:
         else:
             function = ALL_ATTENTION_FUNCTIONS[kind]
         if _SINKS:
-            _SINKS[-1].append(value)
+            _SINKS[-1][module.layer_idx] = value
         return function(module, query, key, value, *rest, **how)
 
     AttentionInterface.register(name, attend)
@@ -62,12 +63,12 @@ def _recorder(kind: str) -> str:
 
 
 @contextmanager
-def _recorded(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Record the values of every attention that runs, in order."""
+def _recorded(model: Any) -> Iterator[dict[int, torch.Tensor]]:
+    """Record the values of every attention that runs, by layer."""
     config = model.config
     kind = config._attn_implementation
     config._attn_implementation = _recorder(kind)
-    _SINKS.append([])
+    _SINKS.append({})
     try:
         yield _SINKS[-1]
     finally:
@@ -89,7 +90,8 @@ def observe(model: Any, input_ids: torch.Tensor, *, layers: bool = False, values
         with _recorded(model) as recorded:
             output = model.base_model(**how)
     else:
-        recorded = []
+        recorded = {}
         output = model.base_model(**how)
     states = tuple(output.hidden_states[1:]) if layers else ()
-    return Observed(output.last_hidden_state, type(output), states, tuple(recorded))
+    by_layer = tuple(recorded.get(layer) for layer in range(model.config.num_hidden_layers)) if values else ()
+    return Observed(output.last_hidden_state, type(output), states, by_layer)

@@ -149,10 +149,18 @@ class Student(torch.nn.Module):
         assert self.layer_map is not None, "losses that compare layers come with a layer map"
         hidden = term.loss.reads == "hidden_states"
         ours, theirs = (seen.layers, lesson.layers) if hidden else (seen.values, lesson.values)
-        pairs = self.layer_map.outputs if hidden else self.layer_map.attentions
+        places = self.layer_map.outputs if hidden else self.layer_map.attentions
+        found = [(state, theirs[layer]) for state, layer in zip(ours, places, strict=True)]
+        # Not every layer of a hybrid has attention.
+        pairs = [(state, wanted) for state, wanted in found if state is not None and wanted is not None]
+        if not pairs:
+            raise RequestError(
+                f"the loss {term.loss.name!r} compares attention, but no layer of the model with attention "
+                "corresponds to one of the teacher's; name another teacher, or another loss"
+            )
         total = torch.zeros((), device=seen.last.device)
-        for state, layer in zip(ours, pairs, strict=True):
-            wanted = theirs[layer].to(state.device)
+        for state, wanted in pairs:
+            wanted = wanted.to(state.device)
             if hidden:
                 if state.shape[-1] != wanted.shape[-1]:
                     raise RequestError(

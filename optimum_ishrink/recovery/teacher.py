@@ -21,14 +21,14 @@ class Lesson:
         distribution: Gives the logits, or their top k, of some rows; rows count the predicted tokens of the batch.
             Where `shared` is not None, only of those that are shared.
         layers: Its layers' outputs, shape (batch, length, hidden) each.
-        values: Its attention's values, shape (batch, KV heads, length, head size) each.
+        values: Its layers' values, shape (batch, KV heads, length, head size) each, or None without attention.
         shared: For each predicted token of the batch whether the teacher has read the same text as the student before
             it, bool, shape (rows,); None where it has everywhere, because both read the same tokens.
     """
 
     distribution: Callable[[slice], torch.Tensor | TopK] | None = None
     layers: tuple[torch.Tensor, ...] = ()
-    values: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor | None, ...] = ()
     shared: torch.Tensor | None = None
 
 

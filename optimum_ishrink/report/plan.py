@@ -46,6 +46,7 @@ class Choice:
         layer_selection: How layers were chosen by their scores; None when none was dropped.
         seed: Seed of everything random.
         calibration: The text that was read; None when no text was needed.
+        expert_importance: Criterion for experts; None when none was dropped.
     """
 
     importance: str | None = None
@@ -53,6 +54,7 @@ class Choice:
     layer_selection: str | None = None
     seed: int = 0
     calibration: CalibrationRecord | None = None
+    expert_importance: str | None = rare_entry()
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Plan:
         shape: Config key to size, before.
         new_shape: Config key to size, after.
         layers: Indices of the retained layers, in order.
-        units: For KV groups, query heads and neurons, by config key: the retained indices in each layer of `layers`.
-            Neurons of experts are numbered consecutively: expert `e`'s neuron `i` is `e * width + i`.
+        units: For KV groups, query heads, experts and neurons, by config key: the retained indices in each layer of
+            `layers`, no experts in a layer that has none. Neurons of experts are numbered consecutively, as in the
+            source: expert `e`'s neuron `i` is `e * width + i`.
         config_changes: Config key to its values before and after; None before means that the key was absent.
         num_parameters: Parameters before.
         new_num_parameters: Parameters after.

@@ -35,6 +35,10 @@ def shape_rows(plan: Plan) -> list[Row]:
                 what = f"merged {before // after} to 1 in each layer; all query heads are retained"
         elif key == "num_attention_heads":
             what = f"{before - after} query heads of each layer"
+        elif key == "num_experts":
+            what = f"{before - after} experts of each layer that has any ({1 - after / before:.1%})"
+        elif key == "num_experts_per_tok":
+            what = f"every token is routed to {before - after} fewer"
         elif key == "vocab_size":
             what = f"{before - after:,} rows ({1 - after / before:.1%})"
         else:
@@ -52,27 +56,41 @@ SHAPE_HEADER: Row = ("dimension", "before", "after", "removed")
 
 
 def layer_rows(plan: Plan) -> list[Row]:
-    """Return (layer, KV groups, query heads and neurons removed) for every layer of the base model."""
+    """Return (layer, KV groups, query heads, experts where there are any, neurons removed) for every base layer."""
     rows: list[Row] = []
     position = {layer: i for i, layer in enumerate(plan.layers)}
     for layer in range(plan.shape["num_hidden_layers"]):
         if layer not in position:
-            rows.append((str(layer), "whole layer", "", ""))
+            rows.append((str(layer), "whole layer", *("",) * (len(layer_header(plan)) - 2)))
             continue
         neurons = plan.shape["intermediate_size"] - plan.new_shape["intermediate_size"]
         groups = spans(_removed(plan, "num_key_value_heads", position[layer]))
         if plan.merges is not None:
             groups = "merged " + ", ".join("+".join(map(str, heads)) for heads in plan.merges[position[layer]])
         heads = spans(_removed(plan, "num_attention_heads", position[layer]))
-        rows.append((str(layer), groups or "none", heads or "none", f"{neurons:,}" if neurons else "none"))
+        experts = (_removed_experts(plan, position[layer]),) if "num_experts" in plan.shape else ()
+        rows.append((str(layer), groups or "none", heads or "none", *experts, f"{neurons:,}" if neurons else "none"))
     return rows
+
+
+def _removed_experts(plan: Plan, position: int) -> str:
+    if "num_experts" in plan.units and not plan.units["num_experts"][position]:
+        return "has none"
+    return spans(_removed(plan, "num_experts", position)) or "none"
 
 
 def _removed(plan: Plan, key: str, position: int) -> set[int]:
     return set(range(plan.shape[key])) - set(plan.units[key][position]) if key in plan.units else set()
 
 
-LAYER_HEADER: Row = ("layer", "KV groups removed", "query heads removed", "neurons removed")
+def layer_header(plan: Plan) -> Row:
+    """Return the header of `layer_rows`.
+
+    Args:
+        plan: The plan.
+    """
+    experts = ("experts removed",) if "num_experts" in plan.shape else ()
+    return ("layer", "KV groups removed", "query heads removed", *experts, "neurons removed")
 
 
 def config_rows(plan: Plan) -> list[Row]:

@@ -26,11 +26,11 @@ def matrix_parameters(layout: Layout, model: Any) -> tuple[dict[str, str], list[
     """
     tensors, parameters = layout.binding.tensors, dict(model.named_parameters())
     names = {
-        tensor.name: tensor.source
+        tensor.name: tensors[tensor.source].parameter
         for tensor in layout.tensors
-        if tensor.is_matrix and tensor.source is not None and tensor.source in parameters
+        if tensor.is_matrix and tensor.source in tensors and tensors[tensor.source].parameter in parameters
     }
-    return names, [name for name, tensor in tensors.items() if tensor.transposed]
+    return names, [tensor.parameter for tensor in tensors.values() if tensor.transposed]
 
 
 class Rounding:

@@ -23,12 +23,15 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..architectures.description import EXPERTS, NEURONS, TOP_K
 from ..core.progress import progress_bar
 from ..errors import DataError
+from ..modeling.experts import fused_experts
 from ..modeling.layerwise import enter_layers, run_span
 from ..report.compensation import ProjectionRepair
 from ..report.plan import Plan
 from .cut_layer import CutLayer
+from .expert_refit import repair_experts, stored_weights
 from .folds import check_windows, make_folds
 from .projection_refit import ProjectionRefit
 from .sites import make_site, sites_to_refit
@@ -42,7 +45,13 @@ def needs_cut_model(binding: Binding, plan: Plan) -> bool:
         binding: The base's binding.
         plan: The plan.
     """
-    return plan.merges is not None or ("intermediate_size" in plan.units and binding.sizes.get("experts", 1) > 1)
+    return plan.merges is not None or _changes_experts(binding, plan)
+
+
+def _changes_experts(binding: Binding, plan: Plan) -> bool:
+    """Whether layers route to fewer experts, or to narrower ones."""
+    routed = any(plan.new_shape.get(key) != plan.shape.get(key) for key in (EXPERTS, TOP_K))
+    return routed or (NEURONS in plan.units and binding.mlps > 1)
 
 
 @torch.no_grad()
@@ -57,6 +66,7 @@ def compensate(
     cut_model: Any = None,
     batch_size: int = 4,
     rank: int | None = None,
+    experts: bool = True,
 ) -> list[ProjectionRepair]:
     """Repair a cut checkpoint, from the first layer to the last.
 
@@ -75,6 +85,7 @@ def compensate(
         cut_model: The cut model, on the base's device and in its dtype, where `needs_cut_model` says so.
         batch_size: Windows run at once.
         rank: Maximum rank of a weight's change; None sets no limit.
+        experts: Whether experts are re-fitted, too, where they are fewer or narrower.
 
     Returns:
         What became of each projection.
@@ -92,6 +103,8 @@ def compensate(
     ]
     refit = ProjectionRefit([fold for fold, _ in batches], len(folds), write, rank)
     reference, calls = enter_layers(base, binding, [ids for _, ids in batches])
+    changed = experts and cut_model is not None and _changes_experts(binding, plan)
+    fused = (fused_experts(base, binding), fused_experts(cut_model, binding)) if changed else ({}, {})
     layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
     def through(states: Sequence[torch.Tensor], span: Sequence[int]) -> list[torch.Tensor]:
@@ -114,7 +127,8 @@ def compensate(
                 for bound, absorbs in sites_to_refit(binding, plan, layer, dropped=bool(dropped))
             ]
             cut_layer = CutLayer(layers[layer], cut, calls[layer])
-            if not sites:
+            entering = current
+            if not sites and not (changed and layer in fused[0]):
                 current = after if current is reference else [cut_layer.run(hidden) for hidden in current]
             reference = beyond  # what entered the base's layer is not needed again, and is as large as the rest
             for number, site in enumerate(sites):
@@ -129,5 +143,18 @@ def compensate(
                 repairs.append(repair)
                 if last:
                     current = outputs
+            if changed and layer in fused[0]:
+                found, current = repair_experts(
+                    cut_layer,
+                    (base, cut_model),
+                    (layer_module(binding, layer), layer_module(binding, layer, position)),
+                    (fused[0][layer], fused[1][position]),
+                    entering,
+                    refit.experts,
+                )
+                weights, more = stored_weights(binding, layer, position, retained, fused[1][position], found)
+                for name, weight in weights.items():
+                    write(name, weight)
+                repairs += more
             advance(1)
     return repairs

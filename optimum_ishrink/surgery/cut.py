@@ -11,7 +11,7 @@ import torch
 
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.expressions import axis_length
-from ..architectures.slicing import Keep, slice_tensor
+from ..architectures.slicing import Keep, is_dropped, new_name, slice_tensor
 from ..checkpoint.tensors import OutgoingTensor, TensorInfo, read_tensor
 from ..checkpoint.writing import (
     MAX_SHARD_SIZE,
@@ -43,11 +43,17 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         source = tensors[bound.name]
         if bound.layer is not None and bound.layer not in position:
             continue
-        retained = retained_units(binding, plan, position[bound.layer]) if bound.layer is not None else {}
+        retained = (
+            retained_units(binding, plan, position[bound.layer])
+            if bound.layer is not None
+            else {"layers": plan.layers}  # an embedding can hold a part for every layer
+        )
+        if is_dropped(bound, retained):
+            continue
         merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
-        whole = bound.layer is None or not any(bound.counts(size) for size in retained)
+        whole = not any(bound.counts(size) for size in retained)
         shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
-        name = bound.in_layer(position[bound.layer]) if bound.layer is not None else bound.name
+        name = new_name(bound, position[bound.layer], retained) if bound.layer is not None else bound.name
         if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:

@@ -71,13 +71,19 @@ class CutLayer:
         if self.cut is self.base:
             with capture(self.base.get_submodule(site.name)) as seen:
                 whole = self.run(hidden)
-            output = seen["output"].float()
-            return Observation(site.inputs(seen["input"]), output, whole.float() - output, whole)
+            output = _as_windows(seen["output"], whole).float()
+            return Observation(site.inputs(_as_windows(seen["input"], whole)), output, whole.float() - output, whole)
         with capture(self.base.get_submodule(site.name)) as base:
             whole = run_layer(self.base, hidden, self.calls[len(hidden)])
         with capture(self.cut.get_submodule(site.name)) as cut:
             part = self.run(hidden)
-        return Observation(cut["input"], base["output"].float(), part.float() - cut["output"].float(), whole)
+        rest = part.float() - _as_windows(cut["output"], whole).float()
+        return Observation(_as_windows(cut["input"], whole), _as_windows(base["output"], whole).float(), rest, whole)
+
+
+def _as_windows(values: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Return values with the batch and length of a layer's output: blocks of experts handle tokens without them."""
+    return values.reshape(*whole.shape[:-1], values.shape[-1])
 
 
 def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, calls: Calls) -> bool:
@@ -103,4 +109,5 @@ def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, calls: Calls) -> 
         difference = run_layer(layer, hidden[:1], kwargs).float() - before.float()
     finally:
         handle.remove()
-    return bool((difference - change.float()).norm() < 0.05 * change.float().norm())
+    change = _as_windows(change, difference).float()
+    return bool((difference - change).norm() < 0.05 * change.norm())

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from ..core.progress import note
+from ..modeling.experts import FusedExperts
 from ..report.compensation import ProjectionRepair
 from .cut_layer import CutLayer, stream_is_sum
+from .expert_refit import Routed, refit_experts
 from .least_squares import Moments, choose_repair, least_ridge
 from .sites import Site
 
@@ -98,6 +100,17 @@ class ProjectionRefit:
         elif last:
             outputs = [layer.run(hidden) for hidden in current]
         return ProjectionRepair(name, ridge, error, new_error), outputs
+
+    def experts(
+        self, experts: FusedExperts, batches: Sequence[Routed]
+    ) -> dict[int, tuple[torch.Tensor, ProjectionRepair]]:
+        """Re-fit the experts of a layer one after another, each on the tokens that are routed to it.
+
+        Args:
+            experts: The experts of the cut layer.
+            batches: What they read, one entry per batch.
+        """
+        return refit_experts(experts, batches, self.folds, self.number_of_folds, self.rank)
 
     def _note_few_tokens(self, tokens: int, site: Site) -> None:
         width = site.weight.shape[1]

@@ -83,7 +83,7 @@ def make_site(base: Any, cut: Any, bound: BoundTensor, binding: Binding, retaine
         absorbs: Whether it also replaces the dropped layers that follow it.
     """
     assert bound.layer is not None
-    name = bound.name.removesuffix(".weight").split(f".{bound.layer}.", 1)[1]
+    name = bound.module.split(f".{bound.layer}.", 1)[1]
     projection = (base if cut is None else cut).get_submodule(name)
     weight, index = projection.weight.detach(), None
     if cut is None:

@@ -125,5 +125,6 @@ def refit(
         cut_model=load_model(folder, session.dtype, session.device),
         batch_size=session.options.batch_size,
         rank=rank,
+        experts=False,  # training has the weights of modules to begin with, and fused experts are none
     )
     return {name: weight.cpu() for name, weight in weights.items()}

@@ -57,7 +57,8 @@ def compare_head(tensors: Mapping[str, TensorInfo], binding: Binding) -> HeadRec
     outer = [bound for bound in binding.tensors.values() if bound.layer is None and bound.counts(size)]
     heads = [bound for bound in outer if bound.name in HEADS]
     embeddings = [bound for bound in outer if len(bound.axes) == 2 and bound not in heads]
-    if len(heads) != 1 or len(embeddings) != 1 or heads[0].axes != embeddings[0].axes:
+    embeddings = [bound for bound in embeddings if len(heads) == 1 and bound.axes == heads[0].axes]
+    if len(heads) != 1 or len(embeddings) != 1:
         return None
     names = embeddings[0].name, heads[0].name
     embedding, head = tensors[names[0]], tensors[names[1]]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..architectures.binding import Binding, BoundTensor
+from ..architectures.description import EXPERTS
 from ..architectures.slicing import Keep, slice_tensor
 from ..report.plan import Plan
 
@@ -26,7 +27,10 @@ def retained_units(binding: Binding, plan: Plan, position: int) -> Keep:
         retained["kv"] = plan.units["num_key_value_heads"][position]
     if "num_attention_heads" in plan.units:
         retained["heads"] = plan.units["num_attention_heads"][position]
-    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.sizes.get("experts", 1)}
+    # A layer without experts retains none of them, and has nothing to cut.
+    if plan.units.get(EXPERTS, ((),) * (position + 1))[position]:
+        retained["experts"] = plan.units[EXPERTS][position]
+    totals = {**binding.sizes, "ffn": binding.sizes["ffn"] * binding.mlps}
     return {size: units for size, units in retained.items() if list(units) != list(range(totals[size]))}
 
 

@@ -19,7 +19,7 @@ from optimum_ishrink.analysis.masking import (
     zero_columns,
 )
 from optimum_ishrink.analysis.zeroing import Removal, choose_removal
-from optimum_ishrink.architectures.axes import input_readers, layer_module
+from optimum_ishrink.architectures.axes import input_readers, layer_module, layers_with
 from optimum_ishrink.architectures.description import GROUPS, LAYERS, NEURONS
 from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.core.json_files import read_json
@@ -58,7 +58,7 @@ def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, varian
     state = dict(model.named_parameters())
     changed = {}
     for bound in input_readers(binding, GROUPS):
-        weight = state[bound.name].detach().clone()
+        weight = state[bound.parameter].detach().clone()
         columns = weight if bound.transposed else weight.T
         heads = columns.view(binding.sizes["heads"], -1, columns.shape[1]) if bound.transposed else None
         for one in removal.groups[bound.layer]:
@@ -67,11 +67,15 @@ def test_masked_heads_are_heads_whose_projection_is_zero(model_type: str, varian
                     heads[head] = 0
                 else:
                     weight.view(len(weight), binding.sizes["heads"], -1)[:, head] = 0
-        changed[bound.name] = weight
+        changed[bound.parameter] = weight
     expected = with_weights(model, changed)
     found = masked_logits(model, mask_removal(model, binding, removal))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert (logits(model) - found).abs().max() > 1e-3
+
+
+def _has(binding: Any, key: str, gone: tuple[int, ...]) -> bool:
+    return bool(set(layers_with(binding, key)) - set(gone))
 
 
 @pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
@@ -81,7 +85,8 @@ def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, v
     exact = dimension.fixed is None and dimension.inexact is None
     for keys in ((NEURONS,), (LAYERS, GROUPS, NEURONS) if exact else (LAYERS, NEURONS)):
         removal = choose_removal(binding, random_scores(binding, 3), keys, 0.3, (1, 0))
-        assert removal.units.keys() == set(keys)
+        # A hybrid's layers that are left may all be without an MLP.
+        assert removal.units.keys() == {key for key in keys if key == LAYERS or _has(binding, key, removal.layers)}
         changed = {}
         for name, parameter in model.named_parameters():
             bound = binding.in_memory.get(name)
@@ -92,8 +97,7 @@ def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, v
                 continue
             keep: dict[str, list[int]] = {}
             if removal.neurons[bound.layer]:
-                experts = binding.sizes.get("experts", 1)
-                keep["ffn"] = retained(removal.neurons[bound.layer], binding.sizes["ffn"] * experts)
+                keep["ffn"] = retained(removal.neurons[bound.layer], binding.sizes["ffn"] * binding.mlps)
             if removal.groups[bound.layer]:
                 keep["kv"] = retained(removal.groups[bound.layer], binding.sizes["kv"])
                 group = binding.sizes["heads"] // binding.sizes["kv"]
@@ -152,31 +156,48 @@ def test_running_from_a_layer_on_gives_what_the_whole_run_gives(model_type: str,
     assert not any("forward" in module.__dict__ for module in modules)
 
 
+MLPS = ("mlp", "block_sparse_moe", "feed_forward", "shared_mlp")
+
+
+def _mlp_layers(binding: Any) -> list[int]:
+    counts = {bound.layer for bound in binding.tensors.values() for size in ("ffn", "dense_ffn") if bound.counts(size)}
+    return sorted(counts - {None})
+
+
 @pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_the_parts_of_a_layer(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     whole = logits(model)
-    for layer in (1, 2):  # with a mixture of experts, one of them may be dense
+    attention, having = layers_with(binding, GROUPS), _mlp_layers(binding)
+    for layer in dict.fromkeys((1, 2, attention[0], having[0])):  # with a mixture of experts, one may be dense
+        masks = mask_attention(model, binding, layer), mask_mlp(model, binding, layer)
+        assert bool(masks[1]) == (layer in having)
+        if layer not in attention:
+            assert not torch.equal(masked_logits(model, masks[0] or masks[1]), whole)
+            continue
         heads = [()] * 4
         heads[layer] = tuple(range(binding.sizes["kv"]))
         every_group = mask_removal(model, binding, Removal((), tuple(heads), ((),) * 4))
         found = masked_logits(model, mask_attention(model, binding, layer))
         assert torch.equal(found, masked_logits(model, every_group))
         assert not torch.equal(found, whole)
+        if layer not in having:
+            continue
         module = model.get_submodule(layer_module(binding, layer))
-        mlp = getattr(module, "mlp", None) or module.block_sparse_moe
+        mlps = [child for name, child in module.named_children() if name in MLPS]
         found = masked_logits(model, mask_mlp(model, binding, layer))
         assert not torch.equal(found, whole)
-        if any("bias" in name for name, _ in mlp.named_parameters()):
+        if any("bias" in name for mlp in mlps for name, _ in mlp.named_parameters()):
             continue  # what is projected down keeps its bias; the hook below does not
 
         def nothing(_: Any, __: Any, output: Any) -> Any:
             zero = torch.zeros_like(output[0] if isinstance(output, tuple) else output)
             return (zero, *output[1:]) if isinstance(output, tuple) else zero
 
-        handle = mlp.register_forward_hook(nothing)
+        handles = [mlp.register_forward_hook(nothing) for mlp in mlps]
         torch.testing.assert_close(found, logits(model), atol=1e-6, rtol=1e-6)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "gpt_oss"])

@@ -207,11 +207,10 @@ def test_every_architecture_is_analysed(model_type: str, quick: dict[str, Any]) 
     model = tiny_model(tiny_config(model_type))
     shrinker = IShrinker.from_pretrained(model, tokenizer=tiny_tokenizer())
     settings = {**quick, "levels": "50"}
-    experts = "experts" in shrinker.source.binding.sizes
+    experts = shrinker.source.binding.mlps > 1
     if experts:
-        with pytest.raises(RequestError, match="cannot see into experts; use importance='taylor' or 'l2-norm'"):
-            shrinker.analyze(**settings)
-        settings["importance"] = "l2-norm"
+        with pytest.raises(RequestError, match="'obs' cannot see into experts; importance can be"):
+            shrinker.analyze(**{**settings, "importance": "obs"})
     analysis = shrinker.analyze(**settings)
     assert len(analysis.levels) == 8
     assert all(level.measured("kl_divergence").value > 0 for level in analysis.levels if level.sparsity)

@@ -16,7 +16,7 @@ from tests.helpers.tiny import tiny_raw_config
 def test_layer_indices_are_renumbered() -> None:
     data = tiny_raw_config("llama", dense_layers=[0, 2, 3])
     config, binding = bind_config(data)
-    description = dataclasses.replace(binding.description, layer_indices=("dense_layers",))
+    description = dataclasses.replace(binding.description, layer_indices={"dense_layers": 0})
     binding = dataclasses.replace(binding, description=description)
     edited = edit_config(data, config, binding, {**binding.shape, "num_hidden_layers": 3}, (1, 2, 3))
     assert edited["dense_layers"] == [1, 2]

@@ -11,7 +11,8 @@ from tests.helpers.tiny import tiny_raw_config
 
 def test_an_unknown_architecture_names_the_supported_ones() -> None:
     with pytest.raises(
-        ArchitectureError, match="unknown architecture 'bert'; allowed: apertus, .*llama, ministral, mistral, .*qwen2"
+        ArchitectureError,
+        match="unknown architecture 'bert'; allowed: .*apertus, .*llama, .*ministral, .*mistral, .*qwen2",
     ):
         parse_config({"model_type": "bert"})
     with pytest.raises(ArchitectureError, match="did you mean 'llama'"):
@@ -34,6 +35,12 @@ def test_remote_code_is_never_run() -> None:
 def test_configs_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         parse_config(tiny_raw_config(**changes))
+
+
+def test_infinity_is_read_as_transformers_writes_it() -> None:
+    raw = tiny_raw_config("falcon_h1", time_step_limit=[0.0, {"__float__": "Infinity"}])
+    assert parse_config(raw).time_step_limit == (0.0, float("inf"))
+    assert raw["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
 
 
 def test_a_config_without_a_model_type() -> None:

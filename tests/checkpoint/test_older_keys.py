@@ -54,7 +54,7 @@ def _raw(model_type: str, kind: str = "", **changes: Any) -> dict[str, Any]:
         ),
         (_raw("olmo", "linear"), {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         (_raw("gpt_oss", "default"), {"rope_scaling": None}),  # its older class scales by default
-        (_raw("qwen3_moe"), {"num_experts": 3, "num_local_experts": 3}),
+        (_raw("qwen3_moe"), {"num_experts": 4, "num_local_experts": 4}),
     ],
 )
 def test_the_older_keys(raw: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from optimum_ishrink.core.key_value_cache import cache_name
+from optimum_ishrink.core.key_value_cache import cache_name, has_state
 from tests.helpers.tiny import tiny_config, tiny_model
 
 
@@ -23,3 +23,14 @@ def test_older_versions_have_the_longer_name() -> None:
     def forward(input_ids: Any, past_key_values: Any = None) -> None: ...
 
     assert cache_name(SimpleNamespace(forward=forward)) == "past_key_values"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"), [("llama", False), ("lfm2", False), ("granitemoehybrid", True), ("jamba", True)]
+)
+def test_states_that_sum_up_what_was_read(model_type: str, expected: bool) -> None:
+    model = tiny_model(tiny_config(model_type))
+    with torch.no_grad():
+        output = model.base_model(input_ids=torch.arange(3, 9)[None], use_cache=True)
+    assert has_state(output[cache_name(model.base_model)]) is expected
+    assert not has_state(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from optimum_ishrink.planning.shape import complete_shape
 from optimum_ishrink.planning.stage import plan as make_plan
 from optimum_ishrink.report.plan import Choice, Plan
 from optimum_ishrink.surgery.cut import write_checkpoint
-from tests.helpers.masking import masked_state
+from tests.helpers.masking import masked_state, unrouted
 from tests.helpers.tiny import VOCAB
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -27,7 +28,14 @@ SHAPES: dict[str, dict[str, int]] = {
     "query heads": {"num_attention_heads": 4},
     "merged": {"num_key_value_heads": 2, "num_attention_heads": 8},
     "neurons": {"intermediate_size": 13},
-    "all": {"num_hidden_layers": 3, "num_key_value_heads": 2, "num_attention_heads": 2, "intermediate_size": 7},
+    "experts": {"num_experts": 3},
+    "all": {
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 7,
+        "num_experts": 3,
+    },
 }
 IDS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -45,13 +53,14 @@ def random_plan(
     source = source_of(raw)
     binding = source.binding
     generator = torch.Generator().manual_seed(seed)
-    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.sizes.get("experts", 1)
+    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.mlps
     scores = {
         "num_hidden_layers": torch.rand(layers, generator=generator),
         "num_key_value_heads": torch.rand(layers, binding.sizes["kv"], generator=generator),
         "num_attention_heads": torch.rand(layers, binding.sizes["heads"], generator=generator),
         "intermediate_size": torch.rand(layers, neurons, generator=generator),
         "key_value_similarity": torch.rand(layers, binding.sizes["kv"], binding.sizes["kv"], generator=generator),
+        "num_experts": torch.rand(layers, binding.sizes.get("experts") or 1, generator=generator),
     }
     request = ShapeOptions(
         **shape, intermediate_multiple=1, keep_first_layers=0, keep_last_layers=0, merge_key_value_heads=merge
@@ -74,18 +83,25 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return result
 
 
-def exact_logits(folder: Path, ids: torch.Tensor = IDS) -> torch.Tensor:
-    """A checkpoint's logits with every step in float64.
+def exact_logits(folder: Path, ids: torch.Tensor = IDS, plan: Plan | None = None) -> torch.Tensor:
+    """A checkpoint's logits with every step in float64; without the experts that a plan drops, if it is given.
 
     In float32, two orders of the same sum differ by more on one processor than on another. The models compute norms,
     positions and softmax in float32 whatever their dtype, and no product of a batch of experts takes float64.
     """
-    model = load(folder, dtype=torch.float64, experts_implementation="eager")
+    # Some routers stay in float32 whatever the dtype.
+    model = load(folder, dtype=torch.float64, experts_implementation="eager").double()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("float32", "float"):
             patch.setattr(torch, name, torch.float64)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        found = logits(model, ids)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # some masks are made without a dtype
+        try:
+            with nullcontext() if plan is None else unrouted(model, plan):
+                found = logits(model, ids)
+        finally:
+            torch.set_default_dtype(before)
     assert found.dtype == torch.float64
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.helpers.tiny import CASES, tiny_config, tiny_tokenizer
+from tests.helpers.tiny import CASES_IN_FULL, tiny_config, tiny_tokenizer
 
 ROTARY: dict[str, dict[str, Any]] = {
     "default": {"rope_theta": 30_000.0},
@@ -75,7 +75,7 @@ def memory_config(model_type: str, variant: int = 0, kind: str = "", **changes: 
 
 def memory_configs() -> Iterator[tuple[str, Any]]:
     """Yield the name and config of every architecture with every type of rotary scaling that 4.57 computes."""
-    for model_type, variant in CASES:
+    for model_type, variant in CASES_IN_FULL:
         yield f"{model_type}-{variant}", memory_config(model_type, variant)
         if not getattr(memory_config(model_type, variant), "rope_parameters", None):
             continue

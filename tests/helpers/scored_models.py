@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from optimum_ishrink.architectures.axes import layers_with
 from optimum_ishrink.architectures.model_class import bind_config
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model
 
@@ -19,9 +20,15 @@ def bound_model(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
     return model, bind_config({**model.config.to_dict(), "model_type": model_type})[1]
 
 
+def layer_with(binding: Any, key: str, layer: int) -> int:
+    """A layer that has units of a dimension: the named one, or the first of a hybrid's."""
+    having = layers_with(binding, key)
+    return layer if layer in having else having[0]
+
+
 def random_scores(binding: Any, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     layers = binding.sizes["layers"]
-    neurons = binding.sizes["ffn"] * binding.sizes.get("experts", 1)
+    neurons = binding.sizes["ffn"] * binding.mlps
     sizes = dict(zip(KEYS, ((layers,), (layers, binding.sizes["kv"]), (layers, neurons)), strict=True))
     return {key: torch.rand(size, generator=generator) for key, size in sizes.items()}

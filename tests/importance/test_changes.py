@@ -13,6 +13,7 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.importance.changes import sampled_loss
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
+from tests.helpers.scored_models import layer_with
 from tests.helpers.tiny import LAYOUT_CASES, VOCAB, tiny_config
 
 WINDOWS = torch.randint(3, VOCAB, (6, 10), generator=torch.Generator().manual_seed(0))
@@ -54,7 +55,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     _, binding = bind_config(config.to_dict())
     keys = ["num_hidden_layers", "num_key_value_heads", "num_attention_heads"]
-    if binding.sizes.get("experts", 1) == 1:
+    if binding.mlps == 1:
         keys.append("intermediate_size")
     found = score_model(
         model, binding, WINDOWS[:1], UNIT_CRITERIA["fisher"], LAYER_CRITERIA["fisher"], tuple(keys), seed=5
@@ -62,11 +63,12 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
     assert all(values.isfinite().all() and (values >= 0).all() for values in found.values())
     assert all(parameter.requires_grad for parameter in model.parameters())  # as before
 
-    layer, key = 1, keys[-1]
+    key = keys[-1]
+    layer = layer_with(binding, key, 1)
     bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
     units = found[key].shape[1]
     scale = torch.ones(WINDOWS.shape[1], units, requires_grad=True)
-    module = model.get_submodule(bound.name.removesuffix(".weight"))
+    module = model.get_submodule(bound.module)
 
     def scaled(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (inputs[0] * scale.repeat_interleave(inputs[0].shape[-1] // units, dim=1).view(inputs[0].shape[-2:]),)

@@ -15,7 +15,7 @@ from optimum_ishrink.importance.criteria.obs import obs
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.gram import RIDGE, with_ridge
-from tests.helpers.scored_models import KEYS, bound_model
+from tests.helpers.scored_models import KEYS, bound_model, layer_with
 from tests.helpers.tiny import LAYOUT_CASES, VOCAB
 
 MANY = torch.randint(3, VOCAB, (12, 16), generator=torch.Generator().manual_seed(0))
@@ -65,12 +65,13 @@ def test_a_channel_that_others_can_replace_scores_low_however_large() -> None:
 def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads", "num_attention_heads"]
-    if binding.sizes.get("experts", 1) == 1:
+    if binding.mlps == 1:
         keys.append("intermediate_size")
     scores = score_model(model, binding, MANY, UNIT_CRITERIA["obs"], None, tuple(keys), batch_size=5)
     for key in keys:
-        bound = next(bound for bound in input_readers(binding, key) if bound.layer == 2)
-        module = model.get_submodule(bound.name.removesuffix(".weight"))
+        layer = layer_with(binding, key, 2)
+        bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
+        module = model.get_submodule(bound.module)
         seen: list[torch.Tensor] = []
         handle = module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
         with torch.no_grad():
@@ -81,7 +82,7 @@ def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type
         weight = weight.T if bound.transposed else weight
         removed = torch.arange(x.shape[1]).view(scores[key].shape[1], -1)[1]
         ridge = RIDGE * (x.square().sum() / len(x) / x.shape[1]).item()
-        assert scores[key][2, 1].item() == pytest.approx(residual(x, weight, removed, ridge), rel=2e-3)
+        assert scores[key][layer, 1].item() == pytest.approx(residual(x, weight, removed, ridge), rel=2e-3)
 
 
 def test_too_few_tokens_raise_the_ridge_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from optimum_ishrink.importance.batches import Batches
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.importance.engine import score_model
 from optimum_ishrink.importance.removal import score_spans
-from tests.helpers.scored_models import KEYS, WINDOWS, bound_model
+from tests.helpers.scored_models import KEYS, WINDOWS, bound_model, layer_with
 from tests.helpers.tiny import LAYOUT_CASES
 
 CPU = torch.device("cpu")
@@ -57,22 +57,23 @@ def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: 
 def test_logits_mse_is_that_of_a_masked_forward(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     keys = ["num_key_value_heads"]
-    if binding.sizes.get("experts", 1) == 1:
+    if binding.mlps == 1:
         keys.append("intermediate_size")
     scores = score_model(model, binding, WINDOWS[:4], UNIT_CRITERIA["logits-mse"], None, tuple(keys), group_size=12)
     with torch.no_grad():
         base = model(WINDOWS[:4]).logits
     for key in keys:
-        bound = next(bound for bound in input_readers(binding, key) if bound.layer == 2)
-        weight = model.get_submodule(bound.name.removesuffix(".weight")).weight
+        layer = layer_with(binding, key, 2)
+        bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)
+        weight = model.get_submodule(bound.module).weight
         before = weight.detach().clone()
-        group = binding.sizes["head_dim"] * binding.sizes["heads"] // binding.sizes["kv"]
+        group = weight.shape[0 if bound.transposed else 1] // binding.sizes["kv"]
         width = 12 if key == "intermediate_size" else group
         with torch.no_grad():
             (weight[width : 2 * width] if bound.transposed else weight[:, width : 2 * width]).zero_()
             mse = (model(WINDOWS[:4]).logits - base)[:, :-1].square().mean()
             weight.copy_(before)
-        score = scores[key][2, 12] * 12 if key == "intermediate_size" else scores[key][2, 1]
+        score = scores[key][layer, 12] * 12 if key == "intermediate_size" else scores[key][layer, 1]
         assert score.item() == pytest.approx(mse.item(), rel=1e-3)
 
 

@@ -49,7 +49,7 @@ def test_query_heads_are_chosen_within_their_group() -> None:
 
 def test_neurons_are_chosen_within_their_expert() -> None:
     scores = torch.tensor([[1.0, 9.0, 5.0, 8.0, 2.0, 3.0]])
-    assert choose_units(scores, (0,), 2, experts=2) == ((1, 2, 3, 5),)
+    assert choose_units(scores, (0,), 2, groups=2) == ((1, 2, 3, 5),)
 
 
 def test_similar_heads_are_grouped() -> None:

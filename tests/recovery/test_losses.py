@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ishrink import RequestError
+from optimum_ishrink.architectures.axes import layers_with
+from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.modeling.head import Head, chunked_sum
 from optimum_ishrink.recovery.loss import parse_loss
 from optimum_ishrink.recovery.loss_registry import LOSSES
@@ -21,7 +23,7 @@ from optimum_ishrink.recovery.observe import observe
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK, top_k
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
-from tests.helpers.tiny import CASES, tiny_config, tiny_model
+from tests.helpers.tiny import ALL_VARIANTS, FULL, tiny_config, tiny_model, tiny_raw_config
 
 TOKENS = torch.tensor([[5, 9, 3, 7, 11, 2, 8, 4], [6, 1, 14, 9, 9, 12, 3, 10]])
 WINDOWS = torch.arange(2)
@@ -181,7 +183,7 @@ def test_sums_that_are_none(text: str, message: str) -> None:
 # The step.
 
 
-@pytest.mark.parametrize(("model_type", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), ALL_VARIANTS)
 def test_the_head_is_the_model_classes_own(model_type: str, variant: int) -> None:
     model = tiny_model(tiny_config(model_type, variant))
     with torch.no_grad():
@@ -191,7 +193,10 @@ def test_the_head_is_the_model_classes_own(model_type: str, variant: int) -> Non
         plain = observe(model, TOKENS)
     torch.testing.assert_close(plain.last, seen.last)
     assert (len(seen.layers), len(seen.values), plain.layers, plain.values) == (4, 4, (), ())
-    assert all(values.shape[:3] == (2, seen.values[0].shape[1], 8) for values in seen.values)
+    recorded = [values for values in seen.values if values is not None]
+    having = layers_with(bind_config(tiny_raw_config(model_type, variant))[1], "num_key_value_heads")
+    assert [layer for layer, values in enumerate(seen.values) if values is not None] == list(having) != []
+    assert all(values.shape[:3] == (2, recorded[0].shape[1], 8) for values in recorded)
     assert "forward" not in model.base_model.__dict__
 
 
@@ -202,6 +207,20 @@ def step(
     student = Student(model, parse_loss(loss), learner, LayerMap.even(4, 4), chunk=chunk)
     found: torch.Tensor = student(TOKENS, labels, WINDOWS, count_tokens(labels))
     return found
+
+
+def test_attention_is_compared_where_both_models_have_it() -> None:
+    model, teacher = (tiny_model(tiny_config("lfm2"), seed) for seed in (0, 1))
+    found = step(model, teacher, "attention", chunk=10**6)
+    seen, lesson = (observe(each, TOKENS, values=True).values for each in (model, teacher))
+    both = [attention(seen[layer][:, :, :-1], lesson[layer][:, :, :-1]).sum() for layer in (1, 3)]
+    torch.testing.assert_close(found[1], (torch.stack(both).mean() / count_tokens(TOKENS)[1]).float())
+
+
+def test_models_without_attention_in_common_are_not_compared() -> None:
+    full, other = tiny_model(tiny_config("lfm2")), tiny_model(tiny_config("lfm2", layer_types=[FULL, "conv"] * 2))
+    with pytest.raises(RequestError, match="no layer of the model with attention corresponds to one of the teacher's"):
+        step(full, other, "attention", chunk=10**6)
 
 
 def gradients(model: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:

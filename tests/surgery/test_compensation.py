@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
@@ -38,9 +40,11 @@ def repaired(
     cut_model = model if needs_cut_model(binding, plan) else None
     repairs = compensate(base, binding, plan, windows, weights.__setitem__, cut_model=cut_model, **how)
     state = model.state_dict()
+    names = {bound.name: bound.parameter for bound in binding.tensors.values()}
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
-        state[name].copy_(weight)
+        if names[name] in state:  # experts, which have other names in memory, were replaced in place
+            state[names[name]].copy_(weight)
     return weights, repairs
 
 
@@ -77,8 +81,10 @@ def test_every_architecture_is_repaired(
     wanted = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
     base, model, binding, plan = cut_pair(folder, supported_shape(config, wanted))
     weights, repairs = repaired(base, model, binding, plan)
-    assert repairs or model_type == "olmoe"  # neither its heads nor, in closed form, its experts
-    assert set(weights) == {repair.name for repair in repairs if repair.ridge is not None}
+    assert repairs
+    assert set(weights) == {repair.name.partition("[")[0] for repair in repairs if repair.ridge is not None}
+    if "experts" in binding.sizes:
+        assert sum("experts" in repair.name or "output_linear" in repair.name for repair in repairs) > 3
     assert all(repair.new_error <= repair.error for repair in repairs)
     assert model(WINDOWS).logits.isfinite().all()
 
@@ -99,6 +105,27 @@ def test_cut_layers_equal_the_bases_layers_with_channels_unread(
     assert [repair.name for repair in found] == [repair.name for repair in other]
     for name in masked.keys() & sliced.keys():
         torch.testing.assert_close(masked[name], sliced[name], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("shape", [{"intermediate_size": 16}, {"num_experts": 3}])
+def test_experts_that_were_cut_are_fitted_to_the_whole_layer(
+    model_type: str, shape: dict[str, int], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type))
+    base, model, binding, plan = cut_pair(folder, shape)
+    before = divergence(base, model, WINDOWS)
+    weights, repairs = repaired(base, copy.deepcopy(model), binding, plan)
+    stored = load_file(tmp_path / "cut" / "model.safetensors")
+    assert weights and all(stored[name].shape == weight.shape for name, weight in weights.items())
+    save_file(
+        {**stored, **{name: weight.float().contiguous() for name, weight in weights.items()}},
+        tmp_path / "cut" / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert divergence(base, load(tmp_path / "cut"), WINDOWS) < 0.9 * before
+    kept = {name.partition("[")[0] for name in (repair.name for repair in repairs)}
+    assert all("down_proj" in name for name in kept)
 
 
 def test_the_layer_before_replaces_a_dropped_layer(tmp_path: Path) -> None:

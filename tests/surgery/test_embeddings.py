@@ -28,6 +28,9 @@ from tests.helpers.embeddings import ROWS, copy_with, save_with_head, write_rows
 from tests.helpers.tiny import LAYOUT_CASES, VOCAB, edit_json, save_tiny, supported_shape, tiny_config
 
 POSITIONS = torch.randint(len(ROWS), (2, 9), generator=torch.Generator().manual_seed(1))
+UNTIED = ("nemotron_h",)
+"""Classes whose head is never tied."""
+
 OLD_IDS, NEW_IDS = torch.tensor(ROWS)[POSITIONS], POSITIONS
 
 
@@ -67,7 +70,9 @@ def test_retained_tokens_compute_the_same(model_type: str, variant: int, tied: b
     folder = save_tiny(tmp_path / "base", config)
     edit_json(folder / "config.json", tie_word_embeddings=tied)
     heads = {"lm_head.weight", "embed_out.weight"} & read_index(folder).keys()
-    assert len(heads) == (0 if tied else 1)
+    assert len(heads) == (0 if tied and model_type not in UNTIED else 1)
+    if tied and heads:
+        return
     trimmed = write_rows(folder, tmp_path / "trimmed", ROWS)
     assert_same_of_rows(load(folder), load(trimmed))
     new = json.loads((trimmed / "config.json").read_text())
@@ -127,7 +132,7 @@ def test_masked_equals_sliced_with_fewer_rows(model_type: str, variant: int, tmp
     # The whole vocabulary's model with the same units at zero.
     whole = bind_config(json.loads((folder / "config.json").read_text()))[1]
     assert {**whole.shape, "vocab_size": 0} == {**binding.shape, "vocab_size": 0}
-    expected = exact_logits(masked_checkpoint(folder, tmp_path / "masked", whole, plan), OLD_IDS)
+    expected = exact_logits(masked_checkpoint(folder, tmp_path / "masked", whole, plan), OLD_IDS, plan)
     if plan.inexact:
         assert found.isfinite().all()
     else:
@@ -245,6 +250,8 @@ def test_a_disk_that_changes_what_is_written_is_found(
 def test_a_tied_head_computes_the_same(
     model_type: str, variant: int, rows: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
+    if model_type in UNTIED:
+        return  # refused: see tests/pipeline/test_tying.py
     folder = save_with_head(tmp_path / "base", tiny_config(model_type, variant))
     source = open_source(folder)
     head = compare_head(source.tensors, source.binding)

@@ -212,6 +212,8 @@ def _output(named: NamedReport, bases: dict[str, Model]) -> Model:
         facts["shape"] = "; ".join(changed) or "same as the base"
         if plan.choice.importance:
             facts["importance"] = plan.choice.importance
+        if plan.choice.expert_importance:
+            facts["expert importance"] = plan.choice.expert_importance
         if plan.choice.layer_importance:
             facts["layer importance"] = plan.choice.layer_importance
         compensation, recovery = named.report.compensation, named.report.recovery
