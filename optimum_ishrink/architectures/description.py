@@ -64,6 +64,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class JoinedLayers:
+    """Why the layers of an architecture cannot be run one by one, each on nothing but the output of the last.
+
+    Args:
+        reason: Why, as a clause.
+        when: An expression over config keys, for architectures of which only some models are like that; empty for all.
+    """
+
+    reason: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
 class ClassChange:
     """Another class that computes the same function, for shapes that this class refuses.
 
@@ -98,8 +111,9 @@ class Description:
         shared_kv: How the config says which layers read the keys and values of another.
         required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
             another way than the others.
-        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where transformers
-            renames modules as it loads them.
+        joined_layers: Why layers cannot be run one by one; None where they can.
+        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where
+            transformers renames modules as it loads them.
         layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
             that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
@@ -120,6 +134,7 @@ class Description:
     memory: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     class_change: ClassChange | None = None
+    joined_layers: JoinedLayers | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     layer_runs: Mapping[str, str] = field(default_factory=dict)
     by_layer: tuple[SizesOfKind, ...] = ()
@@ -165,6 +180,7 @@ class Description:
                 transposed=tuple(data.get("transposed", ())),
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
+                joined_layers=JoinedLayers(**data["joined_layers"]) if "joined_layers" in data else None,
                 modules=data.get("modules", {}),
                 layer_runs=data.get("layer_runs", {}),
                 by_layer=tuple(SizesOfKind(**entry) for entry in data.get("by_layer", ())),

@@ -71,13 +71,20 @@ class CutLayer:
         if self.cut is self.base:
             with capture(self.base.get_submodule(site.name)) as seen:
                 whole = self.run(hidden)
-            output = seen["output"].float()
-            return Observation(site.inputs(seen["input"]), output, whole.float() - output, whole)
+            read, output = (_by_window(seen[name], hidden) for name in ("input", "output"))
+            output = output.float()
+            return Observation(site.inputs(read), output, whole.float() - output, whole)
         with capture(self.base.get_submodule(site.name)) as base:
             whole = run_layer(self.base, hidden, self.calls[len(hidden)])
         with capture(self.cut.get_submodule(site.name)) as cut:
             part = self.run(hidden)
-        return Observation(cut["input"], base["output"].float(), part.float() - cut["output"].float(), whole)
+        read, given, goal = (_by_window(each, hidden) for each in (cut["input"], cut["output"], base["output"]))
+        return Observation(read, goal.float(), part.float() - given.float(), whole)
+
+
+def _by_window(values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what a projection reads or gives by window and token, also where a class flattens the two before it."""
+    return values.view(*hidden.shape[:2], -1)
 
 
 def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, calls: Calls) -> bool:
@@ -97,8 +104,8 @@ def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, calls: Calls) -> 
     projection = layer.get_submodule(name)
     with capture(projection) as seen:
         before = run_layer(layer, hidden[:1], kwargs)
-    change = seen["output"].float().std() * torch.ones_like(seen["output"])
-    handle = projection.register_forward_hook(lambda _, __, output: output + change.to(output.dtype))
+    change = seen["output"].float().std() * torch.ones_like(before)
+    handle = projection.register_forward_hook(lambda _, __, output: output + change.view_as(output).to(output.dtype))
     try:
         difference = run_layer(layer, hidden[:1], kwargs).float() - before.float()
     finally:
