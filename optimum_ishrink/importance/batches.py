@@ -32,7 +32,9 @@ class Batch:
 
     def text(self, values: torch.Tensor) -> torch.Tensor:
         """Return the rows of values, shape (windows, length, ...), that are text: shape (tokens, ...)."""
-        rows = values.flatten(0, 1)
+        # Some classes flatten windows and tokens before they project.
+        flat = len(values) == self.input_ids.numel() and values.shape[:2] != self.input_ids.shape
+        rows = values if flat else values.flatten(0, 1)
         return rows if self.tokens == len(rows) else rows[self.mask.flatten().bool()]
 
     @cached_property

@@ -18,9 +18,12 @@ from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
+from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
 from .criterion import Criterion
 from .units import Units
+
+_OTHER = "choose a criterion that runs the whole model"
 
 _CHUNK = 2**22
 """Logits compared in float32 at once, 17 MB."""
@@ -69,14 +72,17 @@ class LayerRunner:
         Raises:
             DataError: The output of a layer has NaN or inf; the message names it.
         """
+        if without and self._in_tuples is None:
+            self.states(batch, logits=False)
         states: list[torch.Tensor] = []
 
         def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states.append(args[0] if args else kwargs["hidden_states"])
 
         def leave(_: Any, __: Any, output: Any) -> None:
-            self._in_tuples = isinstance(output, tuple)
-            states.append(output[0] if self._in_tuples else output)
+            tuples = isinstance(output, (tuple, list))
+            self._in_tuples = tuples if self._in_tuples is None else self._in_tuples
+            states.append(output[0] if tuples else output)
 
         if without and self._in_tuples is None:
             token = batch.input_ids[:1, :1]
@@ -162,6 +168,7 @@ def score_spans(
     Raises:
         NotFiniteError: The output of a layer has NaN or inf, or a score is NaN or inf.
     """
+    check_apart(binding, criterion.name, _OTHER)
     runner = LayerRunner(model, binding)
     total = torch.zeros(len(spans), dtype=torch.float64, device=model.device)
     terms = 0
@@ -204,6 +211,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
         DataError: The output of a layer has NaN or inf.
     """
     binding = units.binding
+    check_apart(binding, criterion.name, _OTHER)
     runner = LayerRunner(model, binding)
     sites = [
         (key, bound.layer or 0, model.get_submodule(bound.module), units.channels(bound, key))

@@ -32,7 +32,6 @@ from tests.helpers.cutting import (
 from tests.helpers.masking import masked_state
 from tests.helpers.tiny import (
     CASES,
-    LAYOUT_CASES,
     PROOF_CASES,
     edit_json,
     save_tiny,
@@ -80,7 +79,7 @@ def _shapes(folder: Path) -> list[tuple[int, ...]]:
     return [info.shape for info in read_index(folder).values()]
 
 
-@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
 def test_generation_with_the_cache_equals_without(model_type: str, variant: int, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config(model_type, variant))
     shape = supported_shape(tiny_config(model_type, variant), SHAPES["all"])
