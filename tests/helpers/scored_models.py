@@ -22,6 +22,6 @@ def bound_model(model_type: str = "llama", variant: int = 0) -> tuple[Any, Any]:
 def random_scores(binding: Any, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     layers = binding.sizes["layers"]
-    neurons = binding.sizes["ffn"] * binding.sizes.get("experts", 1)
+    neurons = binding.sizes["ffn"] * binding.mlps
     sizes = dict(zip(KEYS, ((layers,), (layers, binding.sizes["kv"]), (layers, neurons)), strict=True))
     return {key: torch.rand(size, generator=generator) for key, size in sizes.items()}

@@ -81,7 +81,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "helium": [{"head_dim": 4}],
     "hunyuan_v1_moe": [{**MOE}],
     "kolibri1": [{**MOE, "shared_expert_intermediate_size": 10, "sliding_window": 3}],
-    "lfm2_moe": [{**MOE, "num_dense_layers": 1, "layer_types": ["conv", FULL, "conv", FULL]}],
+    "lfm2_moe": [{**MOE, "num_dense_layers": 1, "layer_types": ["conv", FULL, FULL, FULL]}],
     "llama": [
         {},
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
@@ -126,6 +126,7 @@ LAYOUTS = (
     "apertus",  # no gate
     "cohere",  # attention and MLP side by side
     "gemma3_text",  # norms around both, layers of two kinds
+    "glm4_moe",  # shared experts as wide as the others
     "gpt2",  # fused and transposed
     "gpt_neox",  # fused head by head
     "gpt_oss",  # experts in one tensor, with biases

@@ -52,6 +52,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
     torch.manual_seed(0)
     config = tiny_config(model_type, variant)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    trained = [parameter.requires_grad for parameter in model.parameters()]
     _, binding = bind_config(config.to_dict())
     keys = ["num_hidden_layers", "num_key_value_heads", "num_attention_heads"]
     if binding.sizes.get("experts", 1) == 1:
@@ -60,7 +61,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
         model, binding, WINDOWS[:1], UNIT_CRITERIA["fisher"], LAYER_CRITERIA["fisher"], tuple(keys), seed=5
     )
     assert all(values.isfinite().all() and (values >= 0).all() for values in found.values())
-    assert all(parameter.requires_grad for parameter in model.parameters())  # as before
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
     layer, key = 1, keys[-1]
     bound = next(bound for bound in input_readers(binding, key) if bound.layer == layer)

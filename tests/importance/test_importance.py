@@ -155,7 +155,7 @@ def test_every_criterion_scores_every_architecture(
     source = open_source(save_tiny(tmp_path / "m", tiny_config(model_type, variant)))
     model, binding = source.load_model(torch.float32, torch.device("cpu")), source.binding
     sizes = binding.sizes
-    experts = sizes.get("experts", 1)
+    experts = binding.mlps
     shapes = {
         "num_hidden_layers": (4,),
         "num_key_value_heads": (4, sizes["kv"]),
