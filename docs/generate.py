@@ -22,7 +22,7 @@ from optimum_ishrink.cli.parser import Parser, add_verbs
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.core.table import Row, markdown_table
-from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.planning.shape import resolve_shape
 from optimum_ishrink.recovery.loss_registry import LOSSES
 from optimum_ishrink.report.files import REPORT_FILE
@@ -315,6 +315,12 @@ def criteria_page() -> str:
 For KV groups, query heads and neurons: `--importance NAME`. `ishrink plan --importance help` prints this list.
 
 {table(UNIT_CRITERIA)}
+
+## Criteria for experts
+
+For the experts that `--num-experts` drops: `--expert-importance NAME`.
+
+{table(EXPERT_CRITERIA)}
 
 ## Criteria for layers
 

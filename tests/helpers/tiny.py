@@ -160,6 +160,7 @@ LAYOUTS = (
     "cohere",  # attention and MLP side by side
     "deepseek_v3",  # latent attention, shared experts as wide as the others
     "gemma3_text",  # norms around both, layers of two kinds
+    "glm4_moe",  # shared experts as wide as the others
     "gpt2",  # fused and transposed
     "gpt_neox",  # fused head by head
     "gpt_oss",  # experts in one tensor, with biases
