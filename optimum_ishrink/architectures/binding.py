@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArchitectureError
 from .description import DIMENSIONS, INDEX, ClassChange, Description, name_pattern
-from .expressions import Axis, axis_length, evaluate
+from .expressions import Axis, Section, axis_length, evaluate
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Binding:
         sizes: Every size's value, such as `{"layers": 30, "kv": 3, "heads": 9, "ffn": 1536, ...}`.
         tensors: Every parameter of the model, by name.
         config: The model's `PreTrainedConfig`, for what is not a size.
+        first_layers: How many of the first layers have to stay.
+        first_reason: Why they have to.
     """
 
     description: Description
@@ -60,6 +62,8 @@ class Binding:
     sizes: Mapping[str, int]
     tensors: Mapping[str, BoundTensor]
     config: Any = field(default=None, repr=False, compare=False)
+    first_layers: int = 0
+    first_reason: str = ""
 
     @property
     def shape(self) -> dict[str, int]:
@@ -181,13 +185,19 @@ def _numel(tensor: BoundTensor, sizes: Mapping[str, int]) -> int:
     return prod(axis_length(axis, sizes) for axis in tensor.axes)
 
 
-def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[int]]) -> Binding:
+def bind(
+    description: Description,
+    config: Any,
+    shapes: Mapping[str, Sequence[int]],
+    carried: frozenset[str] = frozenset(),
+) -> Binding:
     """Bind a description to a model.
 
     Args:
         description: The architecture.
         config: The model's `PreTrainedConfig`.
         shapes: Name and shape of every parameter that the config's model class stores (see `expected_tensors`).
+        carried: Names of tensors outside the described part of the model; their axes count nothing that can change.
 
     Returns:
         The binding, with every parameter accounted for.
@@ -220,6 +230,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
     for name, shape in shapes.items():
+        if name in carried:
+            tensors[name] = BoundTensor(name, tuple((Section((str(length),)),) for length in shape), None)
+            continue
         axes = description.tensors.get(name_pattern(name))
         if axes is None:
             unexpected.append(f"{name} {list(shape)}")

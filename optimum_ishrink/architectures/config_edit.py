@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ShapeError, SourceError
 from .binding import Binding
+from .composite import PART_KEYS, text_config, text_values, with_text_values
 from .expressions import axis_length
 from .layer_kinds import check_layer_kinds, dense_layer_changes
 from .model_class import expected_tensors, parse_config
@@ -24,7 +25,7 @@ def edit_config(
 
     Args:
         raw: The source's config.json.
-        config: The same, parsed by its class.
+        config: The same, parsed by its class; of a model of several parts, the config of its decoder.
         binding: The model.
         shape: The new shape.
         layers: Indices of the retained layers.
@@ -32,34 +33,36 @@ def edit_config(
     Raises:
         ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
     """
-    edited = without_code(raw)
-    edited.update(binding.config_changes(shape))
+    before = text_values(raw)
+    edited = dict(binding.config_changes(shape))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
         edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
     for key in binding.description.layer_indices:
-        if raw.get(key):
-            edited[key] = [new_index[old] for old in raw[key] if old in new_index]
+        if before.get(key):
+            edited[key] = [new_index[old] for old in before[key] if old in new_index]
     edited.update(dense_layer_changes(config, layers))
     lists = {}
     for key in binding.description.per_layer:
         values = getattr(config, key, None)
         if isinstance(values, list):
             lists[key] = [values[layer] for layer in layers]
-            if key in raw and raw[key] is not None:
+            if before.get(key) is not None:
                 edited[key] = lists[key]
+    whole = without_code(raw)
     try:
-        derived = parse_config(edited)
+        derived = text_config(parse_config(with_text_values(whole, edited)))
         for key, values in lists.items():
             if list(getattr(derived, key)) != values:
                 edited[key] = values
-        result = parse_config(edited)
+        whole = with_text_values(whole, edited)
+        result = parse_config(whole)
     except SourceError as error:
         raise ShapeError(f"this shape cannot be written: {error}") from None
     check_layer_kinds(binding, result, layers)
-    return edited
+    return whole
 
 
 def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str, int], layers: Sequence[int]) -> None:
@@ -102,5 +105,32 @@ def without_code(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, with both values; None before means that the key was absent."""
-    return {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value}
+    """Return the keys whose values differ, with both values; None before means that the key was absent.
+
+    A key inside the config of a part is written after the part's, with a dot between them.
+    """
+    changes: dict[str, tuple[Any, Any]] = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if key in PART_KEYS and isinstance(old, Mapping) and isinstance(value, Mapping):
+            changes.update({f"{key}.{name}": pair for name, pair in changed_keys(old, value).items()})
+        elif old != value:
+            changes[key] = (old, value)
+    return changes
+
+
+def with_changes(raw: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the contents of config.json with what `changed_keys` found.
+
+    Args:
+        raw: The contents of the config.json.
+        changes: The changed keys, with both values.
+    """
+    edited = dict(raw)
+    for key, (_, value) in changes.items():
+        part, _, name = key.partition(".")
+        if name and isinstance(edited.get(part), Mapping):
+            edited[part] = {**edited[part], name: value}
+        else:
+            edited[key] = value
+    return edited

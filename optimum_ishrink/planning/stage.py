@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding
+from ..architectures.composite import PART_KEYS, text_config
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
 from ..architectures.description import LAYERS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
@@ -64,7 +65,17 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
         numbers = value if isinstance(value, list) else [value]
         return any(isinstance(number, int) and number >= rows for number in numbers)
 
-    return {key: None if key.endswith("_token_id") and beyond(value) else value for key, value in raw.items()}
+    def within(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: within(value)
+            if key in PART_KEYS and isinstance(value, Mapping)
+            else None
+            if key.endswith("_token_id") and beyond(value)
+            else value
+            for key, value in values.items()
+        }
+
+    return within(raw)
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
@@ -123,7 +134,7 @@ def plan(
         merges = tuple(group_similar(similarity[layer], shape["num_key_value_heads"]) for layer in layers)
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
-    runtime.check_layers(shape, layers, parse_config(edited))
+    runtime.check_layers(shape, layers, text_config(parse_config(edited)))
     return Plan(
         model=source.display_name if name is None else name,
         revision=source.revision,

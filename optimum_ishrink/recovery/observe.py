@@ -64,7 +64,7 @@ def _recorder(kind: str) -> str:
 @contextmanager
 def _recorded(model: Any) -> Iterator[list[torch.Tensor]]:
     """Record the values of every attention that runs, in order."""
-    config = model.config
+    config = model.get_decoder().config
     kind = config._attn_implementation
     config._attn_implementation = _recorder(kind)
     _SINKS.append([])

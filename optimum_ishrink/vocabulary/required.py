@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.generation import GENERATION_CONFIG
+from ..checkpoint.tokenizer_files import PROCESSOR_FILES
 from ..core.json_files import read_json
 from ..errors import SourceError
 from ..text.token_map import is_byte
@@ -134,12 +135,12 @@ def _alphabet(tokenizer: TokenizerFile) -> set[int]:
 def _in_configs(tokenizer: TokenizerFile, opened: Any, drop_reserved: bool) -> set[int]:
     """Return the tokens that a config, the post-processor, the tokenizer's config or its class names."""
     found: set[int] = set()
-    for name in ("config.json", GENERATION_CONFIG):
+    for name in ("config.json", GENERATION_CONFIG, *PROCESSOR_FILES):
         values = _object(tokenizer.folder / name)
         found = found.union(*config_ids(values).values())
     texts: set[str] = set()
     named = _processed(tokenizer.surroundings.get("post_processor"))
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json", *PROCESSOR_FILES):
         for key, value in _object(tokenizer.folder / name).items():
             if key.endswith("_token"):
                 named |= _contents([value])
