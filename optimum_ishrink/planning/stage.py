@@ -16,7 +16,7 @@ from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
 from .options import ShapeOptions
-from .protection import removable_layers
+from .protection import first_reason, removable_layers
 from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
 from .selection import choose_heads, choose_layers, choose_units, group_similar
@@ -92,7 +92,8 @@ def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, 
     total = source.binding.shape[LAYERS]
     if shape[LAYERS] == total:
         return range(0)
-    return removable_layers(total, shape[LAYERS], *options.protection(total))
+    first, last = options.protection(total, source.binding.first_layers)
+    return removable_layers(total, shape[LAYERS], first, last, first_reason(source.binding, first))
 
 
 def plan(
@@ -127,7 +128,8 @@ def plan(
     if shape[LAYERS] == total:
         layers = tuple(range(total))
     elif layers is None:
-        layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
+        protected = options.protection(total, binding.first_layers)
+        layers = choose_layers(scores[LAYERS], shape[LAYERS], *protected, runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
         similarity = scores["key_value_similarity"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.helpers.tiny import SMALL, tiny_tokenizer
+from tests.helpers.tiny import SMALL, VOCAB, tiny_tokenizer
 
 IMAGE, VIDEO, START, END = 299, 298, 297, 296
 SIDE = 16
@@ -25,7 +25,7 @@ _TOWER = {
 }
 _CLIP = {**_TOWER, "model_type": "clip_vision_model"}
 _SIGLIP = {**_TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}
-_PIXTRAL = {**_TOWER, "model_type": "pixtral", "head_dim": 8}
+_PIXTRAL = {**_TOWER, "model_type": "pixtral", "head_dim": 8, "image_size": 2 * SIDE}
 _QWEN = {
     "depth": 2,
     "hidden_size": 16,
@@ -54,9 +54,23 @@ def _rope(*sections: int) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}}
 
 
+def _image(**inputs: Any) -> dict[str, Any]:
+    return {"image": inputs}
+
+
+_PIXELS = _image(pixel_values=(1, 3, SIDE, SIDE))
+_TILES = _image(pixel_values=(1, 3, 3, SIDE, SIDE), image_sizes=[[SIDE, 2 * SIDE]])
+_SIZED = _image(pixel_values=(1, 3, 2 * SIDE, 2 * SIDE), image_sizes=[[2 * SIDE, 2 * SIDE]])
+_PATCHES = _image(pixel_values=(16, 3 * 2 * 4 * 4), image_grid_thw=[[1, 4, 4]])
+_LIST = _image(pixel_values=(1, 1, 3, SIDE, SIDE))
+
 COMPOSITES: dict[str, list[dict[str, Any]]] = {
-    "aya_vision": [{"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP}],
-    "cohere2_vision": [{"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP}],
+    "aya_vision": [
+        {"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP, "image_token_index": IMAGE, **_PIXELS}
+    ],
+    "cohere2_vision": [
+        {"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP, "image_token_id": IMAGE, **_PIXELS}
+    ],
     "gemma3": [
         {
             "text": {"query_pre_attn_scalar": 8, "sliding_window": 3},
@@ -65,13 +79,45 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             "boi_token_index": START,
             "eoi_token_index": END,
             "mm_tokens_per_image": 4,
+            **_PIXELS,
         }
     ],
-    "got_ocr2": [],
-    "idefics3": [{"text": {"model_type": "llama"}, "vision": _TOWER, "image_token_id": IMAGE}],
-    "internvl": [],
+    "got_ocr2": [
+        {
+            "text": {"model_type": "qwen2"},
+            "vision": {
+                "hidden_size": 16,
+                "output_channels": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 16,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "mlp_dim": 24,
+            },
+            "image_token_index": IMAGE,
+            **_image(pixel_values=(1, 3, 64, 64)),
+        }
+    ],
+    "idefics3": [{"text": {"model_type": "llama"}, "vision": _TOWER, "image_token_id": IMAGE, **_LIST}],
+    "internvl": [
+        {
+            "text": {"model_type": "qwen2"},
+            "vision": {**_TOWER, "image_size": [SIDE, SIDE], "patch_size": [8, 8]},
+            "image_token_id": IMAGE,
+            **_PIXELS,
+        },
+        {
+            "text": {"model_type": "qwen3"},
+            "vision": {**_TOWER, "image_size": [SIDE, SIDE], "patch_size": [8, 8]},
+            "image_token_id": IMAGE,
+            "tie_word_embeddings": False,
+            **_PIXELS,
+        },
+    ],
     "llava": [
-        {"text": {"model_type": "llama"}, "vision": _CLIP, "image_token_index": IMAGE},
+        {"text": {"model_type": "llama"}, "vision": _CLIP, "image_token_index": IMAGE, **_PIXELS},
         {
             "text": {"model_type": "mistral", "tie_word_embeddings": True},
             "vision": _PIXTRAL,
@@ -79,9 +125,12 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             "tie_word_embeddings": True,
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
+            **_SIZED,
         },
     ],
-    "llava_next": [{"text": {"model_type": "mistral"}, "vision": _CLIP, "image_token_index": IMAGE, **_GRID}],
+    "llava_next": [
+        {"text": {"model_type": "mistral"}, "vision": _CLIP, "image_token_index": IMAGE, **_GRID, **_TILES}
+    ],
     "llava_onevision": [
         {
             "text": {"model_type": "qwen2"},
@@ -89,30 +138,56 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             "image_token_index": IMAGE,
             "video_token_index": VIDEO,
             **_GRID,
+            **_TILES,
         }
     ],
-    "mistral3": [{"text": {"model_type": "mistral"}, "vision": _PIXTRAL, "image_token_index": IMAGE}],
+    "mistral3": [
+        {
+            "text": {"model_type": "mistral"},
+            "vision": _PIXTRAL,
+            "image_token_index": IMAGE,
+            **_SIZED,
+        }
+    ],
     "ovis2": [],
     "paligemma": [
         {
             "text": {"model_type": "gemma"},
             "vision": _SIGLIP,
             "image_token_index": IMAGE,
-            "vocab_size": 300,
+            "vocab_size": VOCAB,
             "projection_dim": 32,
             "hidden_size": 32,
+            **_PIXELS,
         }
     ],
-    "qwen2_5_vl": [{"text": {**_rope(1, 1, 0), "head_dim": None}, "vision": _QWEN, **_QWEN_IDS}],
-    "qwen2_vl": [{"text": {**_rope(1, 1, 0), "head_dim": None}, "vision": _QWEN, **_QWEN_IDS, "tie_word_embeddings": True}],
-    "qwen3_vl": [{"text": _rope(2, 1, 1), "vision": _QWEN, **_QWEN_IDS}],
-    "smolvlm": [{"text": {"model_type": "llama"}, "vision": _TOWER, "image_token_id": IMAGE, "tie_word_embeddings": True}],
+    "qwen2_5_vl": [{"text": {**_rope(1, 1, 0), "head_dim": None}, "vision": _QWEN, **_QWEN_IDS, **_PATCHES}],
+    "qwen2_vl": [
+        {
+            "text": {**_rope(1, 1, 0), "head_dim": None},
+            "vision": {**_QWEN, "hidden_size": 32},
+            **_QWEN_IDS,
+            "tie_word_embeddings": True,
+            **_PATCHES,
+        }
+    ],
+    "qwen3_vl": [{"text": _rope(2, 1, 1), "vision": _QWEN, **_QWEN_IDS, **_PATCHES}],
+    "smolvlm": [
+        {
+            "text": {"model_type": "llama"},
+            "vision": _TOWER,
+            "image_token_id": IMAGE,
+            "tie_word_embeddings": True,
+            **_LIST,
+        }
+    ],
     "vipllava": [
         {
             "text": {"model_type": "llama"},
             "vision": _CLIP,
             "image_token_index": IMAGE,
             "vision_feature_layers": [-1, -2],
+            **_PIXELS,
         }
     ],
 }
@@ -120,7 +195,7 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
 
 def composite_config(model_type: str, variant: int = 0, **text: Any) -> Any:
     """The config of a tiny model of several parts; keywords change its decoder."""
-    values = dict(COMPOSITES[model_type][variant])
+    values = {key: value for key, value in COMPOSITES[model_type][variant].items() if key != "image"}
     inner = {**SMALL, **values.pop("text"), **text}
     inner = {key: value for key, value in inner.items() if value is not None}
     return AutoConfig.for_model(model_type, text_config=inner, vision_config=dict(values.pop("vision")), **values)
@@ -141,3 +216,26 @@ def save_composite(folder: Path, config: Any, seed: int = 0) -> Path:
     composite_model(config, seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def image_question(model: Any, variant: int = 0, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Random pixels and a text with as many placeholders as the model makes features of them."""
+    shapes = dict(COMPOSITES[model.config.model_type][variant]["image"])
+    dtype = model.dtype
+    pixels = torch.randn(*shapes.pop("pixel_values"), generator=torch.Generator().manual_seed(seed))
+    inputs = {"pixel_values": pixels.to(dtype), **{name: torch.tensor(value) for name, value in shapes.items()}}
+    with torch.no_grad():
+        features = model.get_image_features(**inputs)
+    count = _numel(getattr(features, "pooler_output", features)) // SMALL["hidden_size"]
+    ids = torch.tensor([[5, 6, *[model.config.image_token_id] * count, 9, 10, 11, 12]])
+    kinds = (ids == model.config.image_token_id).long()
+    extra = {"gemma3": "token_type_ids", "paligemma": "token_type_ids"}.get(model.config.model_type)
+    if model.config.model_type.startswith("qwen"):
+        extra = "mm_token_type_ids"
+    if model.config.model_type == "paligemma":
+        kinds = 1 - kinds
+    return {"input_ids": ids, **inputs, **({extra: kinds} if extra else {})}
+
+
+def _numel(features: Any) -> int:
+    return features.numel() if isinstance(features, torch.Tensor) else sum(map(_numel, features))
