@@ -122,4 +122,5 @@ class FindsModels:
             ShapeError: Nothing meets the budget; the message says what comes nearest.
             RequestError: An option is not allowed.
         """
+        self.source.check_plain("advice", "plan it with a target instead, such as target='params=-15%'")
         return find_ways(self.source.binding, AdviceOptions(**options), model=self.source.display_name)

@@ -62,6 +62,8 @@ class Composite:
         text_parts: Decoders by `model_type`, where they have no description of their own.
         repeats: Keys of the decoder's config that the outer config repeats, where it has them.
         first_layers: First layers that have to stay; None where any layer can go.
+        attention: Implementation of the decoder's attention to run it with; None for the usual one. A class may leave out
+            the mask of a text without an image, which another implementation then reads in both directions.
         ignored: Names of stored tensors that are not parameters, with `*` for indices.
         refused: Why models of this type cannot be cut; None where they can.
     """
@@ -73,6 +75,7 @@ class Composite:
     text_parts: Mapping[str, TextPart] = field(default_factory=dict)
     repeats: tuple[str, ...] = ()
     first_layers: FirstLayers | None = None
+    attention: str | None = None
     ignored: tuple[str, ...] = ()
     refused: str | None = None
 
@@ -98,6 +101,7 @@ class Composite:
                 text_parts={name: TextPart(**entry) for name, entry in data.get("text_parts", {}).items()},
                 repeats=tuple(data.get("repeats", ())),
                 first_layers=first and FirstLayers(**first),
+                attention=data.get("attention"),
                 ignored=tuple(data.get("ignored", ())),
                 refused=data.get("refused"),
             )
@@ -243,6 +247,18 @@ def with_text_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     """
     composite = composites().get(str(raw.get("model_type")))
     return {**raw, **values} if composite is None else composite.with_text_values(raw, values)
+
+
+def loading_options(model_type: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is given so that a model runs on text as its config says.
+
+    Args:
+        model_type: That of its config.
+    """
+    composite = composites().get(model_type)
+    if composite is None or composite.attention is None:
+        return {}
+    return {"attn_implementation": {composite.text_config: composite.attention}}
 
 
 def is_composite(config: Any) -> bool:

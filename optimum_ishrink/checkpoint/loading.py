@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from ..architectures.composite import loading_options
 from ..architectures.model_class import auto_class
 from ..core.json_files import read_json
 from ..errors import SourceError
@@ -46,8 +47,14 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """
     try:
         # Safetensors alone: a pickle is never loaded.
-        model, info = auto_class(model_type_of(folder)).from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        model_type = model_type_of(folder)
+        model, info = auto_class(model_type).from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **loading_options(model_type),
         )
     except torch.OutOfMemoryError:
         raise

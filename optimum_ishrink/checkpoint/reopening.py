@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.composite import text_config
+from ..architectures.composite import loading_options, text_config
 from ..architectures.model_class import model_class, parse_config
 from ..core.json_files import read_json
 from ..core.progress import note
@@ -125,7 +125,8 @@ def _logits(load: Callable[[], Any], ids: torch.Tensor) -> torch.Tensor:
 
 def _filled(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     state = {name: read_tensor(info) for name, info in read_index(folder).items()}
-    return model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    how = loading_options(config.model_type)
+    return model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype, **how)
 
 
 def _loaded(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:

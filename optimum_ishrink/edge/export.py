@@ -26,6 +26,10 @@ def export(
         RequestError: The request cannot be met; the message says what is allowed.
         VerificationError: The export does not agree with the checkpoint, or cannot be read; nothing was written.
     """
+    source.check_plain(
+        "an export",
+        "llama.cpp's own convert_hf_to_gguf.py converts the folder, its decoder first and with --mmproj the vision tower",
+    )
     if options.format == "safetensors":
         return export_quantized(source, options, output, overwrite=overwrite)
     return export_gguf(source, options, output, overwrite=overwrite)

@@ -106,6 +106,7 @@ def _request(session: Session, options: ProfileOptions, runtime: Runtime) -> Pro
 
 
 def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, runtime: Runtime, folder: Path) -> Maker:
-    """Return what says which tokens stay, once the prompt's length is checked."""
+    """Return what says which tokens stay, once the model and the prompt's length are checked."""
+    session.source.check_plain("a profile", "shrink it to a target that no device was measured for, such as params=-15%")
     check_lengths(session.source.config, session.source.display_name, prompt_length=options.prompt_length)
     return Maker(session, config, Calibration(config, session), folder, runtime.shaped_for)

@@ -122,6 +122,7 @@ def _check(
 ) -> None:
     """Check all that can be known before long work."""
     source = session.source
+    source.check_plain("a search", "shrink it to a target instead, such as target='params=-15%'")
     check_output(output, overwrite)
     texts = [text.path for text in (*search_texts(config, options), *parse_sources(config.calibration)) if text.path]
     check_not_inside(output, [source.folder, Path(source.name), *texts])
