@@ -52,9 +52,10 @@ def check_shape(
 
 
 def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return a config without ids of tokens that a smaller vocabulary has no row for.
+    """Return a config with id 0 in place of those that a smaller vocabulary has no row for.
 
-    Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
+    Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range, and
+    some refuse none.
 
     Args:
         raw: The config.
@@ -69,7 +70,7 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
         return {
             key: within(value)
             if key in PART_KEYS and isinstance(value, Mapping)
-            else None
+            else 0
             if key.endswith("_token_id") and beyond(value)
             else value
             for key, value in values.items()
