@@ -134,15 +134,15 @@ class Trim:
             return lost
         notes = write_trimmed_tokenizer(source.folder, folder, rows)
         write_config(edited, folder)
-        generation = source.folder / GENERATION_CONFIG
+        generation, total = source.folder / GENERATION_CONFIG, source.binding.shape[ROWS]
         if generation.is_file():
-            values, more = renumber_ids(mend_generation_config(generation)[0], rows)
+            values, more = renumber_ids(mend_generation_config(generation)[0], rows, total)
             write_json(folder / GENERATION_CONFIG, values)
             lost += more
         carry_files(source.folder, folder, PROCESSOR_FILES)
         for name in PROCESSOR_FILES:
             if (folder / name).is_file() and config_ids(read_json(folder / name)):
-                values, more = renumber_ids(read_json(folder / name), rows)
+                values, more = renumber_ids(read_json(folder / name), rows, total)
                 write_json(folder / name, values)
                 lost += more
         carry_files(source.folder, folder, LICENSE_PATTERNS)
@@ -191,7 +191,7 @@ def edited_config(
     edited: dict[str, Any] = without_code(source.raw_config)
     lost: list[str] = []
     if rows is not None:
-        edited, lost = renumber_ids(edited, rows)
+        edited, lost = renumber_ids(edited, rows, source.binding.shape[ROWS])
         edited = with_text_values(edited, {ROWS: len(rows)})
     if head is not None:
         edited[TIE] = True
