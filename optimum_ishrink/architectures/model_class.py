@@ -91,9 +91,22 @@ def meta_model(config: Any) -> Any:
 
     Args:
         config: The `PreTrainedConfig`.
+
+    Raises:
+        SourceError: The id of the padding token is outside the embedding.
     """
-    with torch.device("meta"):
-        return auto_class(config.model_type).from_config(config)
+    try:
+        with torch.device("meta"):
+            return auto_class(config.model_type).from_config(config)
+    except AssertionError as error:
+        text = text_config(config)
+        pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", 0)
+        if not isinstance(pad, int) or -rows <= pad < rows:
+            raise
+        raise SourceError(
+            f"config.json names pad_token_id={pad}, but the model has {rows} embeddings, ids 0 to {rows - 1}; "
+            f"set it to one of these, or to null ({error})"
+        ) from None
 
 
 def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
@@ -105,17 +118,7 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     Raises:
         SourceError: The id of the padding token is outside the embedding.
     """
-    try:
-        model = meta_model(config)
-    except AssertionError as error:
-        text = text_config(config)
-        pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", 0)
-        if not isinstance(pad, int) or -rows <= pad < rows:
-            raise
-        raise SourceError(
-            f"config.json names pad_token_id={pad}, but the model has {rows} embeddings, ids 0 to {rows - 1}; "
-            f"set it to one of these, or to null ({error})"
-        ) from None
+    model = meta_model(config)
     return {name: tuple(tensor.shape) for name, tensor in stored_state(model).items()}
 
 

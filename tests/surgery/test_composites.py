@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from tests.helpers.cutting import IDS, SHAPES, assert_exact, cut_to, random_plan
 from tests.helpers.masking import masked_state
 from tests.helpers.tiny_composites import COMPOSITES, composite_config, image_question, save_composite
+from tests.helpers.warm_process import run_warm
 
 CASES = [(name, variant) for name, variants in COMPOSITES.items() for variant in range(len(variants))]
 
@@ -97,3 +99,46 @@ def test_an_identity_plan_changes_no_bit(model_type: str, variant: int, tmp_path
         assert torch.equal(read_tensor(before[name]), read_tensor(after[name]))
     assert json.loads((cut / "config.json").read_text()) == raw
     assert (cut / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_an_answer_with_the_cache_equals_one_without(model_type: str, variant: int, tmp_path: Path) -> None:
+    config = composite_config(model_type, variant)
+    folder = save_composite(tmp_path / "base", config)
+    raw = json.loads((folder / "config.json").read_text())
+    plan, _, _ = random_plan(raw, supported(config, SHAPES["all"]), seed=5)
+    shrunk = load(cut_to(folder, tmp_path / "cut", plan))
+    question = image_question(shrunk, variant)
+    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with_cache = shrunk.generate(**question, use_cache=True, **how)
+    assert with_cache.shape[1] == question["input_ids"].shape[1] + 5
+    assert torch.equal(with_cache, shrunk.generate(**question, use_cache=False, **how))
+
+
+LOAD = """
+import json, sys
+sys.modules["optimum_ishrink"] = None  # a machine without this package
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+for folder in sys.argv[1:]:
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), (folder, info)
+    print(json.dumps(model(input_ids=torch.arange(3, 12)[None]).logits.sum().item()))
+    assert AutoTokenizer.from_pretrained(folder)("abc")["input_ids"]
+"""
+
+
+def test_a_fresh_process_loads_them_without_this_package(tmp_path: Path) -> None:
+    folders, expected = [], []
+    for model_type, variant in (("llava", 0), ("gemma3", 0), ("qwen2_vl", 0), ("smolvlm", 0), ("paligemma", 0)):
+        config = composite_config(model_type, variant)
+        folder = save_composite(tmp_path / model_type, config)
+        raw = json.loads((folder / "config.json").read_text())
+        plan, _, _ = random_plan(raw, supported(config, SHAPES["all"]), seed=5)
+        folders.append(cut_to(folder, tmp_path / f"{model_type}-cut", plan))
+        with torch.no_grad():
+            logits = load(folders[-1])(input_ids=torch.arange(3, 12)[None]).logits
+        expected.append(logits.sum().item())
+    done = run_warm([sys.executable, "-c", LOAD, *map(str, folders)])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == pytest.approx(expected, rel=1e-5)
