@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ArchitectureError, unknown_name
+from ..errors import ArchitectureError, RequestError, unknown_name
 from .description import Description, Dimension, describe
 
 PART_KEYS = frozenset({"text_config", "vision_config", "audio_config"})
@@ -62,8 +62,8 @@ class Composite:
         text_parts: Decoders by `model_type`, where they have no description of their own.
         repeats: Keys of the decoder's config that the outer config repeats, where it has them.
         first_layers: First layers that have to stay; None where any layer can go.
-        attention: Implementation of the decoder's attention to run it with; None for the usual one. A class may leave out
-            the mask of a text without an image, which another implementation then reads in both directions.
+        attention: Implementation of the decoder's attention to run it with; None for the usual one. A class may leave
+            out the mask of a text without an image, and the usual one then reads it in both directions.
         ignored: Names of stored tensors that are not parameters, with `*` for indices.
         refused: Why models of this type cannot be cut; None where they can.
     """
@@ -247,6 +247,24 @@ def with_text_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     """
     composite = composites().get(str(raw.get("model_type")))
     return {**raw, **values} if composite is None else composite.with_text_values(raw, values)
+
+
+def check_alone(raw: Mapping[str, Any], name: str, what: str, instead: str) -> None:
+    """Check that a model is a text decoder alone, without a vision tower or other parts.
+
+    Args:
+        raw: The contents of its config.json.
+        name: What it is called.
+        what: What takes such a model alone.
+        instead: What to do with another one.
+
+    Raises:
+        RequestError: It has other parts.
+    """
+    if raw.get("model_type") in composites():
+        raise RequestError(
+            f"{what} takes a text decoder alone, and {name} ({raw['model_type']}) has other parts; {instead}"
+        )
 
 
 def loading_options(model_type: str) -> dict[str, Any]:

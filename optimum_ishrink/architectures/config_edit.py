@@ -34,7 +34,7 @@ def edit_config(
         ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
     """
     before = text_values(raw)
-    edited = dict(binding.config_changes(shape))
+    edited: dict[str, Any] = dict(binding.config_changes(shape))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.

@@ -123,7 +123,7 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def stored_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return a loaded model's tensors by the names of `expected_tensors`, in their layout on disk, without tied ones."""
+    """Return a loaded model's tensors, without tied ones: names of `expected_tensors`, and the layout on disk."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     if is_composite(model.config):
         return state
@@ -138,8 +138,8 @@ def bind_config(raw: Mapping[str, Any]) -> tuple[Any, Binding]:
         raw: The contents of config.json.
 
     Returns:
-        The `PreTrainedConfig` and the binding; of a model of several parts, both of its decoder, and the tensors of the
-        other parts are bound as they are.
+        The `PreTrainedConfig` and the binding; of a model of several parts, both of its decoder, and the tensors of
+        the other parts are bound as they are.
 
     Raises:
         ArchitectureError: The architecture is unknown, or its description does not account for every parameter.

@@ -18,13 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures.binding import Binding
-from ..architectures.composite import composites
 from ..architectures.description import HEADS, is_ignored
 from ..architectures.expressions import axis_length
 from ..architectures.model_class import bind_config, parse_config
 from ..core.device import dtype_name
 from ..core.json_files import read_json
-from ..errors import RequestError, SourceError
+from ..errors import SourceError
 from .card_metadata import card_languages, card_license
 from .comparing import same_bytes
 from .generation import check_generation_config
@@ -177,22 +176,6 @@ class Source:
             SourceError: The config cannot be used.
         """
         len(self._bound)
-
-    def check_plain(self, what: str, instead: str) -> None:
-        """Check that the model is a text decoder alone, without a vision tower or other parts.
-
-        Args:
-            what: What takes such a model alone.
-            instead: What to do with another one.
-
-        Raises:
-            RequestError: It has other parts.
-        """
-        model_type = self.raw_config.get("model_type")
-        if model_type in composites():
-            raise RequestError(
-                f"{what} takes a text decoder alone, and {self.display_name} ({model_type}) has other parts; {instead}"
-            )
 
     @property
     def nbytes(self) -> int:

@@ -36,7 +36,9 @@ def by_parameter(stored: Mapping[str, TensorInfo], config: Any) -> dict[str, Ten
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     state = model.state_dict()
     return {
-        rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]: replace(info, stored_as=name)
+        rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]: replace(
+            info, stored_as=name
+        )
         for name, info in stored.items()
     }
 

@@ -98,7 +98,8 @@ def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkCo
     result = shrinker.shrink(config, save_directory=output, overwrite=args.overwrite, on_plan=show, **how)
     _show_report(args, result.report)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
-    opener = "AutoModelForImageTextToText" if result.plan.model_type in composites() else "AutoModelForCausalLM"
+    several = result.plan is not None and result.plan.model_type in composites()
+    opener = "AutoModelForImageTextToText" if several else "AutoModelForCausalLM"
     _say(args, f'Load it:  {opener}.from_pretrained("{output}", dtype="auto")')
     found = _result(output, result)
     repo_id = getattr(args, "push_to_hub", None)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..architectures.composite import check_alone
 from ..architectures.description import LAYERS
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
@@ -122,7 +123,12 @@ def _check(
 ) -> None:
     """Check all that can be known before long work."""
     source = session.source
-    source.check_plain("a search", "shrink it to a target instead, such as target='params=-15%'")
+    check_alone(
+        source.raw_config,
+        source.display_name,
+        "a search",
+        "shrink it to a target instead, such as target='params=-15%'",
+    )
     check_output(output, overwrite)
     texts = [text.path for text in (*search_texts(config, options), *parse_sources(config.calibration)) if text.path]
     check_not_inside(output, [source.folder, Path(source.name), *texts])

@@ -86,7 +86,7 @@ def find_required(
         _BYTES: _bytes(tokenizer),
         _ALPHABET: _alphabet(tokenizer),
         _CONFIGS: _in_configs(tokenizer, opened, drop_reserved),
-        _TEMPLATE: _in_template(opened),
+        _TEMPLATE: _in_templates(tokenizer, opened),
         _ADDED: {i for token, i in tokenizer.added.items() if not (drop_reserved and RESERVED.fullmatch(token))},
         _DIGITS: {i for i, text in enumerate(texts) if text and _is_number(text)},
         _SPACES: {i for i, text in enumerate(texts) if text and len(text) <= LONGEST_RUN and {*text} <= _WHITESPACE},
@@ -210,35 +210,56 @@ _DATES = tuple(datetime(2024 + month, month, 28 - month) for month in range(1, 1
 """Every month, and years to come: some templates write the date, and what stays must not depend on today's."""
 
 
-def _in_template(opened: Any) -> set[int]:
+def _in_templates(tokenizer: TokenizerFile, opened: Any) -> set[int]:
     """Return the tokens that the chat templates write around the words of a conversation."""
-    templates = getattr(opened, "chat_template", None)
-    if not templates:
+    templates = getattr(opened, "chat_template", None) or ()
+    found = [*(templates.values() if isinstance(templates, Mapping) else [templates] if templates else [])]
+    for name in ("chat_template.json", "processor_config.json"):  # of the processor, for texts and other inputs
+        template = _object(tokenizer.folder / name).get("chat_template")
+        if isinstance(template, str) and template not in found:
+            found.append(template)
+    if not found:
         return set()
     texts: set[str] = set()
     reason = ""
-    for template in templates.values() if isinstance(templates, Mapping) else (templates,):
-        dates = _DATES if "strftime_now" in template else ()
-        for chat, variant, date in itertools.product(_CHATS, _VARIANTS, dates or (None,)):
-            dated = _on(date, template) if date else template
-            try:
-                texts.add(
-                    opened.apply_chat_template(
-                        [dict(turn) for turn in chat],
-                        tokenize=False,
-                        add_generation_prompt=chat[-1]["role"] == "user",
-                        chat_template=dated,
-                        **variant,
-                    )
-                )
-            except Exception as error:  # a template is a program, which may refuse a role in any way
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+    for template in found:
+        for parts in (False, True):  # some templates take a turn's words as a list of its parts alone
+            written, why = _written(opened, template, parts=parts)
+            reason = why or reason
+            texts |= written
+            if written:
+                break
     if not texts:
         raise SourceError(
             f"the chat template writes no conversation ({reason}), so the tokens that it needs are unknown; mend it, "
             "or remove it"
         )
     return {number for text in texts for number in opened(text, add_special_tokens=False)["input_ids"]}
+
+
+def _written(opened: Any, template: str, *, parts: bool) -> tuple[set[str], str]:
+    """Return what a template makes of conversations, and why it made nothing of the last that it refused."""
+    texts: set[str] = set()
+    reason = ""
+    dates = _DATES if "strftime_now" in template else ()
+    for chat, variant, date in itertools.product(_CHATS, _VARIANTS, dates or (None,)):
+        turns = [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}] if parts else turn["content"]}
+            for turn in chat
+        ]
+        try:
+            texts.add(
+                opened.apply_chat_template(
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=chat[-1]["role"] == "user",
+                    chat_template=_on(date, template) if date else template,
+                    **variant,
+                )
+            )
+        except Exception as error:  # a template is a program, which may refuse a role in any way
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return texts, reason
 
 
 def _on(date: datetime, template: str) -> str:

@@ -100,8 +100,13 @@ def test_a_flat_config_is_read_and_written_flat(tmp_path: Path) -> None:
     source = open_source(folder)
     source.check()
     result = IShrinker.from_pretrained(folder).shrink(
-        num_hidden_layers=3, importance="l2-norm", layer_importance="l2-norm", compensation="none", evaluate=False,
-        benchmark=False, save_directory=tmp_path / "cut",
+        num_hidden_layers=3,
+        importance="l2-norm",
+        layer_importance="l2-norm",
+        compensation="none",
+        evaluate=False,
+        benchmark=False,
+        save_directory=tmp_path / "cut",
     )
     assert result.plan.config_changes["num_hidden_layers"] == (4, 3)
     written = json.loads((tmp_path / "cut" / "config.json").read_text())

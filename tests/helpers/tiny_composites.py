@@ -66,7 +66,12 @@ _LIST = _image(pixel_values=(1, 1, 3, SIDE, SIDE))
 
 COMPOSITES: dict[str, list[dict[str, Any]]] = {
     "aya_vision": [
-        {"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP, "image_token_index": IMAGE, **_PIXELS}
+        {
+            "text": {"model_type": "cohere2", "sliding_window": 3},
+            "vision": _SIGLIP,
+            "image_token_index": IMAGE,
+            **_PIXELS,
+        }
     ],
     "cohere2_vision": [
         {"text": {"model_type": "cohere2", "sliding_window": 3}, "vision": _SIGLIP, "image_token_id": IMAGE, **_PIXELS}

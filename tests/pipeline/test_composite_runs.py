@@ -1,4 +1,4 @@
-"""Runs over models of several parts: scored, repaired, measured and trained on text; images are answered by all of it."""
+"""Runs over models of several parts: scored, repaired, measured and trained on text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ QUICK = {"evaluate": False, "benchmark": False}
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text("\n".join(f"Ferry {i} leaves pier {i * 7 % 13} with {i * 3} bicycles and a dog." for i in range(200)))
+    path.write_text(
+        "\n".join(f"Ferry {i} leaves pier {i * 7 % 13} with {i * 3} bicycles and a dog." for i in range(200))
+    )
     return path
 
 
@@ -34,9 +36,7 @@ def other_parts(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors outside the decoder and its head, by the names in the files."""
     source = open_source(folder)
     inside = ("model.language_model.", "model.text_model.", "lm_head.")
-    return {
-        info.stored_as: read_tensor(info) for name, info in source.tensors.items() if not name.startswith(inside)
-    }
+    return {info.stored_as: read_tensor(info) for name, info in source.tensors.items() if not name.startswith(inside)}
 
 
 def assert_carried(base: Path, result: Path) -> None:
@@ -154,8 +154,8 @@ def test_recovery_trains_the_decoder_alone(how: dict[str, Any], tmp_path: Path, 
     more.write_text("\n".join(f"Each winter {i} ships carry grain to mill number {i % 5}." for i in range(300)))
     result = IShrinker.from_pretrained(folder).shrink(
         **SHAPE, **QUICK, importance="l2-norm", layer_importance="l2-norm", compensation="none",
-        calibration=str(text), recovery_data=[str(more)], recovery_tokens=2000, recovery_length=32, recovery_batch_size=2,
-        recovery_learning_rate=1e-3, **how, save_directory=tmp_path / "cut",
+        calibration=str(text), recovery_data=[str(more)], recovery_tokens=2000, recovery_length=32,
+        recovery_batch_size=2, recovery_learning_rate=1e-3, **how, save_directory=tmp_path / "cut",
     )  # fmt: skip
     assert result.report.recovery is not None
     assert_carried(folder, tmp_path / "cut")
@@ -164,6 +164,7 @@ def test_recovery_trains_the_decoder_alone(how: dict[str, Any], tmp_path: Path, 
     changed = [
         name
         for name in after
-        if after[name].shape == before[name].shape and not torch.equal(read_tensor(before[name]), read_tensor(after[name]))
+        if after[name].shape == before[name].shape
+        and not torch.equal(read_tensor(before[name]), read_tensor(after[name]))
     ]
     assert changed and all(name.startswith("language_model.") for name in changed)

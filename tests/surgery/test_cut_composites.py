@@ -1,4 +1,4 @@
-"""Models of several parts: the text decoder is cut, all else stays, and questions about images are answered as before."""
+"""The cut of models of several parts: what images are answered, and that all but the text decoder stays."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def masked(folder: Path, target: Path, binding: Any, plan: Any) -> Path:
     stored = {name: info.stored_as for name, info in read_by_parameter(folder, parse_config(raw)).items()}
     tensors = load_file(folder / "model.safetensors")
     state = masked_state(binding, plan, {name: tensors[stored[name]] for name in stored})
-    save_file({stored[name]: t.contiguous() for name, t in state.items()}, target / "model.safetensors", {"format": "pt"})
+    save_file(
+        {stored[name]: t.contiguous() for name, t in state.items()}, target / "model.safetensors", {"format": "pt"}
+    )
     return target
 
 
