@@ -12,15 +12,13 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import ArchitectureError, RequestError, unknown_name
 from .description import Description, Dimension, describe
 
 PART_KEYS = frozenset({"text_config", "vision_config", "audio_config"})
 """Config keys that hold the config of a part of a model, where it has several."""
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -131,15 +129,15 @@ class Composite:
             **description.dimensions,
             **{key: Dimension({}, fixed=reason) for key, reason in part.fixed.items()},
         }
+        moved = replace(
+            description, **{entry.name: self._moved(getattr(description, entry.name)) for entry in fields(description)}
+        )
         return replace(
-            description,
+            moved,
             model_type=self.model_type,
             models=self.models,
             dimensions=dimensions,
-            tensors=self._renamed(description.tensors),
-            memory=self._renamed(description.memory),
-            ignored=(*map(self._name, description.ignored), *self.ignored),
-            transposed=tuple(map(self._name, description.transposed)),
+            ignored=(*moved.ignored, *self.ignored),
             class_change=None,  # the class of a part is not the model's to choose
         )
 
@@ -188,14 +186,16 @@ class Composite:
             value = value.get(key) if isinstance(value, Mapping) else None
         return len(value or ())
 
-    def _name(self, name: str) -> str:
-        for own, here in self.prefixes.items():
-            if name.startswith(own):
-                return here + name.removeprefix(own)
-        return name
-
-    def _renamed(self, entries: Mapping[str, Value]) -> dict[str, Value]:
-        return {self._name(name): value for name, value in entries.items()}
+    def _moved(self, value: Any) -> Any:
+        """Return an entry of a description with the names of tensors in it as they are in this model."""
+        if isinstance(value, str):
+            own = next((own for own in self.prefixes if value.startswith(own)), "")
+            return self.prefixes[own] + value.removeprefix(own) if own else value
+        if isinstance(value, Mapping):
+            return {self._moved(key): self._moved(inner) for key, inner in value.items()}
+        if isinstance(value, tuple):
+            return tuple(self._moved(inner) for inner in value)
+        return value
 
 
 @cache

@@ -6,6 +6,7 @@ Their tensors are read by the names that they have in memory, and written again 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from .tensors import TensorInfo, read_index
 def by_parameter(stored: Mapping[str, TensorInfo], config: Any) -> dict[str, TensorInfo]:
     """Return stored tensors by the names of `expected_tensors`, each with the name that its file has for it.
 
-    transformers' own renaming is asked, so that they are what `from_pretrained` makes of them.
+    transformers' own renaming is asked, so that they are what `from_pretrained` makes of them. Tensors that the class
+    leaves out when it is loaded, such as heads that only draft tokens, are left out.
 
     Args:
         stored: What `read_index` found.
@@ -35,12 +37,13 @@ def by_parameter(stored: Mapping[str, TensorInfo], config: Any) -> dict[str, Ten
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     state = model.state_dict()
-    return {
-        rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]: replace(
-            info, stored_as=name
-        )
-        for name, info in stored.items()
-    }
+    unread = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
+    found = {}
+    for stored_as, info in stored.items():
+        name, _ = rename_source_key(stored_as, renamings, converters, model.base_model_prefix, state)
+        if name in state or not unread.search(name):
+            found[name] = replace(info, stored_as=stored_as)
+    return found
 
 
 def read_by_parameter(folder: Path, config: Any) -> dict[str, TensorInfo]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.composite import Composite, composite_of, composites, text_values, with_text_values
@@ -19,16 +20,18 @@ from optimum_ishrink.errors import ArchitectureError, RequestError, ShapeError, 
 from tests.helpers.tiny import edit_json, tiny_tokenizer
 from tests.helpers.tiny_composites import COMPOSITES, IMAGE, composite_config, composite_model, save_composite
 
+NOT_BUILT = {"gemma3n"}
+"""Its vision tower is a model of another library, which the tests do without."""
+
 
 def raw_config(model_type: str, **changes: Any) -> dict[str, Any]:
     return {**composite_config(model_type).to_dict(), **changes}
 
 
-def test_every_composite_is_tested_or_waits_for_its_text_part() -> None:
-    waiting = {"gemma3n", "gemma4", "lfm2_vl", "qwen3_5"}
+def test_every_composite_is_tested_or_refused() -> None:
     refused = {name for name, each in composites().items() if each.refused is not None}
-    assert set(composites()) == {*COMPOSITES, *waiting, *refused}
-    assert all(composites()[name].prefixes for name in {*COMPOSITES, *waiting})
+    assert set(composites()) - refused == {*COMPOSITES} | NOT_BUILT
+    assert all(COMPOSITES.values()) and all(composites()[name].prefixes for name in COMPOSITES)
 
 
 def test_a_text_part_without_a_description_is_refused() -> None:
@@ -114,7 +117,7 @@ def test_a_flat_config_is_read_and_written_flat(tmp_path: Path) -> None:
     assert result.model.config.text_config.num_hidden_layers == 3
 
 
-def test_files_of_every_convention_of_names_are_read_and_written_alike(tmp_path: Path) -> None:
+def test_files_of_every_convention_of_names_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composite_config("llava")
     folder = save_composite(tmp_path / "base", config)
     original = load_file(folder / "model.safetensors")
@@ -130,6 +133,9 @@ def test_files_of_every_convention_of_names_are_read_and_written_alike(tmp_path:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SourceError, match="holds 1 tensors that its config does not expect: extra"):
         open_source(folder).tensors  # noqa: B018
+    # What the class leaves out when it is loaded, such as a head that drafts tokens, is left out.
+    monkeypatch.setattr(LlavaForConditionalGeneration, "_keys_to_ignore_on_load_unexpected", ["^extra"])
+    assert open_source(folder).tensors.keys() == expected
 
 
 def test_first_layers_that_image_features_are_added_to_stay(tmp_path: Path) -> None:

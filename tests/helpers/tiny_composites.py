@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from optimum_ishrink.architectures.composite import composites
+from optimum_ishrink.errors import ArchitectureError
 from tests.helpers.tiny import SMALL, VOCAB, tiny_tokenizer
 
 IMAGE, VIDEO, START, END = 299, 298, 297, 296
@@ -87,6 +89,23 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             **_PIXELS,
         }
     ],
+    "gemma4": [
+        {
+            "text": {"sliding_window": 3, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+            "vision": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "patch_size": 4,
+            },
+            "audio_config": None,
+            "image_token_id": IMAGE,
+            **_image(pixel_values=(1, 9, 48), image_position_ids=[[[x, y] for y in range(3) for x in range(3)]]),
+        }
+    ],
     "got_ocr2": [
         {
             "text": {"model_type": "qwen2"},
@@ -121,6 +140,27 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             **_PIXELS,
         },
     ],
+    "lfm2_vl": [
+        {
+            "text": {
+                "model_type": "lfm2",
+                "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+                "block_auto_adjust_ff_dim": False,
+            },
+            "vision": {
+                "model_type": "siglip2_vision_model",
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "num_patches": 16,
+            },
+            "image_token_id": IMAGE,
+            "projector_hidden_size": 16,
+            **_image(pixel_values=(1, 16, 48), spatial_shapes=[[4, 4]], pixel_attention_mask=[[1] * 16]),
+        }
+    ],
     "llava": [
         {"text": {"model_type": "llama"}, "vision": _CLIP, "image_token_index": IMAGE, **_PIXELS},
         {
@@ -154,7 +194,17 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             **_SIZED,
         }
     ],
-    "ovis2": [],
+    "ovis2": [
+        {
+            "text": {"model_type": "qwen2"},
+            "vision": {**_TOWER, "vocab_size": 20, "hidden_stride": 1, "num_visual_indicator_tokens": 2},
+            "image_token_id": IMAGE,
+            "visual_indicator_token_ids": [START, END],
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            **_PIXELS,
+        }
+    ],
     "paligemma": [
         {
             "text": {"model_type": "gemma"},
@@ -173,6 +223,20 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
             "vision": {**_QWEN, "hidden_size": 32},
             **_QWEN_IDS,
             "tie_word_embeddings": True,
+            **_PATCHES,
+        }
+    ],
+    "qwen3_5": [
+        {
+            "text": {
+                "layer_types": ["linear_attention", "full_attention"] * 2,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            },
+            "vision": _QWEN,
+            **_QWEN_IDS,
             **_PATCHES,
         }
     ],
@@ -196,6 +260,16 @@ COMPOSITES: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
+
+
+def is_described(model_type: str, variant: int) -> bool:
+    """Whether the architecture of a model's text decoder has a description."""
+    text = composite_config(model_type, variant).get_text_config().model_type
+    try:
+        composites()[model_type].describe_text(text)
+    except ArchitectureError:
+        return False
+    return True
 
 
 def composite_config(model_type: str, variant: int = 0, **text: Any) -> Any:
@@ -235,7 +309,7 @@ def image_question(model: Any, variant: int = 0, seed: int = 3) -> dict[str, tor
     ids = torch.tensor([[5, 6, *[model.config.image_token_id] * count, 9, 10, 11, 12]])
     kinds = (ids == model.config.image_token_id).long()
     extra = {"gemma3": "token_type_ids", "paligemma": "token_type_ids"}.get(model.config.model_type)
-    if model.config.model_type.startswith("qwen"):
+    if model.config.model_type.startswith(("qwen", "gemma4")):
         extra = "mm_token_type_ids"
     if model.config.model_type == "paligemma":
         kinds = 1 - kinds
@@ -244,3 +318,12 @@ def image_question(model: Any, variant: int = 0, seed: int = 3) -> dict[str, tor
 
 def _numel(features: Any) -> int:
     return features.numel() if isinstance(features, torch.Tensor) else sum(map(_numel, features))
+
+
+CASES = [
+    (name, variant)
+    for name, variants in COMPOSITES.items()
+    for variant in range(len(variants))
+    if is_described(name, variant)
+]
+"""Every tiny model whose decoder is described."""

@@ -19,10 +19,8 @@ from optimum_ishrink.checkpoint.stored_names import read_by_parameter
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from tests.helpers.cutting import IDS, SHAPES, assert_exact, cut_to, random_plan
 from tests.helpers.masking import masked_state
-from tests.helpers.tiny_composites import COMPOSITES, composite_config, image_question, save_composite
+from tests.helpers.tiny_composites import CASES, composite_config, image_question, save_composite
 from tests.helpers.warm_process import run_warm
-
-CASES = [(name, variant) for name, variants in COMPOSITES.items() for variant in range(len(variants))]
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -65,7 +63,7 @@ def masked(folder: Path, target: Path, binding: Any, plan: Any) -> Path:
 
 @pytest.mark.parametrize(
     "cuts",
-    [["all", "merged"], pytest.param(["layers", "groups", "query heads", "neurons"], marks=pytest.mark.slow)],
+    [["all"], pytest.param(["merged", "layers", "groups", "query heads", "neurons"], marks=pytest.mark.slow)],
     ids=["together", "one by one"],
 )
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
