@@ -73,7 +73,7 @@ class _Run:
 
     @property
     def protection(self) -> tuple[int, int]:
-        return self.config.protection(self.binding.sizes["layers"])
+        return self.config.protection(self.binding.sizes["layers"], self.binding.first_layers)
 
 
 def analyze(

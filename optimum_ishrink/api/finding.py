@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..architectures.composite import check_alone
 from ..options.option import options_of
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..search.profile import Profile
@@ -122,4 +123,10 @@ class FindsModels:
             ShapeError: Nothing meets the budget; the message says what comes nearest.
             RequestError: An option is not allowed.
         """
+        check_alone(
+            self.source.raw_config,
+            self.source.display_name,
+            "advice",
+            "plan it with a target instead, such as target='params=-15%'",
+        )
         return find_ways(self.source.binding, AdviceOptions(**options), model=self.source.display_name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArchitectureError
 from .description import DIMENSIONS, EXPERTS, INDEX, TOP_K, ClassChange, Description, entry_of, loaded_name
-from .expressions import Axis, axis_length, evaluate
+from .expressions import Axis, Section, axis_length, evaluate
 from .layer_sizes import Names, global_value, number_of, renamed, sizes_by_layer
 from .shared_kv import kv_sources
 
@@ -83,6 +83,8 @@ class Binding:
         required_layers: Indices of the layers that a cut retains.
         by_layer: Layer to the factors that stand for a size there.
         joined: Why the layers cannot be run one by one; None where they can.
+        first_layers: How many of the first layers have to stay.
+        first_reason: Why they have to.
     """
 
     description: Description
@@ -94,6 +96,8 @@ class Binding:
     required_layers: tuple[int, ...] = ()
     by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
     joined: str | None = None
+    first_layers: int = 0
+    first_reason: str = ""
 
     @property
     def shape(self) -> dict[str, int]:
@@ -250,13 +254,19 @@ def _numel(tensor: BoundTensor, sizes: Mapping[str, int]) -> int:
     return prod(axis_length(axis, sizes) for axis in tensor.axes)
 
 
-def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[int]]) -> Binding:
+def bind(
+    description: Description,
+    config: Any,
+    shapes: Mapping[str, Sequence[int]],
+    carried: frozenset[str] = frozenset(),
+) -> Binding:
     """Bind a description to a model.
 
     Args:
         description: The architecture.
         config: The model's `PreTrainedConfig`.
         shapes: Name and shape of every parameter that the config's model class stores (see `expected_tensors`).
+        carried: Names of tensors outside the described part of the model; their axes count nothing that can change.
 
     Returns:
         The binding, with every parameter accounted for.
@@ -306,6 +316,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     tensors: dict[str, BoundTensor] = {}
     unexpected: list[str] = []
     for name, shape in shapes.items():
+        if name in carried:
+            tensors[name] = BoundTensor(name, tuple((Section((str(length),)),) for length in shape), None)
+            continue
         entry = entry_of(description, name)
         axes = description.tensors.get(entry)
         if axes is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ShapeError, SourceError
 from .binding import Binding
+from .composite import PART_KEYS, text_config, text_values, with_text_values
 from .expressions import axis_length
 from .layer_kinds import check_layer_kinds, dense_layer_changes
 from .layer_patterns import period_changes
@@ -26,7 +27,7 @@ def edit_config(
 
     Args:
         raw: The source's config.json.
-        config: The same, parsed by its class.
+        config: The same, parsed by its class; of a model of several parts, the config of its decoder.
         binding: The model.
         shape: The new shape.
         layers: Indices of the retained layers.
@@ -36,10 +37,11 @@ def edit_config(
             that others need is removed.
     """
     check_required(binding.required_layers, layers)
-    edited = without_code(raw)
+    before = text_values(raw)
+    edited = dict(before)
     changed = binding.config_changes(shape)
     for key, value in changed.items():
-        edited.update(dict.fromkeys(_spellings(config, raw, key), value))
+        edited.update(dict.fromkeys(_spellings(config, before, key), value))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
@@ -57,7 +59,7 @@ def edit_config(
     edited.update(period_changes(binding, layers))
     lists = {key: values for key, values in lists.items() if key not in dense}
     for key in binding.description.per_layer:
-        values, stated = getattr(config, key, None), raw.get(key)
+        values, stated = getattr(config, key, None), before.get(key)
         if isinstance(values, list) and key not in changed:  # a changed number holds for every layer
             lists[key] = [values[layer] for layer in layers]
         if key not in changed and isinstance(stated, (list, str)) and len(stated) == binding.sizes["layers"]:
@@ -66,22 +68,25 @@ def edit_config(
             edited[key] = "".join(retained) if isinstance(stated, str) else retained
         elif stated is not None and key in lists:
             edited[key] = lists[key]
-    if isinstance(raw.get("per_layer_config"), dict):
-        own = {int(layer): values for layer, values in raw["per_layer_config"].items()}
+    if isinstance(before.get("per_layer_config"), dict):
+        own = {int(layer): values for layer, values in before["per_layer_config"].items()}
         edited["per_layer_config"] = {str(new_index[layer]): own[layer] for layer in layers if layer in own}
     shared = binding.description.shared_kv
     if binding.kv_sources and shared is not None:
         edited[shared.count] = sum(layer in binding.kv_sources for layer in layers)
     for key, name in binding.description.layer_runs.items():
         edited[key] = [[[getattr(config, name)[layer] for layer in layers], 1]]
+    whole = without_code(raw)
     try:
-        derived = parse_config(edited)
+        derived = text_config(parse_config(with_text_values(whole, _changed(before, edited))))
         for key, values in lists.items():
             if list(getattr(derived, key)) != values:
                 edited[key] = values
-        result = parse_config(edited)
+        whole = with_text_values(whole, _changed(before, edited))
+        parsed = parse_config(whole)
     except SourceError as error:
         raise ShapeError(f"this shape cannot be written: {error}") from None
+    result = text_config(parsed)
     for key, values in lists.items():
         found = list(getattr(result, key))
         if found != values:
@@ -94,8 +99,13 @@ def edit_config(
     if binding.kv_sources and shared is not None:
         after = kv_sources(edited[shared.count], getattr(result, shared.kinds))
         check_sources(binding.kv_sources, after, layers)
-    check_layer_kinds(binding, result, layers)
-    return edited
+    check_layer_kinds(binding, parsed, layers)
+    return whole
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that are new or have new values."""
+    return {key: value for key, value in after.items() if key not in before or before[key] != value}
 
 
 def _renumber(edited: dict[str, Any], key: str, new_index: Mapping[int, int]) -> None:
@@ -159,5 +169,32 @@ def without_code(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, with both values; None before means that the key was absent."""
-    return {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value}
+    """Return the keys whose values differ, with both values; None before means that the key was absent.
+
+    A key inside the config of a part is written after the part's, with a dot between them.
+    """
+    changes: dict[str, tuple[Any, Any]] = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if key in PART_KEYS and isinstance(old, Mapping) and isinstance(value, Mapping):
+            changes.update({f"{key}.{name}": pair for name, pair in changed_keys(old, value).items()})
+        elif old != value:
+            changes[key] = (old, value)
+    return changes
+
+
+def with_changes(raw: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the contents of config.json with what `changed_keys` found.
+
+    Args:
+        raw: The contents of the config.json.
+        changes: The changed keys, with both values.
+    """
+    edited = dict(raw)
+    for key, (_, value) in changes.items():
+        part, _, name = key.partition(".")
+        if name and isinstance(edited.get(part), Mapping):
+            edited[part] = {**edited[part], name: value}
+        else:
+            edited[key] = value
+    return edited

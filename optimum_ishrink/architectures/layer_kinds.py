@@ -82,10 +82,12 @@ def check_layer_kinds(binding: Binding, config: Any, layers: Sequence[int]) -> N
     if len(layers) == binding.sizes["layers"] or not mixes_kinds(binding):
         return
     # Of tensors that there is one of for every expert, the first stands for all: their number may change, too.
-    wanted = {bound.name for bound in binding.tensors.values() if bound.layer is None}
+    outer = {bound.name for bound in binding.tensors.values() if bound.layer is None}
+    wanted = set(outer)
     for position, layer in enumerate(layers):
         wanted |= {bound.in_layer(position) for bound in binding.layer_tensors(layer) if not bound.expert}
-    different = sorted(wanted ^ {name for name in expected_tensors(config) if not _of_later_expert(binding, name)})
+    found = {name for name in expected_tensors(config) if name in outer or not _of_later_expert(binding, name)}
+    different = sorted(wanted ^ found)
     if different:
         keys = [key for key in _KEYS if getattr(config, key, None) is not None]
         by = ", ".join(keys) or "the index of a layer"

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import ArchitectureError, SourceError
 from .binding import Binding, bind
-from .description import describe, descriptions
+from .composite import composite_of, composites, is_composite, text_config
+from .description import Description, describe, descriptions
 
 
 def parse_config(raw: Mapping[str, Any]) -> Any:
@@ -31,25 +40,22 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
     if model_type not in CONFIG_MAPPING and "auto_map" in raw:
         raise ArchitectureError(
             f"{model_type!r} needs remote code, which is never run; "
-            f"supported architectures: {', '.join(descriptions())}"
+            f"supported architectures: {', '.join(sorted({*descriptions(), *composites()}))}"
         )
-    parts = sorted(key for key, value in raw.items() if key.endswith("_config") and isinstance(value, dict))
-    if {"text_config", "vision_config", "audio_config"} & set(parts):
-        raise ArchitectureError(
-            f"{model_type!r} combines several models ({', '.join(parts)}), of which only one would be pruned; "
-            "use a checkpoint of its text decoder alone"
-        )
-    describe(model_type)
+    if composite_of(raw) is None:
+        describe(model_type)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "quantised")
         raise SourceError(f"the model is already quantised ({method}); prune the original, then quantise the result")
     # A copy: config classes fill in what is missing, in the very dicts that they are given, such as `rope_scaling`.
     values = {key: _copy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
     try:
-        return AutoConfig.for_model(model_type, **values)
+        config = AutoConfig.for_model(model_type, **values)
     except Exception as error:  # strict config classes raise many types of errors, all about the values
         reason = " ".join(str(error).split())
         raise SourceError(f"the {model_type} config class refuses this config.json: {reason}") from None
+    _describe(config)
+    return config
 
 
 def _copy(value: Any) -> Any:
@@ -61,19 +67,49 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else deepcopy(value)
 
 
-def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor in a checkpoint of this config, without tied weights.
+def _describe(config: Any) -> Description:
+    """Return the description of a model, or of the decoder in it."""
+    if not is_composite(config):
+        return describe(config.model_type)
+    return composites()[config.model_type].describe_text(text_config(config).model_type)
 
-    The model is built on the meta device, so this takes no memory.
+
+def auto_class(model_type: str) -> Any:
+    """Return the auto class that opens the whole of a model.
+
+    Some models of several parts are mapped as causal language models, too, and then opened without their other parts.
+
+    Args:
+        model_type: That of its config.
+    """
+    return AutoModelForImageTextToText if model_type in composites() else AutoModelForCausalLM
+
+
+def model_class(config: Any) -> Any:
+    """Return the class of a config's model; None where the config's type has none.
+
+    Args:
+        config: The `PreTrainedConfig`.
+    """
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if is_composite(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    return mapping.get(type(config), None)
+
+
+def meta_model(config: Any) -> Any:
+    """Build the model of a config on the meta device, which takes no memory.
+
+    Args:
+        config: The `PreTrainedConfig`.
 
     Raises:
         SourceError: The id of the padding token is outside the embedding, or the class refuses the values.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            return auto_class(config.model_type).from_config(config)
     except AssertionError as error:
-        pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
+        text = text_config(config)
+        pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", 0)
         if not isinstance(pad, int) or -rows <= pad < rows:
             raise
         raise SourceError(
@@ -83,12 +119,26 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise SourceError(f"no {config.model_type} model can be built from this config.json: {reason}") from None
+
+
+def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor in a checkpoint of this config, without tied weights.
+
+    The model is built on the meta device, so this takes no memory. The names are those of the files; of a model of
+    several parts those that the tensors have in memory, since its files have one of several conventions.
+
+    Raises:
+        SourceError: The id of the padding token is outside the embedding.
+    """
+    model = meta_model(config)
     return {name: tuple(tensor.shape) for name, tensor in stored_state(model).items()}
 
 
 def stored_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return a loaded model's tensors by their names and in their layout on disk, without tied weights."""
+    """Return a loaded model's tensors, without tied ones: names of `expected_tensors`, and the layout on disk."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    if is_composite(model.config):
+        return state
     stored: dict[str, torch.Tensor] = revert_weight_conversion(model, state)
     return stored
 
@@ -100,11 +150,19 @@ def bind_config(raw: Mapping[str, Any]) -> tuple[Any, Binding]:
         raw: The contents of config.json.
 
     Returns:
-        The `PreTrainedConfig` and the binding.
+        The `PreTrainedConfig` and the binding; of a model of several parts, both of its decoder, and the tensors of
+        the other parts are bound as they are.
 
     Raises:
         ArchitectureError: The architecture is unknown, or its description does not account for every parameter.
         SourceError: The config cannot be used.
     """
     config = parse_config(raw)
-    return config, bind(describe(config.model_type), config, expected_tensors(config))
+    description, expected, text = _describe(config), expected_tensors(config), text_config(config)
+    if not is_composite(config):
+        return config, bind(description, config, expected)
+    composite = composites()[config.model_type]
+    binding = bind(description, text, expected, composite.carried(expected))
+    count = composite.count_first_layers(config.to_dict())
+    reason = composite.first_layers.reason if composite.first_layers is not None else ""
+    return text, replace(binding, first_layers=count, first_reason=reason)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from ..architectures.composite import composites
 from ..core.durable import replace_file
 from ..core.json_files import read_json
 from ..core.table import Row, escape_cell, literal_table, markdown_table
@@ -74,6 +75,7 @@ def render_card(
         removed=f"{plan.removed_share:.2%}",
         load_name=name,
         chat=chat,
+        has_other_parts=plan.model_type in composites(),
         shell_name=shlex.quote(name),
         gguf_name=shlex.quote(f"{name}-q8_0.gguf"),
         summary_table=markdown_table(SUMMARY_HEADER, summary_rows(report, plan)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..architectures.composite import composites
 from ..report.environment import Environment
 from ..report.measurement import Measurement
 from ..report.origin import Origin
@@ -79,7 +80,7 @@ def card_data(
         base_model_relation="finetune" if origin.base_model else None,
         language=list(origin.languages) or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if plan.model_type in composites() else "text-generation",
         license=origin.license,
         tags=["pruning", "structured-pruning", "optimum-ishrink", plan.model_type],
         model_name=name if results else None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architectures.composite import is_composite
 from ..errors import SourceError
 
 _ALLOWED = "give a Hub id, the folder of a checkpoint, or a loaded AutoModelForCausalLM with its tokenizer"
@@ -114,6 +115,11 @@ def check_loaded(model: PreTrainedModel, tokenizer: Any) -> None:
             "model = PeftModel.from_pretrained(base, adapter).merge_and_unload(), or unload it"
         )
     _check_quantization(model)
+    if is_composite(model.config):
+        raise SourceError(
+            f"{kind} has other parts than its text decoder, and no files of its processor are with a model in memory; "
+            "give the Hub id or the folder that it was loaded from"
+        )
     expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     classes = expected if isinstance(expected, tuple) else (expected,) if expected is not None else ()
     if classes and not isinstance(model, classes):

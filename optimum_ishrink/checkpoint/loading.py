@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from ..architectures.composite import loading_options
+from ..architectures.model_class import auto_class
+from ..core.json_files import read_json
 from ..errors import SourceError
 from .tensors import preview
 
@@ -32,7 +35,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a checkpoint folder as plain `AutoModelForCausalLM`, and check that every tensor was found and fits.
+    """Load a checkpoint folder with the plain auto class of its type, and check that every tensor was found and fits.
 
     Args:
         folder: The checkpoint.
@@ -44,8 +47,14 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """
     try:
         # Safetensors alone: a pickle is never loaded.
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        model_type = model_type_of(folder)
+        model, info = auto_class(model_type).from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **loading_options(model_type),
         )
     except torch.OutOfMemoryError:
         raise
@@ -56,3 +65,13 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         if info[problem]:
             raise SourceError(f"{folder} does not load cleanly: {problem} {preview(sorted(map(str, info[problem])))}")
     return model.to(device).eval()
+
+
+def model_type_of(folder: Path) -> str:
+    """Return the `model_type` of a checkpoint's config.json; the empty text where there is none.
+
+    Args:
+        folder: The checkpoint.
+    """
+    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return str(raw.get("model_type")) if isinstance(raw, dict) else ""

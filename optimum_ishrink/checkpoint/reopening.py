@@ -1,6 +1,6 @@
 """Opening a written checkpoint as its user will: its tokenizer, its configs, and the model with its logits.
 
-`AutoModelForCausalLM.from_pretrained` looks at more than weights: a second copy of a tied head, an adapter, a config
+`from_pretrained` of an auto class looks at more than weights: a second copy of a tied head, an adapter, a config
 that a class reads in its own way. So what it opens is compared with the model class of the config, filled with the
 tensors as this package reads them.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..architectures.model_class import parse_config
+from ..architectures.composite import loading_options, text_config
+from ..architectures.model_class import model_class, parse_config
 from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import SourceError, VerificationError
@@ -104,7 +104,7 @@ def check_logits(folder: Path, tokenizer: Any, dtype: torch.dtype, device: torch
         VerificationError: The model does not load cleanly, or its logits are others.
     """
     config = parse_config(read_json(folder / "config.json"))
-    ids = _token_ids(tokenizer, config.vocab_size).to(device)
+    ids = _token_ids(tokenizer, text_config(config).vocab_size).to(device)
     expected = _logits(lambda: _filled(folder, config, dtype).to(device), ids)
     try:
         found = _logits(lambda: _loaded(folder, config, dtype, device), ids)
@@ -125,8 +125,8 @@ def _logits(load: Callable[[], Any], ids: torch.Tensor) -> torch.Tensor:
 
 def _filled(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     state = {name: read_tensor(info) for name, info in read_index(folder).items()}
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    how = loading_options(config.model_type)
+    return model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype, **how)
 
 
 def _loaded(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -33,6 +33,7 @@ from .hub_download import download_checkpoint, download_config, download_gguf_he
 from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
 from .older_keys import add_older_keys
+from .stored_names import by_parameter
 from .tensors import TensorInfo, preview, read_index, refuse_pickles, stored_names
 
 
@@ -82,7 +83,7 @@ class Source:
 
     @property
     def config(self) -> Any:
-        """The config as its class reads it."""
+        """The config as its class reads it; of a model of several parts, that of its text decoder."""
         return self._bound[0]
 
     @property
@@ -107,7 +108,7 @@ class Source:
     @cached_property
     def _matched(self) -> tuple[Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
         """Every parameter, and every second copy of a tied head, as the headers of the files have them."""
-        stored = read_index(self.folder)
+        stored = by_parameter(read_index(self.folder), parse_config(self.raw_config))
         expected = self.binding.tensors
         names = stored_names(expected, stored)
         missing = sorted(name for name in expected if names[name] not in stored)

@@ -52,6 +52,7 @@ class TensorInfo:
         shape: Size of each axis.
         start: First byte in the file.
         end: One past the last byte.
+        stored_as: The name that its file has for it, where the model class has another.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     end: int
+    stored_as: str | None = None
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,7 @@ from ..errors import VerificationError
 from .comparing import same_values
 from .generation import GENERATION_CONFIG, mend_generation_config
 from .source import Source
+from .stored_names import read_by_parameter
 from .tensors import (
     INDEX_NAME,
     WEIGHTS_NAME,
@@ -27,7 +28,7 @@ from .tensors import (
     shard,
     write_file,
 )
-from .tokenizer_files import TOKENIZER_PATTERNS
+from .tokenizer_files import PROCESSOR_FILES, TOKENIZER_PATTERNS
 
 MAX_SHARD_SIZE = 5 * 1000**3
 """Bytes in one weight file: 5 GB, so that a compact model is one file and shards of larger ones are easy to move."""
@@ -36,7 +37,7 @@ MAX_SHARD_SIZE = 5 * 1000**3
 LICENSE_PATTERNS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files that say under which terms a model is given."""
 
-CARRIED_PATTERNS = (*TOKENIZER_PATTERNS, GENERATION_CONFIG, *LICENSE_PATTERNS)
+CARRIED_PATTERNS = (*TOKENIZER_PATTERNS, *PROCESSOR_FILES, GENERATION_CONFIG, *LICENSE_PATTERNS)
 """Files next to the weights that do not change with the cut."""
 
 
@@ -86,8 +87,8 @@ def weights_nbytes(outgoing: list[OutgoingTensor], *, max_shard_size: int = MAX_
 def carry_files(source: Path, folder: Path, patterns: Sequence[str] = CARRIED_PATTERNS) -> list[str]:
     """Copy tokenizer, generation config, chat template and licence; return their names.
 
-    They are copied byte for byte, with two exceptions: a tokenizer config that names Python code, which is not
-    copied, and a generation config that transformers would refuse to save again.
+    They are copied byte for byte, with two exceptions: a config of the tokenizer or of a processor that names Python
+    code, which is not copied, and a generation config that transformers would refuse to save again.
 
     Args:
         source: The source's folder.
@@ -124,7 +125,7 @@ def _changed_contents(path: Path) -> dict[str, Any] | None:
         if dropped:
             note(f"{GENERATION_CONFIG}: left out {', '.join(dropped)}, which it sets without effect")
         return mended if dropped else None
-    if path.name == "tokenizer_config.json":
+    if path.name == "tokenizer_config.json" or path.name in PROCESSOR_FILES:
         raw = read_json(path)
         return without_code(raw) if isinstance(raw, dict) and "auto_map" in raw else None
     return None
@@ -155,7 +156,7 @@ def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> 
 
     Args:
         folder: The checkpoint.
-        dtypes: The dtype that every tensor must have, by name; None for any dtype.
+        dtypes: The dtype that every tensor must have, by its name in the files; None for any dtype.
 
     Returns:
         The number of parameters in the files.
@@ -164,15 +165,17 @@ def verify_checkpoint(folder: Path, dtypes: Mapping[str, str] | None = None) -> 
         VerificationError: Names, shapes or dtypes differ; the message lists them.
     """
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    expected = expected_tensors(parse_config(raw))
-    written = read_index(folder)
+    config = parse_config(raw)
+    expected = expected_tensors(config)
+    written = read_by_parameter(folder, config)
     faults = [f"{name} is missing" for name in sorted(expected.keys() - written.keys())]
     faults += [f"{name} is unexpected" for name in sorted(written.keys() - expected.keys())]
     for name in sorted(expected.keys() & written.keys()):
         if written[name].shape != expected[name]:
             faults.append(f"{name} is {list(written[name].shape)}, expected {list(expected[name])}")
-        if dtypes is not None and written[name].dtype != dtypes[name]:
-            faults.append(f"{name} is {written[name].dtype}, expected {dtypes[name]}")
+        dtype = None if dtypes is None else dtypes[written[name].stored_as or name]
+        if dtype is not None and written[name].dtype != dtype:
+            faults.append(f"{name} is {written[name].dtype}, expected {dtype}")
     if faults:
         raise VerificationError(f"the written checkpoint is not what its config expects: {'; '.join(faults)}")
     return sum(torch.Size(info.shape).numel() for info in written.values())
@@ -216,12 +219,15 @@ def copy_checkpoint(source: Source, folder: Path) -> None:
     write_config(without_code(source.raw_config), folder)
     stored = read_index(source.folder)
     names = {path.name for path in source.folder.glob("ishrink_*") if path.is_file()}
-    if stored.keys() == source.tensors.keys():
+    if stored.keys() == {info.stored_as or name for name, info in source.tensors.items()}:
         names |= {info.file.name for info in stored.values()}
         if not (source.folder / WEIGHTS_NAME).is_file():
             names.add(INDEX_NAME)
     else:
-        outgoing = [OutgoingTensor(name, info.dtype, info.shape, source=info) for name, info in source.tensors.items()]
+        outgoing = [
+            OutgoingTensor(info.stored_as or name, info.dtype, info.shape, source=info)
+            for name, info in source.tensors.items()
+        ]
         write_weights(outgoing, folder)
         compare_written(outgoing, folder)
     for name in sorted(names):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..architectures.composite import composites
 from ..configuration import IShrinkConfig
 from ..core.processes import is_main_process
 from ..edge.options import ExportOptions, RuntimeOptions
@@ -97,7 +98,9 @@ def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkCo
     result = shrinker.shrink(config, save_directory=output, overwrite=args.overwrite, on_plan=show, **how)
     _show_report(args, result.report)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
-    _say(args, f'Load it:  AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")')
+    several = result.plan is not None and result.plan.model_type in composites()
+    opener = "AutoModelForImageTextToText" if several else "AutoModelForCausalLM"
+    _say(args, f'Load it:  {opener}.from_pretrained("{output}", dtype="auto")')
     found = _result(output, result)
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id and is_main_process():

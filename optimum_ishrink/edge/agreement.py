@@ -177,7 +177,7 @@ def measure_agreements(
     source = TextSource(PYDOC)
     windows = _windows(source, tokenizer, settings)
     lines = _lines(source, settings.lines)
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(model.config.get_text_config().vocab_size)
     conditions = {
         "runtime": "llama.cpp",
         "length": settings.length,
@@ -243,7 +243,7 @@ def measure_checkpoints(
     model = load_checkpoint()
     settings = _fitting(settings or AgreementSettings(), model.config)
     windows = _windows(source, tokenizer, settings)
-    check_tokens(windows, int(model.config.vocab_size), tokenizer, source.label, "the model")
+    check_tokens(windows, int(model.config.get_text_config().vocab_size), tokenizer, source.label, "the model")
     divergence = torch.zeros(len(windows), settings.predicted, dtype=torch.float64)
     same = torch.zeros_like(divergence)
     with progress_bar("comparing with the checkpoint", 2 * len(windows)) as advance, torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..architectures.composite import check_alone
 from ..checkpoint.source import Source
 from .gguf_export import GgufExport, export_gguf
 from .options import ExportOptions
@@ -26,6 +27,12 @@ def export(
         RequestError: The request cannot be met; the message says what is allowed.
         VerificationError: The export does not agree with the checkpoint, or cannot be read; nothing was written.
     """
+    check_alone(
+        source.raw_config,
+        source.display_name,
+        "an export",
+        "llama.cpp's own convert_hf_to_gguf.py converts the folder: its decoder, and with --mmproj its vision tower",
+    )
     if options.format == "safetensors":
         return export_quantized(source, options, output, overwrite=overwrite)
     return export_gguf(source, options, output, overwrite=overwrite)

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import torch
 
+from ..architectures.model_class import auto_class
+from ..checkpoint.loading import model_type_of
 from ..core.device import dtype_name
 from ..core.progress import note, progress_bar
 from ..errors import SourceError
@@ -74,7 +76,11 @@ def measure_loading(
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
     }
-    jobs = [{**common, "folder": str(folders[name].resolve()), "cold": cold} for name, cold in plan]
+    openers = {name: auto_class(model_type_of(folder)).__name__ for name, folder in folders.items()}
+    jobs = [
+        {**common, "folder": str(folders[name].resolve()), "auto_class": openers[name], "cold": cold}
+        for name, cold in plan
+    ]
     with progress_bar("loading in fresh processes", len(jobs)) as advance:
         results = (run or run_jobs)(jobs, advance)
     found: dict[tuple[str, bool], list[dict[str, Any]]] = {}

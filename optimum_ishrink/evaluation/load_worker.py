@@ -22,13 +22,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     Memory does not depend on where the file came from, so it is measured after a warm load only.
 
     Args:
-        job: `folder`, `dtype`, `device`, `threads`, `prompt_length`, `new_tokens` and `cold`.
+        job: `folder`, `auto_class`, `dtype`, `device`, `threads`, `prompt_length`, `new_tokens` and `cold`.
 
     Returns:
         `load_seconds`, until the first token; after a warm load also memory peaks in bytes.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     torch.set_num_threads(job["threads"])
     device = torch.device(job["device"])
@@ -37,7 +37,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     before = peak_resident_bytes()
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"])).to(device).eval()
+    opener = getattr(transformers, job.get("auto_class", "AutoModelForCausalLM"))
+    model = opener.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"])).to(device).eval()
     with torch.inference_mode():
         # Weights may be mapped and read only on use: one token needs them all.
         model(torch.tensor([[0]], device=device)).logits.argmax().item()

@@ -190,7 +190,7 @@ def _token_likelihoods(
     Returns:
         float64 and bool, shape (tokens,), on the CPU.
     """
-    rows = max(1, CHUNK // head.model.config.vocab_size)
+    rows = max(1, CHUNK // head.model.config.get_text_config().vocab_size)
     likelihoods, greedy = [], []
     for start in range(0, len(labels), rows):
         targets = labels[start : start + rows]

@@ -12,14 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..architectures.config_edit import changed_keys, without_code
+from ..architectures.composite import with_text_values
+from ..architectures.config_edit import changed_keys, with_changes, without_code
 from ..architectures.description import ROWS, TIE
 from ..checkpoint.generation import GENERATION_CONFIG, mend_generation_config
 from ..checkpoint.source import Source, temporary_folder
 from ..checkpoint.tensors import INDEX_NAME
+from ..checkpoint.tokenizer_files import PROCESSOR_FILES
 from ..checkpoint.writing import LICENSE_PATTERNS, carry_files, write_config
 from ..configuration import IShrinkConfig
-from ..core.json_files import write_json
+from ..core.json_files import read_json, write_json
 from ..core.progress import byte_bar, note
 from ..edge.pre_tokenizers import pre_tokenizer_name
 from ..errors import SourceError
@@ -30,7 +32,7 @@ from ..report.vocabulary import VocabularyRecord
 from ..surgery.embeddings import outgoing_embeddings, write_embeddings
 from ..text.calibration import Calibration
 from ..text.sources import parse_sources
-from ..vocabulary.renumber import renumber_ids
+from ..vocabulary.renumber import config_ids, renumber_ids
 from ..vocabulary.rewrite import write_trimmed_tokenizer
 from ..vocabulary.stage import Vocabulary
 from ..vocabulary.tokenizer_file import TOKENIZER_FILE
@@ -132,11 +134,17 @@ class Trim:
             return lost
         notes = write_trimmed_tokenizer(source.folder, folder, rows)
         write_config(edited, folder)
-        generation = source.folder / GENERATION_CONFIG
+        generation, total = source.folder / GENERATION_CONFIG, source.binding.shape[ROWS]
         if generation.is_file():
-            values, more = renumber_ids(mend_generation_config(generation)[0], rows)
+            values, more = renumber_ids(mend_generation_config(generation)[0], rows, total)
             write_json(folder / GENERATION_CONFIG, values)
             lost += more
+        carry_files(source.folder, folder, PROCESSOR_FILES)
+        for name in PROCESSOR_FILES:
+            if (folder / name).is_file() and config_ids(read_json(folder / name)):
+                values, more = renumber_ids(read_json(folder / name), rows, total)
+                write_json(folder / name, values)
+                lost += more
         carry_files(source.folder, folder, LICENSE_PATTERNS)
         return notes + lost
 
@@ -183,8 +191,8 @@ def edited_config(
     edited: dict[str, Any] = without_code(source.raw_config)
     lost: list[str] = []
     if rows is not None:
-        edited, lost = renumber_ids(edited, rows)
-        edited.update(source.binding.config_changes({ROWS: len(rows)}))
+        edited, lost = renumber_ids(edited, rows, source.binding.shape[ROWS])
+        edited = with_text_values(edited, source.binding.config_changes({ROWS: len(rows)}))
     if head is not None:
         edited[TIE] = True
     return edited, lost
@@ -227,7 +235,7 @@ def of_whole(plan: Plan, source: Source, rows: VocabularyRecord | None, head: He
         return plan
     tied = head if head is not None and head.tied else None
     trimmed, _ = edited_config(source, None if rows is None else rows.rows, tied)
-    edited = {**trimmed, **{key: after for key, (_, after) in plan.config_changes.items()}}
+    edited = with_changes(trimmed, plan.config_changes)
     return replace(
         plan,
         shape=dict(source.binding.shape),

@@ -181,14 +181,15 @@ class ShapeOptions(Options):
         """The dimensions that are given, by config key."""
         return {key: getattr(self, key) for key in DIMENSIONS if getattr(self, key) is not None}
 
-    def protection(self, num_layers: int) -> tuple[int, int]:
+    def protection(self, num_layers: int, first_layers: int = 0) -> tuple[int, int]:
         """Return how many first and last layers are protected.
 
         Args:
             num_layers: Layers of the model.
+            first_layers: First layers that the model itself cannot do without.
         """
         first, last = default_protection(num_layers)
         return (
-            first if self.keep_first_layers is None else self.keep_first_layers,
+            max(first_layers, first if self.keep_first_layers is None else self.keep_first_layers),
             last if self.keep_last_layers is None else self.keep_last_layers,
         )

@@ -103,4 +103,6 @@ class RuntimeCheck:
 
     def _written_as(self, shape: Mapping[str, int]) -> str:
         change = self.binding.class_change(shape)
-        return self.binding.description.model_type if change is None else change.model_type
+        # In a model of several parts, what a runtime cannot do is a matter of the decoder, whose config this is.
+        own = getattr(self.binding.config, "model_type", None) or self.binding.description.model_type
+        return own if change is None else change.model_type

@@ -16,6 +16,7 @@ from .device_times import read_times
 from .memory import Memory, kv_cache_bytes
 from .multiples import check_multiple, multiples_to_try
 from .options import TARGET_DIMENSIONS, ShapeOptions
+from .protection import first_reason
 from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
 from .solving import damage, solve
@@ -65,21 +66,22 @@ def resolve_shape(
     multiples = multiples_to_try(width, options.intermediate_multiple, options.for_runtime)
     # A requested width is accepted when it fits the plain quantisations alone; the plan's table shows the cost.
     check_multiple(requested, width, multiples[-1])
-    first, last = options.protection(binding.shape["num_hidden_layers"])
+    first, last = options.protection(binding.shape["num_hidden_layers"], binding.first_layers)
     total = binding.shape["num_hidden_layers"]
     if first + last > total:
         raise ShapeError(
             f"keep_first_layers={first} and keep_last_layers={last} protect more than the model's {total} layers"
+            f"{first_reason(binding, first)}"
         )
     if tuple(options.prune or ()) == ("num_hidden_layers",) and first + last == total:
         raise ShapeError(
             f"keep_first_layers={first} and keep_last_layers={last} leave none of {total} layers to remove; lower "
-            "one of them, or let prune name another dimension"
+            f"one of them, or let prune name another dimension{first_reason(binding, first)}"
         )
     if requested.get("num_hidden_layers", total) < min(total, first + last):
         raise ShapeError(
             f"num_hidden_layers={requested['num_hidden_layers']} is fewer than the {first} first and {last} last "
-            "layers that are protected; lower keep_first_layers or keep_last_layers"
+            f"layers that are protected; lower keep_first_layers or keep_last_layers{first_reason(binding, first)}"
         )
     runtime = RuntimeCheck(binding, options.for_runtime, (first, last))
     if options.target:

@@ -9,6 +9,7 @@ import torch
 
 from ..architectures.axes import holds_units
 from ..architectures.binding import Binding
+from ..architectures.composite import PART_KEYS, text_config
 from ..architectures.config_edit import changed_keys, check_edited, edit_config
 from ..architectures.description import EXPERTS, LAYERS, NEURONS, ROWS
 from ..architectures.layer_kinds import mixes_kinds
@@ -17,7 +18,7 @@ from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
 from .options import ShapeOptions
-from .protection import removable_layers
+from .protection import first_reason, removable_layers
 from .row_choices import RowChoices
 from .runtime_check import RuntimeCheck
 from .selection import choose_heads, choose_layers, choose_units, group_similar
@@ -59,7 +60,8 @@ def check_shape(
 def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return a config whose ids are those of tokens that a smaller vocabulary can have.
 
-    Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range.
+    Tokens get their new ids once it is known which of them stay; config classes refuse ids that are out of range, and
+    some refuse none.
 
     Args:
         raw: The config.
@@ -71,7 +73,17 @@ def without_ids_beyond(raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
             return [inside(number) for number in value]
         return min(value, rows - 1) if isinstance(value, int) else value
 
-    return {key: inside(value) if key.endswith("_token_id") else value for key, value in raw.items()}
+    def within(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: within(value)
+            if key in PART_KEYS and isinstance(value, Mapping)
+            else inside(value)
+            if key.endswith("_token_id")
+            else value
+            for key, value in values.items()
+        }
+
+    return within(raw)
 
 
 def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, int]) -> range:
@@ -88,7 +100,8 @@ def layers_to_remove(source: Source, options: ShapeOptions, shape: Mapping[str, 
     total = source.binding.shape[LAYERS]
     if shape[LAYERS] == total:
         return range(0)
-    return removable_layers(total, shape[LAYERS], *options.protection(total))
+    first, last = options.protection(total, source.binding.first_layers)
+    return removable_layers(total, shape[LAYERS], first, last, first_reason(source.binding, first))
 
 
 def plan(
@@ -123,7 +136,8 @@ def plan(
     if shape[LAYERS] == total:
         layers = tuple(range(total))
     elif layers is None:
-        layers = choose_layers(scores[LAYERS], shape[LAYERS], *options.protection(total), runtime.order(shape))
+        protected = options.protection(total, binding.first_layers)
+        layers = choose_layers(scores[LAYERS], shape[LAYERS], *protected, runtime.order(shape))
     merges = None
     if options.merge_key_value_heads:
         similarity = shared_scores(binding, layers, scores["key_value_similarity"])
@@ -131,7 +145,7 @@ def plan(
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
     experts = _choose_experts(binding, shape, layers, scores)
-    runtime.check_layers(shape, layers, parse_config(edited))
+    runtime.check_layers(shape, layers, text_config(parse_config(edited)))
     return Plan(
         model=source.display_name if name is None else name,
         revision=source.revision,

@@ -65,7 +65,7 @@ def _recorder(kind: str) -> str:
 @contextmanager
 def _recorded(model: Any) -> Iterator[dict[int, torch.Tensor]]:
     """Record the values of every attention that runs, by layer."""
-    config = model.config
+    config = model.get_decoder().config
     kind = config._attn_implementation
     config._attn_implementation = _recorder(kind)
     _SINKS.append({})

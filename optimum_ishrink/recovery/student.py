@@ -140,7 +140,7 @@ class Student(torch.nn.Module):
             seen.last[:, :-1].flatten(0, 1),
             lambda states: self.head(states, seen.output_class),
             of_chunk,
-            rows=max(1, self.chunk // self.model.config.vocab_size),
+            rows=max(1, self.chunk // self.model.config.get_text_config().vocab_size),
             head_trains=self.head.trains,
         )
 

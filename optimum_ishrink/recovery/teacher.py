@@ -111,7 +111,7 @@ class LiveTeacher:
     @property
     def rows(self) -> int:
         """How many tokens its distributions are over."""
-        return int(self.model.config.vocab_size)
+        return int(self.model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
+from ..architectures.composite import is_composite
 from ..errors import RequestError, unknown_name
 from .options import RecoveryOptions
 from .trained_parts import FULL
@@ -33,14 +35,15 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
     model.requires_grad_(False)
     for part in parts:
         if part == FULL:
-            model.requires_grad_(True)
+            for module in _text_modules(model):
+                module.requires_grad_(True)
         elif part == "head":
             model.get_output_embeddings().requires_grad_(True)
         elif part == "embeddings":
             model.get_input_embeddings().requires_grad_(True)
             model.get_output_embeddings().requires_grad_(True)
         elif part == "norms":
-            for module in model.modules():
+            for module in (inner for each in _text_modules(model) for inner in each.modules()):
                 if "norm" in type(module).__name__.lower():
                     module.requires_grad_(True)
         else:
@@ -52,6 +55,21 @@ def train_parameters(model: Any, parts: Sequence[str], layers: Sequence[str]) ->
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _text_modules(model: Any) -> list[Any]:
+    """Return the modules that hold the text decoder and its head: of a plain decoder, the model."""
+    if not is_composite(model.config):
+        return [model]
+    return [model.get_decoder(), model.get_output_embeddings()]
+
+
+def _outside_text(model: Any) -> str | None:
+    """Return a pattern for the names of modules outside the text decoder; None where there are none."""
+    if not is_composite(model.config):
+        return None
+    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    return rf"(?!{re.escape(decoder)}\.).*"
 
 
 def add_lora(model: Any, options: RecoveryOptions, *, start: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -69,7 +87,14 @@ def add_lora(model: Any, options: RecoveryOptions, *, start: Mapping[str, torch.
     Raises:
         RequestError: The model has no module of a target's name.
     """
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    outside = _outside_text(model)
+    linear = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if _is_linear(module) and not (outside and re.fullmatch(outside, name))
+        }
+    )
     for target in options.recovery_lora_targets:
         if target not in linear:
             raise RequestError(unknown_name("LoRA target", target, linear))
@@ -78,6 +103,7 @@ def add_lora(model: Any, options: RecoveryOptions, *, start: Mapping[str, torch.
         lora_alpha=options.recovery_lora_alpha,
         lora_dropout=options.recovery_lora_dropout,
         target_modules=list(options.recovery_lora_targets) or "all-linear",
+        exclude_modules=outside,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )

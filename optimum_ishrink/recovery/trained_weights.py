@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from ..architectures.model_class import stored_state
+from ..architectures.model_class import parse_config, stored_state
 from ..checkpoint.loading import load_model
-from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index, read_tensor, stored_names
+from ..checkpoint.stored_names import read_by_parameter
+from ..checkpoint.tensors import DTYPES, TensorInfo, overwrite_tensor, read_tensor, stored_names
+from ..core.json_files import read_json
 from .options import RecoveryOptions
 from .trainable import add_lora
 from .training import Trained
@@ -25,7 +27,7 @@ def write_solved(folder: Path, trained: Trained) -> None:
         folder: The checkpoint that they were re-fit from.
         trained: The result of the training.
     """
-    tensors = read_index(folder)
+    tensors = _stored(folder)
     for name, value in trained.solved.items():
         overwrite_tensor(tensors[name], value)
 
@@ -62,7 +64,7 @@ def _set_parameters(model: Any, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _write_changed(state: Mapping[str, torch.Tensor], folder: Path) -> list[str]:
-    stored = read_index(folder)
+    stored = _stored(folder)
     names = stored_names(list(state), list(stored))
     written = []
     for name, tensor in state.items():
@@ -74,6 +76,10 @@ def _write_changed(state: Mapping[str, torch.Tensor], folder: Path) -> list[str]
             overwrite_tensor(target, value)
             written.append(names[name])
     return written
+
+
+def _stored(folder: Path) -> dict[str, TensorInfo]:
+    return read_by_parameter(folder, parse_config(read_json(folder / "config.json")))
 
 
 def save_adapter(folder: Path, trained: Trained, base: str) -> None:

@@ -134,7 +134,7 @@ def choose_teacher(
         return teacher
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
-        rows = max(1, CHUNK // model.config.vocab_size)
+        rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
         write_teacher_cache(cache, teacher, text.input_ids, batch_size=batch_size, rows=rows)
     state.wait_for_everyone()
     return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)

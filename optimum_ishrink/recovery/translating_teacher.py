@@ -65,6 +65,6 @@ class TranslatingTeacher:
 
     def _carry(self, states: torch.Tensor, output_class: type) -> torch.Tensor:
         """Return log-probabilities over the student's tokens. They are logits, too: a temperature divides them."""
-        most = max(1, CHUNK // self.model.config.vocab_size)
+        most = max(1, CHUNK // self.model.config.get_text_config().vocab_size)
         found = [self.tokens.carry(self.live.head(part, output_class)) for part in torch.split(states, most)]
         return torch.cat(found).clamp_min_(IMPOSSIBLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from ..architectures.composite import check_alone
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
@@ -106,6 +107,12 @@ def _request(session: Session, options: ProfileOptions, runtime: Runtime) -> Pro
 
 
 def _maker(session: Session, config: IShrinkConfig, options: ProfileOptions, runtime: Runtime, folder: Path) -> Maker:
-    """Return what says which tokens stay, once the prompt's length is checked."""
+    """Return what says which tokens stay, once the model and the prompt's length are checked."""
+    check_alone(
+        session.source.raw_config,
+        session.source.display_name,
+        "a profile",
+        "shrink it to a target that no device was measured for, such as params=-15%",
+    )
     check_lengths(session.source.config, session.source.display_name, prompt_length=options.prompt_length)
     return Maker(session, config, Calibration(config, session), folder, runtime.shaped_for)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..architectures.composite import check_alone
 from ..architectures.description import LAYERS
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
@@ -122,6 +123,12 @@ def _check(
 ) -> None:
     """Check all that can be known before long work."""
     source = session.source
+    check_alone(
+        source.raw_config,
+        source.display_name,
+        "a search",
+        "shrink it to a target instead, such as target='params=-15%'",
+    )
     check_output(output, overwrite)
     texts = [text.path for text in (*search_texts(config, options), *parse_sources(config.calibration)) if text.path]
     check_not_inside(output, [source.folder, Path(source.name), *texts])
@@ -246,7 +253,8 @@ class Search:
     def sizes(self) -> dict[str, list[int]]:
         """The sizes of each dimension that are considered."""
         binding, prune = self.session.source.binding, self.config.prune
-        protected = min(sum(self.config.protection(binding.shape[LAYERS])), binding.shape[LAYERS])
+        layers = binding.shape[LAYERS]
+        protected = min(sum(self.config.protection(layers, binding.first_layers)), layers)
         found = {
             key: dimension_sizes(binding, key, rows=self.maker.rows, protected=protected, types=self.runtime.types)
             for key in binding.shape
@@ -265,7 +273,8 @@ class Search:
         measuring = Measuring(layout, self.maker, self.reference, self.store, rounding)
         types, whole = measure_types(measuring, choosable)
         binding = self.session.source.binding
-        rules = RuntimeCheck(binding, self.runtime.shaped_for, self.config.protection(binding.shape[LAYERS]))
+        protected = self.config.protection(binding.shape[LAYERS], binding.first_layers)
+        rules = RuntimeCheck(binding, self.runtime.shaped_for, protected)
         wanted = level_sizes(base, self.sizes, self.maker.rows)
         levels = measure_levels(measuring, [each for each in wanted if rules.refusal({**base, **each}) is None])
         damage = DamageModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
         whole = not any(bound.counts(size) for size in retained)
         shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
-        name = new_name(bound, position[bound.layer], retained) if bound.layer is not None else bound.name
+        named = replace(bound, name=source.stored_as or bound.name)
+        name = named.name if bound.layer is None else new_name(named, position[bound.layer], retained)
         if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:

@@ -47,16 +47,15 @@ def outgoing_embeddings(
         if head is not None and bound.name == head.head:
             continue
         info = tensors[head.retained if head is not None and bound.name == head.embedding else bound.name]
+        name = tensors[bound.name].stored_as or bound.name
         if rows is None or not bound.counts(_SIZE):
-            outgoing.append(OutgoingTensor(bound.name, info.dtype, info.shape, source=info))
+            outgoing.append(OutgoingTensor(name, info.dtype, info.shape, source=info))
             continue
         shape = tuple(axis_length(axis, new_sizes) for axis in bound.axes)
         outgoing.append(
-            OutgoingTensor(bound.name, info.dtype, shape, pieces=partial(_pieces, info, rows, scratch))
+            OutgoingTensor(name, info.dtype, shape, pieces=partial(_pieces, info, rows, scratch))
             if bound.axes[0] == _ROWS and not _counts_again(bound)
-            else OutgoingTensor(
-                bound.name, info.dtype, shape, make=partial(_cut, scratch, info, bound, binding.sizes, rows)
-            )
+            else OutgoingTensor(name, info.dtype, shape, make=partial(_cut, scratch, info, bound, binding.sizes, rows))
         )
     return outgoing
 

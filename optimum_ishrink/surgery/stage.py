@@ -8,9 +8,12 @@ import torch
 
 from ..architectures.binding import Binding
 from ..architectures.config_edit import edit_config
+from ..architectures.model_class import parse_config
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
-from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index
+from ..checkpoint.stored_names import read_by_parameter
+from ..checkpoint.tensors import DTYPES, overwrite_tensor
+from ..core.json_files import read_json
 from ..core.progress import byte_bar, note
 from ..modeling.layerwise import check_apart
 from ..report.compensation import CompensationRecord
@@ -74,7 +77,7 @@ def repair(
     if options.compensation != "ridge":
         return CompensationRecord(options.compensation)
     binding = session.source.binding
-    tensors = read_index(folder)
+    tensors = read_by_parameter(folder, parse_config(read_json(folder / "config.json")))
 
     def write(name: str, weight: torch.Tensor) -> None:
         overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())

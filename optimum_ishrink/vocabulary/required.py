@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.generation import GENERATION_CONFIG
+from ..checkpoint.tokenizer_files import PROCESSOR_FILES
 from ..core.json_files import read_json
 from ..errors import SourceError
 from ..text.token_map import is_byte
@@ -85,7 +86,7 @@ def find_required(
         _BYTES: _bytes(tokenizer),
         _ALPHABET: _alphabet(tokenizer),
         _CONFIGS: _in_configs(tokenizer, opened, drop_reserved),
-        _TEMPLATE: _in_template(opened),
+        _TEMPLATE: _in_templates(tokenizer, opened),
         _ADDED: {i for token, i in tokenizer.added.items() if not (drop_reserved and RESERVED.fullmatch(token))},
         _DIGITS: {i for i, text in enumerate(texts) if text and _is_number(text)},
         _SPACES: {i for i, text in enumerate(texts) if text and len(text) <= LONGEST_RUN and {*text} <= _WHITESPACE},
@@ -134,12 +135,12 @@ def _alphabet(tokenizer: TokenizerFile) -> set[int]:
 def _in_configs(tokenizer: TokenizerFile, opened: Any, drop_reserved: bool) -> set[int]:
     """Return the tokens that a config, the post-processor, the tokenizer's config or its class names."""
     found: set[int] = set()
-    for name in ("config.json", GENERATION_CONFIG):
+    for name in ("config.json", GENERATION_CONFIG, *PROCESSOR_FILES):
         values = _object(tokenizer.folder / name)
         found = found.union(*config_ids(values).values())
     texts: set[str] = set()
     named = _processed(tokenizer.surroundings.get("post_processor"))
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json", *PROCESSOR_FILES):
         for key, value in _object(tokenizer.folder / name).items():
             if key.endswith("_token"):
                 named |= _contents([value])
@@ -209,35 +210,56 @@ _DATES = tuple(datetime(2024 + month, month, 28 - month) for month in range(1, 1
 """Every month, and years to come: some templates write the date, and what stays must not depend on today's."""
 
 
-def _in_template(opened: Any) -> set[int]:
+def _in_templates(tokenizer: TokenizerFile, opened: Any) -> set[int]:
     """Return the tokens that the chat templates write around the words of a conversation."""
-    templates = getattr(opened, "chat_template", None)
-    if not templates:
+    templates = getattr(opened, "chat_template", None) or ()
+    found = [*(templates.values() if isinstance(templates, Mapping) else [templates] if templates else [])]
+    for name in ("chat_template.json", "processor_config.json"):  # of the processor, for texts and other inputs
+        template = _object(tokenizer.folder / name).get("chat_template")
+        if isinstance(template, str) and template not in found:
+            found.append(template)
+    if not found:
         return set()
     texts: set[str] = set()
     reason = ""
-    for template in templates.values() if isinstance(templates, Mapping) else (templates,):
-        dates = _DATES if "strftime_now" in template else ()
-        for chat, variant, date in itertools.product(_CHATS, _VARIANTS, dates or (None,)):
-            dated = _on(date, template) if date else template
-            try:
-                texts.add(
-                    opened.apply_chat_template(
-                        [dict(turn) for turn in chat],
-                        tokenize=False,
-                        add_generation_prompt=chat[-1]["role"] == "user",
-                        chat_template=dated,
-                        **variant,
-                    )
-                )
-            except Exception as error:  # a template is a program, which may refuse a role in any way
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+    for template in found:
+        for parts in (False, True):  # some templates take a turn's words as a list of its parts alone
+            written, why = _written(opened, template, parts=parts)
+            reason = why or reason
+            texts |= written
+            if written:
+                break
     if not texts:
         raise SourceError(
             f"the chat template writes no conversation ({reason}), so the tokens that it needs are unknown; mend it, "
             "or remove it"
         )
     return {number for text in texts for number in opened(text, add_special_tokens=False)["input_ids"]}
+
+
+def _written(opened: Any, template: str, *, parts: bool) -> tuple[set[str], str]:
+    """Return what a template makes of conversations, and why it made nothing of the last that it refused."""
+    texts: set[str] = set()
+    reason = ""
+    dates = _DATES if "strftime_now" in template else ()
+    for chat, variant, date in itertools.product(_CHATS, _VARIANTS, dates or (None,)):
+        turns = [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}] if parts else turn["content"]}
+            for turn in chat
+        ]
+        try:
+            texts.add(
+                opened.apply_chat_template(
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=chat[-1]["role"] == "user",
+                    chat_template=_on(date, template) if date else template,
+                    **variant,
+                )
+            )
+        except Exception as error:  # a template is a program, which may refuse a role in any way
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return texts, reason
 
 
 def _on(date: datetime, template: str) -> str:

@@ -193,6 +193,15 @@ def test_every_template_of_several_counts(tmp_path: Path) -> None:
     assert ids(tmp_path, " letter") <= required(tmp_path)[1].ids
 
 
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_the_template_of_a_processor_counts(name: str, tmp_path: Path) -> None:
+    save_kind("byte-level", tmp_path)
+    assert not required(tmp_path)[1].reasons["of the chat template"]
+    parts = "{% for m in messages %}{{ m.content[0].text + ' letter' }}{% endfor %}"  # not of a turn that is one text
+    (tmp_path / name).write_text(json.dumps({"chat_template": parts}))
+    assert ids(tmp_path, "OK. letter") <= required(tmp_path)[1].ids
+
+
 def test_a_template_that_writes_the_date_needs_the_same_on_every_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
