@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -113,7 +114,24 @@ class Description:
             ArchitectureError: The file is not a description; the message names the entry.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_data(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            if isinstance(error, ArchitectureError):
+                raise
+            raise ArchitectureError(f"{path} is not an architecture description: {error}") from None
+
+    @classmethod
+    def from_data(cls, data: Any, place: str) -> Description:
+        """Build a description from the contents of its file.
+
+        Args:
+            data: The JSON object.
+            place: Where it comes from, for messages.
+
+        Raises:
+            ArchitectureError: It is not a description; the message names the entry.
+        """
+        try:
             allowed = {entry.name for entry in fields(cls)}
             for key in data:
                 if key not in allowed:
@@ -142,9 +160,9 @@ class Description:
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
+            raise ArchitectureError(f"{place} is not an architecture description: {detail}") from None
 
 
 @cache
@@ -169,6 +187,23 @@ def register_architecture(path: str | Path) -> Description:
     description = Description.from_json(Path(path))
     _REGISTERED[description.model_type] = description
     return description
+
+
+@contextmanager
+def registered(description: Description) -> Iterator[None]:
+    """Use a description for its `model_type` while the block runs, such as one that is still to be proved.
+
+    Args:
+        description: The description.
+    """
+    name, before = description.model_type, _REGISTERED.get(description.model_type)
+    _REGISTERED[name] = description
+    try:
+        yield
+    finally:
+        _REGISTERED.pop(name)
+        if before is not None:
+            _REGISTERED[name] = before
 
 
 def describe(model_type: str) -> Description:

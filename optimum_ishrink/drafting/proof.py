@@ -1,0 +1,266 @@
+"""The proof of a description: on a tiny random model, the cut equals the original with the removed units at zero.
+
+It does what a cut does, with the same functions for slicing and for the config, and loads the result in plain
+transformers. Nothing of it depends on what drafted the description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..architectures.binding import Binding, bind
+from ..architectures.config_edit import edit_config
+from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS, Description, registered
+from ..architectures.model_class import expected_tensors, parse_config, stored_state
+from ..architectures.slicing import Keep, slice_tensor, zero_removed
+from ..errors import RequestError
+from .tiny_class import compute, random_model, token_ids
+
+HEADS = "num_attention_heads"
+
+TOLERANCE = 1e-5
+"""Largest difference of two logits of equal models in float32, as a share of the largest logit."""
+
+TOGETHER, CACHE = "all dimensions together", "generation with the cache"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What became of one claim.
+
+    Args:
+        claim: The dimension's config key, or `TOGETHER`, or `CACHE`.
+        difference: Largest difference of the logits, as a share of the largest; None if the cut cannot be loaded.
+        effect: How far the cut is from the original in the same unit: a proof whose cut changes nothing is none.
+        failure: Why the cut cannot be written or loaded, or None.
+    """
+
+    claim: str
+    difference: float | None
+    effect: float | None = None
+    failure: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the cut is the original with the removed units at zero."""
+        return self.difference is not None and self.difference <= TOLERANCE and self.failure is None
+
+    @property
+    def words(self) -> str:
+        """The outcome in words."""
+        if self.failure is not None:
+            return self.failure
+        return f"largest difference {self.difference:.1e} of the largest logit"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tiny model to prove a description on.
+
+    Args:
+        binding: The description, bound to it.
+        values: Its config values.
+        model: The random model.
+    """
+
+    binding: Binding
+    values: Mapping[str, Any]
+    model: Any
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """Its config.json."""
+        return {**self.values, "model_type": self.binding.description.model_type}
+
+
+def make_subject(description: Description, values: Mapping[str, Any]) -> Subject:
+    """Return a tiny random model, with the description bound to it.
+
+    Args:
+        description: The description.
+        values: Config values of a tiny model.
+
+    Raises:
+        ArchitectureError: The description does not account for every parameter.
+        SourceError: The class cannot be built or cannot compute with these values.
+    """
+    with registered(description):
+        config = parse_config({**values, "model_type": description.model_type})
+        binding = bind(description, config, expected_tensors(config))
+    return Subject(binding, values, random_model(values, description.model_type))
+
+
+def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
+    """Prove every dimension that a description says can change, one at a time and together, and the cache.
+
+    Args:
+        subject: The tiny model.
+        claims: The dimensions to prove, by config key; all that are not fixed when None.
+    """
+    binding = subject.binding
+    dimensions = binding.description.dimensions
+    open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in _PROVED]
+    chosen = open_ if claims is None else [key for key in open_ if key in claims]
+    found = [_prove_one(subject, key, _smaller(binding, (key,))) for key in chosen]
+    if claims is None and len(open_) > 1:
+        exact = [proof.claim for proof in found if proof.holds]
+        found += _prove_together(subject, exact)
+    return found
+
+
+_PROVED = (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
+
+
+def _smaller(binding: Binding, keys: Sequence[str]) -> dict[str, int]:
+    """Return a smaller shape that the config can express: about half of each dimension."""
+    shape: dict[str, int] = {}
+    for key in keys:
+        whole = binding.shape[key]
+        for value in sorted(range(1, whole), key=lambda value: abs(value - _wanted(key, whole))):
+            if key == HEADS and value % shape.get(GROUPS, binding.sizes["kv"]):
+                continue
+            if binding.refusal({**shape, key: value}) is None:
+                shape[key] = value
+                break
+    return shape
+
+
+def _wanted(key: str, whole: int) -> int:
+    # An odd number of neurons, which no multiple that a class derives can hit by chance.
+    return {LAYERS: max(whole - 2, 1), NEURONS: whole // 2 | 1, ROWS: whole - 23}.get(key, whole // 2)
+
+
+def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int]) -> Proof:
+    if not shape:
+        return Proof(claim, None, failure="no smaller value can be written to the config")
+    try:
+        layers, keeps, rows = _choose(subject.binding, shape)
+        with registered(subject.binding.description):
+            cut = _load(subject, _cut(subject, layers, keeps, rows), _edited(subject, shape, layers))
+        masked = _load(subject, _masked(subject, layers, keeps), subject.raw)
+    except RequestError as error:
+        return Proof(claim, None, failure=str(error))
+    except Exception as error:  # whatever a modelling file does with a shape that it was not written for
+        return Proof(claim, None, failure=" ".join(f"{type(error).__name__}: {error}".split()))
+    ids, new_ids = _tokens(subject, rows)
+    kept = torch.as_tensor(rows)
+    expected, original = compute(masked, ids)[..., kept], compute(subject.model, ids)[..., kept]
+    found = compute(cut, new_ids)
+    scale = float(expected.abs().max())
+    difference = float((found - expected).abs().max()) / scale
+    return Proof(claim, difference, float((original - found).abs().max()) / scale)
+
+
+def _prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
+    shape = _smaller(subject.binding, keys)
+    together = _prove_one(subject, TOGETHER, shape)
+    if together.difference is None:
+        return [together]
+    layers, keeps, rows = _choose(subject.binding, shape)
+    with registered(subject.binding.description):
+        cut = _load(subject, _cut(subject, layers, keeps, rows), _edited(subject, shape, layers))
+    try:
+        return [together, Proof(CACHE, _cache_difference(cut, _tokens(subject, rows)[1]))]
+    except Exception as error:
+        return [together, Proof(CACHE, None, failure=" ".join(f"{type(error).__name__}: {error}".split()))]
+
+
+def _cache_difference(model: Any, ids: torch.Tensor) -> float:
+    whole = compute(model, ids)
+    with torch.no_grad():
+        begun = model(ids[:, :5], use_cache=True)
+        parts, cache = [begun.logits], begun.past_key_values
+        for i in range(5, ids.shape[1]):
+            step = model(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+            parts.append(step.logits)
+            cache = step.past_key_values
+    return float((torch.cat(parts, dim=1).float() - whole).abs().max() / whole.abs().max())
+
+
+def _choose(binding: Binding, shape: Mapping[str, int]) -> tuple[list[int], list[dict[str, list[int]]], list[int]]:
+    """Choose at random what stays: the layers, the units of each, and the rows of the vocabulary."""
+    generator = torch.Generator().manual_seed(3)
+
+    def some(of: int, count: int) -> list[int]:
+        return sorted(torch.randperm(of, generator=generator)[:count].tolist())
+
+    sizes, new = binding.sizes, binding.resized(shape)
+    layers = some(sizes["layers"], new["layers"])
+    keeps: list[dict[str, list[int]]] = []
+    for _ in layers:
+        keep: dict[str, list[int]] = {}
+        if new["kv"] != sizes["kv"]:
+            keep["kv"] = some(sizes["kv"], new["kv"])
+        if new["heads"] != sizes["heads"]:
+            group = sizes["heads"] // sizes["kv"]
+            groups = keep.get("kv", range(sizes["kv"]))
+            keep["heads"] = [kv * group + i for kv in groups for i in some(group, new["heads"] // new["kv"])]
+        if new["ffn"] != sizes["ffn"]:
+            experts = range(sizes.get("experts", 1))
+            keep["ffn"] = [expert * sizes["ffn"] + i for expert in experts for i in some(sizes["ffn"], new["ffn"])]
+        keeps.append(keep)
+    # The first rows stay: they are those of special tokens, which the config names.
+    rows = [0, 1, 2, *(3 + i for i in some(sizes["vocab"] - 3, new["vocab"] - 3))] if "vocab" in sizes else []
+    return layers, keeps, rows
+
+
+def _edited(subject: Subject, shape: Mapping[str, int], layers: Sequence[int]) -> dict[str, Any]:
+    return edit_config(subject.raw, subject.model.config, subject.binding, shape, layers)
+
+
+def _cut(
+    subject: Subject, layers: Sequence[int], keeps: Sequence[Keep], rows: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    binding, found = subject.binding, {}
+    position = {layer: i for i, layer in enumerate(layers)}
+    outer: Keep = {"vocab": rows} if len(rows) != binding.sizes["vocab"] else {}
+    for name, tensor in stored_state(subject.model).items():
+        bound = binding.tensors[name]
+        if bound.layer is None:
+            found[name] = slice_tensor(tensor, bound, binding.sizes, outer)
+        elif bound.layer in position:
+            place = position[bound.layer]
+            found[bound.in_layer(place)] = slice_tensor(tensor, bound, binding.sizes, keeps[place])
+    return found
+
+
+def _masked(subject: Subject, layers: Sequence[int], keeps: Sequence[Keep]) -> dict[str, torch.Tensor]:
+    binding, found = subject.binding, {}
+    position = {layer: i for i, layer in enumerate(layers)}
+    for name, tensor in stored_state(subject.model).items():
+        bound = binding.tensors[name]
+        if bound.layer is None:
+            found[name] = tensor
+        elif bound.layer not in position:
+            found[name] = torch.zeros_like(tensor)
+        else:
+            found[name] = zero_removed(tensor, bound, binding.sizes, keeps[position[bound.layer]])
+    return found
+
+
+def _load(subject: Subject, state: Mapping[str, torch.Tensor], raw: Mapping[str, Any]) -> Any:
+    """Load tensors by their names and in their layout on disk, as `from_pretrained` does from a folder."""
+    with registered(subject.binding.description):
+        config = parse_config(raw)
+    model, info = type(subject.model).from_pretrained(
+        None,
+        config=config,
+        state_dict={name: tensor.detach().clone().contiguous() for name, tensor in state.items()},
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    wrong = [name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key]]
+    if wrong:
+        names = ", ".join(str(name) for name in wrong[:3])
+        raise RequestError(f"the class expects other tensors than the cut has: {names}")
+    return model.eval()
+
+
+def _tokens(subject: Subject, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random tokens that the cut has, and their numbers there."""
+    places = token_ids(subject.model) % len(rows)
+    return torch.as_tensor(rows)[places], places

@@ -1,0 +1,295 @@
+"""Config values that make a class tiny, with sizes that differ from one another wherever the class lets them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from ..errors import ArchitectureError, SourceError
+from .tiny_class import Built, build, config_values, random_model
+
+Values = Mapping[str, Any]
+"""Config values by key."""
+
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "layers": ("num_hidden_layers",),
+    "hidden": ("hidden_size",),
+    "vocab": ("vocab_size",),
+    "heads": ("num_attention_heads",),
+    "kv": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "attention_head_dim", "kv_channels"),
+}
+"""Size that every description has to the config keys that may hold it. Classes map their own spelling of a standard
+key to it (`attribute_map`), so a few names are enough; what is neither here nor mapped is found by its effect."""
+
+_SHAPES: tuple[Mapping[str, int], ...] = (
+    {"hidden": 64, "heads": 8, "kv": 4, "head_dim": 16},  # hidden is not heads * head_dim
+    {"hidden": 128, "heads": 8, "kv": 4},
+    {"hidden": 128, "heads": 8, "kv": 8},
+)
+"""Tried in this order. heads / 2 and kv / 2 have to divide, and a quarter of head_dim has to be even for rotary
+embeddings of a part."""
+
+_LAYERS, _MOST_LAYERS, _VOCAB, _POSITIONS = 4, 12, 160, 512
+_SMALL = 8
+"""Counts up to this stay as they are."""
+
+_WIDTHS = (24, 40, 56, 72, 88, 104, 120, 136, 152, 168)
+"""Widths for other sizes: multiples of 8, which products of grouped experts want, and distinct from the others."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A class made tiny.
+
+    Args:
+        model_type: The architecture.
+        values: The config values.
+        keys: Size that every description has to its config key; sizes without a key are missing.
+        size_keys: Every other config key that the shape of a tensor depends on.
+        optional: Those of the keys that the config leaves unset, so that the class derives the value.
+        built: What the class stores at this size.
+        notes: What was left out to make it tiny, as sentences.
+    """
+
+    model_type: str
+    values: Values
+    keys: Mapping[str, str]
+    size_keys: tuple[str, ...]
+    optional: tuple[str, ...]
+    built: Built
+    notes: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return int(self.values[self.keys["layers"]])
+
+
+def make_tiny(raw: Mapping[str, Any]) -> Tiny:
+    """Return the class of a config, made tiny. Flags and patterns of layers stay as the config has them.
+
+    Args:
+        raw: The contents of config.json.
+
+    Raises:
+        SourceError: The class refuses the config, or every size that was tried; the message names the key.
+        ArchitectureError: No key of the config holds the number of layers.
+    """
+    model_type = raw["model_type"]
+    values = config_values(raw)
+    keys = _role_keys(values, model_type)
+    for role in ("layers", "hidden", "vocab", "heads"):
+        if role not in keys:
+            raise ArchitectureError(
+                f"the {model_type} config has no {ROLES[role][0]}, nor a key that it maps to it; the drafter needs it: "
+                "write this description by hand"
+            )
+    values, notes = _without_extras(values, keys)
+    errors: list[SourceError] = []
+    for shape in _SHAPES:
+        try:
+            return _tiny(values, model_type, keys, shape, notes)
+        except SourceError as error:
+            errors.append(error)
+    key = _breaking_key(values, model_type, keys)
+    raise SourceError(f"no tiny {model_type} can be made, since {key} cannot be small: {errors[0]}")
+
+
+def _role_keys(values: Values, model_type: str) -> dict[str, str]:
+    mapped = CONFIG_MAPPING[model_type].attribute_map
+    found: dict[str, str] = {}
+    for role, names in ROLES.items():
+        spelled = [mapped.get(name, name) for name in names]
+        present = [name for name in spelled if name in values and not isinstance(values[name], (list, dict))]
+        if present:
+            found[role] = present[0]
+    return found
+
+
+def _without_extras(values: Values, keys: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the values with what depends on the original's sizes but not on its structure made small."""
+    small, notes = deepcopy(dict(values)), []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            plain = _plain_rope(value)
+            if plain != value:
+                small[key] = plain
+                notes.append(f"{key} was reduced to the default kind, so scaled positions are no part of the proof")
+        elif not _is_count(value):
+            continue
+        elif key.endswith("_token_id"):
+            small[key] = min(value, {"pad_token_id": 0, "bos_token_id": 1}.get(key, 2))
+        elif "window" in key and key not in keys.values():
+            small[key] = min(value, 3) if "layers" not in key else value
+        elif key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"):
+            small[key] = min(value, _POSITIONS)
+        elif "expert" in key or re.search(r"top_?k|_k$|n_group", key):
+            small[key] = _count_of_experts(key, value)
+    return small, tuple(notes)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain_rope(value: dict[str, Any]) -> dict[str, Any]:
+    if any(isinstance(entry, dict) for entry in value.values()):
+        return {key: _plain_rope(entry) if isinstance(entry, dict) else entry for key, entry in value.items()}
+    kind = value.get("rope_type", value.get("type"))
+    if kind is None or kind in ("default", "proportional"):
+        return value
+    plain = {key: value[key] for key in ("rope_theta", "partial_rotary_factor") if key in value}
+    return {**plain, "rope_type": "default"}
+
+
+def _count_of_experts(key: str, value: int) -> int:
+    """Return a small count where a key counts experts, two of which see a token; other keys keep their value."""
+    if re.search(r"size|dim|width|freq|step|layer|period|offset|interval|intermediate|capacity", key):
+        return value
+    if re.search(r"group", key):
+        return min(value, 1)
+    if re.search(r"per_tok|top_?k|_k$|shared|used", key):
+        return min(value, 2)
+    return min(value, 4) if value else value
+
+
+def _tiny(
+    values: Values, model_type: str, keys: Mapping[str, str], shape: Mapping[str, int], notes: Sequence[str]
+) -> Tiny:
+    small, keys = dict(values), dict(keys)
+    if "head_dim" in shape and "head_dim" not in keys:
+        keys["head_dim"] = ROLES["head_dim"][0]  # a key that a class may read although its config does not list it
+    for role, value in {**shape, "vocab": _VOCAB}.items():
+        if role in keys and not (role == "kv" and values[keys[role]] == 1):
+            small[keys[role]] = value
+    if "head_dim" not in shape and "head_dim" in keys:
+        small[keys["head_dim"]] = None if values.get(keys["head_dim"]) is None else 16
+    small = _shallow(small, model_type, keys)
+    optional = [key for key in keys.values() if values.get(key) is None]
+    if "head_dim" in shape and not _moves(small, model_type, keys["head_dim"]):
+        raise SourceError(f"{keys['head_dim']} is not read")
+    small, size_keys, unset = _small_widths(small, model_type, keys)
+    random_model(small, model_type)
+    if small.get(keys.get("head_dim", "")) is None:
+        keys.pop("head_dim", None)
+    found = Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
+    return replace(found, keys={role: key for role, key in keys.items() if role != "kv" or small[key] is not None})
+
+
+def _moves(values: Values, model_type: str, key: str) -> bool:
+    """Whether shapes depend on a key."""
+    return next(iter(variations(values, model_type, key)), None) is not None
+
+
+def variations(values: Values, model_type: str, key: str) -> Iterator[tuple[dict[str, Any], Built]]:
+    """Yield changes of one key that the class accepts and that change the shape of a tensor.
+
+    Args:
+        values: Config values.
+        model_type: The architecture.
+        key: The key; unset or a whole number.
+    """
+    value, before = values.get(key), build(values, model_type).stored
+    others = (24, 40) if value is None else (2 * value, value // 2, value + 8, value + 1, value - 1)
+    for other in others:
+        if other < 1 or other == value:
+            continue
+        changed = {**values, key: other}
+        with suppress(SourceError):
+            built = build(changed, model_type)
+            if built.stored != before:
+                yield changed, built
+
+
+def _shallow(values: Values, model_type: str, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values with as few layers as hold every kind that the model has, and lists cut to them."""
+    key = keys["layers"]
+    depth = int(values[key])
+    if depth <= _LAYERS:
+        return dict(values)
+    kinds = _kinds(build(values, model_type), depth, values)
+    count = max(_LAYERS, 1 + max(kinds.index(kind) for kind in set(kinds)))
+    count = min(count, depth, _MOST_LAYERS)
+    return with_layers(values, key, range(count))
+
+
+def with_layers(values: Values, key: str, layers: Sequence[int]) -> dict[str, Any]:
+    """Return the values for some of the layers: lists with one entry per layer are cut.
+
+    Args:
+        values: Config values.
+        key: The key that holds the number of layers.
+        layers: Indices of the layers that stay.
+    """
+    depth = values[key]
+    cut = {
+        name: [value[layer] for layer in layers]
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == depth
+    }
+    return {**values, **cut, key: len(layers)}
+
+
+def _kinds(built: Built, depth: int, values: Values) -> list[Any]:
+    """Return what each layer stores, and its entries in the lists that have one per layer."""
+    stored: list[list[Any]] = [[] for _ in range(depth)]
+    for name, shape in built.stored.items():
+        for part in re.findall(r"\.(\d+)\.", name)[:1]:
+            if int(part) < depth:
+                stored[int(part)].append((name.replace(f".{part}.", ".*.", 1), shape))
+    lists = [value for value in values.values() if isinstance(value, list) and len(value) == depth]
+    return [(tuple(sorted(found)), *(str(value[i]) for value in lists)) for i, found in enumerate(stored)]
+
+
+def _small_widths(
+    values: Values, model_type: str, keys: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Make every other size small, and return the keys of these sizes, and those that the config leaves unset."""
+    small, size_keys, unset = dict(values), [], []
+    widths = iter(_WIDTHS)
+    skipped = {*keys.values(), "pretraining_tp", "chunk_size_feed_forward"}
+    for key, value in values.items():
+        if key in skipped or key.endswith("_token_id") or not (_is_count(value) or value is None):
+            continue
+        if (_is_count(value) and value < 1) or not _moves_widths(small, model_type, key, keys):
+            continue
+        size_keys.append(key)
+        if value is None:
+            unset.append(key)
+        if value is None or value > _SMALL:
+            for width in (*([next(widths, 24)]), 16, 32, 64, 128):
+                with suppress(SourceError):
+                    build({**small, key: width}, model_type)
+                    small[key] = width
+                    break
+    return small, tuple(size_keys), tuple(unset)
+
+
+def _moves_widths(values: Values, model_type: str, key: str, keys: Mapping[str, str]) -> bool:
+    """Whether a key changes the shape of a tensor, and not only which layers hold which."""
+    before = build(values, model_type).stored
+    for _, built in variations(values, model_type, key):
+        if any(built.stored.get(name, shape) != shape for name, shape in before.items()):
+            return True
+        if len({*built.stored} ^ {*before}) and "expert" in key:
+            return True
+    return False
+
+
+def _breaking_key(values: Values, model_type: str, keys: Mapping[str, str]) -> str:
+    """Return the key that makes a class impossible when it is small, as far as one alone does."""
+    small = {**_SHAPES[1], "vocab": _VOCAB}
+    for role, value in small.items():
+        if role in keys:
+            try:
+                build({**values, keys[role]: value}, model_type)
+            except SourceError:
+                return f"{keys[role]}={value}"
+    return "the sizes together"
