@@ -54,17 +54,19 @@ def fit(lengths: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> list[tupl
     return []
 
 
-def _weight(sum_: tuple[Term, ...]) -> tuple[int, int]:
-    """Sums of few repetitions come first, then those of few factors."""
-    repeated = sum(term.count > 1 for term in sum_ if term.sizes)
-    return repeated, sum(max(len(term.sizes) - 1, 0) for term in sum_) if not repeated else 0
+def _weight(terms: tuple[Term, ...]) -> int:
+    """Return how many products are repeated: a size of its own is likelier than a multiple of another."""
+    return sum(term.count > 1 for term in terms if term.sizes)
 
 
 def _products(
     lengths: Sequence[int], sizes: Sequence[Mapping[str, int]]
 ) -> list[tuple[tuple[str, ...], np.ndarray]]:
-    """Return every product of sizes that is never longer than the axis, without those that equal an earlier one."""
-    names = [name for name, value in sizes[0].items() if value is not None]
+    """Return every product of sizes that is never longer than the axis. Of sizes that are always equal, the first."""
+    vectors: dict[tuple[int, ...], str] = {}
+    for name in sizes[0]:
+        vectors.setdefault(tuple(each[name] for each in sizes), name)
+    names = list(vectors.values())
     found: list[tuple[tuple[str, ...], np.ndarray]] = []
     for count in range(1, _FACTORS + 1):
         for chosen in combinations(names, count):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from ..architectures.description import name_pattern
 from ..architectures.expressions import evaluate
 from ..errors import SourceError
-from .tiny_class import Built, build
+from .tiny_class import Built, build, random_model
 from .tiny_values import Tiny, Values, variations
 
 
@@ -51,14 +51,14 @@ def observe(tiny: Tiny) -> Observed:
     patterns = {name_pattern(name) for name in observed.built[0].stored}
     flags = {}
     for key, value in tiny.values.items():
-        if not isinstance(value, bool) or key in ("tie_word_embeddings", "use_cache", "output_attentions"):
+        if not isinstance(value, bool) or "cross_attention" in key:  # that belongs to an encoder
             continue
         with suppress(SourceError):
             turned = {**tiny.values, key: not value}
             built = build(turned, tiny.model_type)
-            new = {name_pattern(name) for name in built.stored} - patterns
-            if new:
-                flags[key] = _at_sizes(Tiny(tiny.model_type, turned, tiny.keys, tiny.size_keys, (), built))
+            if {name_pattern(name) for name in built.stored} - patterns:
+                random_model(turned, tiny.model_type)
+                flags[key] = _at_sizes(replace(tiny, values=turned, built=built))
     return Observed(tiny, observed.values, observed.built, flags)
 
 

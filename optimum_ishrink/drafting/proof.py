@@ -17,6 +17,7 @@ from ..architectures.config_edit import edit_config
 from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS, Description, registered
 from ..architectures.model_class import expected_tensors, parse_config, stored_state
 from ..architectures.slicing import Keep, slice_tensor, zero_removed
+from ..core.key_value_cache import cache_name
 from ..errors import RequestError
 from .tiny_class import compute, random_model, token_ids
 
@@ -46,14 +47,17 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether the cut is the original with the removed units at zero."""
-        return self.difference is not None and self.difference <= TOLERANCE and self.failure is None
+        """Whether the cut is the original with the removed units at zero, and not the original itself."""
+        changes = self.effect is None or self.effect > TOLERANCE or self.claim == ROWS
+        return self.failure is None and self.difference is not None and self.difference <= TOLERANCE and changes
 
     @property
     def words(self) -> str:
         """The outcome in words."""
         if self.failure is not None:
             return self.failure
+        if self.difference is not None and self.difference <= TOLERANCE and not self.holds:
+            return "what is removed changes nothing, so that nothing is proved"
         return f"largest difference {self.difference:.1e} of the largest logit"
 
 
@@ -172,12 +176,11 @@ def _prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
 def _cache_difference(model: Any, ids: torch.Tensor) -> float:
     whole = compute(model, ids)
     with torch.no_grad():
-        begun = model(ids[:, :5], use_cache=True)
-        parts, cache = [begun.logits], begun.past_key_values
+        step, name = model(ids[:, :5], use_cache=True), cache_name(model)
+        parts = [step.logits]
         for i in range(5, ids.shape[1]):
-            step = model(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+            step = model(ids[:, i : i + 1], use_cache=True, **{name: step[name]})
             parts.append(step.logits)
-            cache = step.past_key_values
     return float((torch.cat(parts, dim=1).float() - whole).abs().max() / whole.abs().max())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -179,8 +179,9 @@ def _tiny(
     random_model(small, model_type)
     if small.get(keys.get("head_dim", "")) is None:
         keys.pop("head_dim", None)
-    found = Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
-    return replace(found, keys={role: key for role, key in keys.items() if role != "kv" or small[key] is not None})
+    if small.get(keys.get("kv", "")) is None or not _moves(small, model_type, keys["kv"]):
+        keys.pop("kv", None)  # a key that a config may list although its class does not read it
+    return Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
 
 
 def _moves(values: Values, model_type: str, key: str) -> bool:
