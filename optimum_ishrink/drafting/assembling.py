@@ -8,6 +8,7 @@ from typing import Any
 from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS
 from ..errors import SourceError
 from .axes_choice import Axes
+from .observing import Observed
 from .proof import HEADS
 from .sizes import Sizes
 from .structure import Structure
@@ -135,6 +136,27 @@ def find_rules(tiny: Tiny, sizes: Sizes, *, heads: bool) -> list[dict[str, str]]
             }
         )
     return rules
+
+
+def flag_rules(observed: Observed, sizes: Sizes) -> list[dict[str, str]]:
+    """Return the flags with which the class computes only where the heads fill the residual stream.
+
+    Args:
+        observed: The class at several sizes, and with its flags turned.
+        sizes: Its sizes.
+    """
+    hidden, heads = observed.tiny.keys["hidden"], observed.tiny.keys["heads"]
+    derived, head_dim = f"{hidden} // {heads}", sizes.expressions["head_dim"]
+    found = []
+    for key, turned in observed.flags.items():
+        if head_dim != derived and turned.tiny.values[hidden] != observed.tiny.values[hidden]:
+            found.append(
+                {
+                    "require": f"{key} == {int(observed.tiny.values[key])} or ({head_dim}) == {derived}",
+                    "reason": f"with {key}={turned.tiny.values[key]} the class takes {derived} for the width of a head",
+                }
+            )
+    return found
 
 
 def _refuses(values: Mapping[str, Any], model_type: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..architectures.description import name_pattern
+from ..architectures.description import DIMENSIONS, name_pattern
 from .fitting import Term
 from .layouts import Layout, layouts
 from .observing import Observed
@@ -95,9 +95,13 @@ def choose_axes(observed: Observed, sizes: Sizes, structure: Structure) -> Axes:
             for axis, each in enumerate(axes)
         )
         for pattern, axes in axis_fits(observed, sizes.expressions, memory=True).items()
-        if "*" in pattern
+        if "*" in pattern and any(_counts_units(each) for each in axes)
     }
     return Axes(tensors, memory, needed, tuple(map(tuple, groups.values())), tuple(unknown))
+
+
+def _counts_units(fits: Fits) -> bool:
+    return any(size in DIMENSIONS.values() for terms in fits for term in terms for size in term.sizes)
 
 
 def _choose(
@@ -107,9 +111,7 @@ def _choose(
     if not fits:
         return None
     if len(fits) == 1:
-        terms = fits[0]
-        # Four times the residual stream is the width of the MLP, where no key of its own holds it.
-        return terms
+        return fits[0]
     counts_heads = _counts_heads(pattern, axis, axes, structure)
     return max(fits, key=lambda terms: _score(terms, counts_heads=counts_heads, expressions=expressions))
 
@@ -122,8 +124,9 @@ def _score(terms: Sequence[Term], *, counts_heads: bool, expressions: Mapping[st
 
 def _counts_heads(pattern: str, axis: int, axes: int, structure: Structure) -> bool:
     """Whether an axis counts heads: of attention's inputs where they write, of its output where it reads."""
-    if pattern in structure.attention and pattern not in structure.inputs | structure.outputs:
-        return True  # a norm of queries or keys
-    turned = pattern in structure.transposed
-    writes = axes == 1 or axis == (1 if turned else 0)
-    return writes if pattern in structure.inputs else not writes if pattern in structure.outputs else False
+    weight = f"{pattern.rpartition('.')[0]}.weight"  # a flag may add a bias that the running model did not have
+    if weight in structure.inputs:
+        return axes == 1 or axis == (1 if pattern in structure.transposed else 0)
+    if weight in structure.outputs:
+        return axes == 2 and axis == (0 if pattern in structure.transposed else 1)
+    return pattern in structure.attention  # a norm of queries or keys

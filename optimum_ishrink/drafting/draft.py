@@ -10,11 +10,11 @@ from typing import Any
 from ..architectures.binding import bind
 from ..architectures.description import GROUPS, NEURONS, Description
 from ..errors import ArchitectureError, IShrinkError, SourceError
-from .assembling import assemble, find_rules, fixed_dimensions
+from .assembling import assemble, find_rules, fixed_dimensions, flag_rules
 from .axes_choice import Axes, Open, choose_axes
 from .heads_layout import shows_heads
 from .observing import Observed, observe
-from .proof import HEADS, TOGETHER, Proof, make_subject, prove
+from .proof import HEADS, Proof, make_subject, prove, prove_together
 from .sizes import Sizes, find_sizes
 from .structure import Structure, read_structure
 from .tiny_class import build, check_class, config_values, make_config, random_model
@@ -79,7 +79,7 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
     """
     model_type = check_class(raw)
     tiny = make_tiny(raw)
-    observed = observe(tiny)
+    observed = observe(tiny, raw)
     model = random_model(tiny.values, model_type)
     structure = read_structure(model)
     sizes = find_sizes(observed, structure)
@@ -87,7 +87,7 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
     unknown = list(axes.unknown)
     axes = _lay_out_heads(model, axes, structure, observed, unknown)
     fixed = fixed_dimensions(tiny, axes, sizes)
-    rules = find_rules(tiny, sizes, heads=HEADS not in fixed)
+    rules = find_rules(tiny, sizes, heads=HEADS not in fixed) + flag_rules(observed, sizes)
 
     def described(some: Axes, reasons: Mapping[str, str]) -> dict[str, Any]:
         return {**assemble(tiny, some, sizes, structure, reasons), "rules": rules}
@@ -103,6 +103,8 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
             data["dimensions"][proof.claim] = _not_proved(proof, data["dimensions"][proof.claim], axes, structure)
         if not proof.holds:
             unknown.append(f"{proof.claim} does not hold: {proof.words}")
+    if "fixed" in data["dimensions"][HEADS]:  # a rule for heads that cannot change says nothing
+        data["rules"] = [rule for rule in rules if tiny.keys["heads"] not in rule["require"]]
     unknown += _with_flags(observed, data)
     return Draft(_at_full_size(data, raw, axes, unknown), tuple(proofs), tuple(unknown), tiny.notes)
 
@@ -187,17 +189,20 @@ def _with_flags(observed: Observed, data: Mapping[str, Any]) -> list[str]:
     turned = {key: other.tiny.values for key, other in observed.flags.items()}
     if isinstance(observed.tiny.values.get(tied), bool):
         turned[tied] = {**observed.tiny.values, tied: not observed.tiny.values[tied]}
+    exact = [key for key, entry in data["dimensions"].items() if "writes" in entry and "inexact" not in entry]
     for key, values in turned.items():
         try:
-            proofs = prove(make_subject(Description.from_data(data, "the draft"), values))
+            subject = make_subject(Description.from_data(data, "the draft"), values)
         except IShrinkError as error:
             found.append(f"with {key}={values[key]} nothing is proved: {error}")
             continue
-        inexact = {name for name, entry in data["dimensions"].items() if "inexact" in entry}
+        proofs = prove_together(subject, exact)
+        if not all(proof.holds for proof in proofs):
+            proofs = prove(subject, exact) + proofs
         found += [
             f"with {key}={values[key]}, {proof.claim} does not hold: {proof.words}"
             for proof in proofs
-            if not proof.holds and proof.claim not in inexact
+            if not proof.holds
         ]
     return found
 

@@ -12,7 +12,7 @@ from ..architectures.description import name_pattern
 from ..architectures.expressions import evaluate
 from ..errors import SourceError
 from .tiny_class import Built, build, random_model
-from .tiny_values import Tiny, Values, variations
+from .tiny_values import Tiny, Values, make_tiny, variations
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,16 @@ class Observed:
         return [{name: evaluate(text, values.get) for name, text in expressions.items()} for values in self.values]
 
 
-def observe(tiny: Tiny) -> Observed:
-    """Return a class with every size changed alone, then several together, then with each of its flags turned.
+def observe(tiny: Tiny, raw: Mapping[str, Any]) -> Observed:
+    """Return a class with every size changed alone, then several together, then with its flags turned.
 
     Args:
         tiny: The class.
+        raw: The contents of config.json.
     """
     observed = _at_sizes(tiny)
     patterns = {name_pattern(name) for name in observed.built[0].stored}
-    flags = {}
+    new: dict[str, Tiny] = {}
     for key, value in tiny.values.items():
         if not isinstance(value, bool) or "cross_attention" in key:  # that belongs to an encoder
             continue
@@ -57,9 +58,17 @@ def observe(tiny: Tiny) -> Observed:
             turned = {**tiny.values, key: not value}
             built = build(turned, tiny.model_type)
             if {name_pattern(name) for name in built.stored} - patterns:
-                random_model(turned, tiny.model_type)
-                flags[key] = _at_sizes(replace(tiny, values=turned, built=built))
-    return Observed(tiny, observed.values, observed.built, flags)
+                new[key] = _that_computes(replace(tiny, values=turned, built=built), {**raw, key: not value})
+    return Observed(tiny, observed.values, observed.built, {key: _at_sizes(other) for key, other in new.items()})
+
+
+def _that_computes(tiny: Tiny, raw: Mapping[str, Any]) -> Tiny:
+    """Return a tiny class, at other sizes where it cannot compute with these."""
+    try:
+        random_model(tiny.values, tiny.model_type)
+    except SourceError:
+        return make_tiny(raw)
+    return tiny
 
 
 def _at_sizes(tiny: Tiny) -> Observed:
@@ -68,14 +77,12 @@ def _at_sizes(tiny: Tiny) -> Observed:
     built = [tiny.built]
     together: dict[str, Any] = dict(tiny.values)
     for key in keys:
-        for changed, other in islice(variations(tiny.values, tiny.model_type, key), 2):
+        for changed, other in islice(variations(tiny.values, tiny.model_type, key), 1):
             values.append(changed)
             built.append(other)
-        for changed, other in islice(variations(together, tiny.model_type, key), 1):
+        for changed, _ in islice(variations(together, tiny.model_type, key), 1):
             together = changed
-            values.append(together)
-            built.append(other)
-    return Observed(tiny, tuple(values), tuple(built), {})
+    return Observed(tiny, (*values, together), (*built, build(together, tiny.model_type)), {})
 
 
 def lengths(observed: Observed, name: str, axis: int, *, memory: bool = False) -> tuple[list[int], list[int]]:

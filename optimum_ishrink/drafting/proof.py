@@ -110,9 +110,8 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in _PROVED]
     chosen = open_ if claims is None else [key for key in open_ if key in claims]
     found = [_prove_one(subject, key, _smaller(binding, (key,))) for key in chosen]
-    if claims is None and len(open_) > 1:
-        exact = [proof.claim for proof in found if proof.holds]
-        found += _prove_together(subject, exact)
+    if claims is None:
+        found += prove_together(subject, [proof.claim for proof in found if proof.holds])
     return found
 
 
@@ -138,7 +137,21 @@ def _wanted(key: str, whole: int) -> int:
     return {LAYERS: max(whole - 2, 1), NEURONS: whole // 2 | 1, ROWS: whole - 23}.get(key, whole // 2)
 
 
-def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int]) -> Proof:
+def prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
+    """Prove several dimensions at once, and the cache of the cut.
+
+    Args:
+        subject: The tiny model.
+        keys: Config keys of dimensions.
+    """
+    if not keys:
+        return []
+    found: list[Any] = []
+    together = _prove_one(subject, TOGETHER, _smaller(subject.binding, keys), found.append)
+    return [together] if not found else [together, _prove_cache(*found[0])]
+
+
+def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: Any = None) -> Proof:
     if not shape:
         return Proof(claim, None, failure="no smaller value can be written to the config")
     try:
@@ -146,31 +159,33 @@ def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int]) -> Proof:
         with registered(subject.binding.description):
             cut = _load(subject, _cut(subject, layers, keeps, rows), _edited(subject, shape, layers))
         masked = _load(subject, _masked(subject, layers, keeps), subject.raw)
+        ids, new_ids = _tokens(subject, rows)
+        kept = torch.as_tensor(rows)
+        found, expected, original = (
+            compute(cut, new_ids),
+            compute(masked, ids)[..., kept],
+            compute(subject.model, ids)[..., kept],
+        )
     except RequestError as error:
         return Proof(claim, None, failure=str(error))
     except Exception as error:  # whatever a modelling file does with a shape that it was not written for
-        return Proof(claim, None, failure=" ".join(f"{type(error).__name__}: {error}".split()))
-    ids, new_ids = _tokens(subject, rows)
-    kept = torch.as_tensor(rows)
-    expected, original = compute(masked, ids)[..., kept], compute(subject.model, ids)[..., kept]
-    found = compute(cut, new_ids)
+        return Proof(claim, None, failure=_reason(error))
+    if on_cut is not None:
+        on_cut((cut, new_ids))
     scale = float(expected.abs().max())
     difference = float((found - expected).abs().max()) / scale
     return Proof(claim, difference, float((original - found).abs().max()) / scale)
 
 
-def _prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
-    shape = _smaller(subject.binding, keys)
-    together = _prove_one(subject, TOGETHER, shape)
-    if together.difference is None:
-        return [together]
-    layers, keeps, rows = _choose(subject.binding, shape)
-    with registered(subject.binding.description):
-        cut = _load(subject, _cut(subject, layers, keeps, rows), _edited(subject, shape, layers))
+def _reason(error: Exception) -> str:
+    return " ".join(f"the class cannot compute with it: {type(error).__name__}: {error}".split())
+
+
+def _prove_cache(cut: Any, ids: torch.Tensor) -> Proof:
     try:
-        return [together, Proof(CACHE, _cache_difference(cut, _tokens(subject, rows)[1]))]
-    except Exception as error:
-        return [together, Proof(CACHE, None, failure=" ".join(f"{type(error).__name__}: {error}".split()))]
+        return Proof(CACHE, _cache_difference(cut, ids))
+    except Exception as error:  # as above
+        return Proof(CACHE, None, failure=_reason(error))
 
 
 def _cache_difference(model: Any, ids: torch.Tensor) -> float:

@@ -90,7 +90,9 @@ def config_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         SourceError: The config class refuses it.
     """
     config = make_config({key: value for key, value in raw.items() if key not in _NOT_VALUES}, raw["model_type"])
-    return {key: value for key, value in config.to_dict().items() if key not in _NOT_VALUES}
+    # Of a key that a class has under two names, the file's: it is the one that a cut has to write.
+    spelled = {name: alias for alias, name in config.attribute_map.items() if alias in raw and name not in raw}
+    return {spelled.get(key, key): value for key, value in config.to_dict().items() if key not in _NOT_VALUES}
 
 
 def make_config(values: Mapping[str, Any], model_type: str) -> Any:

@@ -106,7 +106,7 @@ def _role_keys(values: Values, model_type: str) -> dict[str, str]:
     mapped = CONFIG_MAPPING[model_type].attribute_map
     found: dict[str, str] = {}
     for role, names in ROLES.items():
-        spelled = [mapped.get(name, name) for name in names]
+        spelled = [each for name in names for each in (mapped.get(name, name), name)]
         present = [name for name in spelled if name in values and not isinstance(values[name], (list, dict))]
         if present:
             found[role] = present[0]
