@@ -13,7 +13,7 @@ from .proof import HEADS
 from .sizes import Sizes
 from .structure import Structure
 from .tiny_class import build, random_model
-from .tiny_values import Tiny
+from .tiny_values import Tiny, holds_indices
 
 _DERIVED = "the modelling code derives head_dim from hidden_size and the number of heads, whatever the config says"
 
@@ -62,6 +62,19 @@ def fixed_dimensions(tiny: Tiny, axes: Axes, sizes: Sizes) -> dict[str, str]:
         fixed |= {GROUPS: _DERIVED, HEADS: _DERIVED}
     if sizes.width_key is None:
         fixed[NEURONS] = f"no config key of its own holds the width of the MLP, which is {sizes.expressions['ffn']}"
+    shared = [
+        pattern
+        for pattern, texts in axes.tensors.items()
+        if "experts" in sizes.expressions
+        and pattern.count("*") == 1
+        and texts[0] != "experts"
+        and any("ffn" in text.strip("[]").replace(";", "*").replace(" ", "").split("*") for text in texts)
+    ]
+    if shared:
+        fixed[NEURONS] = (
+            f"{shared[0].split('*.', 1)[-1]} has the same width as the experts, of which each loses other neurons, and "
+            f"{sizes.width_key} holds both"
+        )
     if any("group_rows" in text for texts in axes.tensors.values() for text in texts):
         fixed[HEADS] = "query heads lie in one tensor with the keys and values of their group"
     return fixed
@@ -86,7 +99,11 @@ def per_layer(tiny: Tiny) -> list[str]:
     Args:
         tiny: The class.
     """
-    return [key for key, value in tiny.values.items() if isinstance(value, list) and len(value) == tiny.depth]
+    return [
+        key
+        for key, value in tiny.values.items()
+        if isinstance(value, list) and len(value) == tiny.depth and not holds_indices(key, value)
+    ]
 
 
 def _layer_indices(tiny: Tiny) -> list[str]:
@@ -94,7 +111,7 @@ def _layer_indices(tiny: Tiny) -> list[str]:
     found = []
     before = tiny.built.stored
     for key, value in tiny.values.items():
-        if not isinstance(value, list) or len(value) == tiny.depth or not all(isinstance(i, int) for i in value):
+        if not holds_indices(key, value):
             continue
         other = [i for i in range(tiny.depth) if i not in value][:1]
         try:

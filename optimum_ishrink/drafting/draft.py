@@ -210,10 +210,9 @@ def _with_flags(observed: Observed, data: Mapping[str, Any]) -> list[str]:
 def _at_full_size(data: dict[str, Any], raw: Mapping[str, Any], axes: Axes, unknown: list[str]) -> dict[str, Any]:
     """Check the description against the model that was asked for, with lengths that were not told from there."""
     values = config_values(raw)
-    stored = build(values, data["model_type"]).stored
     description = Description.from_data(data, "the draft")
     try:
-        bind(description, make_config(values, data["model_type"]), stored)
-    except ArchitectureError as error:
+        bind(description, make_config(values, data["model_type"]), build(values, data["model_type"]).stored)
+    except (ArchitectureError, SourceError) as error:
         unknown.append(f"at its full size {error}")
     return data

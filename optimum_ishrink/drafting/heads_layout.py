@@ -39,5 +39,5 @@ def shows_heads(model: Any, parts: Mapping[str, tuple[int, str]], output: str, s
     before = input_of(model, output, ids)
     with changed_parameters(model, edits):
         changed = (input_of(model, output, ids) != before).any(dim=0).any(dim=0)
-    group = sizes["heads"] // sizes["kv"] * sizes["head_dim"]
+    group = before.shape[-1] // sizes["kv"]
     return bool(changed[:group].any()) and not bool(changed[group:].any())

@@ -108,6 +108,8 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     binding = subject.binding
     dimensions = binding.description.dimensions
     open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in _PROVED]
+    if binding.sizes["heads"] == binding.sizes["kv"] and GROUPS in open_:
+        open_ = [key for key in open_ if key != HEADS]  # a query head cannot go without its group
     chosen = open_ if claims is None else [key for key in open_ if key in claims]
     found = [_prove_one(subject, key, _smaller(binding, (key,))) for key in chosen]
     if claims is None:

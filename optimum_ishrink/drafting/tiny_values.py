@@ -32,6 +32,7 @@ _SHAPES: tuple[Mapping[str, int], ...] = (
     {"hidden": 64, "heads": 8, "kv": 4, "head_dim": 16},  # hidden is not heads * head_dim
     {"hidden": 128, "heads": 8, "kv": 4},
     {"hidden": 128, "heads": 8, "kv": 8},
+    {"hidden": 128, "heads": 8, "kv": 8, "alike": 1},  # sizes that equal head_dim in the original do here, too
 )
 """Tried in this order. heads / 2 and kv / 2 have to divide, and a quarter of head_dim has to be even for rotary
 embeddings of a part."""
@@ -99,7 +100,7 @@ def make_tiny(raw: Mapping[str, Any]) -> Tiny:
         except SourceError as error:
             errors.append(error)
     key = _breaking_key(values, model_type, keys)
-    raise SourceError(f"no tiny {model_type} can be made, since {key} cannot be small: {errors[0]}")
+    raise SourceError(f"no tiny {model_type} can be made, since {key} cannot be small: {errors[-1]}")
 
 
 def _role_keys(values: Values, model_type: str) -> dict[str, str]:
@@ -145,7 +146,8 @@ def _plain_rope(value: dict[str, Any]) -> dict[str, Any]:
     kind = value.get("rope_type", value.get("type"))
     if kind is None or kind in ("default", "proportional"):
         return value
-    plain = {key: value[key] for key in ("rope_theta", "partial_rotary_factor") if key in value}
+    # Lists hold a factor for each channel of a head of the original's width.
+    plain = {key: entry for key, entry in value.items() if not isinstance(entry, list) and key != "type"}
     return {**plain, "rope_type": "default"}
 
 
@@ -164,7 +166,8 @@ def _tiny(
     values: Values, model_type: str, keys: Mapping[str, str], shape: Mapping[str, int], notes: Sequence[str]
 ) -> Tiny:
     small, keys = dict(values), dict(keys)
-    if "head_dim" in shape and "head_dim" not in keys:
+    of_class = getattr(CONFIG_MAPPING[model_type], ROLES["head_dim"][0], None)
+    if "head_dim" in shape and "head_dim" not in keys and not isinstance(of_class, property):
         keys["head_dim"] = ROLES["head_dim"][0]  # a key that a class may read although its config does not list it
     for role, value in {**shape, "vocab": _VOCAB}.items():
         if role in keys and not (role == "kv" and values[keys[role]] == 1):
@@ -173,15 +176,33 @@ def _tiny(
         small[keys["head_dim"]] = None if values.get(keys["head_dim"]) is None else 16
     small = _shallow(small, model_type, keys)
     optional = [key for key in keys.values() if values.get(key) is None]
-    if "head_dim" in shape and not _moves(small, model_type, keys["head_dim"]):
-        raise SourceError(f"{keys['head_dim']} is not read")
-    small, size_keys, unset = _small_widths(small, model_type, keys)
-    random_model(small, model_type)
+    if "head_dim" in shape and not ("head_dim" in keys and _moves(small, model_type, keys["head_dim"])):
+        raise SourceError("the width of a head follows from the other sizes")
+    alike = values.get(keys.get("head_dim", "")) if "alike" in shape else None
+    small, size_keys, unset = _small_widths(small, model_type, keys, alike)
+    small = _that_computes(small, model_type, {*keys.values(), *size_keys})
     if small.get(keys.get("head_dim", "")) is None:
         keys.pop("head_dim", None)
     if small.get(keys.get("kv", "")) is None or not _moves(small, model_type, keys["kv"]):
         keys.pop("kv", None)  # a key that a config may list although its class does not read it
     return Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
+
+
+def _that_computes(values: Values, model_type: str, sizes: set[str]) -> dict[str, Any]:
+    """Return values with which the class computes: where it does not, a number that no shape shows may be too large.
+
+    Such as the number of a head's channels that rotate.
+    """
+    try:
+        random_model(values, model_type)
+        return dict(values)
+    except SourceError as error:
+        for key, value in values.items():
+            if _is_count(value) and value > _SMALL and key not in sizes:
+                with suppress(SourceError):
+                    random_model({**values, key: _SMALL}, model_type)
+                    return {**values, key: _SMALL}
+        raise error
 
 
 def _moves(values: Values, model_type: str, key: str) -> bool:
@@ -221,6 +242,18 @@ def _shallow(values: Values, model_type: str, keys: Mapping[str, str]) -> dict[s
     return with_layers(values, key, range(count))
 
 
+def holds_indices(key: str, value: Any) -> bool:
+    """Whether a config's list holds indices of layers: whole numbers that rise, and a key that says so.
+
+    Args:
+        key: The config key.
+        value: Its value.
+    """
+    if not isinstance(value, list) or "layers" not in key or not all(_is_count(entry) for entry in value):
+        return False
+    return all(one < other for one, other in zip(value, value[1:], strict=False))
+
+
 def with_layers(values: Values, key: str, layers: Sequence[int]) -> dict[str, Any]:
     """Return the values for some of the layers: lists with one entry per layer are cut.
 
@@ -228,13 +261,20 @@ def with_layers(values: Values, key: str, layers: Sequence[int]) -> dict[str, An
         values: Config values.
         key: The key that holds the number of layers.
         layers: Indices of the layers that stay.
+
+    Returns:
+        The values; lists of indices of layers, and objects with an entry for some layers, are renumbered.
     """
     depth = values[key]
-    cut = {
-        name: [value[layer] for layer in layers]
-        for name, value in values.items()
-        if isinstance(value, list) and len(value) == depth
-    }
+    cut: dict[str, Any] = {}
+    for name, value in values.items():
+        if holds_indices(name, value):
+            cut[name] = [new for new, old in enumerate(layers) if old in value]
+        elif isinstance(value, list) and len(value) == depth:
+            cut[name] = [value[layer] for layer in layers]
+        elif isinstance(value, dict) and value and all(str(entry).isdigit() for entry in value):
+            by_layer = {int(entry): content for entry, content in value.items()}
+            cut[name] = {new: by_layer[old] for new, old in enumerate(layers) if old in by_layer}
     return {**values, **cut, key: len(layers)}
 
 
@@ -250,7 +290,7 @@ def _kinds(built: Built, depth: int, values: Values) -> list[Any]:
 
 
 def _small_widths(
-    values: Values, model_type: str, keys: Mapping[str, str]
+    values: Values, model_type: str, keys: Mapping[str, str], alike: int | None
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Make every other size small, and return the keys of these sizes, and those that the config leaves unset."""
     small, size_keys, unset = dict(values), [], []
@@ -265,7 +305,8 @@ def _small_widths(
         if value is None:
             unset.append(key)
         if value is None or value > _SMALL:
-            for width in (*([next(widths, 24)]), 16, 32, 64, 128):
+            first = 16 if value is not None and value == alike else next(widths, 24)
+            for width in (first, 16, 32, 64, 128):
                 with suppress(SourceError):
                     build({**small, key: width}, model_type)
                     small[key] = width
