@@ -218,6 +218,11 @@ def describe(model_type: str) -> Description:
     return known[model_type]
 
 
+def is_described(model_type: Any) -> bool:
+    """Whether a `model_type` has a description, in the package or registered."""
+    return model_type in descriptions() or model_type in _REGISTERED
+
+
 def is_ignored(description: Description, name: str) -> bool:
     """Whether a stored tensor is a buffer, not a parameter."""
     return name_pattern(name) in description.ignored

@@ -51,10 +51,7 @@ class Draft:
         """Return the draft as a JSON object; its file holds `description` alone."""
         return {
             "description": dict(self.data),
-            "proofs": [
-                {"claim": proof.claim, "holds": proof.holds, "difference": proof.difference, "failure": proof.failure}
-                for proof in self.proofs
-            ],
+            "proofs": [proof.to_json() for proof in self.proofs],
             "unknown": list(self.unknown),
             "notes": list(self.notes),
         }

@@ -51,6 +51,16 @@ class Proof:
         changes = self.effect is None or self.effect > TOLERANCE or self.claim == ROWS
         return self.failure is None and self.difference is not None and self.difference <= TOLERANCE and changes
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "claim": self.claim,
+            "holds": self.holds,
+            "difference": self.difference,
+            "effect": self.effect,
+            "failure": self.failure,
+        }
+
     @property
     def words(self) -> str:
         """The outcome in words."""
