@@ -30,7 +30,8 @@ A family that has no description yet is refused by the other verbs. This one dra
 builds the family's class at a tiny size, changes one number of the config after another, and reads from the shapes of
 the parameters what each axis counts. Then it proves the draft: a cut of a tiny random model has to give the logits of
 the original with the removed units at zero, for each dimension alone and for all together. What does not hold is
-written as fixed or inexact, with the measured difference, and named below the table. Read the file before you use it."""
+written as fixed or inexact, with the measured difference, and named below the table. Read the file before
+you use it."""
 
 
 def add_describe_flags(parser: argparse.ArgumentParser) -> None:

@@ -72,8 +72,8 @@ def fixed_dimensions(tiny: Tiny, axes: Axes, sizes: Sizes) -> dict[str, str]:
     ]
     if shared:
         fixed[NEURONS] = (
-            f"{shared[0].split('*.', 1)[-1]} has the same width as the experts, of which each loses other neurons, and "
-            f"{sizes.width_key} holds both"
+            f"{shared[0].split('*.', 1)[-1]} is as wide as the experts, of which each loses other neurons: "
+            f"{sizes.width_key} holds both widths"
         )
     if any("group_rows" in text for texts in axes.tensors.values() for text in texts):
         fixed[HEADS] = "query heads lie in one tensor with the keys and values of their group"
@@ -118,7 +118,7 @@ def _layer_indices(tiny: Tiny) -> list[str]:
             after = build({**tiny.values, key: other}, tiny.model_type).stored
         except SourceError:
             continue
-        moved = {name for name in before.keys() ^ after.keys()}
+        moved = set(before.keys() ^ after.keys())
         if moved and all(any(f".{i}." in name for i in {*value, *other}) for name in moved):
             found.append(key)
     return found
@@ -170,7 +170,7 @@ def flag_rules(observed: Observed, sizes: Sizes) -> list[dict[str, str]]:
             found.append(
                 {
                     "require": f"{key} == {int(observed.tiny.values[key])} or ({head_dim}) == {derived}",
-                    "reason": f"with {key}={turned.tiny.values[key]} the class takes {derived} for the width of a head",
+                    "reason": f"with {key}={turned.tiny.values[key]} a head is {derived} wide, whatever head_dim says",
                 }
             )
     return found

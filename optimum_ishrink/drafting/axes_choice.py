@@ -63,7 +63,9 @@ def choose_axes(observed: Observed, sizes: Sizes, structure: Structure) -> Axes:
     fits = axis_fits(observed, sizes.expressions)
     shapes = {name_pattern(name): shape for name, shape in observed.tiny.built.stored.items()}
     for turned in observed.flags.values():
-        fits |= {pattern: axes for pattern, axes in axis_fits(turned, sizes.expressions).items() if pattern not in fits}
+        fits |= {
+            pattern: axes for pattern, axes in axis_fits(turned, sizes.expressions).items() if pattern not in fits
+        }
         shapes |= {name_pattern(name): shape for name, shape in turned.tiny.built.stored.items()}
     tensors: dict[str, tuple[str, ...]] = {}
     needed, unknown = dict(sizes.expressions), []
@@ -85,13 +87,18 @@ def choose_axes(observed: Observed, sizes: Sizes, structure: Structure) -> Axes:
             needed |= found[0].sizes
             texts.append(found[0].text)
             if len(found) > 1:
-                place = pattern.rpartition(".")[0] if pattern.endswith((".weight", ".bias")) else pattern.removesuffix("_bias")
+                place = (
+                    pattern.rpartition(".")[0]
+                    if pattern.endswith((".weight", ".bias"))
+                    else pattern.removesuffix("_bias")
+                )
                 groups.setdefault((place, terms), []).append((pattern, axis, tuple(found)))
         tensors[pattern] = tuple(texts)
     memory = {
         pattern: tuple(
-            "1" if (terms := _choose(each, pattern, axis, len(axes), structure, sizes.expressions)) is None else
-            layouts(terms, sizes.expressions)[0].text
+            "1"
+            if (terms := _choose(each, pattern, axis, len(axes), structure, sizes.expressions)) is None
+            else layouts(terms, sizes.expressions)[0].text
             for axis, each in enumerate(axes)
         )
         for pattern, axes in axis_fits(observed, sizes.expressions, memory=True).items()

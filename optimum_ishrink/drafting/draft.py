@@ -8,14 +8,14 @@ from itertools import product
 from typing import Any
 
 from ..architectures.binding import bind
-from ..architectures.description import GROUPS, NEURONS, Description
+from ..architectures.description import DIMENSIONS, GROUPS, NEURONS, Description
 from ..errors import ArchitectureError, IShrinkError, SourceError
 from .assembling import assemble, find_rules, fixed_dimensions, flag_rules
 from .axes_choice import Axes, Open, choose_axes
 from .heads_layout import shows_heads
 from .observing import Observed, observe
 from .proof import HEADS, Proof, make_subject, prove, prove_together
-from .sizes import Sizes, find_sizes
+from .sizes import find_sizes
 from .structure import Structure, read_structure
 from .tiny_class import build, check_class, config_values, make_config, random_model
 from .tiny_values import make_tiny
@@ -97,7 +97,7 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
     proofs = proofs_of(data)
     for proof in proofs:
         if not proof.holds and proof.claim in data["dimensions"]:
-            data["dimensions"][proof.claim] = _not_proved(proof, data["dimensions"][proof.claim], axes, structure)
+            data["dimensions"][proof.claim] = _not_proved(proof, data["dimensions"][proof.claim], axes)
         if not proof.holds:
             unknown.append(f"{proof.claim} does not hold: {proof.words}")
     if "fixed" in data["dimensions"][HEADS]:  # a rule for heads that cannot change says nothing
@@ -106,27 +106,25 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
     return Draft(_at_full_size(data, raw, axes, unknown), tuple(proofs), tuple(unknown), tiny.notes)
 
 
-def _not_proved(proof: Proof, claimed: Mapping[str, Any], axes: Axes, structure: Structure) -> dict[str, Any]:
+def _not_proved(proof: Proof, claimed: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
     """Return a dimension whose cut is not the original with the removed units at zero."""
+    unit = DIMENSIONS[proof.claim]
+    units = ("heads", "kv") if proof.claim in (GROUPS, HEADS) else (unit,)
     norms = sorted(
         pattern.split("*.", 1)[-1]
         for pattern, texts in axes.tensors.items()
-        if pattern in structure.attention - structure.inputs - structure.outputs
-        and len(texts) == 1
-        and "*" in texts[0]
+        if "norm" in pattern and len(texts) == 1 and {*texts[0].split("*")} & {*units}
     )
-    if proof.failure is None and proof.claim in (GROUPS, HEADS) and norms:
+    if proof.failure is None and norms:
         return {
             **claimed,
-            "inexact": f"{' and '.join(norms)} span all heads, so what they divide by changes with the heads "
-            f"({proof.words} on a tiny random model)",
+            "inexact": f"{' and '.join(norms)} span{'s' if len(norms) == 1 else ''} all of them, so what a norm "
+            f"divides by changes with their number ({proof.words} on a tiny random model)",
         }
     return {"fixed": f"not proved: {proof.words}"}
 
 
-def _lay_out_heads(
-    model: Any, axes: Axes, structure: Structure, observed: Observed, unknown: list[str]
-) -> Axes:
+def _lay_out_heads(model: Any, axes: Axes, structure: Structure, observed: Observed, unknown: list[str]) -> Axes:
     """Choose the layout of projections that are fused over heads, by what the running model shows."""
     (sizes,) = observed.sizes({k: v for k, v in axes.sizes.items() if k != "layers"})[:1]
     for group in axes.open:

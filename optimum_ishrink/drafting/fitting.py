@@ -59,14 +59,19 @@ def _weight(terms: tuple[Term, ...]) -> int:
     return sum(term.count > 1 for term in terms if term.sizes)
 
 
-def _products(
-    lengths: Sequence[int], sizes: Sequence[Mapping[str, int]]
-) -> list[tuple[tuple[str, ...], np.ndarray]]:
+def _products(lengths: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> list[tuple[tuple[str, ...], np.ndarray]]:
     """Return every product of sizes that is never longer than the axis. Of sizes that are always equal, the first."""
     vectors: dict[tuple[int, ...], str] = {}
     for name in sizes[0]:
         vectors.setdefault(tuple(each[name] for each in sizes), name)
-    names = list(vectors.values())
+    # A size that moved alone, and the axis with it not, is no factor.
+    idle = {
+        moved[0]
+        for length, each in zip(lengths, sizes, strict=True)
+        if length == lengths[0]
+        and len(moved := [name for name in vectors.values() if each[name] != sizes[0][name]]) == 1
+    }
+    names = [name for name in vectors.values() if name not in idle]
     found: list[tuple[tuple[str, ...], np.ndarray]] = []
     for count in range(1, _FACTORS + 1):
         for chosen in combinations(names, count):

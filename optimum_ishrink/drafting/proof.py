@@ -184,7 +184,9 @@ def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: A
         return Proof(claim, None, failure=_reason(error))
     if on_cut is not None:
         on_cut((cut, new_ids))
-    scale = float(expected.abs().max())
+    scale = float(torch.maximum(expected.abs(), found.abs()).max())
+    if not 0 < scale < float("inf"):
+        return Proof(claim, None, failure="the logits are zero, NaN or infinite")
     difference = float((found - expected).abs().max()) / scale
     return Proof(claim, difference, float((original - found).abs().max()) / scale)
 

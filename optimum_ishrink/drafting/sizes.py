@@ -54,12 +54,12 @@ def axis_fits(observed: Observed, expressions: Mapping[str, str], *, memory: boo
             axes.append(known[key])
         # Tensors of one pattern that count different things have no common entry.
         before = found.get(pattern)
-        found[pattern] = axes if before is None else [a if a == b else _common(a, b) for a, b in zip(before, axes)]
+        found[pattern] = axes if before is None else list(map(_common, before, axes))
     return found
 
 
 def _common(one: Fits, other: Fits) -> Fits:
-    return [terms for terms in one if terms in other]
+    return one if one == other else [terms for terms in one if terms in other]
 
 
 def find_sizes(observed: Observed, structure: Structure) -> Sizes:

@@ -66,9 +66,7 @@ def read_structure(model: Any) -> Structure:
             inputs |= {name_pattern(f"{name}.{part}") for part, _ in leaves[name].named_parameters()}
     for name in last.values():
         outputs |= {name_pattern(f"{name}.{part}") for part, _ in leaves[name].named_parameters()}
-    return Structure(
-        frozenset(attention), frozenset(inputs - outputs), frozenset(outputs), frozenset(transposed)
-    )
+    return Structure(frozenset(attention), frozenset(inputs - outputs), frozenset(outputs), frozenset(transposed))
 
 
 def _is_projection(module: nn.Module) -> bool:

@@ -89,8 +89,8 @@ def make_tiny(raw: Mapping[str, Any]) -> Tiny:
     for role in ("layers", "hidden", "vocab", "heads"):
         if role not in keys:
             raise ArchitectureError(
-                f"the {model_type} config has no {ROLES[role][0]}, nor a key that it maps to it; the drafter needs it: "
-                "write this description by hand"
+                f"the {model_type} config has no {ROLES[role][0]}, nor a key of its own that it maps to it, which a "
+                "draft needs; write this description by hand"
             )
     values, notes = _without_extras(values, keys)
     errors: list[SourceError] = []
@@ -251,7 +251,7 @@ def holds_indices(key: str, value: Any) -> bool:
     """
     if not isinstance(value, list) or "layers" not in key or not all(_is_count(entry) for entry in value):
         return False
-    return all(one < other for one, other in zip(value, value[1:], strict=False))
+    return list(value) == sorted(set(value))
 
 
 def with_layers(values: Values, key: str, layers: Sequence[int]) -> dict[str, Any]:
@@ -327,11 +327,12 @@ def _moves_widths(values: Values, model_type: str, key: str, keys: Mapping[str, 
 
 def _breaking_key(values: Values, model_type: str, keys: Mapping[str, str]) -> str:
     """Return the key that makes a class impossible when it is small, as far as one alone does."""
-    small = {**_SHAPES[1], "vocab": _VOCAB}
+    small = {"layers": min(_LAYERS, int(values[keys["layers"]])), **_SHAPES[1], "vocab": _VOCAB}
     for role, value in small.items():
         if role in keys:
+            shallow = with_layers(values, keys["layers"], range(value)) if role == "layers" else values
             try:
-                build({**values, keys[role]: value}, model_type)
+                build({**shallow, keys[role]: value}, model_type)
             except SourceError:
                 return f"{keys[role]}={value}"
     return "the sizes together"
