@@ -58,11 +58,20 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     The model is built on the meta device, so this takes no memory.
 
     Raises:
+        ArchitectureError: The config gives layers sizes of their own, and the class reads one for all.
         SourceError: The id of the padding token is outside the embedding.
     """
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+    except RuntimeError as error:
+        if not getattr(config, "is_heterogeneous", False):
+            raise
+        raise ArchitectureError(
+            f"config.json gives single layers sizes of their own (per_layer_config), but the {config.model_type} "
+            f"class reads one size for all layers: {' '.join(str(error).split())[:120]}; remove the entry, and give every "
+            "layer the same sizes"
+        ) from None
     except AssertionError as error:
         pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
         if not isinstance(pad, int) or -rows <= pad < rows:

@@ -68,7 +68,7 @@ def choose_axes(observed: Observed, sizes: Sizes, structure: Structure) -> Axes:
         }
         shapes |= {name_pattern(name): shape for name, shape in turned.tiny.built.stored.items()}
     tensors: dict[str, tuple[str, ...]] = {}
-    needed, unknown = dict(sizes.expressions), []
+    needed, unknown = dict(sizes.expressions), list[str]()
     groups: dict[tuple[str, tuple[Term, ...]], list[tuple[str, int, tuple[Layout, ...]]]] = {}
     for pattern, axes in fits.items():
         texts: list[str] = []

@@ -86,7 +86,7 @@ def _attention_of(name: str, modules: dict[str, nn.Module]) -> str | None:
 
 def _is_transposed(module: nn.Module, given: torch.Tensor, output: torch.Tensor) -> bool:
     """Whether a weight stores (in, out): the module computes the product that way."""
-    weight, bias = module.weight, getattr(module, "bias", None)
+    weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
     if weight.shape[0] != given.shape[-1] or weight.shape[1] != output.shape[-1]:
         return False
     with torch.no_grad():
