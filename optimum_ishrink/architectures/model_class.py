@@ -69,8 +69,8 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
             raise
         raise ArchitectureError(
             f"config.json gives single layers sizes of their own (per_layer_config), but the {config.model_type} "
-            f"class reads one size for all layers: {' '.join(str(error).split())[:120]}; remove the entry, and give every "
-            "layer the same sizes"
+            f"class reads one size for all layers: {' '.join(str(error).split())[:120]}; remove the entry, and give "
+            "every layer the same sizes"
         ) from None
     except AssertionError as error:
         pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)

@@ -113,11 +113,7 @@ def test_a_model_against_itself(page_folder: Path, tiny_ggufs: dict[str, Path], 
 def test_stopping_keeps_finished_rounds(server: str, visit: Visit, tmp_path: Path) -> None:
     page = visit(server + RUN.replace("rounds=2", "rounds=200"))
     # The time left is said after two seconds, which a fast machine may spend on any number of these short rounds.
-    until(
-        page,
-        r"/^Round (?![12] )\d+ of 200, about .* left$/.test(document.getElementById('progress-text').textContent)",
-        90,
-    )
+    until(page, r"/^Round (?![12] )\d+ of 200, about .* left$/.test(document.getElementById('progress-text').textContent)", 90)
     assert page.locator("#measure").is_disabled()
     page.click("#stop")
     assert finished(page) == "done"

@@ -28,7 +28,7 @@ ALIKE = (
 class reads head_dim for queries, but not for the output projection, so that both fix the heads."""
 
 
-@pytest.mark.parametrize("model_type", in_full(ALIKE, "gpt_neox", "gpt_oss"))
+@pytest.mark.parametrize("model_type", in_full(ALIKE, "gpt_oss"))
 def test_a_draft_says_what_was_written_by_hand(model_type: str) -> None:
     raw = tiny_raw_config(model_type)
     draft = draft_description(raw)
