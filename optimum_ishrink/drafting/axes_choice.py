@@ -107,6 +107,22 @@ def choose_axes(observed: Observed, sizes: Sizes, structure: Structure) -> Axes:
     return Axes(tensors, memory, needed, tuple(map(tuple, groups.values())), tuple(unknown))
 
 
+def unproved_orders(axes: Axes) -> list[str]:
+    """Return, as sentences, the axes whose sections may come in another order: no dimension cuts them.
+
+    Args:
+        axes: The axes of all tensors.
+    """
+    units = {"heads", "kv", "ffn", "vocab"}
+    return [
+        f"the order of the sections along axis {axis} of {pattern}, which no dimension cuts: written as {text}"
+        for pattern, texts in axes.tensors.items()
+        for axis, text in enumerate(texts)
+        if len(sections := set(text.strip("[]").split("; "))) > 1
+        and not any(units & {*section.split("*")} for section in sections)
+    ]
+
+
 def _counts_units(fits: Fits) -> bool:
     return any(size in DIMENSIONS.values() for terms in fits for term in terms for size in term.sizes)
 

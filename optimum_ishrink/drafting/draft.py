@@ -11,7 +11,7 @@ from ..architectures.binding import bind
 from ..architectures.description import DIMENSIONS, GROUPS, NEURONS, Description
 from ..errors import ArchitectureError, IShrinkError, SourceError
 from .assembling import assemble, find_rules, fixed_dimensions, flag_rules
-from .axes_choice import Axes, Open, choose_axes
+from .axes_choice import Axes, Open, choose_axes, unproved_orders
 from .heads_layout import shows_heads
 from .observing import Observed, observe
 from .proof import HEADS, Proof, make_subject, prove, prove_together
@@ -103,7 +103,9 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
     if "fixed" in data["dimensions"][HEADS]:  # a rule for heads that cannot change says nothing
         data["rules"] = [rule for rule in rules if tiny.keys["heads"] not in rule["require"]]
     unknown += _with_flags(observed, data)
-    return Draft(_at_full_size(data, raw, axes, unknown), tuple(proofs), tuple(unknown), tiny.notes)
+    return Draft(
+        _at_full_size(data, raw, axes, unknown), tuple(proofs), tuple(unknown), (*tiny.notes, *unproved_orders(axes))
+    )
 
 
 def _not_proved(proof: Proof, claimed: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
