@@ -107,31 +107,18 @@ class Description:
     class_change: ClassChange | None = None
 
     @classmethod
-    def from_json(cls, path: Path) -> Description:
+    def from_json(cls, path: Path, contents: Mapping[str, Any] | None = None) -> Description:
         """Read a description.
+
+        Args:
+            path: The file.
+            contents: Its contents, where it is not written yet; None reads them.
 
         Raises:
             ArchitectureError: The file is not a description; the message names the entry.
         """
         try:
-            return cls.from_data(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, ValueError) as error:
-            if isinstance(error, ArchitectureError):
-                raise
-            raise ArchitectureError(f"{path} is not an architecture description: {error}") from None
-
-    @classmethod
-    def from_data(cls, data: Any, place: str) -> Description:
-        """Build a description from the contents of its file.
-
-        Args:
-            data: The JSON object.
-            place: Where it comes from, for messages.
-
-        Raises:
-            ArchitectureError: It is not a description; the message names the entry.
-        """
-        try:
+            data = dict(json.loads(path.read_text(encoding="utf-8")) if contents is None else contents)
             allowed = {entry.name for entry in fields(cls)}
             for key in data:
                 if key not in allowed:
@@ -160,9 +147,9 @@ class Description:
                 class_change=change
                 and ClassChange(change["model_type"], change["writes"], tuple(change.get("unless", ()))),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ArchitectureError(f"{place} is not an architecture description: {detail}") from None
+            raise ArchitectureError(f"{path} is not an architecture description: {detail}") from None
 
 
 @cache

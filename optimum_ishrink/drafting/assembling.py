@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS
+from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..errors import SourceError
 from .axes_choice import Axes
 from .observing import Observed
-from .proof import HEADS
+from .proof import CLAIMS, HEADS
 from .sizes import Sizes
 from .structure import Structure
 from .tiny_class import build, random_model
@@ -32,7 +32,7 @@ def assemble(tiny: Tiny, axes: Axes, sizes: Sizes, structure: Structure, fixed: 
         "model_type": tiny.model_type,
         "models": "",
         "sizes": dict(axes.sizes),
-        "dimensions": {key: {"fixed": fixed[key]} if key in fixed else _dimension(tiny, sizes, key) for key in _ORDER},
+        "dimensions": {key: {"fixed": fixed[key]} if key in fixed else _dimension(tiny, sizes, key) for key in CLAIMS},
         "rules": [],
         "per_layer": per_layer(tiny),
         "layer_indices": _layer_indices(tiny),
@@ -40,9 +40,6 @@ def assemble(tiny: Tiny, axes: Axes, sizes: Sizes, structure: Structure, fixed: 
         **({"memory": {p: ", ".join(texts) for p, texts in axes.memory.items()}} if axes.memory else {}),
         **({"transposed": sorted(structure.transposed & axes.tensors.keys())} if structure.transposed else {}),
     }
-
-
-_ORDER = tuple(DIMENSIONS)
 
 
 def fixed_dimensions(tiny: Tiny, axes: Axes, sizes: Sizes) -> dict[str, str]:
@@ -53,11 +50,7 @@ def fixed_dimensions(tiny: Tiny, axes: Axes, sizes: Sizes) -> dict[str, str]:
         axes: The axes of its tensors.
         sizes: Its sizes.
     """
-    fixed = {
-        key: "the drafter does not try this dimension; add what it writes, and prove it"
-        for key in DIMENSIONS
-        if key not in (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
-    }
+    fixed: dict[str, str] = {}
     if "head_dim" not in tiny.keys:
         fixed |= {GROUPS: _DERIVED, HEADS: _DERIVED}
     if sizes.width_key is None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from ..architectures.binding import bind
 from ..architectures.description import Description, describe
 from ..architectures.expressions import Axis, evaluate, parse_axes
+from ..architectures.model_class import bind_config
 from ..architectures.slicing import axis_index
 from ..errors import IShrinkError, VerificationError
 from .draft import Draft, draft_description
 from .proof import Proof, make_subject, prove
-from .tiny_class import build, check_class, config_values, make_config
+from .tiny_class import check_class
 from .tiny_values import Tiny, make_tiny
 
 
@@ -61,8 +61,7 @@ def check_description(raw: Mapping[str, Any]) -> Check:
     """
     model_type = check_class(raw)
     description = describe(model_type)
-    values = config_values(raw)
-    bind(description, make_config(values, model_type), build(values, model_type).stored)
+    bind_config({key: value for key, value in raw.items() if key != "quantization_config"})
     tiny = make_tiny(raw)
     proofs = prove(make_subject(description, tiny.values))
     inexact = tuple(key for key, entry in description.dimensions.items() if entry.inexact)

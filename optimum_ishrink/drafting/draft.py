@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from ..architectures.binding import bind
-from ..architectures.description import DIMENSIONS, GROUPS, NEURONS, Description
-from ..errors import ArchitectureError, IShrinkError, SourceError
+from ..architectures.description import DIMENSIONS, GROUPS, NEURONS, Description, registered
+from ..architectures.model_class import bind_config
+from ..errors import IShrinkError
 from .assembling import assemble, find_rules, fixed_dimensions, flag_rules
 from .axes_choice import Axes, Open, choose_axes, unproved_orders
 from .heads_layout import shows_heads
@@ -17,8 +18,11 @@ from .observing import Observed, observe
 from .proof import HEADS, Proof, make_subject, prove, prove_together
 from .sizes import find_sizes
 from .structure import Structure, read_structure
-from .tiny_class import build, check_class, config_values, make_config, random_model
+from .tiny_class import check_class, random_model
 from .tiny_values import make_tiny
+
+_PLACE = Path("the draft")
+"""Where a description lies that no file holds, for messages."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Draft:
     @property
     def description(self) -> Description:
         """The description."""
-        return Description.from_data(self.data, f"the draft for {self.model_type}")
+        return Description.from_json(_PLACE, self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Return the draft as a JSON object; its file holds `description` alone."""
@@ -90,7 +94,7 @@ def draft_description(raw: Mapping[str, Any]) -> Draft:
         return {**assemble(tiny, some, sizes, structure, reasons), "rules": rules}
 
     def proofs_of(data: Mapping[str, Any], claims: Sequence[str] | None = None) -> list[Proof]:
-        return prove(make_subject(Description.from_data(data, "the draft"), tiny.values), claims)
+        return prove(make_subject(Description.from_json(_PLACE, data), tiny.values), claims)
 
     axes = _lay_out_neurons(axes, lambda some: proofs_of(described(some, fixed), (NEURONS,)))
     data = described(axes, fixed)
@@ -189,7 +193,7 @@ def _with_flags(observed: Observed, data: Mapping[str, Any]) -> list[str]:
     exact = [key for key, entry in data["dimensions"].items() if "writes" in entry and "inexact" not in entry]
     for key, values in turned.items():
         try:
-            subject = make_subject(Description.from_data(data, "the draft"), values)
+            subject = make_subject(Description.from_json(_PLACE, data), values)
         except IShrinkError as error:
             found.append(f"with {key}={values[key]} nothing is proved: {error}")
             continue
@@ -206,10 +210,9 @@ def _with_flags(observed: Observed, data: Mapping[str, Any]) -> list[str]:
 
 def _at_full_size(data: dict[str, Any], raw: Mapping[str, Any], axes: Axes, unknown: list[str]) -> dict[str, Any]:
     """Check the description against the model that was asked for, with lengths that were not told from there."""
-    values = config_values(raw)
-    description = Description.from_data(data, "the draft")
     try:
-        bind(description, make_config(values, data["model_type"]), build(values, data["model_type"]).stored)
-    except (ArchitectureError, SourceError) as error:
+        with registered(Description.from_json(_PLACE, data)):
+            bind_config({key: value for key, value in raw.items() if key != "quantization_config"})
+    except Exception as error:  # the drafter could make the class tiny, but this config may be beyond it
         unknown.append(f"at its full size {error}")
     return data

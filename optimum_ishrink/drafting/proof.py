@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 
-from ..architectures.binding import Binding, bind
+from ..architectures.binding import Binding
 from ..architectures.config_edit import edit_config
 from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS, Description, registered
-from ..architectures.model_class import expected_tensors, parse_config, stored_state
+from ..architectures.model_class import bind_config, parse_config, stored_state
 from ..architectures.slicing import Keep, slice_tensor, zero_removed
 from ..core.key_value_cache import cache_name
 from ..errors import RequestError
 from .tiny_class import compute, random_model, token_ids
 
 HEADS = "num_attention_heads"
+
+CLAIMS = (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
+"""The dimensions that can be proved here, by config key."""
 
 TOLERANCE = 1e-5
 """Largest difference of two logits of equal models in float32, as a share of the largest logit."""
@@ -103,8 +106,7 @@ def make_subject(description: Description, values: Mapping[str, Any]) -> Subject
         SourceError: The class cannot be built or cannot compute with these values.
     """
     with registered(description):
-        config = parse_config({**values, "model_type": description.model_type})
-        binding = bind(description, config, expected_tensors(config))
+        _, binding = bind_config({**values, "model_type": description.model_type})
     return Subject(binding, values, random_model(values, description.model_type))
 
 
@@ -117,7 +119,7 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     """
     binding = subject.binding
     dimensions = binding.description.dimensions
-    open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in _PROVED]
+    open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in CLAIMS]
     if binding.sizes["heads"] == binding.sizes["kv"] and GROUPS in open_:
         open_ = [key for key in open_ if key != HEADS]  # a query head cannot go without its group
     chosen = open_ if claims is None else [key for key in open_ if key in claims]
@@ -125,9 +127,6 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     if claims is None:
         found += prove_together(subject, [proof.claim for proof in found if proof.holds])
     return found
-
-
-_PROVED = (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
 
 
 def _smaller(binding: Binding, keys: Sequence[str]) -> dict[str, int]:
@@ -232,7 +231,7 @@ def _choose(binding: Binding, shape: Mapping[str, int]) -> tuple[list[int], list
             groups = keep.get("kv", range(sizes["kv"]))
             keep["heads"] = [kv * group + i for kv in groups for i in some(group, new["heads"] // new["kv"])]
         if new["ffn"] != sizes["ffn"]:
-            experts = range(sizes.get("experts", 1))
+            experts = range((sizes.get("experts") or 1) + (sizes.get("shared") or 0))
             keep["ffn"] = [expert * sizes["ffn"] + i for expert in experts for i in some(sizes["ffn"], new["ffn"])]
         keeps.append(keep)
     # The first rows stay: they are those of special tokens, which the config names.

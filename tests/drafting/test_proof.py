@@ -62,7 +62,7 @@ def test_a_cut_that_cannot_be_written_or_computed_is_no_proof() -> None:
     data = json.loads((Path(describe.__code__.co_filename).parent / "helium.json").read_text())
     keys = {"num_key_value_heads": "kv", "num_attention_heads": "heads"}
     data["dimensions"]["num_key_value_heads"] = {"writes": keys}
-    subject = make_subject(Description.from_data(data, "a test"), values)
+    subject = make_subject(Description.from_json(Path("a test"), data), values)
     (proof,) = prove(subject, ("num_key_value_heads",))
     assert not proof.holds and proof.difference is None and proof.failure
     assert "cannot" in proof.words or "expects" in proof.words
