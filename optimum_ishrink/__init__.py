@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .api.describing import check_description, draft_description
     from .api.result import ShrinkResult
     from .api.shrinker import IShrinker
     from .configuration import IShrinkConfig
@@ -58,6 +59,8 @@ _MODULES = {
     "SourceError": "errors",
     "TrainingError": "errors",
     "VerificationError": "errors",
+    "check_description": "api.describing",
+    "draft_description": "api.describing",
 }
 
 __all__ = [
@@ -81,6 +84,8 @@ __all__ = [
     "SourceError",
     "TrainingError",
     "VerificationError",
+    "check_description",
+    "draft_description",
 ]
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -278,6 +279,23 @@ def register_architecture(path: str | Path) -> Description:
     return description
 
 
+@contextmanager
+def registered(description: Description) -> Iterator[None]:
+    """Use a description for its `model_type` while the block runs, such as one that is still to be proved.
+
+    Args:
+        description: The description.
+    """
+    name, before = description.model_type, _REGISTERED.get(description.model_type)
+    _REGISTERED[name] = description
+    try:
+        yield
+    finally:
+        _REGISTERED.pop(name)
+        if before is not None:
+            _REGISTERED[name] = before
+
+
 def describe(model_type: str) -> Description:
     """Return the description of a `model_type`.
 
@@ -288,6 +306,11 @@ def describe(model_type: str) -> Description:
     if model_type not in known:
         raise ArchitectureError(unknown_name("architecture", model_type, known))
     return known[model_type]
+
+
+def is_described(model_type: Any) -> bool:
+    """Whether a `model_type` has a description, in the package or registered."""
+    return model_type in descriptions() or model_type in _REGISTERED
 
 
 def is_ignored(description: Description, name: str) -> bool:

@@ -102,11 +102,20 @@ def meta_model(config: Any) -> Any:
         config: The `PreTrainedConfig`.
 
     Raises:
+        ArchitectureError: The config gives layers sizes of their own, and the class reads one for all.
         SourceError: The id of the padding token is outside the embedding, or the class refuses the values.
     """
     try:
         with torch.device("meta"):
             return auto_class(config.model_type).from_config(config)
+    except RuntimeError as error:
+        if not getattr(config, "is_heterogeneous", False):
+            raise
+        raise ArchitectureError(
+            f"config.json gives single layers sizes of their own (per_layer_config), but the {config.model_type} "
+            f"class reads one size for all layers: {' '.join(str(error).split())[:120]}; remove the entry, and give "
+            "every layer the same sizes"
+        ) from None
     except AssertionError as error:
         text = text_config(config)
         pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", 0)

@@ -22,6 +22,7 @@ from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
 from .app_verbs import EXAMPLE, add_app_flags
 from .chat_verbs import add_chat
+from .describe_verb import DESCRIBE, add_describe_flags
 from .flags import add_options
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
@@ -107,6 +108,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             "ishrink advise --model meta-llama/Llama-3.2-1B --target bytes=700MB",
         )
     )
+    add_describe_flags(verb("describe", *DESCRIBE))
     _recover(
         verb(
             "recover",

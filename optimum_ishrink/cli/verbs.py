@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..hub.options import PushOptions
 from .app_verbs import app
 from .chat_verbs import chat
+from .describe_verb import describe
 from .flags import given
 from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
 from .search_verbs import advise, profile, search
@@ -366,6 +367,7 @@ VERBS: dict[str, Verb] = {
     "search": search,
     "profile": profile,
     "advise": advise,
+    "describe": describe,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "chat": chat,
