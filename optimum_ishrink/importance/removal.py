@@ -40,7 +40,7 @@ class LayerRunner:
     def __init__(self, model: Any, binding: Binding) -> None:
         self.model = model
         self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
-        self._in_tuples: bool | None = None  # whether layers return tuples, once one has run
+        self._outputs: int | None = None  # length of the tuple that a layer returns, 0 for a tensor, once one has run
 
     def logits(
         self, batch: Batch, first: int = 0, entering: torch.Tensor | None = None, without: Collection[int] = ()
@@ -75,10 +75,10 @@ class LayerRunner:
             states.append(args[0] if args else kwargs["hidden_states"])
 
         def leave(_: Any, __: Any, output: Any) -> None:
-            self._in_tuples = isinstance(output, tuple)
-            states.append(output[0] if self._in_tuples else output)
+            self._outputs = len(output) if isinstance(output, tuple) else 0
+            states.append(output[0] if self._outputs else output)
 
-        if without and self._in_tuples is None:
+        if without and self._outputs is None:
             token = batch.input_ids[:1, :1]
             self.states(Batch(token, torch.ones_like(token)), logits=False)
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
@@ -107,7 +107,7 @@ class LayerRunner:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 if layer == 0 and entering is not None:
                     hidden = entering
-                return (hidden,) if self._in_tuples else hidden
+                return (hidden, *(None,) * (self._outputs - 1)) if self._outputs else hidden
 
             self.layers[layer].forward = pass_through
         try:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
+from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.report.compensation import CompensationRecord, ProjectionRepair
@@ -40,7 +41,8 @@ def repaired(
     cut_model = model if needs_cut_model(binding, plan) else None
     repairs = compensate(base, binding, plan, windows, weights.__setitem__, cut_model=cut_model, **how)
     state = model.state_dict()
-    names = {bound.name: bound.parameter for bound in binding.tensors.values()}
+    cut = bind_config({**model.config.to_dict(), "model_type": plan.model_type})[1]
+    names = {bound.name: bound.parameter for bound in cut.tensors.values()}
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
         if names[name] in state:  # experts, which have other names in memory, were replaced in place
