@@ -127,7 +127,7 @@ def test_masked_equals_sliced_with_fewer_rows(model_type: str, variant: int, tmp
     # The whole vocabulary's model with the same units at zero.
     whole = bind_config(json.loads((folder / "config.json").read_text()))[1]
     assert {**whole.shape, "vocab_size": 0} == {**binding.shape, "vocab_size": 0}
-    expected = exact_logits(masked_checkpoint(folder, tmp_path / "masked", whole, plan), OLD_IDS)
+    expected = exact_logits(masked_checkpoint(folder, tmp_path / "masked", whole, plan), OLD_IDS, plan)
     if plan.inexact:
         assert found.isfinite().all()
     else:
