@@ -21,7 +21,7 @@ from optimum_ishrink.cli.parser import Parser, add_verbs
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.core.table import Row, markdown_table
-from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
+from optimum_ishrink.importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA
 from optimum_ishrink.planning.shape import resolve_shape
 from optimum_ishrink.recovery.loss_registry import LOSSES
 from optimum_ishrink.report.files import REPORT_FILE
@@ -127,6 +127,7 @@ _DIMENSIONS = {
     "num_key_value_heads": "KV groups (cut or merged)",
     "num_attention_heads": "query heads in a group",
     "intermediate_size": "MLP or expert neurons",
+    "num_experts": "experts",
 }
 
 
@@ -137,6 +138,9 @@ def architecture_table() -> str:
         cells = []
         for key in _DIMENSIONS:
             dimension = description.dimensions[key]
+            if key == "num_experts" and "experts" not in description.sizes:
+                cells.append("none")
+                continue
             reason = dimension.fixed or dimension.inexact
             if (
                 key == "num_key_value_heads"
@@ -293,6 +297,12 @@ def criteria_page() -> str:
 For KV groups, query heads and neurons: `--importance NAME`. `ishrink plan --importance help` prints this list.
 
 {table(UNIT_CRITERIA)}
+
+## Criteria for experts
+
+For the experts that `--num-experts` drops: `--expert-importance NAME`.
+
+{table(EXPERT_CRITERIA)}
 
 ## Criteria for layers
 

@@ -31,8 +31,13 @@ class Batch:
         return int(self.mask.sum())
 
     def text(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the rows of values, shape (windows, length, ...), that are text: shape (tokens, ...)."""
-        rows = values.flatten(0, 1)
+        """Return the rows of values that are text: shape (tokens, ...).
+
+        Args:
+            values: Shape (windows, length, ...), or from a block that handles tokens without windows, such as one of
+                experts, shape (windows * length, ...).
+        """
+        rows = values.flatten(0, 1) if values.shape[:2] == self.mask.shape else values
         return rows if self.tokens == len(rows) else rows[self.mask.flatten().bool()]
 
     @cached_property

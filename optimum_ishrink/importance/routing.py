@@ -62,5 +62,6 @@ class RoutingWatcher(Watcher):
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         tokens = summed_count(self.terms, self.model.device)
-        values = self.criterion.function(Routing(*summed(self._found), tokens=tokens))
+        routed, gates, norms, gated_norms = summed(self._found)
+        values = self.criterion.function(Routing(routed, gates, norms, gated_norms, tokens))
         return {EXPERTS: values.float().cpu()}

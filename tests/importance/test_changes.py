@@ -53,6 +53,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
     torch.manual_seed(0)
     config = tiny_config(model_type, variant)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    trained = [parameter.requires_grad for parameter in model.parameters()]
     _, binding = bind_config(config.to_dict())
     keys = ["num_hidden_layers", "num_key_value_heads", "num_attention_heads"]
     if binding.mlps == 1:
@@ -61,7 +62,7 @@ def test_fisher_is_the_squared_derivative_with_respect_to_a_units_scale(model_ty
         model, binding, WINDOWS[:1], UNIT_CRITERIA["fisher"], LAYER_CRITERIA["fisher"], tuple(keys), seed=5
     )
     assert all(values.isfinite().all() and (values >= 0).all() for values in found.values())
-    assert all(parameter.requires_grad for parameter in model.parameters())  # as before
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
     key = keys[-1]
     layer = layer_with(binding, key, 1)

@@ -118,7 +118,9 @@ def test_changes_of_neurons_in_experts_are_those_that_their_weights_see(model_ty
 def test_the_activation_norm_is_what_the_layer_loses_without_a_neuron(model_type: str) -> None:
     model, (_, binding) = tiny_model(tiny_config(model_type)), bind_config(tiny_raw_config(model_type))
     how = {"attention_mask": None, "batch_size": 2}
-    scores = score_model(model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, ("intermediate_size",), **how)
+    scores = score_model(
+        model, binding, WINDOWS, UNIT_CRITERIA["activation-norm"], None, ("intermediate_size",), **how
+    )
     fused, width = fused_experts(model, binding)[3], binding.sizes["ffn"]
     outputs: list[torch.Tensor] = []
     handle = fused.module.register_forward_hook(lambda *call: outputs.append(call[2]))

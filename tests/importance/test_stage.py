@@ -154,7 +154,9 @@ def test_criteria_that_cannot_score_experts_are_refused_before_the_model_is_load
     monkeypatch.setattr("optimum_ishrink.checkpoint.source.load_model", lambda *_: pytest.fail("the model was loaded"))
     folder = save_tiny(tmp_path / "moe", tiny_config("mixtral"))
     for importance in ("obs", "logits-mse", "thesis-mix"):
-        with pytest.raises(RequestError, match=f"'{importance}' cannot see into experts; importance can be activation-norm, fisher,"):
+        with pytest.raises(
+            RequestError, match=f"'{importance}' cannot see into experts; importance can be activation-norm, fisher,"
+        ):
             IShrinker.from_pretrained(folder).plan(intermediate_size=16, importance=importance)
         with pytest.raises(RequestError, match=f"'{importance}' cannot see into experts"):
             choice = {"importance": importance, "layer_importance": "sum-of-units"}

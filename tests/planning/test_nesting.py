@@ -102,7 +102,7 @@ def test_a_smaller_model_of_any_architecture_is_a_part_of_the_larger(
 
     def random_scores(session: Session, options: Any, calibration: Any, keys: Any) -> dict[str, torch.Tensor]:
         before = session.source.binding.shape
-        layers, experts = before["num_hidden_layers"], session.source.binding.sizes.get("experts", 1)
+        layers, experts = before["num_hidden_layers"], session.source.binding.mlps
         units = {key: before[key] * (experts if key == "intermediate_size" else 1) for key in keys}
         return {
             key: torch.rand(layers, generator=draw)
