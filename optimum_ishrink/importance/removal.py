@@ -18,6 +18,7 @@ from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
+from ..modeling.base import base_of
 from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
 from .criterion import Criterion
@@ -86,7 +87,7 @@ class LayerRunner:
 
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
         handles.append(self.layers[-1].register_forward_hook(leave))
-        model = self.model if logits else self.model.base_model
+        model = self.model if logits else base_of(self.model)
         try:
             with self._left_out(without, None):
                 output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)

@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..modeling.base import base_of
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -87,9 +89,9 @@ def observe(model: Any, input_ids: torch.Tensor, *, layers: bool = False, values
     how = {"input_ids": input_ids, "use_cache": False, "output_hidden_states": layers}
     if values:
         with _recorded(model) as recorded:
-            output = model.base_model(**how)
+            output = base_of(model)(**how)
     else:
         recorded = []
-        output = model.base_model(**how)
+        output = base_of(model)(**how)
     states = tuple(output.hidden_states[1:]) if layers else ()
     return Observed(output.last_hidden_state, type(output), states, tuple(recorded))
