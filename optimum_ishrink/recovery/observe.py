@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..errors import RequestError
 from ..modeling.base import base_of
 
 
@@ -85,11 +86,19 @@ def observe(model: Any, input_ids: torch.Tensor, *, layers: bool = False, values
         input_ids: Token ids, shape (batch, length).
         layers: Keep each layer's output.
         values: Keep each attention's values.
+
+    Raises:
+        RequestError: The model's class does not show its values.
     """
     how = {"input_ids": input_ids, "use_cache": False, "output_hidden_states": layers}
     if values:
         with _recorded(model) as recorded:
             output = base_of(model)(**how)
+        if not recorded:
+            raise RequestError(
+                f"a loss of attention reads the values of every layer, and the class of {model.config.model_type} "
+                "computes attention in a function of its own; choose another loss"
+            )
     else:
         recorded = []
         output = base_of(model)(**how)

@@ -11,6 +11,11 @@ def test_the_part_below_the_head() -> None:
     assert base_of(model) is model.model is model.base_model
 
 
+def test_a_class_that_calls_the_decoder_within() -> None:
+    model = tiny_model(tiny_config("opt"))
+    assert base_of(model) is model.model.decoder
+
+
 def test_a_class_whose_prefix_is_not_its_attribute() -> None:
     model = tiny_model(tiny_config("llama4_text"))
     assert model.base_model is model
