@@ -82,6 +82,7 @@ class Binding:
         kv_sources: Layer to the layer whose keys and values it reads, where it has none of its own.
         required_layers: Indices of the layers that a cut retains.
         by_layer: Layer to the factors that stand for a size there.
+        joined: Why the layers cannot be run one by one; None where they can.
     """
 
     description: Description
@@ -92,6 +93,7 @@ class Binding:
     kv_sources: Mapping[int, int] = field(default_factory=dict)
     required_layers: tuple[int, ...] = ()
     by_layer: Mapping[int, Names] = field(default_factory=dict, repr=False)
+    joined: str | None = None
 
     @property
     def shape(self) -> dict[str, int]:
@@ -334,6 +336,9 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
     if description.shared_kv is not None:
         count = lookup(description.shared_kv.count) or 0
         sources = kv_sources(count, lookup(description.shared_kv.kinds)) if count else {}
+    joined = description.joined_layers
+    if joined is not None and joined.when and not evaluate(joined.when, lookup):
+        joined = None
     required = {evaluate(text, sizes.get) for text in description.required_layers} | {*sources.values()}
     return Binding(
         replace(description, dimensions=dimensions),
@@ -344,4 +349,5 @@ def bind(description: Description, config: Any, shapes: Mapping[str, Sequence[in
         kv_sources=sources,
         required_layers=tuple(sorted(required)),
         by_layer=by_layer,
+        joined=None if joined is None else joined.reason,
     )

@@ -78,6 +78,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class JoinedLayers:
+    """Why the layers of an architecture cannot be run one by one, each on nothing but the output of the last.
+
+    Args:
+        reason: Why, as a clause.
+        when: An expression over config keys, for architectures of which only some models are like that; empty for all.
+    """
+
+    reason: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
 class ClassChange:
     """Another class that computes the same function, for shapes that this class refuses.
 
@@ -114,8 +127,9 @@ class Description:
         shared_kv: How the config says which layers read the keys and values of another.
         required_layers: Expressions over sizes: indices of layers that a cut retains, because the class builds them in
             another way than the others.
-        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where transformers
-            renames modules as it loads them.
+        joined_layers: Why layers cannot be run one by one; None where they can.
+        modules: Name of a module in the checkpoint to its name in a loaded model, with `*` for indices, where
+            transformers renames modules as it loads them.
         layer_runs: Config key to the name of a list with one entry per layer, which the config class spells out from
             that key's pairs of a list and how often it repeats.
         ignored: Names of stored tensors that are not parameters (buffers that old versions saved).
@@ -142,6 +156,7 @@ class Description:
     variants: tuple[tuple[str, Description], ...] = ()
     periods: tuple[tuple[str, str], ...] = ()
     needed_kinds: tuple[str, ...] = ()
+    joined_layers: JoinedLayers | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     layer_runs: Mapping[str, str] = field(default_factory=dict)
     by_layer: tuple[SizesOfKind, ...] = ()
@@ -197,6 +212,7 @@ class Description:
                 periods=tuple((period, offset) for period, offset in data.get("periods", ())),
                 needed_kinds=tuple(data.get("needed_kinds", ())),
                 variants=tuple((when, cls.from_json(path, values)) for when, values in parts),
+                joined_layers=JoinedLayers(**data["joined_layers"]) if "joined_layers" in data else None,
                 modules=data.get("modules", {}),
                 layer_runs=data.get("layer_runs", {}),
                 by_layer=tuple(SizesOfKind(**entry) for entry in data.get("by_layer", ())),

@@ -45,8 +45,8 @@ class ChangeWatcher(Watcher):
         self._before = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self.model.requires_grad_(False)
         embeddings = self.model.get_input_embeddings()
-        # The weights take no gradients, so the graph has to begin at the embeddings.
-        self.handles.append(embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_()))
+        # The weights take no gradients, so the graph begins at the embeddings, which some classes scale in place.
+        self.handles.append(embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_().clone()))
         if LAYERS in self.units.keys:
             for layer in range(self.units.binding.sizes["layers"]):
                 module = self.model.get_submodule(layer_module(self.units.binding, layer))
@@ -73,7 +73,7 @@ class ChangeWatcher(Watcher):
     def _compare(self, layer: int) -> Callable[..., None]:
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = (args[0] if args else kwargs["hidden_states"]).detach()
-            after = output[0] if isinstance(output, tuple) else output
+            after = output[0] if isinstance(output, (tuple, list)) else output
             leaving = after.detach()  # a hook that refers to its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:

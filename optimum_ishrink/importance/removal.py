@@ -18,9 +18,13 @@ from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
+from ..modeling.base import base_of
+from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
 from .criterion import Criterion
 from .units import Units
+
+_OTHER = "choose a criterion that runs the whole model"
 
 _CHUNK = 2**22
 """Logits compared in float32 at once, 17 MB."""
@@ -69,21 +73,20 @@ class LayerRunner:
         Raises:
             DataError: The output of a layer has NaN or inf; the message names it.
         """
+        if without and self._outputs is None:
+            self.states(batch, logits=False)
         states: list[torch.Tensor] = []
 
         def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states.append(args[0] if args else kwargs["hidden_states"])
 
         def leave(_: Any, __: Any, output: Any) -> None:
-            self._outputs = len(output) if isinstance(output, tuple) else 0
+            self._outputs = len(output) if isinstance(output, (tuple, list)) else 0
             states.append(output[0] if self._outputs else output)
 
-        if without and self._outputs is None:
-            token = batch.input_ids[:1, :1]
-            self.states(Batch(token, torch.ones_like(token)), logits=False)
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
         handles.append(self.layers[-1].register_forward_hook(leave))
-        model = self.model if logits else self.model.base_model
+        model = self.model if logits else base_of(self.model)
         try:
             with self._left_out(without, None):
                 output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
@@ -162,6 +165,7 @@ def score_spans(
     Raises:
         NotFiniteError: The output of a layer has NaN or inf, or a score is NaN or inf.
     """
+    check_apart(binding, criterion.name, _OTHER)
     runner = LayerRunner(model, binding)
     total = torch.zeros(len(spans), dtype=torch.float64, device=model.device)
     terms = 0
@@ -204,6 +208,7 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
         DataError: The output of a layer has NaN or inf.
     """
     binding = units.binding
+    check_apart(binding, criterion.name, _OTHER)
     runner = LayerRunner(model, binding)
     sites = [
         (key, bound.layer or 0, model.get_submodule(bound.module), units.channels(bound, key))

@@ -217,7 +217,7 @@ class HiddenStateWatcher(Watcher):
             ) -> None:
                 assert self.batch is not None
                 before = args[0] if args else kwargs["hidden_states"]
-                after = output[0] if isinstance(output, tuple) else output
+                after = output[0] if isinstance(output, (tuple, list)) else output
                 self.sums[LAYERS][layer] += self.batch.text(self.criterion.function(before, after)).sum()
 
             module = self.model.get_submodule(layer_module(self.units.binding, layer))

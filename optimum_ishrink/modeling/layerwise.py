@@ -10,6 +10,8 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..errors import RequestError
+from .base import base_of
 
 
 class _Stop(Exception):
@@ -31,6 +33,24 @@ def capture(module: Any) -> Iterator[dict[str, torch.Tensor]]:
         handle.remove()
 
 
+def check_apart(binding: Binding, what: str, advice: str) -> None:
+    """Check that a model's layers can be run one by one.
+
+    Args:
+        binding: The model.
+        what: What runs them, for the message.
+        advice: What to do instead.
+
+    Raises:
+        RequestError: They cannot; the message says why.
+    """
+    if binding.joined is not None:
+        raise RequestError(
+            f"{what} runs the layers of a model one by one, and those of {binding.description.model_type} cannot be: "
+            f"{binding.joined}; {advice}"
+        )
+
+
 def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
     """Return the output of a decoder layer.
 
@@ -40,7 +60,7 @@ def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> to
         kwargs: Its other arguments, masks and position embeddings, from `enter_layers`.
     """
     output = layer(hidden, **kwargs)
-    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    result: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return result
 
 
@@ -76,7 +96,11 @@ def enter_layers(
     Returns:
         Hidden states, one tensor per batch, shape (windows, length, hidden); and for each layer its keyword arguments,
         by the number of windows in a batch.
+
+    Raises:
+        RequestError: The layers cannot be run one by one.
     """
+    check_apart(binding, "this method", "choose a criterion that runs the whole model, and compensation none")
     count = binding.sizes["layers"] if layers is None else layers
     calls: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
     states: list[torch.Tensor] = []
@@ -103,7 +127,7 @@ def enter_layers(
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         try:
             with suppress(_Stop):
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
+                base_of(model)(input_ids=batch.to(model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

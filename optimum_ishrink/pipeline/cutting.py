@@ -31,7 +31,7 @@ def check_cut(job: Job) -> None:
     source, removed = before_cut(whole, job.config)
     job.shape = check_shape(source, job.config, rows, removed)
     if job.cuts_units:
-        check_compensation(job.config)
+        check_compensation(job.config, source.binding)
     for text in job.calibration.sources:
         text.check()
     whole.check()

@@ -28,7 +28,10 @@ def matrix_parameters(layout: Layout, model: Any) -> tuple[dict[str, str], list[
     names = {
         tensor.name: tensors[tensor.source].parameter
         for tensor in layout.tensors
-        if tensor.is_matrix and tensor.source in tensors and tensors[tensor.source].parameter in parameters
+        if tensor.is_matrix
+        and tensor.source is not None
+        and tensor.source in tensors
+        and tensors[tensor.source].parameter in parameters
     }
     return names, [tensor.parameter for tensor in tensors.values() if tensor.transposed]
 

@@ -103,8 +103,8 @@ def stream_is_sum(layer: Any, name: str, hidden: torch.Tensor, calls: Calls) -> 
     projection = layer.get_submodule(name)
     with capture(projection) as seen:
         before = run_layer(layer, hidden[:1], kwargs)
-    change = seen["output"].float().std() * torch.ones_like(seen["output"])
-    handle = projection.register_forward_hook(lambda _, __, output: output + change.to(output.dtype))
+    change = seen["output"].float().std() * torch.ones_like(before)
+    handle = projection.register_forward_hook(lambda _, __, output: output + change.view_as(output).to(output.dtype))
     try:
         difference = run_layer(layer, hidden[:1], kwargs).float() - before.float()
     finally:

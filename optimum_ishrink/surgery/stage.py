@@ -12,6 +12,7 @@ from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
 from ..checkpoint.tensors import DTYPES, overwrite_tensor, read_index
 from ..core.progress import byte_bar, note
+from ..modeling.layerwise import check_apart
 from ..report.compensation import CompensationRecord
 from ..report.plan import Plan
 from ..text.calibration import Calibration
@@ -21,17 +22,20 @@ from .folds import check_windows
 from .options import CompensationOptions
 
 
-def check_compensation(options: CompensationOptions) -> None:
-    """Check that the calibration text has enough windows for the repair.
+def check_compensation(options: CompensationOptions, binding: Binding) -> None:
+    """Check that the calibration text has enough windows for the repair, and that the model can be repaired.
 
     Args:
         options: The request.
+        binding: The model.
 
     Raises:
-        DataError: It has too few.
+        DataError: The text has too few.
+        RequestError: The model's layers cannot be run one by one.
     """
     if options.compensation == "ridge":
         check_windows(options.calibration_samples)
+        check_apart(binding, "compensation", "use compensation none")
 
 
 def cut(session: Session, plan: Plan, folder: Path) -> None:

@@ -25,7 +25,7 @@ from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.core.json_files import read_json
 from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.scored_models import bound_model, random_scores
-from tests.helpers.tiny import FIRST_VARIANTS, LAYOUT_CASES, VOCAB, save_tiny
+from tests.helpers.tiny import CASES, IN_FULL, LAYOUT_CASES, LAYOUTS, VOCAB, adds_to_the_stream, graded, save_tiny
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -78,7 +78,9 @@ def _has(binding: Any, key: str, gone: tuple[int, ...]) -> bool:
     return bool(set(layers_with(binding, key)) - set(gone))
 
 
-@pytest.mark.parametrize(("model_type", "variant"), FIRST_VARIANTS)
+@pytest.mark.parametrize(
+    ("model_type", "variant"), [graded(*case, fast=not case[1]) for case in CASES if adds_to_the_stream(case[0])]
+)
 def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     dimension = binding.description.dimensions[GROUPS]
@@ -167,7 +169,10 @@ def _mlp_layers(binding: Any) -> list[int]:
     return sorted(counts - {None})
 
 
-@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
+@pytest.mark.parametrize(
+    ("model_type", "variant"),
+    [graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES if case[0] in IN_FULL],
+)
 def test_the_parts_of_a_layer(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
     whole = logits(model)

@@ -13,15 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from optimum_ishrink import IShrinker
-from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.errors import DataError
+from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
+from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
+from optimum_ishrink.modeling.layerwise import enter_layers
 from optimum_ishrink.report.compensation import CompensationRecord, ProjectionRepair
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.surgery import least_squares
 from optimum_ishrink.surgery.compensation import compensate, needs_cut_model
+from optimum_ishrink.surgery.options import CompensationOptions
+from optimum_ishrink.surgery.stage import check_compensation
 from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.tiny import LAYOUT_CASES, VOCAB, save_tiny, supported_shape, tiny_config
 
@@ -198,3 +201,13 @@ def test_too_few_tokens_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "12 calibration tokens are fewer than the 16 inputs of mlp.down_proj, so its ridge is at least" in notes[0]
     repaired(base, model, binding, plan)
     assert "fewer than" not in capsys.readouterr().err
+
+
+def test_a_model_whose_layers_cannot_be_run_one_by_one_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config("bloom"))
+    _, binding = bind_config(json.loads((folder / "config.json").read_text()))
+    with pytest.raises(RequestError, match="^compensation runs the layers of a model one by one, and those of bloom"):
+        check_compensation(CompensationOptions(calibration_samples=64), binding)
+    check_compensation(CompensationOptions(compensation="none"), binding)
+    with pytest.raises(RequestError, match="this method runs the layers"):
+        enter_layers(load(folder), binding, [WINDOWS])
