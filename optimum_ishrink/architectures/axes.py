@@ -27,7 +27,7 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
 
 
 def layers_with(binding: Binding, key: str) -> tuple[int, ...]:
-    """Return the layers that have units of a dimension, ascending: not all layers of a hybrid have attention, or an MLP.
+    """Return the layers that have units of a dimension, ascending: of a hybrid, not all have attention or an MLP.
 
     Args:
         binding: The model.
@@ -89,7 +89,7 @@ def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[
 
 
 def down_projection(stacked: Sequence[BoundTensor]) -> tuple[BoundTensor, bool]:
-    """Return the projection from a layer's neurons to the hidden size, or a latent one; and whether it stores (in, out).
+    """Return the projection down from a layer's neurons, and whether it stores (in, out).
 
     Args:
         stacked: The parameters that hold the matrices of all experts at once.

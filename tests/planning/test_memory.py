@@ -19,7 +19,6 @@ from optimum_ishrink.planning.shape import resolve_shape
 from tests.helpers.smollm2 import BINDING
 from tests.helpers.tiny import tiny_config, tiny_model
 
-
 MODELS = ["llama", "mistral", "gemma3_text", "gpt2", "qwen2", "qwen3_moe", "gpt_oss"]
 HYBRIDS = ["lfm2", "granitemoehybrid", "falcon_h1", "nemotron_h", "deepseek_v3", "kimi_linear"]
 
