@@ -8,7 +8,7 @@ from .binding import Binding, BoundTensor
 from .description import DIMENSIONS
 from .expressions import Axis, parse_axes
 
-_EXPERTS, _HIDDEN, _NEURONS = parse_axes("experts, hidden, ffn")
+_EXPERTS, _NEURONS = parse_axes("experts, ffn")
 
 
 def holds_units(bound: BoundTensor, key: str) -> bool:
@@ -27,7 +27,7 @@ def holds_units(bound: BoundTensor, key: str) -> bool:
 
 
 def layers_with(binding: Binding, key: str) -> tuple[int, ...]:
-    """Return the layers that have units of a dimension, ascending: not all layers of a hybrid have attention, or an MLP.
+    """Return the layers that have units of a dimension, ascending: of a hybrid, not all have attention or an MLP.
 
     Args:
         binding: The model.
@@ -89,12 +89,12 @@ def stacked_experts(binding: Binding, names: Collection[str]) -> dict[int, list[
 
 
 def down_projection(stacked: Sequence[BoundTensor]) -> tuple[BoundTensor, bool]:
-    """Return the projection from a layer's neurons to the hidden size, and whether it stores (in, out).
+    """Return the projection down from a layer's neurons, and whether it stores (in, out).
 
     Args:
         stacked: The parameters that hold the matrices of all experts at once.
     """
-    for axes, transposed in (((_EXPERTS, _HIDDEN, _NEURONS), False), ((_EXPERTS, _NEURONS, _HIDDEN), True)):
-        if found := [bound for bound in stacked if bound.axes == axes]:
+    for place, transposed in ((2, False), (1, True)):
+        if found := [bound for bound in stacked if bound.axes[place] == _NEURONS]:
             return found[0], transposed
     raise ValueError("no parameter of the experts goes down to the hidden size")

@@ -20,6 +20,7 @@ from ..core.key_value_cache import cache_name, has_state
 from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
+from ..modeling.base import base_of
 from ..modeling.head import CHUNK, Head
 
 WINDOW = 512
@@ -84,10 +85,10 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
             tokens = [*context, *(token for _, continuation in continuations for token in continuation)]
             rows_of_model = self.model.get_input_embeddings().weight.shape[0]
             check_tokens(tokens, rows_of_model, self.tokenizer, "a question", "the model")
-        head, cache_key = Head(self.model), cache_name(self.model.base_model)
+        head, cache_key = Head(self.model), cache_name(base_of(self.model))
         common = min(len(context) for context, _ in batch)
         contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
-        output = self.model.base_model(input_ids=contexts, use_cache=True)
+        output = base_of(self.model)(input_ids=contexts, use_cache=True)
         cache, last, output_class = output[cache_key], output.last_hidden_state[:, -1], type(output)
         if has_state(cache):
             common, cache = 0, None  # every continuation reads its context, whose last state is then its own
@@ -109,7 +110,7 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
                 part_cache = cache if part is parts[-1] else copy.deepcopy(cache)
                 if part_cache is not None:
                     part_cache.reorder_cache(chosen)  # layers of all kinds have it
-                found = self.model.base_model(
+                found = base_of(self.model)(
                     input_ids=torch.tensor(padded, device=self.device),
                     use_cache=part_cache is not None,
                     **{cache_key: part_cache},

@@ -18,6 +18,7 @@ from ..architectures.description import EXPERTS, LAYERS
 from ..core.finite import ADVICE, not_finite
 from ..core.progress import progress_bar
 from ..errors import DataError, NotFiniteError, RequestError
+from ..modeling.base import base_of
 from ..modeling.head import CHUNK, Head, chunked_sum
 from .batches import Batch, Batches
 from .changes import ChangeWatcher, sampled_loss
@@ -48,7 +49,7 @@ def backward(model: Any, batch: Batch, *, seed: int | None) -> float:
             cross-entropy of next tokens drawn from the model, from the same random numbers on any device and with any
             number of processes.
     """
-    output = model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+    output = base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
     head = Head(model)
     labels = torch.zeros_like(batch.input_ids)
     labels[:, :-1] = batch.input_ids[:, 1:]
@@ -164,7 +165,7 @@ def _watch(
                     error = not_finite(model, batch.input_ids, "the model", "the calibration text")
                     raise error or NotFiniteError(f"the loss of the calibration text is not finite ({loss}); {ADVICE}")
             else:
-                model.base_model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+                base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
             for watcher in watchers:
                 watcher.end()
             advance(len(batch.input_ids))

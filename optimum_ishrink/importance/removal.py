@@ -18,6 +18,7 @@ from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
+from ..modeling.base import base_of
 from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
 from .criterion import Criterion
@@ -43,7 +44,7 @@ class LayerRunner:
     def __init__(self, model: Any, binding: Binding) -> None:
         self.model = model
         self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
-        self._in_tuples: bool | None = None  # whether layers return tuples, once one has run
+        self._outputs: int | None = None  # length of the tuple that a layer returns, 0 for a tensor, once one has run
 
     def logits(
         self, batch: Batch, first: int = 0, entering: torch.Tensor | None = None, without: Collection[int] = ()
@@ -72,7 +73,7 @@ class LayerRunner:
         Raises:
             DataError: The output of a layer has NaN or inf; the message names it.
         """
-        if without and self._in_tuples is None:
+        if without and self._outputs is None:
             self.states(batch, logits=False)
         states: list[torch.Tensor] = []
 
@@ -80,16 +81,12 @@ class LayerRunner:
             states.append(args[0] if args else kwargs["hidden_states"])
 
         def leave(_: Any, __: Any, output: Any) -> None:
-            tuples = isinstance(output, (tuple, list))
-            self._in_tuples = tuples if self._in_tuples is None else self._in_tuples
-            states.append(output[0] if tuples else output)
+            self._outputs = len(output) if isinstance(output, (tuple, list)) else 0
+            states.append(output[0] if self._outputs else output)
 
-        if without and self._in_tuples is None:
-            token = batch.input_ids[:1, :1]
-            self.states(Batch(token, torch.ones_like(token)), logits=False)
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
         handles.append(self.layers[-1].register_forward_hook(leave))
-        model = self.model if logits else self.model.base_model
+        model = self.model if logits else base_of(self.model)
         try:
             with self._left_out(without, None):
                 output = model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
@@ -113,7 +110,7 @@ class LayerRunner:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 if layer == 0 and entering is not None:
                     hidden = entering
-                return (hidden,) if self._in_tuples else hidden
+                return (hidden, *(None,) * (self._outputs - 1)) if self._outputs else hidden
 
             self.layers[layer].forward = pass_through
         try:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .base import base_of
+
 CHUNK = 2**23
 """Logits in memory at once: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
 
@@ -23,7 +25,7 @@ SumOfChunk = Callable[[torch.Tensor, slice], torch.Tensor]
 @contextmanager
 def _base_returns(model: Any, output: Any) -> Iterator[None]:
     """Make a causal language model's base return a given output instead of running."""
-    base = model.base_model
+    base = base_of(model)
     original = base.__dict__.get("forward")
     base.forward = lambda *_, **__: output
     try:

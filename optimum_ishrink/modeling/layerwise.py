@@ -11,6 +11,7 @@ import torch
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..errors import RequestError
+from .base import base_of
 
 
 class _Stop(Exception):
@@ -126,7 +127,7 @@ def enter_layers(
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         try:
             with suppress(_Stop):
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
+                base_of(model)(input_ids=batch.to(model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

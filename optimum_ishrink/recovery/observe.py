@@ -13,6 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..errors import RequestError
+from ..modeling.base import base_of
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -54,7 +57,7 @@ def _recorder(kind: str) -> str:
         else:
             function = ALL_ATTENTION_FUNCTIONS[kind]
         if _SINKS:
-            _SINKS[-1][module.layer_idx] = value
+            _SINKS[-1][getattr(module, "layer_idx", len(_SINKS[-1]))] = value
         return function(module, query, key, value, *rest, **how)
 
     AttentionInterface.register(name, attend)
@@ -84,14 +87,22 @@ def observe(model: Any, input_ids: torch.Tensor, *, layers: bool = False, values
         input_ids: Token ids, shape (batch, length).
         layers: Keep each layer's output.
         values: Keep each attention's values.
+
+    Raises:
+        RequestError: The model's class does not show its values.
     """
     how = {"input_ids": input_ids, "use_cache": False, "output_hidden_states": layers}
     if values:
         with _recorded(model) as recorded:
-            output = model.base_model(**how)
+            output = base_of(model)(**how)
+        if not recorded:
+            raise RequestError(
+                f"a loss of attention reads the values of every layer, and the class of {model.config.model_type} "
+                "computes attention in a function of its own; choose another loss"
+            )
     else:
         recorded = {}
-        output = model.base_model(**how)
+        output = base_of(model)(**how)
     states = tuple(output.hidden_states[1:]) if layers else ()
     by_layer = tuple(recorded.get(layer) for layer in range(model.config.num_hidden_layers)) if values else ()
     return Observed(output.last_hidden_state, type(output), states, by_layer)

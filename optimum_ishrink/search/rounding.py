@@ -26,11 +26,12 @@ def matrix_parameters(layout: Layout, model: Any) -> tuple[dict[str, str], list[
     """
     tensors, parameters = layout.binding.tensors, dict(model.named_parameters())
     names = {
-        tensor.name: bound.parameter
+        tensor.name: tensors[tensor.source].parameter
         for tensor in layout.tensors
         if tensor.is_matrix
-        and (bound := tensors.get(tensor.source or "")) is not None
-        and bound.parameter in parameters
+        and tensor.source is not None
+        and tensor.source in tensors
+        and tensors[tensor.source].parameter in parameters
     }
     return names, [tensor.parameter for tensor in tensors.values() if tensor.transposed]
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..architectures.composite import check_alone
-from ..architectures.description import LAYERS
+from ..architectures.description import EXPERTS, LAYERS
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
@@ -138,6 +138,11 @@ def _check(
         raise RequestError(
             f"a search chooses the shape itself; leave out {', '.join(config.shape)}, or name what may change with "
             "prune"
+        )
+    if EXPERTS in (config.prune or ()):
+        raise RequestError(
+            "a search does not drop experts yet; drop them with `ishrink shrink --num-experts N` first, and search what "
+            "that made"
         )
     for text in (*search_texts(config, options), *parse_sources(config.calibration)):
         text.check()

@@ -24,7 +24,6 @@ from optimum_ishrink.architectures.description import GROUPS, LAYERS, NEURONS
 from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.core.json_files import read_json
 from tests.helpers.cutting import cut_to, load, random_plan
-from tests.helpers.decoder_variants import DECODERS
 from tests.helpers.scored_models import bound_model, random_scores
 from tests.helpers.tiny import CASES, LAYOUT_CASES, LAYOUTS, VOCAB, adds_to_the_stream, graded, save_tiny
 
@@ -172,7 +171,7 @@ def _mlp_layers(binding: Any) -> list[int]:
 
 @pytest.mark.parametrize(
     ("model_type", "variant"),
-    [graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES if case[0] not in DECODERS],
+    [graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES if case[0] in IN_FULL],
 )
 def test_the_parts_of_a_layer(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)

@@ -32,11 +32,12 @@ def test_the_number_of_parameters_at_a_shape_is_that_of_its_model(model_type: st
     shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 10}
     shape = supported_shape(tiny_config(model_type, variant), shape)
     if binding.required_layers:  # the first ones do not make a model
-        del shape["num_hidden_layers"]
+        shape.pop("num_hidden_layers", None)
     data.update(binding.config_changes(shape))
-    for key in binding.description.per_layer if "num_hidden_layers" in shape else ():
+    depth = binding.resized(shape)["layers"]
+    for key in binding.description.per_layer if depth < binding.sizes["layers"] else ():
         if isinstance(data.get(key), list):
-            data[key] = data[key][:3]
+            data[key] = data[key][:depth]
     for key in binding.description.layer_indices:
         data[key] = [index for index in data.get(key) or () if index < 3]
     assert binding.num_parameters(shape) == sum(_numel(s) for s in expected_tensors(parse_config(data)).values())

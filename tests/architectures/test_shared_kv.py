@@ -84,13 +84,15 @@ def test_scores_of_layers_that_share_are_summed() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_layers_that_others_read_stay(seed: int) -> None:
-    plan, _ = _tied(seed, num_hidden_layers=3)
-    assert {0, 1} <= set(plan.layers)
-    assert plan.config_changes["num_kv_shared_layers"] == (2, 1)
+    plan, _, binding = random_plan(tiny_raw_config("gemma4_text"), {"num_hidden_layers": 3}, seed)
+    assert binding.kv_sources == {2: 1, 3: 1}
+    assert {1, 3} <= set(plan.layers)  # the model class makes the last layer what the last layer is
+    shared = sum(layer in binding.kv_sources for layer in plan.layers)
+    assert plan.config_changes.get("num_kv_shared_layers", (2, 2)) == (2, shared)
 
 
 def test_the_config_says_how_many_layers_share() -> None:
-    raw = tiny_raw_config("gemma3n_text")
+    raw = tiny_raw_config("gemma4_text")
     config, binding = bind_config(raw)
     edited = edit_config(raw, config, binding, {**binding.shape, "num_hidden_layers": 3}, (0, 1, 3))
     assert parse_config(edited).kv_sharing_modes == ["store", "store", "reuse"]
@@ -105,10 +107,10 @@ def test_a_depth_that_loses_a_required_layer_is_refused_before_the_work() -> Non
 
 
 def test_the_order_of_layers_names_those_that_are_required() -> None:
-    binding = bind_config(tiny_raw_config("gemma3n_text"))[1]
+    binding = bind_config(tiny_raw_config("gemma4_text"))[1]
     order = RuntimeCheck(binding, None).order({**binding.shape, "num_hidden_layers": 3})
-    assert order is not None and order.required == {0, 1}
-    assert order.choose([0.0, 0.0, 1.0, 2.0], range(4)) == (0, 1, 3)
+    assert order is not None and order.required == {1, 3}
+    assert order.choose([1.0, 0.0, 2.0, 0.0], range(4)) == (1, 2, 3)
     assert not order.can_follow((0, 2, 3), range(4))
     assert order.can_follow((0, 1, 2, 3), range(4))
     plain = bind_config(tiny_raw_config())[1]

@@ -120,6 +120,13 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "nemotron_h": [
         {**MOE, **NEMOTRON, "layers_block_type": [STATE, FULL, "mlp", "moe"], "n_routed_experts": 4},
         {**NEMOTRON, "hybrid_override_pattern": "M*-M", "mlp_bias": True, "attention_bias": True},
+        {
+            **MOE,
+            **NEMOTRON,
+            "layers_block_type": ["moe", FULL, STATE, "moe"],
+            "moe_latent_size": 16,
+            "n_routed_experts": 4,
+        },
     ],
     "olmo_hybrid": [
         {**DELTA_NET, "layer_types": [STATE, FULL, STATE, FULL], "linear_num_key_heads": 6, "head_dim": None}

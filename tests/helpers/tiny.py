@@ -83,7 +83,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "granitemoe_swa": [{**MOE, "shared_intermediate_size": 10, "sliding_window": 3}],
     "granitemoeshared": [{**MOE, "shared_intermediate_size": 10, "head_dim": None}],
     "helium": [{"head_dim": 4}],
-    "hunyuan_v1_moe": [{**MOE}],
+    "hunyuan_v1_moe": [{**MOE, "eod_token_id": 2, "sep_token_id": 2}],
     "kolibri1": [{**MOE, "shared_expert_intermediate_size": 10, "sliding_window": 3}],
     "llama": [
         {},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from optimum_ishrink.architectures.axes import input_readers, layer_module
-from optimum_ishrink.errors import NotFiniteError
+from optimum_ishrink.errors import NotFiniteError, RequestError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
 from optimum_ishrink.importance.batches import Batches
 from optimum_ishrink.importance.criterion import LAYER_CRITERIA, UNIT_CRITERIA
@@ -53,6 +53,16 @@ def test_a_layer_that_is_left_out_is_a_layer_of_zeros(model_type: str, variant: 
     for value, removed in zip(distances, ({0}, {3}, {1, 2})):
         kl = kl_divergence(base, logits_without(model, binding, removed))[:, :-1].mean()
         assert value.item() == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+
+
+def test_a_model_whose_layers_cannot_be_run_one_by_one_is_refused() -> None:
+    model, binding = bound_model("bloom", 0)
+    with pytest.raises(
+        RequestError, match="^perplexity runs the layers of a model one by one, .* bloom cannot be: their"
+    ):
+        score_spans(model, binding, BATCHES, LAYER_CRITERIA["perplexity"], [(0, 1)])
+    with pytest.raises(RequestError, match="^logits-mse runs the layers"):
+        score_model(model, binding, WINDOWS, UNIT_CRITERIA["logits-mse"], None, ("num_key_value_heads",))
 
 
 @pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)

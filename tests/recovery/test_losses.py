@@ -23,7 +23,7 @@ from optimum_ishrink.recovery.observe import observe
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK, top_k
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
-from tests.helpers.tiny import ALL_VARIANTS, FULL, tiny_config, tiny_model, tiny_raw_config
+from tests.helpers.tiny import ALL_VARIANTS, FULL, IN_FULL, tiny_config, tiny_model, tiny_raw_config
 
 TOKENS = torch.tensor([[5, 9, 3, 7, 11, 2, 8, 4], [6, 1, 14, 9, 9, 12, 3, 10]])
 WINDOWS = torch.arange(2)
@@ -187,17 +187,25 @@ def test_sums_that_are_none(text: str, message: str) -> None:
 def test_the_head_is_the_model_classes_own(model_type: str, variant: int) -> None:
     model = tiny_model(tiny_config(model_type, variant))
     with torch.no_grad():
-        seen = observe(model, TOKENS, layers=True, values=True)
+        shows_values = model_type in IN_FULL  # some classes compute attention in a function of their own
+        seen = observe(model, TOKENS, layers=True, values=shows_values)
         logits = torch.stack([Head(model)(rows, seen.output_class) for rows in seen.last])
         torch.testing.assert_close(logits, model(input_ids=TOKENS, use_cache=False).logits, atol=1e-6, rtol=1e-6)
         plain = observe(model, TOKENS)
     torch.testing.assert_close(plain.last, seen.last)
-    assert (len(seen.layers), len(seen.values), plain.layers, plain.values) == (4, 4, (), ())
+    assert (len(seen.layers), plain.layers, plain.values) == (4, (), ())
     recorded = [values for values in seen.values if values is not None]
+    kinds = getattr(model.config, "layer_types", None) or [""] * 4
     having = layers_with(bind_config(tiny_raw_config(model_type, variant))[1], "num_key_value_heads")
-    assert [layer for layer, values in enumerate(seen.values) if values is not None] == list(having) != []
+    attending = [layer for layer in having if kinds[layer] not in ("conv", "linear_attention")]
+    assert not shows_values or len(recorded) == len(attending) > 0
     assert all(values.shape[:3] == (2, recorded[0].shape[1], 8) for values in recorded)
     assert "forward" not in model.base_model.__dict__
+
+
+def test_values_that_a_class_does_not_show_are_refused() -> None:
+    with pytest.raises(RequestError, match="reads the values of every layer, and the class of mpt computes attention"):
+        observe(tiny_model(tiny_config("mpt")), TOKENS, values=True)
 
 
 def step(

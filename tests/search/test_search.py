@@ -198,6 +198,10 @@ def test_requests_that_cannot_be_met_are_refused_before_any_work(
         search(base_source, tmp_path / "full", text_file, target="bytes=-10%")
     with pytest.raises(RequestError, match="a search chooses the shape itself; leave out intermediate_size"):
         search(base_source, tmp_path / "out", text_file, target="bytes=-10%", intermediate_size=32)
+    with pytest.raises(
+        RequestError, match="does not drop experts yet; drop them with `ishrink shrink --num-experts N`"
+    ):
+        search(base_source, tmp_path / "out", text_file, target="bytes=-10%", prune=["num_experts"])
 
 
 @pytest.mark.slow

@@ -13,14 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from optimum_ishrink import IShrinker
+from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
-from optimum_ishrink.errors import DataError
+from optimum_ishrink.errors import DataError, RequestError
 from optimum_ishrink.evaluation.text_statistics import kl_divergence
+from optimum_ishrink.modeling.layerwise import enter_layers
 from optimum_ishrink.report.compensation import CompensationRecord, ProjectionRepair
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.surgery import least_squares
 from optimum_ishrink.surgery.compensation import compensate, needs_cut_model
+from optimum_ishrink.surgery.options import CompensationOptions
+from optimum_ishrink.surgery.stage import check_compensation
 from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.tiny import LAYOUT_CASES, VOCAB, save_tiny, supported_shape, tiny_config
 
@@ -40,7 +44,8 @@ def repaired(
     cut_model = model if needs_cut_model(binding, plan) else None
     repairs = compensate(base, binding, plan, windows, weights.__setitem__, cut_model=cut_model, **how)
     state = model.state_dict()
-    names = {bound.name: bound.parameter for bound in binding.tensors.values()}
+    cut = bind_config({**model.config.to_dict(), "model_type": plan.model_type})[1]
+    names = {bound.name: bound.parameter for bound in cut.tensors.values()}
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
         if names[name] in state:  # experts, which have other names in memory, were replaced in place
@@ -81,8 +86,7 @@ def test_every_architecture_is_repaired(
     wanted = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
     base, model, binding, plan = cut_pair(folder, supported_shape(config, wanted))
     weights, repairs = repaired(base, model, binding, plan)
-    # Heads are not, where they are fixed or inexact.
-    assert repairs or not {"intermediate_size", "num_key_value_heads"} & plan.units.keys() or model_type == "olmoe"
+    assert repairs
     assert set(weights) == {repair.name.partition("[")[0] for repair in repairs if repair.ridge is not None}
     if "experts" in binding.sizes:
         assert sum("experts" in repair.name or "output_linear" in repair.name for repair in repairs) > 3
@@ -197,3 +201,13 @@ def test_too_few_tokens_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "12 calibration tokens are fewer than the 16 inputs of mlp.down_proj, so its ridge is at least" in notes[0]
     repaired(base, model, binding, plan)
     assert "fewer than" not in capsys.readouterr().err
+
+
+def test_a_model_whose_layers_cannot_be_run_one_by_one_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config("bloom"))
+    _, binding = bind_config(json.loads((folder / "config.json").read_text()))
+    with pytest.raises(RequestError, match="^compensation runs the layers of a model one by one, and those of bloom"):
+        check_compensation(CompensationOptions(calibration_samples=64), binding)
+    check_compensation(CompensationOptions(compensation="none"), binding)
+    with pytest.raises(RequestError, match="this method runs the layers"):
+        enter_layers(load(folder), binding, [WINDOWS])

@@ -32,6 +32,7 @@ from tests.helpers.cutting import (
 from tests.helpers.masking import masked_state
 from tests.helpers.tiny import (
     CASES,
+    LAYOUTS,
     PROOF_CASES,
     edit_json,
     save_tiny,
@@ -79,7 +80,10 @@ def _shapes(folder: Path) -> list[tuple[int, ...]]:
     return [info.shape for info in read_index(folder).values()]
 
 
-@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
+@pytest.mark.parametrize(
+    ("model_type", "variant"),
+    [case if case[0] in LAYOUTS and not case[1] else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_generation_with_the_cache_equals_without(model_type: str, variant: int, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config(model_type, variant))
     shape = supported_shape(tiny_config(model_type, variant), SHAPES["all"])
