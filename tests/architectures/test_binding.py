@@ -32,7 +32,7 @@ def test_the_number_of_parameters_at_a_shape_is_that_of_its_model(model_type: st
     shape = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 10}
     shape = supported_shape(tiny_config(model_type, variant), shape)
     if binding.required_layers:  # the first ones do not make a model
-        del shape["num_hidden_layers"]
+        shape.pop("num_hidden_layers", None)
     data.update(binding.config_changes(shape))
     for key in binding.description.per_layer if "num_hidden_layers" in shape else ():
         if isinstance(data.get(key), list):
