@@ -137,9 +137,10 @@ def score_model(
             scores.update(_GATHERERS[criterion.needs](model, batches, criterion, units))
         else:
             raise RequestError(f"{criterion.name!r} needs {criterion.needs}, which is not computed on a model")
-    for samples_labels in (False, True):  # two losses are two passes
-        if together := [watcher for watcher in watchers if watcher.samples_labels == samples_labels]:
-            scores.update(_watch(model, binding, batches, together, seed))
+    passes = {(watcher.samples_labels, watcher.runs_alone) for watcher in watchers}  # two losses are two passes
+    for which in sorted(passes):
+        together = [watcher for watcher in watchers if (watcher.samples_labels, watcher.runs_alone) == which]
+        scores.update(_watch(model, binding, batches, together, seed))
     check_finite(scores, f"; {ADVICE}")
     return scores
 

@@ -21,6 +21,8 @@ class RoutingWatcher(Watcher):
     activation, its biases and its layout are.
     """
 
+    runs_alone = True
+
     def install(self) -> None:
         """Hook the experts of each layer."""
         layers, experts = self.units.binding.sizes["layers"], self.units.binding.sizes["experts"]

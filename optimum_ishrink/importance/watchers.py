@@ -50,6 +50,9 @@ class Watcher(ABC):
     samples_labels = False
     """Whether the loss that it watches is that of tokens drawn from the model, not of the text's tokens."""
 
+    runs_alone = False
+    """Whether it calls modules itself, which other watchers would observe as well."""
+
     def __init__(self, model: Any, criterion: Criterion, units: Units) -> None:
         self.model = model
         self.criterion = criterion

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 
 from ..architectures.binding import Binding
-from ..architectures.description import EXPERTS, ROWS, TOP_K
+from ..architectures.description import EXPERTS, NEURONS, ROWS, TOP_K
 from ..architectures.shape_check import check_shape
 from ..errors import ShapeError
 from .row_choices import RowChoices
@@ -31,8 +31,8 @@ their group and count there. Experts were not measured here: they count somewhat
 (arXiv:2510.13999) reports that a quarter of the experts of a mixture costs it about a hundredth of its scores.
 """
 
-_EXPERT_STEPS = 16
-"""Numbers of experts that are considered, at most: finer ones differ by less than these damages are known."""
+_EXPERT_STEPS = 8
+"""Numbers of experts that are considered beside widths, at most: the width can meet a target as nearly as need be."""
 
 _EXTRA_TOKENS = 1.4
 """Damage of one more token per token of text, on the scale of `_SENSITIVITY`.
@@ -80,7 +80,8 @@ def candidates(
         elif key == "intermediate_size":
             choices[key] = sorted({*range(multiple, size + 1, multiple), size})
         elif key == EXPERTS:
-            choices[key] = _expert_counts(binding, fixed.get(TOP_K))
+            alone = NEURONS in fixed or binding.description.dimensions[NEURONS].fixed is not None
+            choices[key] = _expert_counts(binding, fixed.get(TOP_K), None if alone else _EXPERT_STEPS)
         elif key == "num_hidden_layers":
             choices[key] = list(range(max(1, protected), size + 1))
         else:
@@ -111,10 +112,16 @@ def candidates(
                     yield {**shape, ROWS: size}, total - removed
 
 
-def _expert_counts(binding: Binding, top_k: int | None) -> list[int]:
-    """Return the numbers of experts to consider, ascending; `top_k` is how many each token is routed to, if given."""
+def _expert_counts(binding: Binding, top_k: int | None, most: int | None) -> list[int]:
+    """Return the numbers of experts to consider, ascending.
+
+    Args:
+        binding: The model.
+        top_k: How many each token is routed to; None where that does not change.
+        most: How many numbers to consider at most; None for all.
+    """
     size, groups = binding.shape[EXPERTS], binding.expert_groups
-    step = -(-max(1, size // _EXPERT_STEPS) // groups) * groups
+    step = groups if most is None else -(-max(1, size // most) // groups) * groups
     routed = {} if top_k is None else {TOP_K: top_k}
     counts = range(size % step or step, size + 1, step)
     return [count for count in counts if binding.refusal({EXPERTS: count, **routed}) is None]

@@ -36,7 +36,8 @@ def shape_rows(plan: Plan) -> list[Row]:
         elif key == "num_attention_heads":
             what = f"{before - after} query heads of each layer"
         elif key == "num_experts":
-            what = f"{before - after} experts of each layer that has any ({1 - after / before:.1%})"
+            some = f"{before - after} expert{'s' if before - after > 1 else ''}"
+            what = f"{some} of each layer that has any ({1 - after / before:.1%})"
         elif key == "num_experts_per_tok":
             what = f"every token is routed to {before - after} fewer"
         elif key == "vocab_size":

@@ -141,8 +141,8 @@ def _check(
         )
     if EXPERTS in (config.prune or ()):
         raise RequestError(
-            "a search does not drop experts yet; drop them with `ishrink shrink --num-experts N` first, and search what "
-            "that made"
+            "a search does not drop experts yet; drop them with `ishrink shrink --num-experts N` first, and search "
+            "what that made"
         )
     for text in (*search_texts(config, options), *parse_sources(config.calibration)):
         text.check()

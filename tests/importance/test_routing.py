@@ -133,3 +133,14 @@ def test_the_activation_norm_is_what_the_layer_loses_without_a_neuron(model_type
     lost = (outputs[0] - outputs[1]).square().sum() / WINDOWS.numel()
     assert scores["intermediate_size"][3, expert * width + neuron].item() == pytest.approx(lost.item(), rel=1e-3)
     assert lost > 0
+
+
+def test_experts_and_their_neurons_can_be_scored_together() -> None:
+    model, (_, binding) = tiny_model(tiny_config("mixtral")), bind_config(tiny_raw_config("mixtral"))
+    neurons, reap = UNIT_CRITERIA["activation-norm"], EXPERT_CRITERIA["reap"]
+    keys = ("intermediate_size", "num_experts")
+    both = score_model(model, binding, WINDOWS, neurons, None, keys, expert_criterion=reap)
+    alone = score_model(model, binding, WINDOWS, neurons, None, keys[:1])
+    torch.testing.assert_close(both["intermediate_size"], alone["intermediate_size"])
+    alone = score_model(model, binding, WINDOWS, None, None, keys[1:], expert_criterion=reap)
+    torch.testing.assert_close(both["num_experts"], alone["num_experts"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
@@ -49,7 +50,7 @@ def test_the_request_names_experts_and_the_result_loads(mixture_folder: Path, te
     assert sum(parameter.numel() for parameter in model.parameters()) == result.plan.new_num_parameters
     card = (tmp_path / "cut" / "README.md").read_text()
     assert "Experts were scored by **reap**" in card
-    assert "1 experts of each layer that has any (25.0%)" in card.replace("&#32;", " ")
+    assert "1 expert of each layer that has any (25.0%)" in card.replace("&#32;", " ")
     # Scores of weights alone need neither text nor the model in memory.
     weights = shrinker.plan(num_experts=3, expert_importance="l2-norm", **HOW)
     assert weights.choice.expert_importance == "l2-norm"
@@ -76,6 +77,22 @@ def test_all_dimensions_of_a_mixture_at_once(mixture_folder: Path, text_file: Pa
         1,
         16,
     )
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "gpt_oss"])  # stored one by one, and in one tensor
+def test_what_was_refitted_is_in_the_file(model_type: str, text_file: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type))
+    shrinker = IShrinker.from_pretrained(folder, dtype="float32", device="cpu")
+    how = {**HOW, "num_experts": 3, "intermediate_size": 16, "intermediate_multiple": 8, "calibration": str(text_file)}
+    plain = shrinker.shrink(save_directory=tmp_path / "plain", **how)
+    result = shrinker.shrink(save_directory=tmp_path / "repaired", **{**how, "compensation": "ridge"})
+    assert plain.plan.units == result.plan.units
+    repairs = result.report.compensation.repairs
+    changed = {repair.name.partition("[")[0] for repair in repairs if repair.ridge is not None}
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "repaired"))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == changed
+    assert any(".experts." in name for name in changed)
+    load(tmp_path / "repaired")
 
 
 def test_a_target_drops_experts(mixture_folder: Path) -> None:

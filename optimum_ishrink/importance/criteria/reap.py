@@ -9,7 +9,7 @@ from ..criterion import Routing, expert_criterion
     "reap",
     needs="routing",
     formula="mean over the tokens routed to the expert of gate weight * ||output||_2",
-    reference="REAP, Lasby et al. 2025, arXiv:2510.13999, eq. 9",
+    reference="REAP, Lasby et al. 2025, arXiv:2510.13999",
 )
 def reap(routing: Routing) -> torch.Tensor:
     """Return what an expert adds to the residual stream of a token that it reads, `s(e) = mean(g_e * ||f_e||_2)`.
