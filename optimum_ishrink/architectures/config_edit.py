@@ -33,36 +33,36 @@ def edit_config(
     Raises:
         ShapeError: The config class refuses the new values, or no config keys can say which layers have experts.
     """
-    before = text_values(raw)
-    edited: dict[str, Any] = dict(binding.config_changes(shape))
+    whole, raw = without_code(raw), text_values(raw)
+    edited = without_code(raw)
+    edited.update(binding.config_changes(shape))
     change = binding.class_change(shape)
     if change is not None:
         # Only the names change: both classes have the same modules and read the same keys.
         edited.update({"model_type": change.model_type, **change.writes})
     new_index = {old: new for new, old in enumerate(layers)}
     for key in binding.description.layer_indices:
-        if before.get(key):
-            edited[key] = [new_index[old] for old in before[key] if old in new_index]
+        if raw.get(key):
+            edited[key] = [new_index[old] for old in raw[key] if old in new_index]
     edited.update(dense_layer_changes(config, layers))
     lists = {}
     for key in binding.description.per_layer:
         values = getattr(config, key, None)
         if isinstance(values, list):
             lists[key] = [values[layer] for layer in layers]
-            if before.get(key) is not None:
+            if key in raw and raw[key] is not None:
                 edited[key] = lists[key]
-    whole = without_code(raw)
     try:
         derived = text_config(parse_config(with_text_values(whole, edited)))
         for key, values in lists.items():
             if list(getattr(derived, key)) != values:
                 edited[key] = values
-        whole = with_text_values(whole, edited)
-        result = parse_config(whole)
+        written = with_text_values(whole, edited)
+        result = parse_config(written)
     except SourceError as error:
         raise ShapeError(f"this shape cannot be written: {error}") from None
     check_layer_kinds(binding, result, layers)
-    return whole
+    return written
 
 
 def check_edited(edited: Mapping[str, Any], binding: Binding, shape: Mapping[str, int], layers: Sequence[int]) -> None:

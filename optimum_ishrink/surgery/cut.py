@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding, BoundTensor
-from ..architectures.description import INDEX
 from ..architectures.expressions import axis_length
 from ..architectures.slicing import Keep, slice_tensor
 from ..checkpoint.tensors import OutgoingTensor, TensorInfo, read_tensor
@@ -48,9 +48,8 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
         whole = bound.layer is None or not any(bound.counts(size) for size in retained)
         shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
-        name = source.stored_as or bound.name
-        if bound.layer is not None:
-            name = INDEX.sub(str(position[bound.layer]), name, count=1)
+        stored = replace(bound, name=source.stored_as or bound.name)
+        name = stored.in_layer(position[bound.layer]) if bound.layer is not None else stored.name
         if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:
