@@ -170,7 +170,8 @@ class Composite:
         if not isinstance(inner, Mapping):
             return {**edited, **values}
         edited[self.text_config] = {**inner, **values}
-        edited.update({key: values[key] for key in self.repeats if key in values and key in raw})
+        changed = (key for key in self.repeats if key in values and values[key] != inner.get(key))
+        edited.update({key: values[key] for key in changed if key in raw})
         return edited
 
     def count_first_layers(self, raw: Mapping[str, Any]) -> int:
