@@ -136,6 +136,7 @@ def _lay_out_heads(model: Any, axes: Axes, structure: Structure, observed: Obser
     for group in axes.open:
         if not any("heads" in layout.text or "kv" in layout.text for layout in group[0][2]):
             continue
+        names = {name for name, _ in model.named_parameters()}
         parent = group[0][0].rpartition(".")[0].rpartition(".")[0]
         outputs = [p for p in structure.outputs if p.endswith(".weight") and p.startswith(f"{parent}.")]
         layer = _first_layer(group[0][0], model)
@@ -145,7 +146,11 @@ def _lay_out_heads(model: Any, axes: Axes, structure: Structure, observed: Obser
         for choice in range(len(group[0][2])):
             some = axes.with_layout(group, choice)
             values = {**sizes, **_values(some, observed)}
-            parts = {p.replace("*", layer): (axis, found[choice].text) for p, axis, found in group}
+            parts = {
+                name: (axis, found[choice].text)
+                for pattern, axis, found in group
+                if (name := pattern.replace("*", layer)) in names  # a flag may add a bias, which is alike
+            }
             if shows_heads(model, parts, output, values):
                 axes = some
                 break

@@ -32,7 +32,12 @@ _SHAPES: tuple[Mapping[str, int], ...] = (
     {"hidden": 64, "heads": 8, "kv": 4, "head_dim": 16},  # hidden is not heads * head_dim
     {"hidden": 128, "heads": 8, "kv": 4},
     {"hidden": 128, "heads": 8, "kv": 8},
-    {"hidden": 128, "heads": 8, "kv": 8, "alike": 1},  # sizes that equal head_dim in the original do here, too
+    {
+        "hidden": 128,
+        "heads": 8,
+        "kv": 8,
+        "alike": 1,
+    },  # other sizes keep their ratios, and equal head_dim where they did
 )
 """Tried in this order. heads / 2 and kv / 2 have to divide, and a quarter of head_dim has to be even for rotary
 embeddings of a part."""
@@ -305,7 +310,10 @@ def _small_widths(
         if value is None:
             unset.append(key)
         if value is None or value > _SMALL:
-            first = 16 if value is not None and value == alike else next(widths, 24)
+            if alike is not None and value is not None and value % 8 == 0:
+                first = 16 if value == alike else value // 8
+            else:
+                first = next(widths, 24)
             for width in (first, 16, 32, 64, 128):
                 with suppress(SourceError):
                     build({**small, key: width}, model_type)

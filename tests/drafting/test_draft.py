@@ -75,7 +75,18 @@ def _said(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-NEW = ("lara_mini", "hyperclovax", "kolibri1", "iquestcoder", "bitnet", "youtu", "mpt", "codegen", "doge")
+NEW = (
+    "lara_mini",
+    "hyperclovax",
+    "kolibri1",
+    "iquestcoder",
+    "bitnet",
+    "youtu",
+    "mpt",
+    "codegen",
+    "doge",
+    "qwen3_next",
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +114,7 @@ def test_a_family_without_a_description_is_drafted(model_type: str, drafts: dict
         if not proof.holds:  # what does not hold is not claimed, and named
             assert {"fixed", "inexact"} & draft.data["dimensions"][key].keys()
             assert any(sentence.startswith(f"{key} does not hold") for sentence in draft.unknown)
-    exact = {"lara_mini", "hyperclovax", "kolibri1", "iquestcoder", "youtu"}
+    exact = {"lara_mini", "hyperclovax", "kolibri1", "iquestcoder", "youtu", "qwen3_next"}
     assert (model_type in exact) == (not draft.unknown and all("writes" in e for e in _dimensions(draft)))
 
 
