@@ -25,7 +25,7 @@ from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.core.json_files import read_json
 from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.scored_models import bound_model, random_scores
-from tests.helpers.tiny import CASES, LAYOUT_CASES, LAYOUTS, VOCAB, adds_to_the_stream, graded, save_tiny
+from tests.helpers.tiny import CASES, IN_FULL, LAYOUT_CASES, LAYOUTS, VOCAB, adds_to_the_stream, graded, save_tiny
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
