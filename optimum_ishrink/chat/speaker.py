@@ -81,6 +81,17 @@ class Speaker:
     def _ends(self) -> list[int]:
         return sorted(end_tokens(self.model, self.tokenizer))
 
+    @cached_property
+    def _own_cache(self) -> type[Any] | None:
+        """The kind of cache that the model makes itself, where its class takes no other."""
+        first = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+        with torch.no_grad():
+            made = type(getattr(self.model(input_ids=first, use_cache=True), cache_name(self.model)))
+        return None if made is DynamicCache else made
+
+    def _new_cache(self) -> Any:
+        return DynamicCache(config=self.model.config) if self._own_cache is None else self._own_cache()
+
     def read(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a conversation, up to where the answer begins.
 
@@ -131,7 +142,7 @@ class Speaker:
             ids = ids[: max(self.positions - _WARM_UP_TOKENS, 1)]
         check_predictions(self.model, torch.tensor([ids]), self.name, "a first prompt")
         settings = self._settings(ChatOptions(greedy=True), _WARM_UP_TOKENS)
-        self._generate(ids, {**settings, "eos_token_id": None}, DynamicCache(config=self.model.config))
+        self._generate(ids, {**settings, "eos_token_id": None}, self._new_cache())
 
     def settings(self, options: ChatOptions) -> dict[str, Any]:
         """Return how it generates: the model's generation config, with what the options override.
@@ -251,7 +262,7 @@ class Speaker:
                     return cache, shared
             except (RuntimeError, ValueError, NotImplementedError, AttributeError):
                 pass  # a layer with a sliding window has forgotten what it would have to go back to
-        return DynamicCache(config=self.model.config), 0
+        return self._new_cache(), 0
 
     def _keep_cache(self, cache: Any, tokens: list[int]) -> None:
         """Keep a cache for the next turn; the last token was written and not read."""
