@@ -80,6 +80,9 @@ def test_masked_equals_sliced(model_type: str, variant: int, cuts: list[str], tm
         cut = cut_to(folder, tmp_path / f"cut-{number}", plan)
         assert sum(torch.Size(info.shape).numel() for info in read_index(cut).values()) == plan.new_num_parameters
         found = answers(cut, variant)
+        if plan.inexact:  # the decoder's description says why
+            assert all(logits.isfinite().all() for logits in found)
+            continue
         expected = answers(masked(folder, tmp_path / f"masked-{number}", binding, plan), variant)
         for one, other, before in zip(found, expected, original, strict=True):
             assert_exact(one, other, what)
