@@ -15,7 +15,7 @@ from optimum_ishrink.errors import SourceError
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import SMALL, edit_json, tiny_raw_config
 
-FAMILY = "kolibri1"
+FAMILY = "lara_mini"
 """A family of transformers that has no description in the package."""
 
 
@@ -71,7 +71,7 @@ def test_a_description_that_proves_false_ends_in_one_line(model: Path, capsys: p
         (["--model", "list.json"], "list.json is not a JSON object"),
         (["--model", "remote.json"], "remote code, which is never run"),
         (["--model", "described.json"], "'llama' is described already"),
-        (["--check", "--architecture", "other.json"], "other.json describes 'llama', but new-model is 'kolibri1'"),
+        (["--check", "--architecture", "other.json"], "other.json describes 'llama', but new-model is 'lara_mini'"),
     ],
 )
 def test_one_line_says_what_is_wrong(
