@@ -38,6 +38,23 @@ class IShrinkConfig(
 
     CONFIG_NAME: ClassVar[str] = CONFIG_FILE
 
+    def check_together(self) -> None:
+        """Check that experts are merged by what a text says of them.
+
+        Raises:
+            RequestError: The criterion for experts reads none.
+        """
+        if not self.merge_experts:
+            return
+        from .importance.criterion import EXPERT_CRITERIA
+
+        if EXPERT_CRITERIA[self.expert_importance].needs != "routing":
+            able = " or ".join(name for name in EXPERT_CRITERIA if EXPERT_CRITERIA[name].needs == "routing")
+            raise RequestError(
+                "merge_experts weights experts by how often a text is routed to them, and "
+                f"expert_importance={self.expert_importance!r} reads none; it can be {able}"
+            )
+
     def portable(self) -> IShrinkConfig:
         """Return a copy in which local files have no folders: what is published holds no path of a machine."""
         changes = {

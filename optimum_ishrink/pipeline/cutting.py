@@ -7,6 +7,7 @@ from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
 from ..core.limits import check_lengths
 from ..core.processes import process_count
+from ..importance.expert_outputs import compare_experts
 from ..importance.stage import reads_text, score, scored_dimensions, select_layers, used_criteria
 from ..importance.weights import key_value_similarity
 from ..planning.nesting import confined_scores, removed_layers
@@ -86,6 +87,9 @@ def score_and_plan(job: Job) -> None:
     job.scores = score(session, config, job.calibration, keys)
     if config.merge_key_value_heads:
         job.scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
+    if config.merge_experts:
+        windows = job.calibration.windows[: config.importance_samples]
+        job.scores |= compare_experts(session.model, source.binding, windows, batch_size=config.batch_size)
     removable = layers_to_remove(source, config, shape)
     order = RuntimeCheck(source.binding, config.for_runtime).order(shape)
     scores, gone = job.scores, tuple[int, ...]()

@@ -54,7 +54,7 @@ def is_nested(larger: Plan | None, smaller: Plan | None) -> bool:
     """
     if larger is None:
         return True
-    if smaller is None or larger.merges is not None or smaller.merges is not None:
+    if smaller is None or any(plan.merges or plan.expert_merges for plan in (larger, smaller)):
         return False
     if not set(smaller.layers) <= set(larger.layers):
         return False

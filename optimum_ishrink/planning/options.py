@@ -157,6 +157,13 @@ class ShapeOptions(Options):
         help="merge KV heads into means instead of removing them",
         doc="Merge KV heads into means instead of removing them; all query heads are retained.",
     )
+    merge_experts: bool = option(
+        False,
+        help="merge dropped experts into the retained ones that are most like them",
+        doc="Merge every expert that is dropped into the retained one whose mean output is closest: the weights "
+        "become means, weighted by how often the router picks each expert. Needs an `expert_importance` that reads "
+        "text.",
+    )
     allow_class_change: bool = option(
         False,
         help="write a shape that the class refuses as another class that computes the same",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..architectures.binding import Binding
-from ..architectures.description import DIMENSIONS, ROWS
+from ..architectures.description import DIMENSIONS, EXPERTS, ROWS
 from ..architectures.shape_check import check_shape
 from ..core.limits import check_lengths
 from ..errors import ShapeError
@@ -59,6 +59,8 @@ def resolve_shape(
     if options.merge_key_value_heads:
         _check_merge(binding, options)
         requested.setdefault("num_attention_heads", binding.shape["num_attention_heads"])
+    if options.merge_experts and EXPERTS not in binding.shape:
+        raise ShapeError(f"merge_experts is for mixtures of experts, and {binding.description.model_type} has none")
     check_shape(binding, requested, allow_class_change=options.allow_class_change)
     if ROWS in requested and rows is not None:
         rows.check(requested[ROWS])
@@ -100,7 +102,9 @@ def resolve_shape(
             with suppress(ShapeError):
                 shapes.insert(0, solve(binding, target, requested, multiple, **how))
         limit = _ACCEPTED_DAMAGE * min(damage(shape, binding.shape, rows) for shape in shapes)
-        return next(shape for shape in shapes if damage(shape, binding.shape, rows) <= limit)
+        found = next(shape for shape in shapes if damage(shape, binding.shape, rows) <= limit)
+        _check_experts_dropped(binding, options, found)
+        return found
     shape = complete_shape(binding, requested)
     group = binding.shape["num_attention_heads"] // binding.shape["num_key_value_heads"]
     if not options.merge_key_value_heads and shape["num_attention_heads"] > shape["num_key_value_heads"] * group:
@@ -110,6 +114,7 @@ def resolve_shape(
         )
     if shape == binding.shape and not removed:
         raise ShapeError("the requested shape is the model's own; nothing would change")
+    _check_experts_dropped(binding, options, shape)
     runtime.check(shape)
     return shape
 
@@ -158,6 +163,14 @@ def complete_shape(binding: Binding, shape: Mapping[str, int]) -> dict[str, int]
     """Return a shape with all dimensions; query heads follow their KV groups unless they are given."""
     sizes = binding.resized(shape)
     return {key: sizes[DIMENSIONS[key]] for key in binding.shape}
+
+
+def _check_experts_dropped(binding: Binding, options: ShapeOptions, shape: Mapping[str, int]) -> None:
+    if options.merge_experts and shape[EXPERTS] == binding.shape[EXPERTS]:
+        raise ShapeError(
+            f"merge_experts merges the experts that are dropped, and this shape retains all {shape[EXPERTS]}; request "
+            f"fewer with {EXPERTS}, or with a target prune={EXPERTS}"
+        )
 
 
 def _check_merge(binding: Binding, options: ShapeOptions) -> None:

@@ -17,6 +17,7 @@ from ..architectures.layer_patterns import check_pattern, examples
 from ..architectures.model_class import parse_config
 from ..checkpoint.source import Source
 from ..report.plan import Choice, Plan
+from .expert_merging import INEXACT, merge_dropped
 from .options import ShapeOptions
 from .protection import first_reason, removable_layers
 from .row_choices import RowChoices
@@ -121,7 +122,9 @@ def plan(
         options: The requested shape or target, and which layers are protected.
         shape: The complete new shape, from `check_shape`.
         scores: Config key to importance: shape (layers,) for `num_hidden_layers`, (layers, units) for the others; and
-            `key_value_similarity`, shape (layers, heads, heads), to merge by. Only dimensions that change are needed.
+            `key_value_similarity`, shape (layers, heads, heads), or `expert_similarity`, shape (layers, experts,
+            experts), and `expert_frequency`, shape (layers, experts), to merge by. Only dimensions that change are
+            needed.
         choice: How the scores were computed; the plan records it.
         layers: The retained layers, where removals were measured to choose them; None retains the highest scored.
         name: What the plan calls the model; None takes the source's own name.
@@ -145,6 +148,12 @@ def plan(
     counts = binding.layer_parameters(binding.resized(shape))
     edited = edit_config(source.raw_config, source.config, binding, shape, layers)
     experts = _choose_experts(binding, shape, layers, scores)
+    merged = None
+    if options.merge_experts:
+        alike, picked = scores["expert_similarity"], scores["expert_frequency"]
+        merged = tuple(
+            merge_dropped(row, alike[layer], picked[layer]) for layer, row in zip(layers, experts[EXPERTS], strict=True)
+        )
     runtime.check_layers(shape, layers, text_config(parse_config(edited)))
     return Plan(
         model=source.display_name if name is None else name,
@@ -163,7 +172,8 @@ def plan(
         new_num_parameters=binding.outer_parameters(binding.resized(shape)) + sum(counts[layer] for layer in layers),
         choice=choice,
         merges=merges,
-        inexact=tuple(binding.inexact(shape)),
+        inexact=(*binding.inexact(shape), *([] if merged is None else [INEXACT])),
+        expert_merges=merged,
     )
 
 

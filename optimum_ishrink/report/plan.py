@@ -58,6 +58,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class ExpertMerge:
+    """The experts that one retained expert is made of.
+
+    Args:
+        experts: The retained expert, and after it those that are merged into it, ascending.
+        shares: The weight of each in the mean, in the same order: how often the router picked it, as a share of how
+            often it picked any of them. They add up to 1.
+    """
+
+    experts: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which layers and units are retained. Pure arithmetic: it does not depend on the weights.
 
@@ -81,6 +95,8 @@ class Plan:
         vocabulary: Which rows of the vocabulary stay; None when all do.
         tied_head: How far the head is from the embedding, where quantisation explains it although the config does not
             tie the two, and whether it is tied now; None for other models.
+        expert_merges: In each layer of `layers`, what each retained expert is made of, none in a layer that has no
+            experts; None when experts are not merged.
     """
 
     model: str
@@ -98,6 +114,7 @@ class Plan:
     inexact: tuple[str, ...] = ()
     vocabulary: VocabularyRecord | None = rare_entry()  # noqa: RUF009 - a field
     tied_head: HeadRecord | None = rare_entry()  # noqa: RUF009 - a field
+    expert_merges: tuple[tuple[ExpertMerge, ...], ...] | None = rare_entry()  # noqa: RUF009 - a field
 
     @property
     def removed_share(self) -> float:

@@ -38,6 +38,8 @@ def shape_rows(plan: Plan) -> list[Row]:
         elif key == "num_experts":
             some = f"{before - after} expert{'s' if before - after > 1 else ''}"
             what = f"{some} of each layer that has any ({1 - after / before:.1%})"
+            if plan.expert_merges is not None:
+                what += ", merged into those that stay"
         elif key == "num_experts_per_tok":
             what = f"every token is routed to {before - after} fewer"
         elif key == "vocab_size":
@@ -77,6 +79,9 @@ def layer_rows(plan: Plan) -> list[Row]:
 def _removed_experts(plan: Plan, position: int) -> str:
     if "num_experts" in plan.units and not plan.units["num_experts"][position]:
         return "has none"
+    if plan.expert_merges is not None:
+        groups = [merge.experts for merge in plan.expert_merges[position] if len(merge.experts) > 1]
+        return "merged " + ", ".join("+".join(map(str, experts)) for experts in groups)
     return spans(_removed(plan, "num_experts", position)) or "none"
 
 

@@ -139,7 +139,7 @@ def _check(
             f"a search chooses the shape itself; leave out {', '.join(config.shape)}, or name what may change with "
             "prune"
         )
-    if EXPERTS in (config.prune or ()):
+    if EXPERTS in (config.prune or ()) or config.merge_experts:
         raise RequestError(
             "a search does not drop experts yet; drop them with `ishrink shrink --num-experts N` first, and search "
             "what that made"

@@ -25,6 +25,7 @@ from ..checkpoint.writing import (
 from ..core.scratch import Scratch
 from ..errors import VerificationError
 from ..report.plan import Plan
+from .expert_merge import ExpertMerger
 from .units import Merges, merge_tensor, retained_units
 
 
@@ -37,6 +38,10 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         plan: The plan.
     """
     position = {layer: i for i, layer in enumerate(plan.layers)}
+    mergers = {
+        layer: ExpertMerger(lambda name: read_tensor(tensors[name]), binding, layer, merged)
+        for layer, merged in zip(plan.layers, plan.expert_merges or (), strict=False)
+    }
     outgoing = []
     new_sizes = binding.resized(plan.new_shape)
     scratch = Scratch()  # every tensor is written before the next one is made
@@ -52,14 +57,16 @@ def outgoing_tensors(tensors: Mapping[str, TensorInfo], binding: Binding, plan: 
         if is_dropped(bound, retained):
             continue
         merges = plan.merges[position[bound.layer]] if plan.merges is not None and bound.layer is not None else None
-        whole = not any(bound.counts(size) for size in retained)
+        merger = None if bound.layer is None else mergers.get(bound.layer)
+        merger = merger if merger is not None and merger.changes(bound) else None
+        whole = merger is None and not any(bound.counts(size) for size in retained)
         shape = source.shape if whole else tuple(axis_length(axis, new_sizes) for axis in bound.axes)
         named = replace(bound, name=source.stored_as or bound.name)
         name = named.name if bound.layer is None else new_name(named, position[bound.layer], retained)
         if whole:
             outgoing.append(OutgoingTensor(name, source.dtype, shape, source=source))
         else:
-            make = partial(_cut, scratch, source, bound, binding.sizes, retained, merges)
+            make = partial(_cut, scratch, source, bound, binding.sizes, retained, merges, merger)
             outgoing.append(OutgoingTensor(name, source.dtype, shape, make=make))
     return outgoing
 
@@ -71,7 +78,10 @@ def _cut(
     sizes: Mapping[str, int],
     retained: Keep,
     merges: Merges | None,
+    merger: ExpertMerger | None,
 ) -> torch.Tensor:
+    if merger is not None:
+        return slice_tensor(merger(bound), bound, sizes, retained)
     if merges is not None:
         return merge_tensor(read_tensor(source, scratch), bound, sizes, retained, merges)
     return slice_tensor(read_tensor(source, scratch), bound, sizes, retained, scratch)

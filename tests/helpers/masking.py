@@ -12,6 +12,7 @@ import torch
 from optimum_ishrink.architectures.binding import Binding, BoundTensor
 from optimum_ishrink.architectures.slicing import zero_removed
 from optimum_ishrink.report.plan import Plan
+from optimum_ishrink.surgery.expert_merge import ExpertMerger
 from optimum_ishrink.surgery.units import Merges, merge_tensor, retained_units
 
 
@@ -39,6 +40,11 @@ def masked_state(binding: Binding, plan: Plan, state: Mapping[str, torch.Tensor]
             if plan.merges is not None:
                 tensor = _spread_means(tensor, bound, binding.sizes, plan.merges[position[bound.layer]])
                 retained = {size: units for size, units in retained.items() if size != "kv"}
+            if plan.expert_merges is not None:
+                merger = ExpertMerger(
+                    lambda name: state[name].clone(), binding, bound.layer, plan.expert_merges[position[bound.layer]]
+                )
+                tensor = merger(bound) if merger.changes(bound) else tensor
             masked[name] = zero_removed(tensor, bound, binding.sizes, retained)
     return masked
 
