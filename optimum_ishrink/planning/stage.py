@@ -152,7 +152,8 @@ def plan(
     if options.merge_experts:
         alike, picked = scores["expert_similarity"], scores["expert_frequency"]
         merged = tuple(
-            merge_dropped(row, alike[layer], picked[layer]) for layer, row in zip(layers, experts[EXPERTS], strict=True)
+            merge_dropped(row, alike[layer], picked[layer])
+            for layer, row in zip(layers, experts[EXPERTS], strict=True)
         )
     runtime.check_layers(shape, layers, text_config(parse_config(edited)))
     return Plan(

@@ -86,9 +86,7 @@ class ExpertMerger:
             whole[expert] = mean
         return whole
 
-    def _mean(
-        self, bound: BoundTensor, merge: ExpertMerge, part: Callable[[int], torch.Tensor]
-    ) -> torch.Tensor:
+    def _mean(self, bound: BoundTensor, merge: ExpertMerge, part: Callable[[int], torch.Tensor]) -> torch.Tensor:
         """Return the mean of one tensor over the experts of a group."""
         own = part(merge.experts[0])
         first = own.to(torch.promote_types(own.dtype, torch.float32))
@@ -141,9 +139,7 @@ def _neurons(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int])
     return tensor.movedim(dim, 0)[positions].flatten(1).float()
 
 
-def _reorder(
-    tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], order: torch.Tensor
-) -> torch.Tensor:
+def _reorder(tensor: torch.Tensor, bound: BoundTensor, sizes: Mapping[str, int], order: torch.Tensor) -> torch.Tensor:
     """Return one expert's tensor with its neurons in another order: the new neuron `i` is the old one `order[i]`."""
     found = _axis_of_neurons(bound, sizes)
     if found is None:  # a bias of the output

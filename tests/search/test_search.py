@@ -202,6 +202,10 @@ def test_requests_that_cannot_be_met_are_refused_before_any_work(
         RequestError, match="does not drop experts yet; drop them with `ishrink shrink --num-experts N`"
     ):
         search(base_source, tmp_path / "out", text_file, target="bytes=-10%", prune=["num_experts"])
+    with pytest.raises(
+        RequestError, match="does not drop experts yet; drop them with `ishrink shrink --num-experts N`"
+    ):
+        search(base_source, tmp_path / "out", text_file, target="bytes=-10%", merge_experts=True)
 
 
 @pytest.mark.slow
