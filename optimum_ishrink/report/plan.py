@@ -114,7 +114,7 @@ class Plan:
     inexact: tuple[str, ...] = ()
     vocabulary: VocabularyRecord | None = rare_entry()  # noqa: RUF009 - a field
     tied_head: HeadRecord | None = rare_entry()  # noqa: RUF009 - a field
-    expert_merges: tuple[tuple[ExpertMerge, ...], ...] | None = rare_entry()  # noqa: RUF009 - a field
+    expert_merges: tuple[tuple[ExpertMerge, ...], ...] | None = rare_entry()
 
     @property
     def removed_share(self) -> float:

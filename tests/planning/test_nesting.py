@@ -15,7 +15,7 @@ from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.importance.layer_selection import choose_greedily, spans_with
 from optimum_ishrink.pipeline import cutting
 from optimum_ishrink.planning.nesting import confined_scores, is_nested, removed_layers
-from optimum_ishrink.report.plan import Choice, Plan
+from optimum_ishrink.report.plan import Choice, ExpertMerge, Plan
 from optimum_ishrink.report.vocabulary import VocabularyRecord, row_spans
 from optimum_ishrink.search.making import Maker
 from optimum_ishrink.text.calibration import Calibration
@@ -58,6 +58,7 @@ def test_models_are_nested_in_every_dimension() -> None:
         replace(smaller, vocabulary=None),
         replace(smaller, vocabulary=VocabularyRecord("0-8", 9, 9)),
         replace(smaller, merges=(((0, 1),), ((0, 1),))),
+        replace(smaller, expert_merges=((ExpertMerge((0,), (1.0,)),),) * 2),
     ):
         assert not is_nested(larger, other)
     whole = replace(larger, units={"intermediate_size": (tuple(range(6)),) * 3})
