@@ -11,7 +11,7 @@ import torch
 
 from ..core.processes import from_main_process, is_main_process
 from ..errors import DataError
-from ..modeling.image_features import images_in
+from .image_features import images_in
 from .image_rows import images_digest
 from .image_windows import image_windows
 from .options import CalibrationOptions

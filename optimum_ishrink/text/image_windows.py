@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import DataError
-from ..modeling.image_features import check_order, encode_images
+from .image_features import check_order, encode_images
 from .image_rows import ImageRow
 from .sources import TextSource
 from .windows import beginning

@@ -10,8 +10,8 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.errors import DataError
 from optimum_ishrink.importance.batches import Batch
 from optimum_ishrink.importance.engine import backward
-from optimum_ishrink.modeling.image_features import check_order, encode_images, images_in
 from optimum_ishrink.modeling.layerwise import enter_layers
+from optimum_ishrink.text.image_features import check_order, encode_images, images_in
 from tests.helpers.tiny_composites import CASES, composite_config, composite_model, image_question
 
 READ = [(name, variant) for name, variant in CASES if composites()[name].text_only is None]

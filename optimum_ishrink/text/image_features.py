@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from .base import base_of
 
 
 def encode_images(model: Any, inputs: Mapping[str, torch.Tensor], first: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,8 +57,8 @@ def check_order(model: Any, inputs: Mapping[str, torch.Tensor], name: str) -> No
     """
     ids, features = encode_images(model, inputs, 0)
     wanted = _run(model, inputs)[2].float()
-    with torch.no_grad(), images_in(model, features):
-        found = base_of(model)(input_ids=ids[None].to(model.device), use_cache=False).last_hidden_state.float()
+    with images_in(model, features):
+        found = _run(model, {"input_ids": ids[None]})[2].float()
     # An image that is read otherwise changes far more than rounding does.
     limit = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
     if not (found - wanted).norm() <= limit * wanted.norm():
@@ -108,14 +107,14 @@ def _run(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, 
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
     }
-    seen: dict[str, Any] = {}
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def enter(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
-        seen.update(kwargs)
+    def leave(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        seen.append((kwargs["inputs_embeds"], output.last_hidden_state))
 
-    handle = base_of(model).get_decoder().register_forward_pre_hook(enter, with_kwargs=True)
+    handle = model.get_decoder().register_forward_hook(leave, with_kwargs=True)
     try:
-        output = base_of(model)(**given, use_cache=False)
+        model(**given, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
-    return given["input_ids"].clone(), seen["inputs_embeds"], output.last_hidden_state
+    return given["input_ids"].clone(), *seen[0]
