@@ -25,7 +25,7 @@ from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.progress import note, progress_bar
 from ..evaluation.environment import environment
 from ..evaluation.harness import evaluate_tasks, open_tasks
-from ..importance.stage import reads_text, score
+from ..importance.stage import check_calibration, reads_text, score
 from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis, SparsityLevel
 from ..report.files import ANALYSIS_FILE
@@ -104,8 +104,9 @@ def analyze(
     """
     run = _Run(session, config, options, Calibration(config, session))
     source = session.source
-    for text in (*run.texts, *run.calibration.sources):
+    for text in run.texts:
         text.check()
+    check_calibration(run.calibration, source)
     partial_folder = None
     if output is not None:
         check_output(output, overwrite)

@@ -63,6 +63,7 @@ class Composite:
         attention: Implementation of the decoder's attention to run it with; None for the usual one. A class may leave
             out the mask of a text without an image, and the usual one then reads it in both directions.
         ignored: Names of stored tensors that are not parameters, with `*` for indices.
+        text_only: Why it is calibrated on text alone; None where rows with images are read as well.
         refused: Why models of this type cannot be cut; None where they can.
     """
 
@@ -75,6 +76,7 @@ class Composite:
     first_layers: FirstLayers | None = None
     attention: str | None = None
     ignored: tuple[str, ...] = ()
+    text_only: str | None = None
     refused: str | None = None
 
     @classmethod
@@ -101,6 +103,7 @@ class Composite:
                 first_layers=first and FirstLayers(**first),
                 attention=data.get("attention"),
                 ignored=tuple(data.get("ignored", ())),
+                text_only=data.get("text_only"),
                 refused=data.get("refused"),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -265,6 +268,26 @@ def check_alone(raw: Mapping[str, Any], name: str, what: str, instead: str) -> N
     if raw.get("model_type") in composites():
         raise RequestError(
             f"{what} takes a text decoder alone, and {name} ({raw['model_type']}) has other parts; {instead}"
+        )
+
+
+def check_reads_images(raw: Mapping[str, Any], name: str) -> None:
+    """Check that a model can be calibrated on rows with images.
+
+    Args:
+        raw: The contents of its config.json.
+        name: What it is called.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    composite = composites().get(str(raw.get("model_type")))
+    if composite is None:
+        raise RequestError(f"{name} reads text alone, and the calibration has images; give rows of text")
+    if composite.text_only is not None:
+        raise RequestError(
+            f"{name} ({composite.model_type}) cannot be calibrated on rows with images: {composite.text_only}; "
+            "give rows of text"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from ..architectures.composite import loading_options
 from ..architectures.model_class import auto_class
@@ -32,6 +32,24 @@ def load_tokenizer(folder: Path) -> Any:
     except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"{folder} holds no usable tokenizer ({reason})") from None
+
+
+def load_processor(folder: Path) -> Any:
+    """Load a checkpoint folder's processor of images and text.
+
+    Raises:
+        SourceError: The folder holds none, or it needs a package that is not installed.
+    """
+    try:
+        found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except _UNUSABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{folder} holds no usable processor of images ({reason})") from None
+    if getattr(found, "image_processor", None) is None:  # the auto class falls back on the tokenizer
+        raise SourceError(
+            f"{folder} holds no processor of images; add the base's processor files, or calibrate on text"
+        )
+    return found
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

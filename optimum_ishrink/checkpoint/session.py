@@ -11,6 +11,7 @@ from ..core.device import resolve_device, resolve_dtype
 from ..core.limits import check_tokens
 from ..core.processes import connect
 from ..options.run import RunOptions
+from .loading import load_processor
 from .source import Source
 
 
@@ -48,6 +49,11 @@ class Session:
     def tokenizer(self) -> Any:
         """The source's tokenizer."""
         return self.source.load_tokenizer()
+
+    @cached_property
+    def processor(self) -> Any:
+        """The source's processor of images and text."""
+        return load_processor(self.source.folder)
 
     def check_tokens(self, ids: torch.Tensor, label: str) -> None:
         """Check that the model has an embedding for every token of a text.

@@ -16,8 +16,8 @@ class Batch:
     """Some windows on the model's device.
 
     Args:
-        input_ids: Token ids, shape (windows, length).
-        mask: 1 for text and 0 for padding, the same shape.
+        input_ids: Token ids, shape (windows, length). Those of image features are negative.
+        mask: 1 for text and images and 0 for padding, the same shape.
         number: Its index among the batches of all processes.
     """
 
@@ -42,8 +42,14 @@ class Batch:
 
     @cached_property
     def predicted(self) -> torch.Tensor:
-        """Where the next token is text as well: bool, shape (windows, length - 1)."""
-        return (self.mask[:, 1:] * self.mask[:, :-1]).bool()
+        """Where the next token is text as well: bool, shape (windows, length - 1). A part of an image is no text."""
+        return (self.mask[:, 1:] * self.mask[:, :-1]).bool() & (self.input_ids[:, 1:] >= 0)
+
+    @cached_property
+    def drawn(self) -> torch.Tensor:
+        """1 where a next token can be drawn from the model, the shape of `mask`: not where an image follows."""
+        follows = torch.cat([self.input_ids[:, 1:], self.input_ids[:, -1:]], dim=1)
+        return self.mask * (follows >= 0)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def backward(model: Any, batch: Batch, *, seed: int | None) -> float:
     output = base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
     head = Head(model)
     labels = torch.zeros_like(batch.input_ids)
-    labels[:, :-1] = batch.input_ids[:, 1:]
-    counted = batch.mask.clone() if seed is not None else torch.zeros_like(batch.mask)
+    labels[:, :-1] = batch.input_ids[:, 1:].clamp(min=0)  # of a part of an image no loss is counted
+    counted = batch.drawn.clone() if seed is not None else torch.zeros_like(batch.mask)
     share = 1.0
     level = torch.empty(0)
     if seed is None:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from ..architectures.binding import Binding
+from ..architectures.composite import check_reads_images
 from ..architectures.description import EXPERTS, LAYERS, ROWS, TOP_K
 from ..architectures.layer_order import LayerRule
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
+from ..checkpoint.source import Source
 from ..core.cache import cache_folder
 from ..core.device import dtype_name
 from ..core.digest import tensor_digest
@@ -66,6 +68,23 @@ def score(
     return {key: scores[key] for key in keys}
 
 
+def check_calibration(calibration: Calibration, source: Source) -> None:
+    """Check that the calibration text can be read, and that the model reads its images, where it has any.
+
+    Args:
+        calibration: The text.
+        source: The model.
+
+    Raises:
+        DataError: A source cannot be read, or an image is missing.
+        RequestError: There are images, and the model cannot be calibrated on them.
+    """
+    if calibration.has_images:
+        check_reads_images(source.raw_config, source.display_name)
+    for text in calibration.sources:
+        text.check(images=True)
+
+
 def _criterion_of(options: ImportanceOptions, key: str) -> Criterion:
     """Return the criterion that scores a dimension."""
     if key == LAYERS:
@@ -113,20 +132,21 @@ def _compute(
     rest = tuple(key for key in missing if key not in scores)
     if rest:
         units = any(key in _UNITS for key in rest)
-        scores.update(
-            score_model(
-                session.model,
-                source.binding,
-                calibration.windows[: options.importance_samples],
-                UNIT_CRITERIA[options.importance] if units else None,
-                criteria[LAYERS] if LAYERS in rest else None,
-                rest,
-                expert_criterion=criteria[EXPERTS] if EXPERTS in rest else None,
-                batch_size=options.batch_size,
-                group_size=size,
-                seed=options.seed,
+        with calibration.shown_to(session.model):
+            scores.update(
+                score_model(
+                    session.model,
+                    source.binding,
+                    calibration.windows[: options.importance_samples],
+                    UNIT_CRITERIA[options.importance] if units else None,
+                    criteria[LAYERS] if LAYERS in rest else None,
+                    rest,
+                    expert_criterion=criteria[EXPERTS] if EXPERTS in rest else None,
+                    batch_size=options.batch_size,
+                    group_size=size,
+                    seed=options.seed,
+                )
             )
-        )
     return scores
 
 
@@ -154,6 +174,7 @@ class _RunCache:
         return {
             **({"begins_with": begins_with} if begins_with else {}),
             "calibration": [mark or source.text for mark, source in zip(prints, sources, strict=True)],
+            **({"images": self.calibration.images_digest} if self.calibration.has_images else {}),
             "calibration_samples": options.calibration_samples,
             "calibration_length": options.calibration_length,
             "importance_samples": min(options.importance_samples, options.calibration_samples),
@@ -234,7 +255,8 @@ def select_layers(
     def measure(spans: Sequence[tuple[int, int]], without: tuple[int, ...] = ()) -> torch.Tensor:
         windows = calibration.windows[: options.importance_samples]
         batches = Batches(windows, None, options.batch_size, session.model.device)
-        return score_spans(session.model, binding, batches, criterion, spans, without)
+        with calibration.shown_to(session.model):
+            return score_spans(session.model, binding, batches, criterion, spans, without)
 
     if options.layer_selection == "greedy":
 

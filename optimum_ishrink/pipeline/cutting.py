@@ -7,8 +7,9 @@ from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
 from ..core.limits import check_lengths
 from ..core.processes import process_count
+from ..errors import RequestError
 from ..importance.expert_outputs import compare_experts
-from ..importance.stage import reads_text, score, scored_dimensions, select_layers, used_criteria
+from ..importance.stage import check_calibration, reads_text, score, scored_dimensions, select_layers, used_criteria
 from ..importance.weights import key_value_similarity
 from ..planning.nesting import confined_scores, removed_layers
 from ..planning.runtime_check import RuntimeCheck
@@ -20,6 +21,7 @@ from ..report.scores import write_scores
 from ..surgery.stage import check_compensation, cut, repair
 from ..text.calibration import Calibration
 from .job import Job
+from .row_request import may_change_rows
 from .trimming import Trim, choose_rows, find_vocabulary, of_whole
 from .tying import before_cut, find_head
 
@@ -27,14 +29,18 @@ from .tying import before_cut, find_head
 def check_cut(job: Job) -> None:
     """Check the shape, the calibration text, the model's limits and the weight files."""
     whole = job.session.source
+    check_calibration(job.calibration, whole)
+    if job.calibration.has_images and may_change_rows(whole.binding, job.config):
+        raise RequestError(
+            "rows with images are written by the base's processor, in tokens that a cut vocabulary may not have; "
+            "calibrate on text, or leave the vocabulary as it is (for a target: --prune without vocab_size)"
+        )
     found = find_vocabulary(whole, job.config, job.vocabulary)
     job.vocabulary, rows = (None, None) if found is None else found
     source, removed = before_cut(whole, job.config)
     job.shape = check_shape(source, job.config, rows, removed)
     if job.cuts_units:
         check_compensation(job.config, source.binding)
-    for text in job.calibration.sources:
-        text.check()
     whole.check()
     if _reads_calibration(job):
         check_lengths(whole.config, whole.display_name, calibration_length=job.config.calibration_length)

@@ -82,16 +82,17 @@ def repair(
     def write(name: str, weight: torch.Tensor) -> None:
         overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
 
-    repairs = compensate(
-        session.model,
-        binding,
-        plan,
-        calibration.windows,
-        write,
-        kinds=calibration.kinds,
-        cut_model=_cut_model(session, binding, plan, folder),
-        batch_size=options.batch_size,
-    )
+    with calibration.shown_to(session.model):
+        repairs = compensate(
+            session.model,
+            binding,
+            plan,
+            calibration.windows,
+            write,
+            kinds=calibration.kinds,
+            cut_model=_cut_model(session, binding, plan, folder),
+            batch_size=options.batch_size,
+        )
     return CompensationRecord("ridge", tuple(repairs))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ import torch
 
 from ..core.processes import from_main_process, is_main_process
 from ..errors import DataError
+from .image_features import images_in
+from .image_rows import images_digest
+from .image_windows import image_windows
 from .options import CalibrationOptions
 from .sampling import sample_text
 from .sources import TextSource, equal_shares, parse_sources, source_identity, windows_per_source
@@ -26,6 +30,10 @@ class ModelAndTokenizer(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
+
+    @property
+    def processor(self) -> Any:
+        """Its processor of images and text, for rows with images."""
 
     def check_tokens(self, ids: torch.Tensor, label: str) -> None:
         """Check that the model has an embedding for every token."""
@@ -51,9 +59,56 @@ class Calibration:
 
     @cached_property
     def windows(self) -> torch.Tensor:
-        """Token ids, int64, shape (`calibration_samples`, `calibration_length`), in random order."""
+        """Token ids, int64, shape (`calibration_samples`, `calibration_length`), in random order.
+
+        Negative ones are image features: number n has the id -1 - n.
+        """
+        return self._drawn[0]
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """The features of images, shape (features, hidden); None where no source has images."""
+        return self._drawn[1]
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether a source has images."""
+        return any(source.has_images for source in self.sources)
+
+    @cached_property
+    def images_digest(self) -> list[str]:
+        """A hash of the images of each source that has any."""
+        return [images_digest(source.image_rows()) for source in self.sources if source.has_images]
+
+    @contextmanager
+    def shown_to(self, model: Any) -> Iterator[None]:
+        """Let a model read the windows, and the images in them.
+
+        Args:
+            model: The model.
+        """
+        with images_in(model, self.features if self.has_images else None):
+            yield
+
+    @cached_property
+    def _drawn(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not is_main_process():
             return from_main_process(None)  # type: ignore[no-any-return]
+        features: list[torch.Tensor] = []
+
+        def with_images(source: TextSource, share: int) -> torch.Tensor:
+            found = image_windows(
+                source,
+                self._loaded.model,
+                self._loaded.processor,
+                length=self.options.calibration_length,
+                count=share,
+                seed=self.options.seed,
+                first=sum(map(len, features)),
+            )
+            features.append(found.features)
+            return found.ids
+
         drawn = calibration_windows(
             self.sources,
             self._loaded.model,
@@ -62,9 +117,10 @@ class Calibration:
             length=self.options.calibration_length,
             seed=self.options.seed,
             sampled=self.sampled_documents if self._whole is not None else None,
+            with_images=with_images,
         )
-        self._loaded.check_tokens(drawn, ", ".join(source.label for source in self.sources))
-        return from_main_process(drawn)  # type: ignore[no-any-return]
+        self._loaded.check_tokens(drawn.clamp(min=0), ", ".join(source.label for source in self.sources))
+        return from_main_process((drawn, torch.cat(features) if features else None))  # type: ignore[no-any-return]
 
     @cached_property
     def sampled(self) -> torch.Tensor | None:
@@ -110,6 +166,7 @@ def calibration_windows(
     length: int,
     seed: int,
     sampled: Sequence[str] | None = None,
+    with_images: Callable[[TextSource, int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return calibration windows, mixed from the sources in equal shares.
 
@@ -121,6 +178,7 @@ def calibration_windows(
         length: Tokens in a window.
         seed: Seed of the draw.
         sampled: Documents that stand for `self`; None to sample them from the model.
+        with_images: Returns so many windows of a source whose rows have images; None where none has.
 
     Returns:
         Token ids, int64, shape (samples, length).
@@ -134,6 +192,8 @@ def calibration_windows(
     for source, share in windows_per_source(sources, samples):
         if source.is_self and sampled is None:
             parts.append(sample_text(model, tokenizer, length, share, seed=seed).input_ids)
+        elif with_images is not None and source.has_images:
+            parts.append(with_images(source, share))
         else:
             documents = sampled if source.is_self and sampled is not None else source.documents()
             parts.append(token_windows(documents, tokenizer, length, share, seed=seed, label=source.label))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from .rows import Row, read_row
+
+IMAGE_KEYS = ("image", "images")
+"""Keys of the images of a row: the path of one, or a list of paths."""
 
 _BLOCK = 32_768
 """Characters of a plain text file that form one document when documents are drawn in random order."""
@@ -94,7 +97,9 @@ def _json_rows(lines: Iterator[tuple[int, str]], path: Path) -> Iterator[Row]:
         written = line.lstrip("\ufeff")
         if written.strip():
             place = f"{path} line {number}"
-            yield read_row(_parsed(written, place), place=place)
+            row = _parsed(written, place)
+            with_image = isinstance(row, Mapping) and any(row.get(key) is not None for key in IMAGE_KEYS)
+            yield Row(place=place, with_image=row) if with_image else read_row(row, place=place)
 
 
 def _parsed(line: str, place: str) -> Any:

@@ -22,7 +22,8 @@ class CalibrationOptions(RunOptions):
         path="text",
         help=f"text to calibrate on: {SOURCES}",
         doc="Text sources to calibrate on, mixed in equal shares: `self` (sampled from the model), a .txt or .jsonl "
-        "file, or a Hub data set. `self` is the default because it needs neither data nor a network.",
+        "file, or a Hub data set. `self` is the default because it needs neither data nor a network. The rows of a "
+        ".jsonl file may have an `image` each, for the decoder of a vision-language model.",
     )
     calibration_samples: int = option(64, metavar="N", help="windows of calibration text")
     calibration_length: int = option(256, ge=2, metavar="N", help="tokens in each calibration window")

@@ -28,18 +28,21 @@ class Row:
         pieces: Its text, each piece an answer or not; none in a conversation, or where the row is blank.
         conversation: Its conversation, or None.
         place: Where it stands, for messages.
+        with_image: The row as it was written, where it has an image beside its text; else None.
     """
 
     pieces: tuple[Segment, ...] = ()
     conversation: Conversation | None = None
     place: str = "the row"
+    with_image: Mapping[str, Any] | None = None
 
     def text(self) -> str:
         """Return the row as plain text: a conversation is one turn a line, each `role: content`.
 
         Raises:
-            DataError: The text holds half a character.
+            DataError: The text holds half a character, or belongs to an image.
         """
+        self._check_alone()
         plain = "".join(text for text, _ in self.pieces) if self.conversation is None else self.conversation.plain()
         return self._whole(plain)
 
@@ -54,8 +57,9 @@ class Row:
 
         Raises:
             DataError: The template refuses the conversation, answers cannot be told from the rest, or the text holds
-                half a character.
+                half a character, or belongs to an image.
         """
+        self._check_alone()
         pieces = self.pieces
         if self.conversation is not None:
             try:
@@ -63,6 +67,13 @@ class Row:
             except DataError as error:
                 raise DataError(f"{self.place} {error}") from None
         return [(self._whole(text), answer) for text, answer in pieces if text.strip()]
+
+    def _check_alone(self) -> None:
+        if self.with_image is not None:
+            raise DataError(
+                f"{self.place} has an image, which only --calibration reads, and only for a vision-language model; "
+                "leave the image out to read the text alone"
+            )
 
     def _whole(self, text: str) -> str:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import DataError
 from .files import file_rows, unreadable
+from .image_rows import ImageRow, read_image_row
 from .rows import NoSuchForm, Row, read_row
 
 SELF = "self"
@@ -74,14 +75,41 @@ class TextSource:
             raise self._empty()
         return chain([first], written)
 
-    def check(self) -> None:
-        """Read the first document of a local source, so that an unreadable one is found before any long work.
+    @property
+    def has_images(self) -> bool:
+        """Whether it is a .jsonl file whose first row has an image.
 
         Raises:
-            DataError: The file is missing, unreadable, empty or malformed, or the source is a folder.
+            DataError: The file is missing, unreadable, empty or malformed.
         """
-        if self.path is not None or self.is_folder:
+        if self.path is None or self.path.suffix != ".jsonl":
+            return False
+        return next(iter(self.rows())).with_image is not None
+
+    def check(self, *, images: bool = False) -> None:
+        """Read the first document of a local source, so that an unreadable one is found before any long work.
+
+        Args:
+            images: Whether rows may have images. Then all rows are read, and all images have to be there.
+
+        Raises:
+            DataError: The file is missing, unreadable, empty or malformed, the source is a folder, or an image is
+                missing.
+        """
+        if images and self.has_images:
+            for row in self.image_rows():
+                row.check()
+        elif self.path is not None or self.is_folder:
             next(iter(self.documents()))
+
+    def image_rows(self) -> Iterator[ImageRow]:
+        """Yield the rows of a .jsonl file whose rows have images.
+
+        Raises:
+            DataError: A row has no image, or is malformed.
+        """
+        assert self.path is not None, "only files have rows with images"
+        return (read_image_row(row, self.path.parent) for row in self.rows())
 
     def rows(self) -> Iterator[Row]:
         """Return the rows of a .jsonl file or a Hub data set.
