@@ -25,16 +25,20 @@ HYBRIDS, LATENT, MIXTURES, DENSE = "Hybrids", "Latent attention", "Mixtures of e
 GROUPS = {
     DENSE: "All layers have attention and one MLP.",
     MIXTURES: "A router sends each token to some of many MLPs. Neurons are those of an expert.",
-    HYBRIDS: "Beside attention, or in its place, layers have a recurrent state or a convolution, which stays as it is.",
+    HYBRIDS: "Beside attention or in its place, layers have a recurrent state or a convolution, which stays as it is.",
     LATENT: "Keys and values are kept as one short vector a token. A KV group is one head, with its query.",
 }
 
 OTHERS: dict[tuple[str, ...], str] = {
-    ("zamba2",): "its hybrid layers run one transformer block in common, with adapters of their own that are numbered by "
+    (
+        "zamba2",
+    ): "its hybrid layers run one transformer block in common, with adapters of their own that are numbered by "
     "the position among the hybrid layers: a removed layer renumbers the adapters of all behind it",
     ("hrm_text",): "two stacks of layers run in cycles, each many times for a token, so that num_hidden_layers counts "
     "passes and no layer can be removed from one pass alone",
-    ("jetmoe",): "one config key, num_local_experts, counts the experts of attention and of the MLP, which are not the "
+    (
+        "jetmoe",
+    ): "one config key, num_local_experts, counts the experts of attention and of the MLP, which are not the "
     "same experts",
     ("bert", "roberta", "electra", "xlnet", "..."): "encoders, also where transformers has a causal class for them: "
     "their models are not trained to write text",
@@ -42,7 +46,9 @@ OTHERS: dict[tuple[str, ...], str] = {
 }
 """Causal classes of transformers that are not described, and why."""
 
-UNTESTED = {"gemma3n": "its vision tower is a model of timm, which the tests do without, so that no cut of it is proved"}
+UNTESTED = {
+    "gemma3n": "its vision tower is a model of timm, which the tests do without, so that no cut of it is proved"
+}
 """Composites whose cuts no test proves."""
 
 
@@ -103,7 +109,12 @@ def architecture_tables(notes: Notes) -> str:
         members = [each for each in descriptions().values() if group_of(each) == group]
         keys = [key for key in HEADINGS if key != EXPERTS or any("experts" in each.sizes for each in members)]
         rows: list[Row] = [
-            (f"`{each.model_type}`", each.models, *(cell(each, key, notes) for key in keys), in_llama_cpp(each.model_type))
+            (
+                f"`{each.model_type}`",
+                each.models,
+                *(cell(each, key, notes) for key in keys),
+                in_llama_cpp(each.model_type),
+            )
             for each in members
         ]
         header = ("architecture", "models", *(HEADINGS[key] for key in keys), "llama.cpp")
@@ -170,9 +181,9 @@ def architectures_page() -> str:
 - *yes or no*, *yes or inexact*: it depends on the model's config.
 - A number in brackets leads to a condition or a reason [below](#reasons).
 
-The dimensions are the [flags](command-line.md) `--num-hidden-layers` (depth), `--num-key-value-heads` (KV groups, cut or
-merged), `--num-attention-heads` (query heads in a group), `--intermediate-size` (neurons), `--num-experts` (experts) and
-`--vocab-size` (rows).
+The dimensions are the [flags](command-line.md) `--num-hidden-layers` (depth), `--num-key-value-heads` (KV groups, cut
+or merged), `--num-attention-heads` (query heads in a group), `--intermediate-size` (neurons), `--num-experts`
+(experts) and `--vocab-size` (rows).
 
 *llama.cpp* says whether its converter takes the architecture and the file predicts what transformers does, measured on
 tiny models with the versions of the `edge` extra: *with limits* where llama.cpp assumes some of the shape, so that

@@ -121,6 +121,7 @@ def fill_tables(text: str) -> str:
 
 # --- pages of the reference ---
 
+
 def recipe_rows() -> list[Row]:
     """Return (recipe, model, parameters before, after, removed) of every recipe, planned without weights.
 

@@ -43,8 +43,8 @@ class RuntimeLimits:
         no_rope_layers: Every how many layers one goes without rotary positions; None where there is no such layer.
         width_scaled_depth: Number of layers at which attention is scaled by the hidden size over the number of
             heads, and otherwise by the size of a head; None where the scale is stored or is always that of a head.
-        full_attention: Every how many layers one has attention where the others have linear attention; None where there
-            are no such layers, or where the file says which.
+        full_attention: Every how many layers one has attention where the others have linear attention; None where
+            there are no such layers, or where the file says which.
         demands: Expression over sizes that has to be true, to what llama.cpp takes for given, in words.
         requires: Config key to the one value that runs.
     """
@@ -82,7 +82,9 @@ def model_limit(model_type: str, config: Any) -> str | None:
     if limits is None:
         return None
     if not limits.converted or not limits.agrees:
-        return unknown_to_converter(model_type) or f"llama.cpp predicts something else for {model_type} than transformers"
+        return (
+            unknown_to_converter(model_type) or f"llama.cpp predicts something else for {model_type} than transformers"
+        )
     for key, value in limits.requires.items():
         found = getattr(config, key, None)
         if found != value and (found or value):  # an empty list, false and an absent key are the same
@@ -264,7 +266,8 @@ def _places(
             wanted["layer_types"] = (rule, [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(depth)])
     if types is not None and limits.full_attention is not None:
         every = limits.full_attention
-        rule = f"llama.cpp runs attention in every {_ordinal(every)} layer of {model_type} and linear attention in the others"
+        place = f"in every {_ordinal(every)} layer of {model_type}"
+        rule = f"llama.cpp runs attention {place} and linear attention in the others"
         wanted["layer_types"] = (rule, [FULL if (layer + 1) % every == 0 else STATE for layer in range(depth)])
     if limits.no_rope_layers is not None and getattr(config, "no_rope_layers", None):
         every = limits.no_rope_layers

