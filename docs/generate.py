@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optimum_ishrink
-from optimum_ishrink.architectures.description import DIMENSIONS, descriptions
 from optimum_ishrink.architectures.model_class import bind_config
-from optimum_ishrink.architectures.runtime_limits import RuntimeLimits, llama_cpp_limits
 from optimum_ishrink.cli.parser import Parser, add_verbs
 from optimum_ishrink.configuration import IShrinkConfig, read_recipe
 from optimum_ishrink.core.json_files import read_json
@@ -122,83 +120,6 @@ def fill_tables(text: str) -> str:
 
 
 # --- pages of the reference ---
-
-_DIMENSIONS = {
-    "num_hidden_layers": "depth",
-    "num_key_value_heads": "KV groups (cut or merged)",
-    "num_attention_heads": "query heads in a group",
-    "intermediate_size": "MLP or expert neurons",
-    "num_experts": "experts",
-    "vocab_size": "rows",
-}
-
-
-def architecture_table() -> str:
-    """Return the table of supported architectures, and the reasons for what cannot be."""
-    rows, reasons = [], []
-    headings = {key: name for key, name in _DIMENSIONS.items() if key in DIMENSIONS}
-    for model_type, description in descriptions().items():
-        cells = []
-        for key in headings:
-            dimension = description.dimensions[key]
-            if key == "num_experts" and "experts" not in description.sizes:
-                cells.append("-")
-                continue
-            reason = dimension.fixed or dimension.inexact
-            if (
-                key == "num_key_value_heads"
-                and description.rules
-                and not reason
-                and "heads" in description.rules[0].require
-            ):
-                reason = f"`{description.rules[0].require}`"
-                if description.class_change:
-                    reason += f", or else as `{description.class_change.model_type}` with `--allow-class-change`"
-            if reason and reason not in reasons:
-                reasons.append(reason)
-            mark = "no" if dimension.fixed else "inexact" if dimension.inexact else "yes"
-            if dimension.when:  # only some models of the architecture
-                mark = "yes, or " + mark
-            cells.append(f"{mark} [{reasons.index(reason) + 1}]" if reason else mark)
-        rows.append((f"`{model_type}`", description.models, *cells, _in_llama_cpp(model_type)))
-    notes = "\n".join(f"[{number}] {reason}." for number, reason in enumerate(reasons, start=1))
-    return (
-        markdown_table(("architecture", "models", *headings.values(), "llama.cpp"), rows)
-        + "\n\n"
-        + notes.replace("\n", "  \n")
-    )
-
-
-def _in_llama_cpp(model_type: str) -> str:
-    """Return whether tiny models of an architecture predict the same in llama.cpp, exported as they are."""
-    limits = llama_cpp_limits().get(model_type)
-    if limits is None:
-        return "not tried"
-    if not limits.converted:
-        return "no"
-    return "yes" if limits == RuntimeLimits() else "with limits"
-
-
-def architectures_page() -> str:
-    """Return the support matrix."""
-    return f"""# Supported architectures
-
-{len(descriptions())} architectures, each one JSON file in `optimum_ishrink/architectures/`.
-
-- *yes*: the cut is exact, which the tests prove for every architecture and dimension
-  ([exactness](../explanation/exactness.md)).
-- *no*: the dimension cannot be changed.
-- *inexact*: it can, but the result differs from the original with the removed units set to zero.
-- *llama.cpp*: whether its converter takes the architecture and the file predicts what transformers does, measured on
-  tiny models with the versions of the `edge` extra; *with limits* where llama.cpp assumes some of the shape, so that
-  `export` refuses other shapes.
-
-{architecture_table()}
-
-To add your own, see [add an architecture](../how-to/add-an-architecture.md). A model with a parameter that its
-description does not account for is refused, with the parameter's name. What is written loads with transformers 4.57
-and 5 alike, with equal logits (`make compat`).
-"""
 
 
 def recipe_rows() -> list[Row]:
@@ -378,7 +299,7 @@ are first used. Short programs for each method: [API examples](api-examples.md).
 PAGES = {
     "reference/configuration.md": runpy.run_path(str(DOCS / "configuration_page.py"))["configuration_page"],
     "reference/command-line.md": command_line_page,
-    "reference/architectures.md": architectures_page,
+    "reference/architectures.md": runpy.run_path(str(DOCS / "architectures_page.py"))["architectures_page"],
     "reference/recipes.md": recipes_page,
     "reference/criteria.md": criteria_page,
     "reference/python-api.md": python_api_page,

@@ -17,12 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .expressions import evaluate
 from .layer_order import LayerOrder
 
 STORED = "stored"
 """The file holds it, so that any value can be exported."""
 
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, FULL, STATE = "sliding_attention", "full_attention", "linear_attention"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class RuntimeLimits:
     """What llama.cpp runs of one architecture. The defaults stand for whatever transformers runs.
 
     Args:
-        converted: Whether llama.cpp's converter takes the architecture at all.
+        converted: Whether llama.cpp's converter takes the architecture, and llama.cpp loads what it writes.
+        agrees: Whether llama.cpp then predicts what transformers does, for any model of it that was tried.
         head_size: `stored`, or `width` where a head is taken to be the hidden size over the number of heads.
         key_value_heads: `stored`, or `query heads` where there are taken to be as many.
         intermediate_size: `stored`, or `4 * width` where the MLP is taken to be four times as wide as the model.
@@ -41,10 +43,14 @@ class RuntimeLimits:
         no_rope_layers: Every how many layers one goes without rotary positions; None where there is no such layer.
         width_scaled_depth: Number of layers at which attention is scaled by the hidden size over the number of
             heads, and otherwise by the size of a head; None where the scale is stored or is always that of a head.
+        full_attention: Every how many layers one has attention where the others have linear attention; None where
+            there are no such layers, or where the file says which.
+        demands: Expression over sizes that has to be true, to what llama.cpp takes for given, in words.
         requires: Config key to the one value that runs.
     """
 
     converted: bool = True
+    agrees: bool = True
     head_size: str = STORED
     key_value_heads: str = STORED
     intermediate_size: str = STORED
@@ -53,6 +59,8 @@ class RuntimeLimits:
     needs_window: bool = False
     no_rope_layers: int | None = None
     width_scaled_depth: int | None = None
+    full_attention: int | None = None
+    demands: Mapping[str, str] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -73,13 +81,27 @@ def model_limit(model_type: str, config: Any) -> str | None:
     limits = llama_cpp_limits().get(model_type)
     if limits is None:
         return None
-    if not limits.converted:
-        return f"llama.cpp's converter does not take {model_type}"
+    if not limits.converted or not limits.agrees:
+        return (
+            unknown_to_converter(model_type) or f"llama.cpp predicts something else for {model_type} than transformers"
+        )
     for key, value in limits.requires.items():
         found = getattr(config, key, None)
         if found != value and (found or value):  # an empty list, false and an absent key are the same
             return f"llama.cpp runs {model_type} with {key}={_text(value)} alone, and this model has {_text(found)}"
     return ignored_window(model_type, config)
+
+
+def unknown_to_converter(model_type: str) -> str | None:
+    """Return the line that says that llama.cpp's converter does not take an architecture; None where it may.
+
+    Args:
+        model_type: The architecture. Of one that the package does not describe, only the converter can say.
+    """
+    limits = llama_cpp_limits().get(model_type)
+    if limits is None or limits.converted:
+        return None
+    return f"llama.cpp's converter does not take {model_type}"
 
 
 def ignored_window(model_type: str, config: Any) -> str | None:
@@ -124,7 +146,8 @@ def size_limit(model_type: str, config: Any, sizes: Mapping[str, int]) -> str | 
     limits = llama_cpp_limits().get(model_type)
     if limits is None:
         return None
-    heads, kv, head_dim, hidden = (sizes[name] for name in ("heads", "kv", "head_dim", "hidden"))
+    heads, kv, hidden = (sizes[name] for name in ("heads", "kv", "hidden"))
+    head_dim = sizes.get("v_head_dim", sizes["head_dim"])
     if limits.head_size == "width" and heads * head_dim != hidden:
         return (
             f"llama.cpp takes the size of a head of {model_type} from the width, so that num_attention_heads has to "
@@ -140,6 +163,9 @@ def size_limit(model_type: str, config: Any, sizes: Mapping[str, int]) -> str | 
             f"llama.cpp takes the MLP of {model_type} to be four times as wide as the model, so that "
             f"intermediate_size has to be {4 * hidden}, not {sizes['ffn']}"
         )
+    for demand, words in limits.demands.items():
+        if not evaluate(demand, sizes.get):
+            return f"llama.cpp takes {words}"
     scale = getattr(config, "query_pre_attn_scalar", None)
     if limits.width_scaled_depth is not None and scale is not None:
         wide = sizes["layers"] == limits.width_scaled_depth
@@ -238,6 +264,11 @@ def _places(
                 f"llama.cpp lets every {_ordinal(every)} layer of {model_type} see all tokens and the others a window"
             )
             wanted["layer_types"] = (rule, [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(depth)])
+    if types is not None and limits.full_attention is not None:
+        every = limits.full_attention
+        place = f"in every {_ordinal(every)} layer of {model_type}"
+        rule = f"llama.cpp runs attention {place} and linear attention in the others"
+        wanted["layer_types"] = (rule, [FULL if (layer + 1) % every == 0 else STATE for layer in range(depth)])
     if limits.no_rope_layers is not None and getattr(config, "no_rope_layers", None):
         every = limits.no_rope_layers
         rule = f"llama.cpp leaves rotary positions out of every {_ordinal(every)} layer of {model_type}"

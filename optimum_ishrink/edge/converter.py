@@ -71,6 +71,9 @@ def tell(settings: Mapping[str, Any]) -> None:
             self.hparams["vocab_size"] = _Size(self.hparams["vocab_size"], whole)
 
     ModelBase.__init__ = __init__
+    # Layers that predict tokens further on are not read by transformers, so that a cut has none. The converter of some
+    # architectures demands them otherwise.
+    ModelBase.no_mtp = True
     if whole is not None:
         from conversion.gemma import Gemma2Model, GemmaModel
 

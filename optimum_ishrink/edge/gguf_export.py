@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.runtime_limits import ignored_window, layer_limit, model_limit, size_limit
+from ..architectures.runtime_limits import ignored_window, layer_limit, model_limit, size_limit, unknown_to_converter
 from ..checkpoint.source import Source
 from ..core.output import check_output_file
 from ..core.progress import note
@@ -144,7 +144,7 @@ def check_runs(source: Source) -> None:
 
     What layers are is checked in every checkpoint: those of published models are where llama.cpp takes them to be. The
     rest is checked in those that were cut. A model that llama.cpp runs without its sliding windows, as published, can
-    be exported as it is.
+    be exported as it is. An architecture that the package does not describe is the converter's to judge.
 
     Args:
         source: The checkpoint.
@@ -154,6 +154,9 @@ def check_runs(source: Source) -> None:
     """
     binding, config = source.binding, source.config
     model_type = binding.description.model_type
+    missing = unknown_to_converter(model_type)
+    if missing is not None:
+        raise RequestError(f"{missing}; run this model in PyTorch, or shrink a model of another family")
     reason = layer_limit(model_type, config)
     if (source.folder / PLAN_FILE).is_file():
         reason = reason or model_limit(model_type, config) or size_limit(model_type, config, binding.sizes)

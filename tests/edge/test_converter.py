@@ -34,7 +34,9 @@ def test_the_converter_does_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(base.ModelBase, "__init__", begin)
     monkeypatch.setattr(base.TextModel, "get_vocab_base_pre", base.TextModel.get_vocab_base_pre)
     monkeypatch.setattr(gemma.GemmaModel, "set_vocab", original)
+    monkeypatch.setattr(base.ModelBase, "no_mtp", False)
     converter.tell({"pre_tokenizer": None, "whole_rows": None})
+    assert base.ModelBase.no_mtp
     model = object.__new__(base.ModelBase)
     base.ModelBase.__init__(model, Path("weights"))
     assert (model.dir_model, model.hparams["vocab_size"]) == (Path("weights"), 49152)

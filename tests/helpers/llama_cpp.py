@@ -18,8 +18,13 @@ from tests.helpers.tiny import edit_json
 
 OLD_KEYS: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
+    "dots1": {"scoring_func": "sigmoid"},
+    "exaone_moe": {"scoring_func": "sigmoid"},
     "gpt2": {"n_ctx": 512},
     "gpt_neox": {"rotary_pct": 0.25},
+    "nemotron_h": {"num_hidden_layers": 4},
+    "phimoe": {"architectures": ["PhiMoEForCausalLM"], "original_max_position_embeddings": 512},
+    "mpt": {"architectures": ["MPTForCausalLM"]},
 }
 """What the converter reads in every published checkpoint and transformers 5 does not write."""
 
@@ -60,6 +65,7 @@ def convert(folder: Path, output: Path) -> str | None:
     with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
             architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
+            ModelBase.no_mtp = True  # as in edge/converter.py
             model = get_model_class(architecture)(folder, gguf.LlamaFileType.ALL_F32, output)
             model.set_vocab = model._set_vocab_sentencepiece
             model.write()
