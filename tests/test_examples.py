@@ -18,12 +18,12 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import ArchitectureError
 from optimum_ishrink.importance.criterion import UNIT_CRITERIA
 from optimum_ishrink.recovery.loss_registry import LOSSES
+from optimum_ishrink.surgery.zeroing import masked_state
 from tests.helpers import made_up_device
 from tests.helpers.app_site import install_page
 from tests.helpers.device_reports import save_report
 from tests.helpers.edge_models import save_edge
 from tests.helpers.local_tasks import add_task
-from tests.helpers.masking import masked_state
 from tests.helpers.tiny import SMALL, in_full, tiny_tokenizer
 from tests.helpers.warm_process import run_warm
 

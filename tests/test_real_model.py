@@ -14,7 +14,7 @@ from optimum_ishrink.core.device import has_fast_bfloat16, resolve_dtype
 from optimum_ishrink.demo import demo_source
 from optimum_ishrink.pipeline.job import Job
 from optimum_ishrink.pipeline.runner import SHRINK, run
-from tests.helpers.masking import masked_state
+from optimum_ishrink.surgery.zeroing import masked_state
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -257,6 +257,18 @@ def open_source(
     )
 
 
+def source_of_config(raw: Mapping[str, Any], name: str = "tiny") -> Source:
+    """Return a source that has a config and no files.
+
+    Args:
+        raw: The contents of config.json.
+        name: What to call it.
+    """
+    source = Source(name, Path(name))
+    vars(source)["raw_config"] = raw  # instead of reading config.json
+    return source
+
+
 def open_config(
     model: str | Path,
     *,

@@ -9,7 +9,7 @@ from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
 from ..errors import SourceError
 from .axes_choice import Axes
 from .observing import Observed
-from .proof import CLAIMS, HEADS
+from .proof import DRAFTED, HEADS
 from .sizes import Sizes
 from .structure import Structure
 from .tiny_class import build, random_model
@@ -32,7 +32,9 @@ def assemble(tiny: Tiny, axes: Axes, sizes: Sizes, structure: Structure, fixed: 
         "model_type": tiny.model_type,
         "models": "",
         "sizes": dict(axes.sizes),
-        "dimensions": {key: {"fixed": fixed[key]} if key in fixed else _dimension(tiny, sizes, key) for key in CLAIMS},
+        "dimensions": {
+            key: {"fixed": fixed[key]} if key in fixed else _dimension(tiny, sizes, key) for key in DRAFTED
+        },
         "rules": [],
         "per_layer": per_layer(tiny),
         "layer_indices": _layer_indices(tiny),

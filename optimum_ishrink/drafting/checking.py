@@ -12,11 +12,14 @@ from ..architectures.description import Description, describe
 from ..architectures.expressions import Axis, evaluate, parse_axes
 from ..architectures.model_class import bind_config
 from ..architectures.slicing import axis_index
-from ..errors import IShrinkError, VerificationError
+from ..errors import IShrinkError, RequestError, VerificationError
 from .draft import Draft, draft_description
-from .proof import Proof, make_subject, prove
-from .tiny_class import check_class
+from .proof import CLAIMS, NOTHING_SMALLER, Proof, Subject, make_subject, prove
+from .tiny_class import check_class, config_values
 from .tiny_values import Tiny, make_tiny
+
+_SMALL_ENOUGH = 20_000_000
+"""Parameters of a model that is proved at its own size where its class cannot be made smaller."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,37 @@ def check_description(raw: Mapping[str, Any]) -> Check:
     model_type = check_class(raw)
     description = describe(model_type)
     bind_config({key: value for key, value in raw.items() if key != "quantization_config"})
-    tiny = make_tiny(raw)
-    proofs = prove(make_subject(description, tiny.values))
-    inexact = tuple(key for key, entry in description.dimensions.items() if entry.inexact)
-    false = [proof for proof in proofs if not proof.holds and proof.claim not in inexact]
+    subject, tiny, notes = _small(description, raw)
+    bound = subject.binding.description  # what holds for a config like this one
+    proofs = prove(subject)
+    tried = [proof for proof in proofs if proof.failure != NOTHING_SMALLER]
+    notes += tuple(f"{proof.claim}: {proof.words}" for proof in proofs if proof.failure == NOTHING_SMALLER)
+    inexact = tuple(key for key, entry in bound.dimensions.items() if entry.inexact and key in CLAIMS)
+    false = [proof for proof in tried if not proof.holds and proof.claim not in inexact]
     if false:
         claims = "; ".join(f"{proof.claim}: {proof.words}" for proof in false)
         raise VerificationError(
-            f"the {model_type} description proves false for this config: {claims}{_suspects(description, raw, tiny)}"
+            f"the {model_type} description proves false for this config: {claims}{_suspects(bound, raw, tiny)}"
         )
-    return Check(model_type, tuple(proofs), inexact, tiny.notes)
+    return Check(model_type, tuple(tried), inexact, notes)
 
 
-def _suspects(description: Description, raw: Mapping[str, Any], tiny: Tiny) -> str:
+def _small(description: Description, raw: Mapping[str, Any]) -> tuple[Subject, Tiny | None, tuple[str, ...]]:
+    """Return a tiny model of a config's class; the model itself where it is small already and no other can be made."""
+    try:
+        tiny = make_tiny(raw)
+        return make_subject(description, tiny.values), tiny, tiny.notes
+    except RequestError as error:
+        if bind_config(raw)[1].num_parameters() > _SMALL_ENOUGH:
+            raise
+        note = f"the proof is on the model's own sizes, since others cannot be chosen freely: {error}"
+        return make_subject(description, config_values(raw)), None, (note,)
+
+
+def _suspects(description: Description, raw: Mapping[str, Any], tiny: Tiny | None) -> str:
     """Return the axes that a draft has otherwise, in words."""
+    if tiny is None:
+        return ""
     try:
         draft = draft_description(raw)
     except IShrinkError as error:
@@ -86,7 +106,10 @@ def _suspects(description: Description, raw: Mapping[str, Any], tiny: Tiny) -> s
 
 def _different_axes(description: Description, draft: Draft, tiny: Tiny) -> Iterator[str]:
     other = draft.description
-    sizes, others = _sizes(description, tiny), _sizes(other, tiny)
+    try:
+        sizes, others = _sizes(description, tiny), _sizes(other, tiny)
+    except TypeError:  # a size that the config has as a list
+        return
     for pattern, axes in description.tensors.items():
         for axis, (one, two) in enumerate(zip(axes, other.tensors.get(pattern, axes), strict=False)):
             if one != two and _positions(one, sizes) != _positions(two, others):

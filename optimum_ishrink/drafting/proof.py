@@ -6,28 +6,48 @@ transformers. Nothing of it depends on what drafted the description.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from ..architectures.binding import Binding
 from ..architectures.config_edit import edit_config
-from ..architectures.description import DIMENSIONS, GROUPS, LAYERS, NEURONS, ROWS, Description, registered
-from ..architectures.model_class import bind_config, parse_config, stored_state
-from ..architectures.slicing import Keep, slice_tensor, zero_removed
+from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS, ROWS, Description, registered
+from ..architectures.model_class import parse_config, stored_state
+from ..architectures.slicing import is_dropped, new_name, slice_tensor
+from ..checkpoint.source import Source, source_of_config
 from ..core.key_value_cache import cache_name
-from ..errors import RequestError
+from ..errors import RequestError, ShapeError
+from ..report.plan import Plan
+from ..surgery.units import retained_units
+from ..surgery.zeroing import masked_state, unrouted
+from .random_plan import random_plan
 from .tiny_class import compute, random_model, token_ids
 
 HEADS = "num_attention_heads"
 
-CLAIMS = (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
+DRAFTED = (LAYERS, GROUPS, HEADS, NEURONS, ROWS)
+"""The dimensions that a draft has, by config key."""
+
+CLAIMS = (LAYERS, GROUPS, HEADS, NEURONS, EXPERTS, ROWS)
 """The dimensions that can be proved here, by config key."""
 
 TOLERANCE = 1e-5
 """Largest difference of two logits of equal models in float32, as a share of the largest logit."""
+
+CACHE_TOLERANCE = 1e-4
+"""The same with the cache: a state that is read in chunks and one that goes from token to token round differently."""
+
+NOTHING_SMALLER = "no smaller value can be written to the config"
+"""Why a dimension that a rule refuses to change, or that is 1, cannot be tried."""
+
+_SEED = 3
+_SPECIAL = 3
+"""Rows of the vocabulary that stay, so that ids of special tokens are inside it."""
 
 TOGETHER, CACHE = "all dimensions together", "generation with the cache"
 
@@ -51,8 +71,13 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether the cut is the original with the removed units at zero, and not the original itself."""
-        changes = self.effect is None or self.effect > TOLERANCE or self.claim == ROWS
-        return self.failure is None and self.difference is not None and self.difference <= TOLERANCE and changes
+        changes = self.effect is None or self.effect > TOLERANCE
+        return self._equal and changes
+
+    @property
+    def _equal(self) -> bool:
+        tolerance = CACHE_TOLERANCE if self.claim == CACHE else TOLERANCE
+        return self.failure is None and self.difference is not None and self.difference <= tolerance
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -69,7 +94,7 @@ class Proof:
         """The outcome in words."""
         if self.failure is not None:
             return self.failure
-        if self.difference is not None and self.difference <= TOLERANCE and not self.holds:
+        if self._equal and not self.holds:
             return "what is removed changes nothing, so that nothing is proved"
         return f"largest difference {self.difference:.1e} of the largest logit"
 
@@ -79,19 +104,22 @@ class Subject:
     """A tiny model to prove a description on.
 
     Args:
-        binding: The description, bound to it.
-        values: Its config values.
+        source: Its config, with the description bound to it.
         model: The random model.
     """
 
-    binding: Binding
-    values: Mapping[str, Any]
+    source: Source
     model: Any
 
     @property
-    def raw(self) -> dict[str, Any]:
+    def raw(self) -> Mapping[str, Any]:
         """Its config.json."""
-        return {**self.values, "model_type": self.binding.description.model_type}
+        return self.source.raw_config
+
+    @property
+    def binding(self) -> Binding:
+        """The description, bound to it."""
+        return self.source.binding
 
 
 def make_subject(description: Description, values: Mapping[str, Any]) -> Subject:
@@ -105,9 +133,10 @@ def make_subject(description: Description, values: Mapping[str, Any]) -> Subject
         ArchitectureError: The description does not account for every parameter.
         SourceError: The class cannot be built or cannot compute with these values.
     """
+    source = source_of_config({**values, "model_type": description.model_type})
     with registered(description):
-        _, binding = bind_config({**values, "model_type": description.model_type})
-    return Subject(binding, values, random_model(values, description.model_type))
+        source.binding  # noqa: B018  bound here and now, while this description is the registered one
+    return Subject(source, random_model(values, description.model_type))
 
 
 def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
@@ -119,33 +148,49 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     """
     binding = subject.binding
     dimensions = binding.description.dimensions
-    open_ = [key for key in DIMENSIONS if key in dimensions and not dimensions[key].fixed and key in CLAIMS]
+    open_ = [key for key in CLAIMS if key in binding.shape and not dimensions[key].fixed]
     if binding.sizes["heads"] == binding.sizes["kv"] and GROUPS in open_:
         open_ = [key for key in open_ if key != HEADS]  # a query head cannot go without its group
     chosen = open_ if claims is None else [key for key in open_ if key in claims]
-    found = [_prove_one(subject, key, _smaller(binding, (key,))) for key in chosen]
+    found = [_prove_one(subject, key, _smaller(subject, (key,))) for key in chosen]
     if claims is None:
         found += prove_together(subject, [proof.claim for proof in found if proof.holds])
     return found
 
 
-def _smaller(binding: Binding, keys: Sequence[str]) -> dict[str, int]:
+def _smaller(subject: Subject, keys: Sequence[str]) -> dict[str, int]:
     """Return a smaller shape that the config can express: about half of each dimension."""
+    binding = subject.binding
     shape: dict[str, int] = {}
     for key in keys:
         whole = binding.shape[key]
         for value in sorted(range(1, whole), key=lambda value: abs(value - _wanted(key, whole))):
             if key == HEADS and value % shape.get(GROUPS, binding.sizes["kv"]):
                 continue
-            if binding.refusal({**shape, key: value}) is None:
-                shape[key] = value
-                break
+            if key == ROWS and value < _SPECIAL:
+                continue
+            if binding.refusal({**shape, key: value}) is not None:
+                continue
+            if key == LAYERS and not _holds_layers(subject, {**shape, key: value}):
+                continue
+            shape[key] = value
+            break
     return shape
+
+
+def _holds_layers(subject: Subject, shape: Mapping[str, int]) -> bool:
+    """Whether the config can hold the layers that are chosen of a depth."""
+    try:
+        random_plan(subject.source, shape, _SEED)
+    except ShapeError:
+        return False
+    return True
 
 
 def _wanted(key: str, whole: int) -> int:
     # An odd number of neurons, which no multiple that a class derives can hit by chance.
-    return {LAYERS: max(whole - 2, 1), NEURONS: whole // 2 | 1, ROWS: whole - 23}.get(key, whole // 2)
+    wanted = {LAYERS: max(whole - 2, 1), NEURONS: whole // 2 | 1, EXPERTS: whole - whole // 4, ROWS: whole - 23}
+    return wanted.get(key, whole // 2)
 
 
 def prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
@@ -158,25 +203,26 @@ def prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
     if not keys:
         return []
     found: list[Any] = []
-    together = _prove_one(subject, TOGETHER, _smaller(subject.binding, keys), found.append)
-    return [together] if not found else [together, _prove_cache(*found[0])]
+    together = _prove_one(subject, TOGETHER, _smaller(subject, keys), found.append)
+    if not found or cache_name(found[0][0]) not in inspect.signature(found[0][0].forward).parameters:
+        return [together]  # some classes have no cache
+    return [together, _prove_cache(*found[0])]
 
 
 def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: Any = None) -> Proof:
     if not shape:
-        return Proof(claim, None, failure="no smaller value can be written to the config")
+        return Proof(claim, None, failure=NOTHING_SMALLER)
     try:
-        layers, keeps, rows = _choose(subject.binding, shape)
+        plan = random_plan(subject.source, shape, _SEED)
+        rows = _rows(subject, shape)
         with registered(subject.binding.description):
-            cut = _load(subject, _cut(subject, layers, keeps, rows), _edited(subject, shape, layers))
-        masked = _load(subject, _masked(subject, layers, keeps), subject.raw)
+            cut = _load(subject, _cut(subject, plan, rows), _edited(subject, plan))
+        masked = _load(subject, masked_state(subject.binding, plan, stored_state(subject.model)), subject.raw)
         ids, new_ids = _tokens(subject, rows)
         kept = torch.as_tensor(rows)
-        found, expected, original = (
-            compute(cut, new_ids),
-            compute(masked, ids)[..., kept],
-            compute(subject.model, ids)[..., kept],
-        )
+        with unrouted(masked, plan):
+            expected = compute(masked, ids)[..., kept]
+        found, original = compute(cut, new_ids), compute(subject.model, ids)[..., kept]
     except RequestError as error:
         return Proof(claim, None, failure=str(error))
     except Exception as error:  # whatever a modelling file does with a shape that it was not written for
@@ -187,7 +233,13 @@ def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: A
     if not 0 < scale < float("inf"):
         return Proof(claim, None, failure="the logits are zero, NaN or infinite")
     difference = float((found - expected).abs().max()) / scale
-    return Proof(claim, difference, float((original - found).abs().max()) / scale)
+    # Of the rows that stay, the logits are those of the original.
+    effect = None if [*shape] == [ROWS] else float((original - found).abs().max()) / scale
+    return Proof(claim, difference, effect)
+
+
+def _edited(subject: Subject, plan: Plan) -> dict[str, Any]:
+    return edit_config(subject.raw, subject.model.config, subject.binding, plan.new_shape, plan.layers)
 
 
 def _reason(error: Exception) -> str:
@@ -202,74 +254,41 @@ def _prove_cache(cut: Any, ids: torch.Tensor) -> Proof:
 
 
 def _cache_difference(model: Any, ids: torch.Tensor) -> float:
-    whole = compute(model, ids)
+    whole, name = compute(model, ids), cache_name(model)
+    # As generation does it: a cache of layers of several kinds cannot always say how many tokens were read.
+    positioned = "position_ids" in inspect.signature(model.forward).parameters
+    parts, cache = [], None
     with torch.no_grad():
-        step, name = model(ids[:, :5], use_cache=True), cache_name(model)
-        parts = [step.logits]
-        for i in range(5, ids.shape[1]):
-            step = model(ids[:, i : i + 1], use_cache=True, **{name: step[name]})
+        for start, end in pairwise([0, *range(5, ids.shape[1] + 1)]):
+            given: dict[str, Any] = {} if cache is None else {name: cache}
+            if positioned:
+                given["position_ids"] = torch.arange(start, end).expand(len(ids), -1)
+            step = model(ids[:, start:end], use_cache=True, **given)
             parts.append(step.logits)
+            cache = step[name]
     return float((torch.cat(parts, dim=1).float() - whole).abs().max() / whole.abs().max())
 
 
-def _choose(binding: Binding, shape: Mapping[str, int]) -> tuple[list[int], list[dict[str, list[int]]], list[int]]:
-    """Choose at random what stays: the layers, the units of each, and the rows of the vocabulary."""
-    generator = torch.Generator().manual_seed(3)
-
-    def some(of: int, count: int) -> list[int]:
-        return sorted(torch.randperm(of, generator=generator)[:count].tolist())
-
-    sizes, new = binding.sizes, binding.resized(shape)
-    layers = some(sizes["layers"], new["layers"])
-    keeps: list[dict[str, list[int]]] = []
-    for _ in layers:
-        keep: dict[str, list[int]] = {}
-        if new["kv"] != sizes["kv"]:
-            keep["kv"] = some(sizes["kv"], new["kv"])
-        if new["heads"] != sizes["heads"]:
-            group = sizes["heads"] // sizes["kv"]
-            groups = keep.get("kv", range(sizes["kv"]))
-            keep["heads"] = [kv * group + i for kv in groups for i in some(group, new["heads"] // new["kv"])]
-        if new["ffn"] != sizes["ffn"]:
-            experts = range((sizes.get("experts") or 1) + (sizes.get("shared") or 0))
-            keep["ffn"] = [expert * sizes["ffn"] + i for expert in experts for i in some(sizes["ffn"], new["ffn"])]
-        keeps.append(keep)
-    # The first rows stay: they are those of special tokens, which the config names.
-    rows = [0, 1, 2, *(3 + i for i in some(sizes["vocab"] - 3, new["vocab"] - 3))] if "vocab" in sizes else []
-    return layers, keeps, rows
+def _rows(subject: Subject, shape: Mapping[str, int]) -> list[int]:
+    """Choose at random which rows of the vocabulary stay. The first do: they are those of special tokens."""
+    before, after = subject.binding.sizes["vocab"], subject.binding.resized(shape)["vocab"]
+    order = torch.randperm(before - _SPECIAL, generator=torch.Generator().manual_seed(_SEED)) + _SPECIAL
+    return [*range(_SPECIAL), *sorted(order[: after - _SPECIAL].tolist())]
 
 
-def _edited(subject: Subject, shape: Mapping[str, int], layers: Sequence[int]) -> dict[str, Any]:
-    return edit_config(subject.raw, subject.model.config, subject.binding, shape, layers)
-
-
-def _cut(
-    subject: Subject, layers: Sequence[int], keeps: Sequence[Keep], rows: Sequence[int]
-) -> dict[str, torch.Tensor]:
-    binding, found = subject.binding, {}
-    position = {layer: i for i, layer in enumerate(layers)}
-    outer: Keep = {"vocab": rows} if len(rows) != binding.sizes["vocab"] else {}
-    for name, tensor in stored_state(subject.model).items():
-        bound = binding.tensors[name]
+def _cut(subject: Subject, plan: Plan, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    binding, state = subject.binding, stored_state(subject.model)
+    position = {layer: i for i, layer in enumerate(plan.layers)}
+    found = {}
+    for bound in binding.tensors.values():
         if bound.layer is None:
-            found[name] = slice_tensor(tensor, bound, binding.sizes, outer)
+            outer = {"vocab": rows, "layers": plan.layers}
+            found[bound.name] = slice_tensor(state[bound.name], bound, binding.sizes, outer)
         elif bound.layer in position:
-            place = position[bound.layer]
-            found[bound.in_layer(place)] = slice_tensor(tensor, bound, binding.sizes, keeps[place])
-    return found
-
-
-def _masked(subject: Subject, layers: Sequence[int], keeps: Sequence[Keep]) -> dict[str, torch.Tensor]:
-    binding, found = subject.binding, {}
-    position = {layer: i for i, layer in enumerate(layers)}
-    for name, tensor in stored_state(subject.model).items():
-        bound = binding.tensors[name]
-        if bound.layer is None:
-            found[name] = tensor
-        elif bound.layer not in position:
-            found[name] = torch.zeros_like(tensor)
-        else:
-            found[name] = zero_removed(tensor, bound, binding.sizes, keeps[position[bound.layer]])
+            retained = retained_units(binding, plan, position[bound.layer])
+            if not is_dropped(bound, retained):
+                name = new_name(bound, position[bound.layer], retained)
+                found[name] = slice_tensor(state[bound.name], bound, binding.sizes, retained)
     return found
 
 

@@ -147,6 +147,9 @@ def random_model(values: Mapping[str, Any], model_type: str, seed: int = 0) -> A
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.2)
+                for name, buffer in model.named_buffers():
+                    if "bias" in name and buffer.is_floating_point() and name in model.state_dict():
+                        buffer.add_(torch.rand_like(buffer) * 0.2)  # corrections of a router's choice
             logits = compute(model, token_ids(model))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())

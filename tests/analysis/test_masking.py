@@ -86,7 +86,9 @@ def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, v
     dimension = binding.description.dimensions[GROUPS]
     exact = dimension.fixed is None and dimension.inexact is None
     depth = (LAYERS,) if binding.description.dimensions[LAYERS].fixed is None else ()
-    for keys in ((NEURONS,), (*depth, GROUPS, NEURONS) if exact else (*depth, NEURONS)):
+    neurons = (NEURONS,) if binding.description.dimensions[NEURONS].fixed is None else ()
+    cases = (neurons, (*depth, GROUPS, *neurons) if exact else (*depth, *neurons))
+    for keys in filter(None, cases):
         removal = choose_removal(binding, random_scores(binding, 3), keys, 0.3, (1, 0))
         # A hybrid's layers that are left may all be without an MLP.
         assert removal.units.keys() == {key for key in keys if key == LAYERS or _has(binding, key, removal.layers)}

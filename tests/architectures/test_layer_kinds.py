@@ -13,11 +13,10 @@ from optimum_ishrink.architectures import config_edit
 from optimum_ishrink.architectures.config_edit import edit_config
 from optimum_ishrink.architectures.layer_kinds import dense_layer_changes, mixes_kinds
 from optimum_ishrink.architectures.model_class import bind_config, expected_tensors, parse_config
-from optimum_ishrink.checkpoint.source import Source
+from optimum_ishrink.checkpoint.source import Source, source_of_config
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.stage import check_shape
-from tests.helpers.cutting import source_of
 from tests.helpers.tiny import tiny_raw_config
 
 
@@ -74,7 +73,7 @@ def test_a_pattern_that_no_key_can_hold_is_refused_before_the_work(monkeypatch: 
     """As for a family with a key that is not known here."""
     monkeypatch.setattr(config_edit, "dense_layer_changes", lambda config, layers: {})
     raw = tiny_raw_config("qwen3_moe", decoder_sparse_step=2, mlp_only_layers=[])
-    source: Source = source_of(raw)
+    source: Source = source_of_config(raw)
     request = ShapeOptions(num_hidden_layers=3, keep_first_layers=0, keep_last_layers=0)
     with pytest.raises(ShapeError, match=r"num_hidden_layers=3 cannot be written for qwen3_moe: decoder_sparse_step"):
         check_shape(source, request)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from optimum_ishrink.architectures.config_edit import edit_config
 from optimum_ishrink.architectures.layer_patterns import check_pattern, examples, layer_pattern
 from optimum_ishrink.architectures.model_class import bind_config, expected_tensors, parse_config
+from optimum_ishrink.checkpoint.source import source_of_config
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.stage import check_shape
-from tests.helpers.cutting import random_plan, source_of
+from tests.helpers.cutting import random_plan
 from tests.helpers.hybrid_variants import FULL, STATE
 from tests.helpers.tiny import tiny_raw_config
 
@@ -65,14 +66,14 @@ def test_the_plan_keeps_a_layer_with_attention_whatever_the_scores() -> None:
 
 
 def test_depths_that_cannot_hold_what_is_needed_name_the_nearest() -> None:
-    source = source_of(tiny_raw_config("olmo_hybrid"))
+    source = source_of_config(tiny_raw_config("olmo_hybrid"))
     with pytest.raises(
         ShapeError,
         match="num_hidden_layers=1 cannot hold the layers of olmo_hybrid with the 0 that are protected: it needs a "
         "layer with attention and a linear_attention layer and a full_attention layer; nearest num_hidden_layers: 2",
     ):
         check_shape(source, ShapeOptions(num_hidden_layers=1, **ANY))
-    source = source_of(tiny_raw_config("lfm2", layer_types=["conv", "conv", FULL, "conv"]))
+    source = source_of_config(tiny_raw_config("lfm2", layer_types=["conv", "conv", FULL, "conv"]))
     request = ShapeOptions(num_hidden_layers=2, keep_first_layers=2, keep_last_layers=0)
     with pytest.raises(
         ShapeError, match="with the 2 that are protected: it needs a layer with.*: 3; or protect others"

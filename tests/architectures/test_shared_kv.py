@@ -13,11 +13,12 @@ from optimum_ishrink.architectures.config_edit import edit_config
 from optimum_ishrink.architectures.layer_patterns import LayerPattern
 from optimum_ishrink.architectures.model_class import bind_config, parse_config
 from optimum_ishrink.architectures.shared_kv import check_required, check_sources, kv_sources
+from optimum_ishrink.checkpoint.source import source_of_config
 from optimum_ishrink.errors import ShapeError, SourceError
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.runtime_check import RuntimeCheck
 from optimum_ishrink.planning.stage import check_shape, shared_scores
-from tests.helpers.cutting import random_plan, source_of
+from tests.helpers.cutting import random_plan
 from tests.helpers.tiny import tiny_raw_config
 
 KINDS = ["near", "far", "near", "far", "near"]
@@ -100,7 +101,7 @@ def test_the_config_says_how_many_layers_share() -> None:
 
 
 def test_a_depth_that_loses_a_required_layer_is_refused_before_the_work() -> None:
-    source = source_of(tiny_raw_config("gemma4_text", num_kv_shared_layers=2))
+    source = source_of_config(tiny_raw_config("gemma4_text", num_kv_shared_layers=2))
     request = ShapeOptions(num_hidden_layers=1, keep_first_layers=0, keep_last_layers=0)
     message = "cannot hold the layers of gemma4_text .*: it needs layer 1 and layer 3; .*: 2;"
     with pytest.raises(ShapeError, match=message):

@@ -5,27 +5,41 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from optimum_ishrink.architectures.description import Description, describe, registered
 from optimum_ishrink.architectures.expressions import parse_axes
+from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.drafting.checking import check_description, in_words
 from optimum_ishrink.drafting.proof import CACHE, TOGETHER, Proof, make_subject, prove
 from optimum_ishrink.errors import ArchitectureError, SourceError, VerificationError
-from tests.helpers.tiny import in_full, tiny_raw_config
+from tests.helpers.tiny import CASES, tiny_raw_config
 
-CHECKED = ("phi3", "gpt2", "olmo2", "qwen2_moe", "gemma3_text", "smollm3")
+WITHOUT_CACHE = ("openai-gpt",)
+FAST = ("bloom", "lfm2", "olmo2", "qwen3_moe")
+IN_TEST_ALL = (*FAST, "gemma3_text", "gpt2", "nemotron_h", "phi3", "qwen2_moe", "smollm3")
 
 
-@pytest.mark.parametrize("model_type", in_full(CHECKED, "olmo2"))
-def test_the_packages_descriptions_prove_true(model_type: str) -> None:
-    check = check_description(tiny_raw_config(model_type))
+def _graded(model_type: str, variant: int) -> Any:
+    if variant or model_type not in IN_TEST_ALL:
+        return pytest.param(model_type, variant, marks=[pytest.mark.slow, pytest.mark.nightly])
+    return pytest.param(model_type, 0, marks=[] if model_type in FAST else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), [_graded(*case) for case in CASES])
+def test_the_packages_descriptions_prove_true(model_type: str, variant: int) -> None:
+    raw = tiny_raw_config(model_type, variant)
+    check = check_description(raw)
     claims = {proof.claim: proof for proof in check.proofs}
-    fixed = {key for key, entry in describe(model_type).dimensions.items() if entry.fixed}
-    assert {"num_hidden_layers", "intermediate_size", "vocab_size", TOGETHER, CACHE} <= claims.keys() | fixed
+    dimensions = bind_config(raw)[1].description.dimensions
+    fixed = {key for key, entry in dimensions.items() if entry.fixed}
+    assert {"num_hidden_layers", "intermediate_size", "vocab_size", TOGETHER} <= claims.keys() | fixed
+    assert "num_experts" in claims or "num_experts" not in dimensions or "num_experts" in fixed
+    assert CACHE in claims or model_type in WITHOUT_CACHE
     assert all(proof.holds or proof.claim in check.inexact for proof in check.proofs)
-    assert check.to_json()["proofs"][0] == claims["num_hidden_layers"].to_json()
+    assert check.to_json()["proofs"][0] == check.proofs[0].to_json()
     # What is marked as inexact is not exact: the proof can tell.
     assert all(not claims[key].holds and (claims[key].difference or 0) > 1e-3 for key in check.inexact)
 
@@ -72,7 +86,7 @@ def test_a_cut_that_changes_nothing_is_no_proof() -> None:
     assert not Proof("intermediate_size", 0.0, 0.0).holds
     assert "changes nothing" in Proof("intermediate_size", 0.0, 0.0).words
     assert Proof("intermediate_size", 1e-7, 0.5).holds
-    assert Proof("vocab_size", 0.0, 0.0).holds  # of the rows that stay, the logits are those of the original
+    assert Proof("vocab_size", 0.0).holds  # of the rows that stay, the logits are those of the original
     assert not Proof("num_hidden_layers", 1e-3, 0.5).holds
 
 
@@ -85,3 +99,17 @@ def test_a_model_that_cannot_compute_is_refused() -> None:
     values = {key: value for key, value in tiny_raw_config("llama").items() if key != "model_type"}
     with pytest.raises(SourceError, match="cannot compute with these values|refuses"):
         make_subject(describe("llama"), {**values, "head_dim": 7})
+
+
+def test_a_rule_that_forbids_every_smaller_value_is_no_false_claim() -> None:
+    check = check_description(tiny_raw_config("phi", 1))
+    assert "num_key_value_heads" not in {proof.claim for proof in check.proofs}
+    assert "num_key_value_heads: no smaller value can be written to the config" in check.notes
+
+
+def test_a_class_that_cannot_be_made_smaller_is_proved_at_its_own_size_if_that_is_small() -> None:
+    raw = tiny_raw_config("granitemoehybrid")
+    assert any("the proof is on the model's own sizes" in note for note in check_description(raw).notes)
+    large = {**raw, "shared_intermediate_size": 2**18, "intermediate_size": 2**18}
+    with pytest.raises(SourceError, match="no tiny granitemoehybrid can be made"):
+        check_description(large)

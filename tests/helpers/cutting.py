@@ -13,13 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink.architectures.config_edit import edit_config
-from optimum_ishrink.checkpoint.source import Source, open_source
-from optimum_ishrink.planning.options import ShapeOptions
-from optimum_ishrink.planning.shape import complete_shape
-from optimum_ishrink.planning.stage import plan as make_plan
-from optimum_ishrink.report.plan import Choice, Plan
+from optimum_ishrink.checkpoint.source import open_source, source_of_config
+from optimum_ishrink.drafting.random_plan import random_plan as make_random_plan
+from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.surgery.cut import write_checkpoint
-from tests.helpers.masking import masked_state, unrouted
+from optimum_ishrink.surgery.zeroing import masked_state, unrouted
 from tests.helpers.tiny import VOCAB
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -40,33 +38,11 @@ SHAPES: dict[str, dict[str, int]] = {
 IDS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-def source_of(raw: dict[str, Any]) -> Source:
-    """A source that has a config and no files."""
-    source = Source("tiny", Path("tiny"))
-    vars(source)["raw_config"] = raw  # instead of reading config.json
-    return source
-
-
 def random_plan(
     raw: dict[str, Any], shape: dict[str, int], seed: int, *, merge: bool = False
 ) -> tuple[Plan, Any, Any]:
-    source = source_of(raw)
-    binding = source.binding
-    generator = torch.Generator().manual_seed(seed)
-    layers, neurons = binding.sizes["layers"], binding.sizes["ffn"] * binding.mlps
-    scores = {
-        "num_hidden_layers": torch.rand(layers, generator=generator),
-        "num_key_value_heads": torch.rand(layers, binding.sizes["kv"], generator=generator),
-        "num_attention_heads": torch.rand(layers, binding.sizes["heads"], generator=generator),
-        "intermediate_size": torch.rand(layers, neurons, generator=generator),
-        "key_value_similarity": torch.rand(layers, binding.sizes["kv"], binding.sizes["kv"], generator=generator),
-        "num_experts": torch.rand(layers, binding.sizes.get("experts") or 1, generator=generator),
-    }
-    request = ShapeOptions(
-        **shape, intermediate_multiple=1, keep_first_layers=0, keep_last_layers=0, merge_key_value_heads=merge
-    )
-    plan = make_plan(source, request, complete_shape(binding, shape), scores, Choice())
-    return plan, source.config, binding
+    source = source_of_config(raw)
+    return make_random_plan(source, shape, seed, merge=merge), source.config, source.binding
 
 
 def load(folder: Path, **how: Any) -> Any:

@@ -129,17 +129,23 @@ IN_FULL = {
     "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
     "seed_oss", "smollm3", "stablelm", "starcoder2",
 }
+"""Architectures that every test runs on, `make test` those that are fast."""
+
+IN_TEST_ALL = IN_FULL | {
+    "bloom", "deepseek_v3", "falcon", "gemma3n_text", "gemma4_text", "glm4_moe", "granitemoehybrid", "lfm2",
+    "nemotron_h", "opt", "qwen3_5_text",
+}
 # fmt: on
-"""Architectures that every test runs on. The others repeat their layouts: `make test-all` proves their cuts, and
-`make test-nightly` runs the rest of the tests on them."""
+"""With these, all ways of laying out a layer: `make test-all` runs every test on them. The others repeat their
+layouts: `make test-all` proves their cuts, and `make test-nightly` runs the rest of the tests on them."""
 
 CASES_IN_FULL = [case for case in CASES if case[0] in IN_FULL]
 
 
 def graded(model_type: str, variant: int, *, fast: bool) -> Any:
-    """A case as parameters of a test: slow unless it is fast, and nightly unless its architecture is `IN_FULL`."""
+    """A case as parameters of a test: slow unless it is fast, and nightly unless its architecture is `IN_TEST_ALL`."""
     marks = [] if fast and model_type in IN_FULL else [pytest.mark.slow]
-    if model_type not in IN_FULL:
+    if model_type not in IN_TEST_ALL:
         marks.append(pytest.mark.nightly)
     return pytest.param(model_type, variant, marks=marks) if marks else (model_type, variant)
 
@@ -148,7 +154,7 @@ PROOF_CASES = [case if case[0] in IN_FULL else pytest.param(*case, marks=pytest.
 """All of `CASES` for the proof of a cut, which no architecture goes without: slow but for those `IN_FULL`."""
 
 ALL_VARIANTS = [graded(*case, fast=True) for case in CASES]
-"""All of `CASES`, nightly but for those `IN_FULL`."""
+"""All of `CASES`, slow but for those `IN_FULL`, and nightly but for those `IN_TEST_ALL`."""
 
 FIRST_VARIANTS = [graded(*case, fast=not case[1]) for case in CASES]
 """The same, of which the variants after each architecture's first are slow."""
@@ -189,7 +195,7 @@ LAYOUT_CASES = [
     graded(*case, fast=case[0] in LAYOUTS and not case[1]) for case in CASES if adds_to_the_stream(case[0])
 ]
 """All of `CASES` whose layers only add to the stream: slow but for the first variant of each of `LAYOUTS`, and nightly
-but for those `IN_FULL`."""
+but for those `IN_TEST_ALL`."""
 
 
 def in_full(names: Iterable[str], *fast: str) -> list[Any]:

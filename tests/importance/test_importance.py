@@ -179,7 +179,8 @@ def test_every_criterion_scores_every_architecture(
                 continue  # it adds up other scores
             else:
                 arguments = (criterion, None) if registry is UNIT_CRITERIA else (None, criterion)
-                if experts > 1 and not criterion.sees_experts and registry is UNIT_CRITERIA:
+                neurons = experts > 1 and "intermediate_size" in keys
+                if neurons and not criterion.sees_experts and registry is UNIT_CRITERIA:
                     with pytest.raises(RequestError, match="cannot see into experts; importance can be"):
                         score_model(model, binding, WINDOWS, *arguments, keys)
                     seen = tuple(key for key in seen if key != "intermediate_size")

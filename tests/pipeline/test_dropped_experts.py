@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.checkpoint.source import source_of_config
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.importance.criterion import EXPERT_CRITERIA
@@ -21,7 +22,7 @@ from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.shape import complete_shape
 from optimum_ishrink.planning.stage import plan as make_plan
 from optimum_ishrink.report.plan import Choice
-from tests.helpers.cutting import cut_to, load, random_plan, source_of
+from tests.helpers.cutting import cut_to, load, random_plan
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
 HOW: dict[str, Any] = {
@@ -181,7 +182,7 @@ def test_reap_drops_better_experts_than_chance(tmp_path: Path) -> None:
     how = {"expert_criterion": EXPERT_CRITERIA["reap"]}
     scores = score_model(model, binding, calibration, None, None, ("num_experts",), **how)
     shape = {"num_experts": 4}
-    by_reap = make_plan(source_of(raw), ShapeOptions(**shape), complete_shape(binding, shape), scores, Choice())
+    by_reap = make_plan(source_of_config(raw), ShapeOptions(**shape), complete_shape(binding, shape), scores, Choice())
     plans = [by_reap, *(random_plan(raw, shape, seed)[0] for seed in range(5))]
     losses = []
     for number, plan in enumerate(plans):

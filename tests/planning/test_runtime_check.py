@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.checkpoint.source import source_of_config
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.runtime_check import RuntimeCheck
 from optimum_ishrink.planning.shape import complete_shape, resolve_shape
 from optimum_ishrink.planning.stage import plan as make_plan
 from optimum_ishrink.report.plan import Choice
-from tests.helpers.cutting import source_of
 from tests.helpers.tiny import tiny_raw_config
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
@@ -90,7 +90,7 @@ def test_layers_that_no_choice_leaves_in_order_are_refused_before_anything_is_sc
 
 
 def test_the_highest_scored_layers_that_are_in_order_are_retained() -> None:
-    source = source_of(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
+    source = source_of_config(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
     options = ShapeOptions(num_hidden_layers=4, **UNPROTECTED, for_runtime="llama.cpp")
     shape = complete_shape(source.binding, {"num_hidden_layers": 4})
     scores = {"num_hidden_layers": torch.tensor([1.0, 0, 3, 1, 0, 1])}
@@ -100,7 +100,7 @@ def test_the_highest_scored_layers_that_are_in_order_are_retained() -> None:
 
 
 def test_layers_that_were_chosen_have_to_be_in_order() -> None:
-    source = source_of(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
+    source = source_of_config(tiny_raw_config("gemma2", num_hidden_layers=6, layer_types=None))
     options = ShapeOptions(num_hidden_layers=4, **UNPROTECTED, for_runtime="llama.cpp")
     shape = complete_shape(source.binding, {"num_hidden_layers": 4})
     with pytest.raises(ShapeError, match="layer_types: .*layer 1 of this model is .*, with layers 1, 4 removed"):

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from optimum_ishrink.checkpoint.source import source_of_config
 from optimum_ishrink.errors import ShapeError
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.shape import complete_shape
 from optimum_ishrink.planning.stage import layers_to_remove, plan
 from optimum_ishrink.report.plan import Choice, Plan
-from tests.helpers.cutting import source_of
 from tests.helpers.tiny import tiny_raw_config
 
 
 def plan_without(data: dict[str, Any], layer: int) -> Plan:
     """The plan that removes one layer."""
-    source = source_of(data)
+    source = source_of_config(data)
     total = source.binding.sizes["layers"]
     scores = torch.ones(total)
     scores[layer] = 0
@@ -46,7 +46,7 @@ def test_layer_types_that_the_class_derives_are_written_when_depth_changes_them(
 
 
 def test_a_plan_names_its_source() -> None:
-    source = source_of(tiny_raw_config())
+    source = source_of_config(tiny_raw_config())
     options = ShapeOptions(intermediate_size=16)
     shape = complete_shape(source.binding, options.shape)
     scores = {"intermediate_size": torch.rand(4, source.binding.sizes["ffn"])}
@@ -55,14 +55,14 @@ def test_a_plan_names_its_source() -> None:
 
 
 def test_measured_layers_override_the_scores() -> None:
-    source = source_of(tiny_raw_config())
+    source = source_of_config(tiny_raw_config())
     options = ShapeOptions(num_hidden_layers=3)
     shape = complete_shape(source.binding, options.shape)
     assert plan(source, options, shape, {}, Choice(), layers=(0, 2, 3)).layers == (0, 2, 3)
 
 
 def test_layers_to_remove_are_those_that_are_not_protected() -> None:
-    source = source_of(tiny_raw_config())
+    source = source_of_config(tiny_raw_config())
     options = ShapeOptions(keep_first_layers=1, keep_last_layers=1)
     assert layers_to_remove(source, options, {"num_hidden_layers": 4}) == range(0)
     assert layers_to_remove(source, options, {"num_hidden_layers": 3}) == range(1, 3)

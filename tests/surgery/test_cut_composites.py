@@ -17,8 +17,8 @@ from optimum_ishrink.architectures.composite import composites
 from optimum_ishrink.architectures.model_class import parse_config
 from optimum_ishrink.checkpoint.stored_names import read_by_parameter
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
+from optimum_ishrink.surgery.zeroing import masked_state
 from tests.helpers.cutting import IDS, SHAPES, assert_exact, cut_to, random_plan
-from tests.helpers.masking import masked_state
 from tests.helpers.tiny_composites import CASES, composite_config, image_question, save_composite
 from tests.helpers.warm_process import run_warm
 

@@ -18,6 +18,7 @@ from optimum_ishrink import IShrinker
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.checkpoint.tensors import read_index, read_tensor
 from optimum_ishrink.errors import ShapeError
+from optimum_ishrink.surgery.zeroing import masked_state
 from tests.helpers.cutting import (
     IDS,
     SHAPES,
@@ -29,7 +30,6 @@ from tests.helpers.cutting import (
     masked_checkpoint,
     random_plan,
 )
-from tests.helpers.masking import masked_state
 from tests.helpers.tiny import (
     CASES,
     LAYOUTS,
