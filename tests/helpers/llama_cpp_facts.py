@@ -58,7 +58,12 @@ BASES: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": None, "layer_types": [FULL] * 4},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 4, "ffn_hidden_size": 256},
     "falcon_h1": {"head_dim": 8, "mamba_d_state": 16, "mamba_d_conv": 4},
-    "gemma3n_text": {"altup_num_inputs": 4, "hidden_size_per_layer_input": 256, "laurel_rank": 64},
+    "gemma3n_text": {
+        "altup_num_inputs": 4,
+        "hidden_size_per_layer_input": 256,
+        "laurel_rank": 64,
+        "num_kv_shared_layers": 0,
+    },
     "gpt2": {"n_inner": 256},
     "gpt_bigcode": {"n_inner": 256},
     "granitemoehybrid": MAMBA,
