@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -38,6 +39,10 @@ def random_plan(source: Source, shape: Mapping[str, int], seed: int, *, merge: b
         EXPERTS: torch.rand(layers, binding.sizes.get("experts") or 1, generator=generator),
     }
     options = ShapeOptions(
-        **shape, intermediate_multiple=1, keep_first_layers=0, keep_last_layers=0, merge_key_value_heads=merge
+        **dict[str, Any](shape),
+        intermediate_multiple=1,
+        keep_first_layers=0,
+        keep_last_layers=0,
+        merge_key_value_heads=merge,
     )
     return plan(source, options, complete_shape(binding, shape), scores, Choice())
