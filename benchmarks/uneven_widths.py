@@ -56,7 +56,7 @@ def allocate(scores: torch.Tensor, mean: int, floor: float) -> list[int]:
         mean: The mean width, a multiple of `MULTIPLE`.
         floor: The smallest width, as a share of the mean; one block is left in any case.
     """
-    blocks = scores.sort(dim=1, descending=True).values.unflatten(1, (-1, MULTIPLE)).sum(-1)
+    blocks = scores.sort(dim=1, descending=True).values.view(len(scores), -1, MULTIPLE).sum(-1)
     blocks[:, : max(1, int(floor * mean) // MULTIPLE)] = math.inf
     best = blocks.flatten().topk(len(scores) * mean // MULTIPLE).indices
     # Blocks of a layer come in the order of their scores, so that those that are retained are its first.
@@ -141,7 +141,8 @@ class Experiment:
         made = uneven_plan(even, self.scores, widths)
         refitted: dict[str, torch.Tensor] = {}
         if compensation == "ridge":
-            text, kinds = self.calibration.windows, self.calibration.kinds
+            some = slice(self.args.repair_samples)  # windows come in random order
+            text, kinds = self.calibration.windows[some], self.calibration.kinds[some]
             compensate(session.model, source.binding, made, text, refitted.__setitem__, kinds=kinds)
         model = source.load_model(session.dtype, session.device)
         weights = cut_in_memory(model, source.binding, made, refitted)
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--floors", type=_numbers, default=[1, 0.75, 0.5])
     parser.add_argument("--compensation", default="ridge", help="ridge, none or both, separated by a comma")
     parser.add_argument("--samples", type=int, default=64, help="windows of calibration text, 256 tokens each")
+    parser.add_argument("--repair-samples", type=int, help="the repair reads only so many of them")
     parser.add_argument("--eval-samples", type=int, default=8)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
