@@ -170,7 +170,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table, each with its difference from the one with one width."""
     texts = list(rows[0]["texts"])
     head = ["mean width", "floor", "widths", "repair", *(f"bits per byte, {text}" for text in texts)]
-    head += [*(f"KL, {text}" for text in texts), "mean KL", "less one width", "bytes", "KL in llama.cpp"]
+    head += [*(f"KL, {text}" for text in texts), "mean KL", "against floor 1", "bytes", "KL in llama.cpp"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in sorted(rows, key=lambda row: (-row["mean"], row["compensation"], -row["floor"], row["seed"])):
         even = next((each for each in rows if _is_even(each, row)), None)
