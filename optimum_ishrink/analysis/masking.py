@@ -93,7 +93,7 @@ def skip_layer(module: Any) -> Iterator[None]:
 
     def undo(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
 
     handle = module.register_forward_hook(undo, with_kwargs=True)
     try:

@@ -49,7 +49,7 @@ def measure_layers(
     layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
     states, how = enter_layers(model, binding, [reference.ids(i) for i in range(len(reference.windows))])
     first = layers[0](states[0], **how[0][1])
-    outputs = len(first) if isinstance(first, tuple) else 0
+    outputs = len(first) if isinstance(first, (tuple, list)) else 0
 
     def measure(start: int, masks: Sequence[Mask]) -> Measurement:
         (found,) = measure_masked(

@@ -26,6 +26,7 @@ from ..core.progress import note, progress_bar
 from ..evaluation.environment import environment
 from ..evaluation.harness import evaluate_tasks, open_tasks
 from ..importance.stage import check_calibration, reads_text, score
+from ..modeling.layerwise import check_apart
 from ..planning.shape import resolve_shape
 from ..report.analysis import Analysis, SparsityLevel
 from ..report.files import ANALYSIS_FILE
@@ -107,6 +108,7 @@ def analyze(
     for text in run.texts:
         text.check()
     check_calibration(run.calibration, source)
+    check_apart(source.binding, "analyze", "shrink it by a criterion that runs the whole model, and compensation none")
     partial_folder = None
     if output is not None:
         check_output(output, overwrite)

@@ -8,7 +8,9 @@ remain: where it has both, version 5 reads the same values from either.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,26 @@ def config_with_older_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
         older |= _rotary_keys(main, model_type)
         if model_type in _KNOWN["local_base"] and (near := rotary.get(SLIDING)):
             older["rope_local_base_freq"] = near["rope_theta"]
-    return {**raw, **{key: value for key, value in older.items() if key not in raw}}
+    whole = {**raw, **{key: value for key, value in older.items() if key not in raw}}
+    if rotary and "rope_scaling" not in raw and _loses_rotary(whole):
+        del whole["rope_scaling"]
+    return whole
+
+
+def _loses_rotary(raw: Mapping[str, Any]) -> bool:
+    """Whether a config class lets the older key overwrite its rotary parameters: those newer than version 4 may."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        try:
+            AutoConfig.for_model(str(raw.get("model_type")), **deepcopy(values))
+        except FutureWarning:
+            return True
+        except Exception:  # of many types; what reads the config next says what is wrong
+            return False
+    return False
 
 
 def _rotary_keys(rotary: Mapping[str, Any], model_type: str) -> dict[str, Any]:

@@ -116,7 +116,9 @@ class Units:
         if bound.counts("shared"):  # its neurons are in order, those of one shared expert after those of another
             return torch.arange(axis_length(input_axis(bound), self.binding.sizes)).view(-1, self.group)
         positions = unit_positions(input_axis(bound), self.binding.sizes, DIMENSIONS[key])
-        return positions.view(self._count(key), -1)
+        # A layer without experts has the neurons of one, in a mixture that has some of both.
+        count = self.binding.sizes["ffn"] // self.group if key == NEURONS else self._count(key)
+        return positions.view(count, -1)
 
     def place(self, bound: BoundTensor) -> slice:
         """Return where among a layer's units those of a projection are.
@@ -124,7 +126,9 @@ class Units:
         Args:
             bound: A projection that reads them.
         """
-        return self.of_expert(self.binding.sizes["experts"], None) if bound.counts("shared") else slice(None)
+        if bound.counts("shared"):
+            return self.of_expert(self.binding.sizes["experts"], None)
+        return self.of_expert(0) if bound.counts("ffn") else slice(None)
 
     def of_expert(self, expert: int, count: int | None = 1) -> slice:
         """Return where among a layer's units of neurons those of an expert are.

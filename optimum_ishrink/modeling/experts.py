@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..architectures.axes import down_projection, stacked_experts
 from ..architectures.binding import Binding
+from ..errors import RequestError
 
 
 def expert_modules(model: Any, binding: Binding) -> dict[int, Any]:
@@ -78,8 +79,17 @@ def gather_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
 
     Returns:
         Hidden states, shape (..., hidden); indices and weights of the chosen experts, shape (..., top k).
+
+    Raises:
+        RequestError: It is called with something else.
     """
-    hidden, chosen, weights = (*args, *kwargs.values())
+    given = (*args, *kwargs.values())
+    if len(given) != 3:
+        raise RequestError(
+            "the experts of this model are not called with the tokens and the experts that each is routed to, so that "
+            "what they read cannot be observed; use --importance l2-norm or taylor"
+        )
+    hidden, chosen, weights = given
     return hidden, chosen, weights
 
 

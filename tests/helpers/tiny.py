@@ -199,9 +199,14 @@ but for those `IN_TEST_ALL`."""
 
 
 def in_full(names: Iterable[str], *fast: str) -> list[Any]:
-    """All of the names as parameters of a test, slow but for those that `make test` runs."""
+    """All of the names as parameters of a test, slow but for those that `make test` runs.
+
+    Those that begin with an architecture are nightly unless it is `IN_TEST_ALL`.
+    """
     assert {*fast} <= {*names}
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    others = [name for name in names if name.split()[0] in VARIANTS and name.split()[0] not in IN_TEST_ALL]
+    marks = {name: [pytest.mark.slow] + [pytest.mark.nightly] * (name in others) for name in names}
+    return [name if name in fast else pytest.param(name, marks=marks[name]) for name in names]
 
 
 def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
