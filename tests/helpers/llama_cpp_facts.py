@@ -68,7 +68,12 @@ BASES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"n_inner": 256},
     "granitemoehybrid": MAMBA,
     # The heads that yarn is made for have more than 8 numbers; the two programs round its range otherwise.
-    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    # With four experts, two of them are as good for a token of one width that is tried, and 16 bits decide.
+    "gpt_oss": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "num_experts": 3,
+        "num_local_experts": 3,
+    },
     "llama4_text": {
         "attention_chunk_size": 8192,
         "attn_temperature_tuning": False,
