@@ -133,8 +133,8 @@ def make_subject(description: Description, values: Mapping[str, Any]) -> Subject
         ArchitectureError: The description does not account for every parameter.
         SourceError: The class cannot be built or cannot compute with these values.
     """
-    source = source_of_config({**values, "model_type": description.model_type})
     with registered(description):
+        source = source_of_config({**values, "model_type": description.model_type})
         source.binding  # noqa: B018  bound here and now, while this description is the registered one
     return Subject(source, random_model(values, description.model_type))
 
@@ -213,9 +213,9 @@ def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: A
     if not shape:
         return Proof(claim, None, failure=NOTHING_SMALLER)
     try:
-        plan = random_plan(subject.source, shape, _SEED)
-        rows = _rows(subject, shape)
         with registered(subject.binding.description):
+            plan = random_plan(subject.source, shape, _SEED)
+            rows = _rows(subject, shape)
             cut = _load(subject, _cut(subject, plan, rows), _edited(subject, plan))
         masked = _load(subject, masked_state(subject.binding, plan, stored_state(subject.model)), subject.raw)
         ids, new_ids = _tokens(subject, rows)
