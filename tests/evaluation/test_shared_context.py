@@ -81,7 +81,8 @@ def test_long_requests_lose_their_first_tokens():
     asked = [(None, [3 + i % 200 for i in range(longest + 9)], [7] * size) for size in (1, 2, 5, longest)]
     ours = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
     theirs = plain(model, tokenizer, asked, max_length=longest)
-    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
+    # lm-eval sums 512 tokens in float32, which has steps of 2e-4 at such a sum.
+    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4, rel=1e-7)
 
 
 def test_a_model_without_numbers_answers_nothing():
