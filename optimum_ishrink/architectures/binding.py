@@ -152,7 +152,7 @@ class Binding:
             if current is None or self.description.dimensions[key].fixed:
                 # It may follow another one: query heads that are removed with their KV group alone.
                 others = {name: other for name, other in shape.items() if name != key}
-                if value != current and value != self.resized(others)[DIMENSIONS[key]]:
+                if value != current and value != self.resized(others).get(DIMENSIONS[key]):
                     reason = self.description.dimensions[key].fixed or "the model has no such dimension"
                     return f"{key} cannot change for {self.description.model_type}: {reason}"
             elif not 1 <= value <= current:
