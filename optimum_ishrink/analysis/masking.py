@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_axis, input_readers, layer_module
+from ..architectures.axes import input_axis, input_readers, layer_module, stacked_experts
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.description import GROUPS, NEURONS
 from ..architectures.expressions import parse_axes
 from ..architectures.slicing import axis_index, keep_in_expert
+from ..modeling.layer_output import as_output
 from .zeroing import Removal
 
 Mask = Callable[[], AbstractContextManager[None]]
 """Opens a context in which something is at zero."""
 
-_HIDDEN, _NEURONS, _EXPERTS = (parse_axes(name)[0] for name in ("hidden", "ffn", "experts"))
+_HIDDEN, _NEURONS = parse_axes("hidden, ffn")
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def mask_removal(model: Any, binding: Binding, removal: Removal) -> list[Mask]:
     """
     group = binding.sizes["heads"] // binding.sizes["kv"]
     readers = {key: input_readers(binding, key) for key in (GROUPS, NEURONS)}
-    stacked = _stacked_experts(model, binding)
+    stacked = _with_neurons(model, binding)
     masks: list[Mask] = [
         partial(skip_layer, model.get_submodule(layer_module(binding, layer))) for layer in removal.layers
     ]
@@ -153,7 +154,7 @@ def mask_mlp(model: Any, binding: Binding, layer: int) -> list[Mask]:
     width = binding.sizes["ffn"]
     experts = [
         _mask_experts(model, binding, bound, range(width * binding.sizes["experts"]))
-        for bound in _stacked_experts(model, binding).get(layer, ())
+        for bound in _with_neurons(model, binding).get(layer, ())
     ]
     dense = [
         partial(zero_inputs, model.get_submodule(bound.module), None)
@@ -206,17 +207,10 @@ def _mask_shared(
     return [partial(zero_inputs, module, shared.to(module.weight.device)) for module in modules]
 
 
-def _stacked_experts(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:
+def _with_neurons(model: Any, binding: Binding) -> dict[int, list[BoundTensor]]:
     """Return, by layer, the parameters that hold all experts at once and have neurons alone along one axis."""
-    if "experts" not in binding.sizes:
-        return {}
-    there = {name for name, _ in model.named_parameters()}
-    found: dict[int, list[BoundTensor]] = {}
-    for name, bound in binding.in_memory.items():
-        stacked = len(bound.axes) == 3 and bound.axes[0] == _EXPERTS and _NEURONS in bound.axes
-        if stacked and name in there and bound.layer is not None:
-            found.setdefault(bound.layer, []).append(bound)
-    return found
+    stacked = stacked_experts(binding, dict(model.named_parameters()))
+    return {layer: [bound for bound in found if _NEURONS in bound.axes] for layer, found in stacked.items()}
 
 
 def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Sequence[int]) -> Mask:
@@ -230,7 +224,7 @@ def _mask_experts(model: Any, binding: Binding, bound: BoundTensor, neurons: Seq
 
 
 @contextmanager
-def continue_from(layers: Sequence[Any], start: int, hidden: torch.Tensor, outputs: int) -> Iterator[None]:
+def continue_from(layers: Sequence[Any], start: int, hidden: torch.Tensor, parts: int) -> Iterator[None]:
     """Run only the layers from one on, and whatever the model applies after them, from hidden states that are known.
 
     Embedding, masks and head are the model's own, so that this is right for whatever an architecture does there.
@@ -239,9 +233,9 @@ def continue_from(layers: Sequence[Any], start: int, hidden: torch.Tensor, outpu
         layers: All layers of the model.
         start: The first layer that runs; the number of layers when none does.
         hidden: What enters it, shape (batch, length, hidden).
-        outputs: Length of the tuple that a layer returns; 0 when it returns a tensor.
+        parts: What `parts_of` gives for a layer's own output.
     """
-    result: Any = (hidden, *(None,) * (outputs - 1)) if outputs else hidden
+    result = as_output(hidden, parts)
     before = [(layer, layer.__dict__.get("forward")) for layer in layers[:start]]
     try:
         for layer, _ in before:

@@ -13,6 +13,7 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..modeling.layer_output import parts_of
 from ..modeling.layerwise import enter_layers, run_layer
 from ..report.analysis import LayerSensitivity
 from ..report.measurement import Measurement
@@ -49,12 +50,12 @@ def measure_layers(
     layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
     states, how = enter_layers(model, binding, [reference.ids(i) for i in range(len(reference.windows))])
     first = layers[0](states[0], **how[0][1])
-    outputs = len(first) if isinstance(first, (tuple, list)) else 0
+    parts = parts_of(first)
 
     def measure(start: int, masks: Sequence[Mask]) -> Measurement:
         (found,) = measure_masked(
             reference,
-            lambda index: [partial(continue_from, layers, start, states[index], outputs), *masks],
+            lambda index: [partial(continue_from, layers, start, states[index], parts), *masks],
             label,
             metrics=("kl_divergence",),
             advance=advance,

@@ -295,18 +295,22 @@ def bind(
         )
     by_layer = sizes_by_layer(description.by_layer, description.sizes, sizes, config, lookup)
     followed = {size: (other,) for size, other in description.follows.items() if sizes[size] == sizes[other]}
+
+    def size_or_key(name: str) -> Any:
+        return sizes[name] if name in sizes else lookup(name)
+
     for rule in description.rules:
         evaluate(rule.require, lookup)  # registers the keys of the rules, which later checks of shapes need
     for dimension in description.dimensions.values():
         for key, expression in dimension.writes.items():
             lookup(key)
             # A new value may depend on the old ones: a factor that the class divides by the depth, say.
-            evaluate(expression, lambda name: sizes[name] if name in sizes else lookup(name))
+            evaluate(expression, size_or_key)
     for key in description.class_change.unless if description.class_change else ():
         lookup(key)
     dimensions = {
         key: replace(dimension, fixed=None, inexact=None)
-        if dimension.when and not evaluate(dimension.when, lambda name: sizes[name] if name in sizes else lookup(name))
+        if dimension.when and not evaluate(dimension.when, size_or_key)
         else dimension
         for key, dimension in description.dimensions.items()
     }

@@ -152,7 +152,8 @@ def prove(subject: Subject, claims: Sequence[str] | None = None) -> list[Proof]:
     if binding.sizes["heads"] == binding.sizes["kv"] and GROUPS in open_:
         open_ = [key for key in open_ if key != HEADS]  # a query head cannot go without its group
     chosen = open_ if claims is None else [key for key in open_ if key in claims]
-    found = [_prove_one(subject, key, _smaller(subject, (key,))) for key in chosen]
+    with registered(binding.description):  # a draft is not known yet
+        found = [_prove_one(subject, key, _smaller(subject, (key,))) for key in chosen]
     if claims is None:
         found += prove_together(subject, [proof.claim for proof in found if proof.holds])
     return found
@@ -203,7 +204,8 @@ def prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
     if not keys:
         return []
     found: list[Any] = []
-    together = _prove_one(subject, TOGETHER, _smaller(subject, keys), found.append)
+    with registered(subject.binding.description):
+        together = _prove_one(subject, TOGETHER, _smaller(subject, keys), found.append)
     if not found or cache_name(found[0][0]) not in inspect.signature(found[0][0].forward).parameters:
         return [together]  # some classes have no cache
     return [together, _prove_cache(*found[0])]
@@ -213,10 +215,9 @@ def _prove_one(subject: Subject, claim: str, shape: Mapping[str, int], on_cut: A
     if not shape:
         return Proof(claim, None, failure=NOTHING_SMALLER)
     try:
-        with registered(subject.binding.description):
-            plan = random_plan(subject.source, shape, _SEED)
-            rows = _rows(subject, shape)
-            cut = _load(subject, _cut(subject, plan, rows), _edited(subject, plan))
+        plan = random_plan(subject.source, shape, _SEED)
+        rows = _rows(subject, shape)
+        cut = _load(subject, _cut(subject, plan, rows), _edited(subject, plan))
         masked = _load(subject, masked_state(subject.binding, plan, stored_state(subject.model)), subject.raw)
         ids, new_ids = _tokens(subject, rows)
         kept = torch.as_tensor(rows)
@@ -294,11 +295,9 @@ def _cut(subject: Subject, plan: Plan, rows: Sequence[int]) -> dict[str, torch.T
 
 def _load(subject: Subject, state: Mapping[str, torch.Tensor], raw: Mapping[str, Any]) -> Any:
     """Load tensors by their names and in their layout on disk, as `from_pretrained` does from a folder."""
-    with registered(subject.binding.description):
-        config = parse_config(raw)
     model, info = type(subject.model).from_pretrained(
         None,
-        config=config,
+        config=parse_config(raw),
         state_dict={name: tensor.detach().clone().contiguous() for name, tensor in state.items()},
         dtype=torch.float32,
         output_loading_info=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS, registered
+from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS
 from ..checkpoint.source import Source
 from ..planning.options import ShapeOptions
 from ..planning.shape import complete_shape
@@ -45,5 +45,4 @@ def random_plan(source: Source, shape: Mapping[str, int], seed: int, *, merge: b
         keep_last_layers=0,
         merge_key_value_heads=merge,
     )
-    with registered(binding.description):  # a draft is not known yet
-        return plan(source, options, complete_shape(binding, shape), scores, Choice())
+    return plan(source, options, complete_shape(binding, shape), scores, Choice())

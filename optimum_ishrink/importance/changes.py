@@ -10,6 +10,7 @@ import torch
 from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
 from ..architectures.description import LAYERS, NEURONS
+from ..modeling.layer_output import hidden_of
 from .watchers import Routed, Watcher
 
 
@@ -73,7 +74,7 @@ class ChangeWatcher(Watcher):
     def _compare(self, layer: int) -> Callable[..., None]:
         def compare(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = (args[0] if args else kwargs["hidden_states"]).detach()
-            after = output[0] if isinstance(output, (tuple, list)) else output
+            after = hidden_of(output)
             leaving = after.detach()  # a hook that refers to its own tensor would keep the whole graph alive
 
             def reduce(gradient: torch.Tensor) -> None:
@@ -82,7 +83,7 @@ class ChangeWatcher(Watcher):
                 values = self.criterion.function(self.batch.text(change.sum(-1)))
                 self.sums[LAYERS][layer] += values.sum()
 
-            after.register_hook(reduce)
+            after.register_hook(reduce)  # type: ignore[no-untyped-call]
 
         return compare
 

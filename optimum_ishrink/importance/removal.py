@@ -19,6 +19,7 @@ from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
 from ..modeling.base import base_of
+from ..modeling.layer_output import as_output, hidden_of, parts_of
 from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
 from .criterion import Criterion
@@ -44,7 +45,7 @@ class LayerRunner:
     def __init__(self, model: Any, binding: Binding) -> None:
         self.model = model
         self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
-        self._outputs: int | None = None  # length of the tuple that a layer returns, 0 for a tensor, once one has run
+        self._parts: int | None = None  # of a layer's output, once one has run
 
     def logits(
         self, batch: Batch, first: int = 0, entering: torch.Tensor | None = None, without: Collection[int] = ()
@@ -73,7 +74,7 @@ class LayerRunner:
         Raises:
             DataError: The output of a layer has NaN or inf; the message names it.
         """
-        if without and self._outputs is None:
+        if without and self._parts is None:
             self.states(batch, logits=False)
         states: list[torch.Tensor] = []
 
@@ -81,8 +82,8 @@ class LayerRunner:
             states.append(args[0] if args else kwargs["hidden_states"])
 
         def leave(_: Any, __: Any, output: Any) -> None:
-            self._outputs = len(output) if isinstance(output, (tuple, list)) else 0
-            states.append(output[0] if self._outputs else output)
+            self._parts = parts_of(output)
+            states.append(hidden_of(output))
 
         handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in self.layers]
         handles.append(self.layers[-1].register_forward_hook(leave))
@@ -110,7 +111,7 @@ class LayerRunner:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 if layer == 0 and entering is not None:
                     hidden = entering
-                return (hidden, *(None,) * (self._outputs - 1)) if self._outputs else hidden
+                return as_output(hidden, self._parts or 0)
 
             self.layers[layer].forward = pass_through
         try:

@@ -16,6 +16,7 @@ from ..architectures.binding import BoundTensor
 from ..architectures.description import LAYERS, NEURONS
 from ..core.processes import summed, summed_count
 from ..modeling.experts import DownProjections, fused_experts, gather_arguments, one_by_one
+from ..modeling.layer_output import hidden_of
 from .batches import Batch
 from .criterion import Criterion
 from .units import Units
@@ -220,7 +221,7 @@ class HiddenStateWatcher(Watcher):
             ) -> None:
                 assert self.batch is not None
                 before = args[0] if args else kwargs["hidden_states"]
-                after = output[0] if isinstance(output, (tuple, list)) else output
+                after = hidden_of(output)
                 self.sums[LAYERS][layer] += self.batch.text(self.criterion.function(before, after)).sum()
 
             module = self.model.get_submodule(layer_module(self.units.binding, layer))

@@ -12,6 +12,7 @@ from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..errors import RequestError
 from .base import base_of
+from .layer_output import hidden_of
 
 
 class _Stop(Exception):
@@ -60,7 +61,7 @@ def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> to
         kwargs: Its other arguments, masks and position embeddings, from `enter_layers`.
     """
     output = layer(hidden, **kwargs)
-    result: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    result = hidden_of(output)
     return result
 
 
