@@ -219,8 +219,10 @@ def _draw_neurons(axis: Any, plan: Plan, scores: torch.Tensor, dropped: set[int]
     removed = []
     for layer, row in enumerate(scores):
         retained = torch.tensor(units.get(layer, ()), dtype=torch.int64)
-        removed.append(1.0 if layer in dropped else float(1 - row[retained].sum() / row.sum()))
-    share = 1 - plan.new_shape["intermediate_size"] / plan.shape["intermediate_size"]
+        lost = float(row.sum() - row[retained].sum()) / max(float(row.sum()), torch.finfo(row.dtype).tiny)
+        removed.append(1.0 if layer in dropped else lost)
+    # Those of dropped experts go as well. A layer without an MLP, or without experts in a mixture, retains fewer.
+    share = 1 - max(map(len, units.values())) / scores.shape[1]
     bottom, top = [100 * (1 - x) for x in removed], [100 * x for x in removed]
     axis.bar(range(len(removed)), bottom, color=_RETAINED, label="retained")
     axis.bar(range(len(removed)), top, bottom=bottom, color=_REMOVED, label="removed")
