@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -15,9 +15,12 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ISHRINK_CACHE"] = tempfile.mkdtemp(prefix="ishrink-tests-")  # never the user's cached scores
 
-from tests.helpers.tiny import save_tiny, tiny_config
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_tokenizer
 from tests.helpers.trained_vocabulary import save_trained
 from tests.helpers.warm_process import fork_from_now_on, run_warm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # No deadlines: the machine may be slow. In CI the examples are always the same; on a desk they are new every time.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
@@ -60,6 +63,18 @@ def loading_in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fresh_process, "run_jobs", run)
         yield
+
+
+@pytest.fixture(autouse=True)
+def shared_tokenizer_unchanged() -> Iterator[None]:
+    """Name the test that changes the tokenizer that all tests share, rather than those that run after it."""
+    before = _facts(tiny_tokenizer())
+    yield
+    assert _facts(tiny_tokenizer()) == before, "this test changed tiny_tokenizer(): change a deep copy of it"
+
+
+def _facts(tokenizer: PreTrainedTokenizerFast) -> tuple[str, Any]:
+    return tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
 
 
 @pytest.fixture(scope="session", autouse=True)

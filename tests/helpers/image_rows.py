@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utte
 
 def save_with_processor(folder: Path, model_type: str = "llava", **text: Any) -> Path:
     """Save a tiny model with a processor that reads images of any size, and return the folder."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_special_tokens({"additional_special_tokens": _TOKENS})
     config = composite_config(model_type, **text)
     setattr(
