@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .core.json_files import read_json, write_json
-from .errors import PublishError, RequestError, SourceError
+from .errors import PublishError, RequestError, SourceError, one_line
 from .evaluation.options import EvaluationOptions
 from .importance.options import ImportanceOptions
 from .options.option import Place, argument_lines, options_of
@@ -132,7 +132,7 @@ class IShrinkConfig(
         try:
             path = hf_hub_download(str(pretrained_model_name_or_path), CONFIG_FILE, **kwargs)
         except Exception as error:  # the client raises many types for a file that is not there
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise SourceError(f"no {CONFIG_FILE} at {pretrained_model_name_or_path!r} ({reason})") from None
         return cls(**read_json(Path(path)))
 

@@ -65,6 +65,22 @@ class PublishError(IShrinkError):
     """The upload failed; the local folder is complete and can be pushed again."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return what a library's error says as one line, for a message that quotes it.
+
+    Args:
+        error: The error; one without a text is named by its class.
+        limit: Characters after which the rest is left out, at the end of a word. 200 hold the sentence that matters of
+            nearly every error seen, and keep a message in sight that may quote a whole file.
+    """
+    text = " ".join(str(error).split())
+    if len(text) <= limit:
+        return text or type(error).__name__
+    start = text[: limit - 4]
+    whole_words = start.rpartition(" ")[0]
+    return (whole_words if len(whole_words) > limit // 2 else start) + " ..."
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the nearest allowed name, or an empty string when none is close.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..architectures.composite import check_alone
 from ..options.option import options_of
+from ..pipeline.shape_alone import shape_alone
+from ..planning.estimate import Estimate, estimate_shrink
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..search.profile import Profile
 from ..search.profiling import profile_device, write_profile_script
@@ -130,3 +132,20 @@ class FindsModels:
             "plan it with a target instead, such as target='params=-15%'",
         )
         return find_ways(self.source.binding, AdviceOptions(**options), model=self.source.display_name)
+
+    def estimate(self, config: IShrinkConfig | None = None, **changes: Any) -> Estimate:
+        """Estimate the time, memory and disk of a shrink on this machine, whose speeds are measured in some seconds.
+
+        Args:
+            config: The options of the shrink; the defaults when None.
+            **changes: Values that replace the config's.
+
+        Returns:
+            The estimate of each stage; no weights are read.
+
+        Raises:
+            RequestError: The request cannot be met.
+        """
+        config = self._config(config, changes)
+        binding, shape, _ = shape_alone(None, config, lambda: self.source)
+        return estimate_shrink(binding, shape, config, folder=Path.cwd())

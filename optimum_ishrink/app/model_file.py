@@ -13,7 +13,7 @@ from ..checkpoint.generation import GENERATION_CONFIG
 from ..core.json_files import read_json
 from ..edge.gguf_file import check_whole
 from ..edge.gguf_quantizations import EMBEDDING, GGUF_QUANTIZATIONS, HEAD
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 
 MOST_BYTES = 2**31 - 1
 """A browser holds a file in one buffer, which has no more."""
@@ -100,7 +100,7 @@ def read_model_file(path: Path, generation: Path | None = None) -> ModelFile:
     try:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # the reader raises many types for a damaged file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise SourceError(f"cannot read {path} as GGUF ({reason})") from None
     header = _Header(reader)
     architecture = str(header.get("general.architecture", ""))

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..errors import ArchitectureError, SourceError
+from ..errors import ArchitectureError, SourceError, one_line
 from .binding import Binding, bind
 from .composite import composite_of, composites, is_composite, text_config
 from .description import Description, describe, descriptions
@@ -113,7 +113,7 @@ def meta_model(config: Any) -> Any:
             raise
         raise ArchitectureError(
             f"config.json gives single layers sizes of their own (per_layer_config), but the {config.model_type} "
-            f"class reads one size for all layers: {' '.join(str(error).split())[:120]}; remove the entry, and give "
+            f"class reads one size for all layers: {one_line(error, 120)}; remove the entry, and give "
             "every layer the same sizes"
         ) from None
     except AssertionError as error:

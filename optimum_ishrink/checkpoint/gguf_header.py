@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 
 CHUNK = 2**20
 """Bytes that are fetched at a time. The list of tokens makes headers long: up to some 16 MiB."""
@@ -155,7 +155,7 @@ def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: b
             read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
             read.save_pretrained(target)
     except Exception as error:  # transformers raises many types for a file that is not valid GGUF
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
     config._name_or_path = ""
     config.save_pretrained(target)

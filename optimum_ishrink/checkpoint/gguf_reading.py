@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from .older_keys import add_older_keys
 
 
@@ -38,7 +38,7 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
             advance(1)
     except Exception as error:  # transformers raises many types for a file that is not valid GGUF
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
     _remove_quantizer(model)
     # transformers takes the name of the training run from the file; a path or a name here would only mislead.

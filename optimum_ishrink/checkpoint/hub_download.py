@@ -22,7 +22,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from .gguf_header import read_header
 from .tokenizer_files import TOKENIZER_PATTERNS
 
@@ -160,7 +160,7 @@ def _one_line_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except Exception as error:  # a dropped connection raises an exception of the HTTP library
         if "http" not in type(error).__module__:
             raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error)
         reason = f"the connection to the Hub broke ({text}); try again; finished files are cached"
     raise SourceError(f"cannot open model {repo_id!r}: {reason}") from None
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from ..architectures.composite import loading_options
 from ..architectures.model_class import auto_class
 from ..core.json_files import read_json
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from .tensors import preview
 
 _UNUSABLE = (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError)
@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
         # Without this argument, transformers asks on the terminal whether it may run the folder's code.
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except _UNUSABLE as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SourceError(f"{folder} holds no usable tokenizer ({reason})") from None
 
 
@@ -43,7 +43,7 @@ def load_processor(folder: Path) -> Any:
     try:
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except _UNUSABLE as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SourceError(f"{folder} holds no usable processor of images ({reason})") from None
     if getattr(found, "image_processor", None) is None:  # the auto class falls back on the tokenizer
         raise SourceError(
@@ -77,7 +77,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (*_UNUSABLE, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise SourceError(f"{folder} cannot be loaded ({type(error).__name__}: {reason})") from None
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:

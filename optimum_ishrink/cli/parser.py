@@ -24,6 +24,7 @@ from .app_verbs import EXAMPLE, add_app_flags
 from .chat_verbs import add_chat
 from .describe_verb import DESCRIBE, add_describe_flags
 from .flags import add_options
+from .plan_verb import PLAN, add_plan_flags
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
 
@@ -72,13 +73,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             "ishrink shrink --model HuggingFaceTB/SmolLM2-135M-Instruct --target params=-15% --output small",
         )
     )
-    _plan(
-        verb(
-            "plan",
-            "print or save what would be removed, and change nothing",
-            "ishrink plan --model small-model --num-hidden-layers 14 --intermediate-size 7168",
-        )
-    )
+    _plan(verb("plan", *PLAN))
     _analyze(
         verb(
             "analyze",
@@ -218,13 +213,7 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
 
 def _plan(parser: argparse.ArgumentParser) -> None:
     _model(parser, recipe=True)
-    parser.add_argument("--output", metavar="FILE", help="also save the plan as JSON")
-    parser.add_argument(
-        "--shape-only",
-        action="store_true",
-        help="only the shape: reads config.json and no weights, in a second; with --gguf-file the header alone, from "
-        "the Hub by ranged requests",
-    )
+    add_plan_flags(parser)
     _shape(parser)
     _importance(parser)
     _common(parser)

@@ -18,6 +18,7 @@ from .app_verbs import app
 from .chat_verbs import chat
 from .describe_verb import describe
 from .flags import given
+from .plan_verb import plan, show_plan_alone
 from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
 from .search_verbs import advise, profile, search
 from .show import print_table, say
@@ -25,7 +26,6 @@ from .show import print_table, say
 if TYPE_CHECKING:
     from ..api.result import ShrinkResult
     from ..api.shrinker import IShrinker
-    from ..checkpoint.source import Source
     from ..report.report import Report
 
 
@@ -55,7 +55,7 @@ def _shrink(args: argparse.Namespace) -> Any:
         _check_destination(args)
     shrinker = open_shrinker(args, model)
     if args.dry_run:
-        return _show_plan_alone(args, shrinker, config, check_all=True)
+        return show_plan_alone(args, shrinker, config, check_all=True)
     words = ["--architecture", Path(args.architecture).name] if args.architecture else []
     return _run_shrink(args, shrinker, config, command_words=words)
 
@@ -68,21 +68,6 @@ def _check_destination(args: argparse.Namespace) -> None:
         check_repo_id(args.push_to_hub)
     elif is_main_process():
         check_destination(args.push_to_hub)
-
-
-def _show_plan_alone(
-    args: argparse.Namespace, shrinker: IShrinker, config: IShrinkConfig, *, check_all: bool
-) -> dict[str, Any]:
-    from ..core.json_files import write_json
-    from .show import show_plan, show_runtime
-
-    plan = shrinker.plan(config, check_all=check_all)
-    if args.output and not check_all:
-        write_json(Path(args.output), plan.to_json())
-    if not args.json:
-        show_plan(plan, layers=True)
-        show_runtime(shrinker.source.binding, config, plan.new_shape)
-    return plan.to_json()
 
 
 def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkConfig, **how: Any) -> Any:
@@ -122,63 +107,6 @@ def _show_report(args: argparse.Namespace, report: Report) -> None:
 
     if not args.json:
         show_report(report)
-
-
-def _plan(args: argparse.Namespace) -> Any:
-    from .show import show_criteria
-
-    if _lists_criteria(args):
-        return show_criteria(args)
-    model, config = read_request(args)
-    if args.output:
-        if args.shape_only:
-            raise RequestError("--shape-only chooses nothing, so there is no plan to save; leave out --output")
-        from ..core.output import check_output_file
-
-        check_output_file(Path(args.output), None)
-    if args.shape_only:
-        return _plan_shape(args, model, config)
-    return _show_plan_alone(args, open_shrinker(args, model), config, check_all=False)
-
-
-def _plan_shape(args: argparse.Namespace, model: str, config: IShrinkConfig) -> Any:
-    from ..pipeline.shape_alone import shape_alone
-    from ..planning.shape import target_of
-    from ..planning.target import Parameters
-    from .show import show_runtime, show_shape
-
-    register_description(args)
-
-    def open_model() -> Source:
-        from ..checkpoint.source import open_config
-
-        quiet_transformers()
-        # A vocabulary that may change has to be read.
-        reads = bool(config.target or config.vocab_size)
-        return open_config(model, revision=args.revision, gguf_file=args.gguf_file, tokenizer=reads)
-
-    # A description from outside the package is not proved to write what its config class derives, and what a runtime
-    # cannot run also depends on keys whose defaults only the config class knows.
-    asks = bool(args.gguf_file or args.architecture or config.for_runtime or config.tie_embeddings)
-    binding, shape, removed = shape_alone(None if asks else Path(model).expanduser(), config, open_model)
-    before, after = binding.num_parameters() + removed, binding.num_parameters(shape)
-    found: dict[str, Any] = {
-        "shape": binding.shape,
-        "new_shape": shape,
-        "num_parameters": before,
-        "new_num_parameters": after,
-    }
-    more = []
-    target = target_of(binding, config, removed) if config.target else None
-    if target is not None and not isinstance(target.cost, Parameters):
-        value = target.cost.of(binding, shape, after)
-        change = target.cost.change(value, target.whole)
-        more = [("counted by the target", target.cost.words(target.whole), f"{target.cost.words(value)} ({change})")]
-        found |= {"counted": target.whole, "new_counted": value}
-    if not args.json:
-        show_shape(model, binding.shape, shape, before, after, more)
-        show_runtime(binding, config, shape)
-    return found
 
 
 def _analyze(args: argparse.Namespace) -> Any:
@@ -362,7 +290,7 @@ def _demo(args: argparse.Namespace) -> Any:
 VERBS: dict[str, Verb] = {
     "shrink": _shrink,
     "recover": _recover,
-    "plan": _plan,
+    "plan": plan,
     "analyze": _analyze,
     "search": search,
     "profile": profile,

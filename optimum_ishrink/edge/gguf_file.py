@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf_header import read_places
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from .gguf_quantizations import GGUF_QUANTIZATIONS
 
 
@@ -128,7 +128,7 @@ def read_gguf(path: Path, name: str | None = None) -> GgufFile:
             None if context is None else int(context.contents()),
         )
     except Exception as error:  # the reader raises many types for a damaged file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise SourceError(f"cannot read {path} as GGUF ({reason})") from None
 
 

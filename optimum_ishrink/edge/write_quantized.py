@@ -17,7 +17,7 @@ from ..checkpoint.older_keys import add_older_keys
 from ..checkpoint.source import Source
 from ..checkpoint.writing import carry_files, drop_code
 from ..core.progress import progress_bar
-from ..errors import SourceError, VerificationError
+from ..errors import SourceError, VerificationError, one_line
 from .linear_layers import LinearLayer
 from .torch_quantizations import TORCHAO, TorchQuantization
 
@@ -68,7 +68,7 @@ def write_quantized(
         except OSError:  # such as a full disk: `staged_folder` reports it
             raise
         except Exception as error:  # the libraries raise many types for a model that they do not support
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error, 300)
             raise SourceError(f"{quantization.library.name} cannot quantise {source.name}: {reason}") from None
         advance(1)
     add_older_keys(folder)
@@ -194,7 +194,7 @@ def read_quantized(folder: Path, dtype: torch.dtype) -> Any:
             model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
             model.eval()(torch.zeros(1, 1, dtype=torch.int64))
     except Exception as error:  # any error means that the folder is wrong
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise VerificationError(f"transformers cannot run the export ({reason}); nothing was written") from None
     misfits = sorted(
         str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 Segment = tuple[str, bool]
 """A piece of a document, and whether it is an answer."""
@@ -141,7 +141,7 @@ class Conversation:
                 if any(words in other for words in spoken) and not any(str(part) in other for part in parts):
                     text = other
         except Exception as error:  # a template is a program, which may fail in any way
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
             raise DataError(
                 f"is a conversation that the chat template refuses ({reason}); change its messages, or leave it out"
             ) from None

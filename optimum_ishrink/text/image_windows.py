@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .image_features import check_order, encode_images
 from .image_rows import ImageRow
 from .sources import TextSource
@@ -124,7 +124,7 @@ def row_inputs(row: ImageRow, processor: Any) -> Mapping[str, torch.Tensor]:
             text=[text], images=[images], return_tensors="pt", add_special_tokens=False, return_mm_token_type_ids=True
         )
     except Exception as error:  # processors and templates raise many types
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(
             f"{row.place} is refused by the model's processor ({reason}); change it, or leave it out"
         ) from None

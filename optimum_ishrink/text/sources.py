@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .files import file_rows, unreadable
 from .image_rows import ImageRow, read_image_row
 from .rows import NoSuchForm, Row, read_row
@@ -215,7 +215,7 @@ def _hub_rows(text: str) -> Iterator[Row]:
     except DataError:
         raise
     except Exception as error:  # the library raises many types for a data set that cannot be loaded
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise DataError(
             f"cannot read {text!r}: neither a .txt or .jsonl file nor a Hub data set that can be loaded ({reason})"
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint.generation import GENERATION_CONFIG
 from ..checkpoint.tokenizer_files import PROCESSOR_FILES
 from ..core.json_files import read_json
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from ..text.token_map import is_byte
 from .renumber import config_ids
 from .splits import Splits
@@ -258,7 +258,7 @@ def _written(opened: Any, template: str, *, parts: bool) -> tuple[set[str], str]
                 )
             )
         except Exception as error:  # a template is a program, which may refuse a role in any way
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
     return texts, reason
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ..architectures.config_edit import without_code
 from ..checkpoint.tokenizer_files import TOKENIZER_PATTERNS
 from ..core.json_files import read_json, write_json
-from ..errors import ShapeError, SourceError, VerificationError
+from ..errors import ShapeError, SourceError, VerificationError, one_line
 from .merging import Merges
 from .sentencepiece_model import trimmed_sentencepiece
 from .splits import Splits, find_splits
@@ -173,7 +173,7 @@ def _check_ids(path: Path, new: Mapping[str, int]) -> None:
     try:
         found = Tokenizer.from_file(str(path)).get_vocab()
     except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise VerificationError(f"the tokenizers library cannot read the trimmed {path.name} ({reason})") from None
     if found != new:
         wrong = min(token for token in found.keys() | new.keys() if found.get(token) != new.get(token))

@@ -1,0 +1,193 @@
+"""How long a shrink would take on this machine, and what memory and disk it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from .machine_speed import MachineSpeed, measure_speed
+from .work import Work, work_of_recovery, work_of_shrink
+
+if TYPE_CHECKING:
+    from ..architectures.binding import Binding
+    from ..configuration import IShrinkConfig
+
+_SPREAD = 2.0
+"""What an estimate may be wrong by, as a factor: `benchmarks/estimate.py` measures it."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage.
+
+    Args:
+        work: What it has to do.
+        seconds: How long that takes.
+    """
+
+    work: Work
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimate of a shrink.
+
+    Args:
+        stages: Its stages, in their order.
+        recovery: What a recovery would add, where none is requested.
+        speed: The machine's speeds.
+        device: The device that computes.
+        dtype: The dtype that it computes in.
+        memory: Bytes of the device's memory that are free.
+        disk: Bytes that are written.
+    """
+
+    stages: tuple[StageEstimate, ...]
+    recovery: StageEstimate | None
+    speed: MachineSpeed
+    device: str
+    dtype: str
+    memory: int
+    disk: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of all stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak(self) -> float:
+        """Bytes of memory of the stage that needs most."""
+        return max(stage.work.memory for stage in self.stages)
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return the rows of a table: stage, what it runs on, time, memory."""
+        rows = [_row(stage) for stage in self.stages]
+        rows.append(("together", "", duration(self.seconds), _size(self.peak)))
+        if self.recovery is not None:
+            stage, detail, time, memory = _row(self.recovery)
+            rows.append((f"{stage}, if requested", detail, time, memory))
+        return rows
+
+    def sentences(self) -> list[str]:
+        """Return what the table does not say: the speeds, what is written, and whether the memory is enough."""
+        speed = self.speed
+        lines = [
+            f"Measured here ({self.device}): {speed.operations / 1e9:,.0f} GFLOP/s in {self.dtype}, "
+            f"{speed.float32_operations / 1e9:,.0f} in float32; weights for sampling {speed.memory / 1e9:,.1f} GB/s; "
+            f"disk {speed.disk_read / 1e9:,.2f} GB/s read, {speed.disk_write / 1e9:,.2f} GB/s written.",
+            f"Written to disk: {_size(self.disk)}.",
+        ]
+        if self.peak > self.memory:
+            lines.append(f"The model does not fit: {_size(self.peak)} are needed, and {_size(self.memory)} are free.")
+        lines.append(
+            f"Times are arithmetic, not a run: expect them to be right within a factor of {_SPREAD:g}. Timing of the "
+            "result and tasks are not counted."
+        )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON: times in seconds, sizes in bytes."""
+
+        def entry(stage: StageEstimate) -> dict[str, Any]:
+            return {**asdict(stage.work), "seconds": stage.seconds}
+
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "speed": asdict(self.speed),
+            "stages": [entry(stage) for stage in self.stages],
+            "seconds": self.seconds,
+            "memory": self.peak,
+            "free_memory": self.memory,
+            "disk": self.disk,
+            "recovery": None if self.recovery is None else entry(self.recovery),
+        }
+
+
+def estimate_shrink(
+    binding: Binding,
+    shape: Mapping[str, int],
+    config: IShrinkConfig,
+    *,
+    folder: Path,
+    speed: MachineSpeed | None = None,
+) -> Estimate:
+    """Estimate a shrink on this machine.
+
+    Args:
+        binding: The model; its weights are not read.
+        shape: The complete new shape.
+        config: The request.
+        folder: A folder on the disk that would be written.
+        speed: The machine's speeds; None measures them, which takes some seconds.
+
+    Raises:
+        RequestError: The device is not there.
+        OutputError: The folder cannot be written.
+    """
+    from ..core.device import resolve_device, resolve_dtype
+
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    sizes = binding.sizes
+    if speed is None:
+        speed = measure_speed(device, dtype, sizes["hidden"], sizes.get("ffn") or sizes["hidden"], folder)
+    texts = len(config.eval_text) if config.eval_text else 1
+    stored = _stored_bytes(binding)
+    element = dtype.itemsize
+    stages = work_of_shrink(binding, shape, config, element_bytes=element, stored_bytes=stored, eval_texts=texts)
+    recovery = None if config.recovers else work_of_recovery(binding, shape, config, element_bytes=element)
+
+    def timed(work: Work) -> StageEstimate:
+        return StageEstimate(work, work.seconds(speed, binding.num_parameters() * element))
+
+    return Estimate(
+        stages=tuple(map(timed, stages)),
+        recovery=None if recovery is None else timed(recovery),
+        speed=speed,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        memory=_free_memory(device),
+        disk=sum(work.disk_write for work in stages),
+    )
+
+
+def _stored_bytes(binding: Binding) -> int:
+    """Return the bytes of a weight in the checkpoint; two where the config does not say."""
+    import torch
+
+    dtype = getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None)
+    named = getattr(torch, str(dtype).removeprefix("torch."), None)
+    return named.itemsize if isinstance(named, torch.dtype) else 2
+
+
+def _free_memory(device: Any) -> int:
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _row(stage: StageEstimate) -> tuple[str, str, str, str]:
+    return stage.work.stage, stage.work.detail, duration(stage.seconds), _size(stage.work.memory)
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: `40 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 99.5:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -1,0 +1,313 @@
+"""What each stage of a shrink has to do, by arithmetic over a config: operations, bytes and memory.
+
+Nothing is read but the config, so it works for a model that is on no disk here. With the speeds of a machine
+(`machine_speed`) it gives the hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING
+
+from ..architectures.axes import input_axis, input_readers
+from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS
+from ..architectures.expressions import axis_length
+from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from ..surgery.folds import FOLDS
+from ..text.sources import equal_shares, parse_sources
+
+if TYPE_CHECKING:
+    from ..architectures.binding import Binding
+    from ..configuration import IShrinkConfig
+    from .machine_speed import MachineSpeed
+
+_RIDGES_TRIED = 4
+"""Ridges that the search tries for a projection: it begins at the best of the layer below and looks on both sides."""
+
+_PASSES: Mapping[str, float] = {"weights": 0, "changes": 2, "gradients": 3, "routing": 1.5}
+"""Forward passes that one pass of a criterion is worth: a backward pass to the activations alone is one more, to the
+weights as well two. What is not listed is one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one stage.
+
+    Args:
+        stage: Its name.
+        detail: What it runs on.
+        operations: Floating-point operations of matrix products in the compute dtype.
+        float32_operations: Those of sums and solutions of linear systems, in float32.
+        weight_reads: How often every weight is read from memory, for a thin product.
+        disk_read: Bytes read from disk.
+        disk_write: Bytes written to disk.
+        memory: Bytes in memory at its peak, beyond the libraries.
+    """
+
+    stage: str
+    detail: str
+    operations: float = 0.0
+    float32_operations: float = 0.0
+    weight_reads: float = 0.0
+    disk_read: float = 0.0
+    disk_write: float = 0.0
+    memory: float = 0.0
+
+    def seconds(self, speed: MachineSpeed, weight_bytes: float) -> float:
+        """Return how long it takes at a machine's speeds.
+
+        What reads and what computes takes turns, so the times add up.
+
+        Args:
+            speed: The machine's speeds.
+            weight_bytes: Bytes of the model's weights in memory.
+        """
+        products = self.operations / speed.operations
+        reads = self.weight_reads * weight_bytes / speed.memory
+        sums = self.float32_operations / speed.float32_operations
+        return products + reads + sums + self.disk_read / speed.disk_read + self.disk_write / speed.disk_write
+
+
+def work_of_shrink(
+    binding: Binding,
+    shape: Mapping[str, int],
+    config: IShrinkConfig,
+    *,
+    element_bytes: int,
+    stored_bytes: int,
+    eval_texts: int = 1,
+) -> list[Work]:
+    """Return the work of each stage of a shrink, in the order of the run.
+
+    Args:
+        binding: The model.
+        shape: The complete new shape.
+        config: The request.
+        element_bytes: Bytes of a weight in memory.
+        stored_bytes: Bytes of a weight in the checkpoint.
+        eval_texts: Texts that quality is measured on.
+    """
+    job = _Sizes(binding, dict(shape), config, element_bytes)
+    stored, new_stored = (binding.num_parameters(sizes) * stored_bytes for sizes in (binding.shape, shape))
+    stages = [Work("reading the model", f"{stored / 1e9:,.1f} GB", disk_read=stored, memory=job.weights)]
+    stages += _sampling(job)
+    stages += _scoring(job)
+    stages.append(
+        Work(
+            "writing the checkpoint",
+            f"{new_stored / 1e9:,.1f} GB, read again and compared",
+            disk_read=stored + new_stored,
+            disk_write=new_stored,
+            memory=job.weights,
+        )
+    )
+    stages += _compensation(job)
+    if config.recovers:
+        stages.append(_recovery(job))
+    if config.evaluate:
+        tokens = eval_texts * config.eval_samples * config.eval_length
+        stages.append(
+            Work(
+                "measuring quality",
+                f"{tokens:,} tokens, base and result",
+                operations=2 * tokens * (job.active + job.new_active),
+                disk_read=new_stored,
+                memory=job.weights + job.new_weights,
+            )
+        )
+    return stages
+
+
+class _Sizes:
+    """What the stages count: parameters that a token passes, and bytes."""
+
+    def __init__(self, binding: Binding, shape: dict[str, int], config: IShrinkConfig, element_bytes: int) -> None:
+        self.binding, self.shape, self.config, self.element_bytes = binding, shape, config, element_bytes
+        self.weights = float(binding.num_parameters() * element_bytes)
+        self.new_weights = float(binding.num_parameters(shape) * element_bytes)
+        self.active = active_parameters(binding, binding.shape)
+        self.new_active = active_parameters(binding, shape)
+        self.hidden = binding.sizes["hidden"]
+        self.layers = binding.sizes["layers"]
+
+    @property
+    def cut(self) -> set[str]:
+        """Dimensions that become smaller."""
+        before = self.binding.shape
+        return {key for key, size in self.shape.items() if size < before.get(key, size)}
+
+    def activations(self, tokens: int) -> float:
+        """Bytes of what a backward pass keeps of one batch: what enters and leaves each layer's projections."""
+        sizes = self.binding.sizes
+        width = 8 * self.hidden + 3 * sizes.get("ffn", 0) * (sizes.get("top_k") or 1)
+        return float(tokens * self.layers * width * self.element_bytes)
+
+
+def active_parameters(binding: Binding, shape: Mapping[str, int]) -> float:
+    """Return the parameters that a token is multiplied with: of experts those that it is routed to.
+
+    An embedding is looked up, so it counts only where it is the head as well.
+
+    Args:
+        binding: The model.
+        shape: Sizes by config key.
+    """
+    sizes = binding.resized(shape)
+    share = (sizes.get("top_k") or 1) / (sizes.get("experts") or 1)
+    total, vocabularies = 0.0, []
+    for tensor in binding.tensors.values():
+        # Outside the layers only what has the vocabulary's rows is a product: a table of positions is looked up.
+        kept = tensor.counts("vocab") if tensor.layer is None else tensor.layer < sizes["layers"]
+        if len(tensor.axes) < 2 or not kept or (tensor.expert or 0) >= max(sizes.get("experts") or 1, 1):
+            continue
+        numel = prod(axis_length(axis, sizes) for axis in tensor.axes)
+        fused = len(tensor.axes) > 2 and tensor.counts("experts")
+        total += numel * (share if fused or tensor.expert is not None else 1.0)
+        if tensor.layer is None and tensor.counts("vocab"):
+            vocabularies.append(numel)
+    return total - (min(vocabularies) if len(vocabularies) > 1 else 0)
+
+
+SAMPLED_TOGETHER = 64
+"""Windows that are sampled side by side (`text.sampling.sample_text`)."""
+
+
+def _sampling(job: _Sizes) -> list[Work]:
+    """Text that the model itself samples, for calibration and for recovery."""
+    config = job.config
+    asked = [(config.calibration, config.calibration_samples, config.calibration_length)]
+    if config.recovers:
+        windows = ceil(config.recovery_tokens / config.recovery_length)
+        asked.append((config.recovery_data, windows, config.recovery_length))
+    tokens = steps = 0
+    for texts, samples, length in asked:
+        sources = parse_sources(texts)
+        for source, share in zip(sources, equal_shares(samples, len(sources)), strict=True):
+            if source.is_self:
+                tokens += share * length
+                steps += ceil(share / SAMPLED_TOGETHER) * length
+    if not tokens:
+        return []
+    return [
+        Work(
+            "sampling text",
+            f"{tokens:,} tokens of the model's own",
+            weight_reads=steps,
+            memory=job.weights,
+        )
+    ]
+
+
+def _scoring(job: _Sizes) -> list[Work]:
+    config, cut = job.config, job.cut
+    tokens = min(config.importance_samples, config.calibration_samples) * config.calibration_length
+    chosen: list[tuple[str, Criterion]] = []
+    if cut & {NEURONS, GROUPS, "num_attention_heads"}:
+        chosen.append(("importance", UNIT_CRITERIA[config.importance]))
+    if EXPERTS in cut:
+        chosen.append(("expert importance", EXPERT_CRITERIA[config.expert_importance]))
+    if LAYERS in cut:
+        chosen.append(("layer importance", LAYER_CRITERIA[config.layer_importance]))
+    found = []
+    for what, criterion in chosen:
+        passes = _passes(criterion, job)
+        if not passes:
+            continue
+        kept = criterion.needs in ("changes", "gradients")
+        batch = config.batch_size * config.calibration_length
+        found.append(
+            Work(
+                f"{what} ({criterion.name})",
+                f"{tokens:,} tokens",
+                operations=2 * tokens * job.active * passes,
+                memory=job.weights * (2 if criterion.needs == "gradients" else 1)
+                + (job.activations(batch) if kept else 0),
+            )
+        )
+    return found
+
+
+def _passes(criterion: Criterion, job: _Sizes) -> float:
+    """Return how many forward passes a criterion is worth."""
+    if criterion.needs == "scores":
+        return sum(_passes(UNIT_CRITERIA[name], job) for name in criterion.parts)
+    if criterion.needs == "logits":  # each removal runs the layers from its own on: half of them on average
+        removals = job.layers * (1 if criterion.name in LAYER_CRITERIA else 32)
+        return removals / 2
+    return _PASSES.get(criterion.needs, 1.0)
+
+
+def _compensation(job: _Sizes) -> list[Work]:
+    config, cut = job.config, job.cut
+    if config.compensation == "none" or not cut & {NEURONS, GROUPS, "num_attention_heads", LAYERS}:
+        return []
+    tokens = config.calibration_samples * config.calibration_length
+    sizes = job.binding.resized(job.shape)
+    sources = len(parse_sources(config.calibration))
+    folds = min(sources, FOLDS) if sources > 1 else FOLDS
+    products, largest = 0.0, 0.0
+    for width, rows in _refitted(job, sizes):
+        sums = tokens * (1.5 * width * width + 2 * width * rows)
+        solves = (folds * _RIDGES_TRIED + 2) * (width**3 / 3 + 2 * width * width * rows / 4)
+        products += sums + solves
+        largest = max(largest, (folds + 2) * 4.0 * width * (width + rows))
+    streams = 3 * tokens * job.hidden * job.element_bytes
+    return [
+        Work(
+            "compensation (ridge)",
+            f"{tokens:,} tokens, every layer in turn",
+            operations=2 * tokens * (2 * job.active + job.new_active),
+            float32_operations=products,
+            memory=job.weights + streams + largest,
+        )
+    ]
+
+
+def _refitted(job: _Sizes, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each projection that is fitted again."""
+    found = []
+    keys = [
+        key for key in ("num_attention_heads", NEURONS) if key in job.cut or (key == NEURONS and LAYERS in job.cut)
+    ]
+    if GROUPS in job.cut and "num_attention_heads" not in keys:
+        keys.append("num_attention_heads")
+    for key in keys:
+        for bound in input_readers(job.binding, key):
+            if bound.layer is not None and bound.layer < sizes["layers"] and bound.expert is None:
+                inputs = input_axis(bound)
+                outputs = bound.axes[1 if bound.transposed else 0]
+                found.append((axis_length(inputs, sizes), axis_length(outputs, sizes)))
+    return found
+
+
+def work_of_recovery(binding: Binding, shape: Mapping[str, int], config: IShrinkConfig, *, element_bytes: int) -> Work:
+    """Return the work of a recovery; one by `kl` where the config names none.
+
+    Args:
+        binding: The base.
+        shape: The complete new shape.
+        config: The request.
+        element_bytes: Bytes of a weight in memory.
+    """
+    return _recovery(_Sizes(binding, dict(shape), config, element_bytes))
+
+
+def _recovery(job: _Sizes) -> Work:
+    config = job.config
+    tokens = config.recovery_tokens * config.recovery_epochs
+    loss = config.recovery if config.recovers else "kl"
+    trained = config.recovery_train != "lora"
+    passes = 6.0 if trained else 4.0  # with LoRA no gradient of the weights themselves is taken
+    per_parameter = 12 if trained else 0  # float32 weights, and the optimiser's two moments
+    batch = config.recovery_batch_size * config.recovery_length
+    return Work(
+        f"recovery ({loss})",
+        f"{tokens:,} tokens",
+        operations=tokens * (passes * job.new_active + (2 * job.active if loss != "ce" else 0)),
+        memory=job.weights
+        + job.new_weights
+        + per_parameter * job.new_weights / job.element_bytes
+        + job.activations(batch),
+    )
