@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..app.device_figures import device_evidence
+from ..app.device_figures import device_evidence, without_device
 from ..app.device_report import DeviceReport, read_device_report
 from ..card.update import update_report
 from ..core.progress import note
@@ -49,7 +49,11 @@ def add_device_reports(folder: str | Path, paths: list[Path]) -> Report:
         raise OutputError(f"no permission to write in {place}, whose report these measurements are for")
     for each in found:
         _say_what(each)
-    return update_report(place, *(device_evidence(each, run.report, run.plan.num_parameters) for each in found))
+    known = run.report
+    for each in found:
+        known = without_device(known, each)
+    evidence = (device_evidence(each, run.report, run.plan.num_parameters) for each in found)
+    return update_report(place, *evidence, known=known)
 
 
 def _say_what(report: DeviceReport) -> None:

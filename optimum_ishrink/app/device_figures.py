@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..edge.benchmark import Rounds, compare_rounds
@@ -49,9 +50,7 @@ def device_measurements(report: DeviceReport) -> dict[str, tuple[Measurement, ..
     Args:
         report: The device's report.
     """
-    where = f"browser on {report.label}: {_quantizations(report)}"
-    if report.runtime.backend != "cpu":
-        where += f" on {report.runtime.backend}"
+    where = _place(report)
     samples: dict[str, dict[tuple[str, str], Sequence[Sequence[float]]]] = {model.role: {} for model in report.models}
     for each in report.samples:
         samples[each.role][each.metric, f"{where}{each.setting}"] = each.values
@@ -96,6 +95,32 @@ def device_evidence(report: DeviceReport, known: Report, base_parameters: int) -
         base = ModelReport(base.name, base.params, base.bytes, speed=found["base"])
     shrunk = ModelReport(known.shrunk.name, known.shrunk.params, known.shrunk.bytes, speed=found["shrunk"])
     return Report(base, shrunk, device_environment(report))
+
+
+def without_device(known: Report, report: DeviceReport) -> Report:
+    """Return a model's report without what a device measured with the same types and backend.
+
+    What it measures next replaces all of that: a base that was timed before does not stand beside a model that is
+    timed now.
+
+    Args:
+        known: The model's report.
+        report: The device's new report.
+    """
+    place = _place(report)
+
+    def rest(model: ModelReport) -> ModelReport:
+        return replace(
+            model, speed=tuple(each for each in model.speed if not f"{each.dataset}, ".startswith(f"{place}, "))
+        )
+
+    return replace(known, base=None if known.base is None else rest(known.base), shrunk=rest(known.shrunk))
+
+
+def _place(report: DeviceReport) -> str:
+    """Return what the settings of all measurements of a device's report begin with."""
+    backend = "" if report.runtime.backend == "cpu" else f" on {report.runtime.backend}"
+    return f"browser on {report.label}: {_quantizations(report)}{backend}"
 
 
 def _quantizations(report: DeviceReport) -> str:

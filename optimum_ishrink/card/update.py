@@ -65,18 +65,19 @@ def _other_base(run: Run, base: Source, base_model: str | None) -> str | None:
     return None
 
 
-def update_report(folder: Path, *found: Report) -> Report:
+def update_report(folder: Path, *found: Report, known: Report | None = None) -> Report:
     """Add measurements to the report of an output folder, and rebuild its card.
 
     Args:
         folder: The output folder.
         *found: The new measurements; the last ones win.
+        known: What they are added to; the folder's report when None.
 
     Returns:
         The merged report.
     """
     run = Run.read(folder)
-    merged = reduce(merge_reports, found, run.report)
+    merged = reduce(merge_reports, found, known or run.report)
     try:
         replace(run, report=merged).write(folder)
         build_card(folder)

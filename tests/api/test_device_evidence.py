@@ -11,7 +11,7 @@ from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import OutputError, RequestError, SourceError
 from optimum_ishrink.report.report import Report
 from tests.helpers.card_folder import make_folder, make_report
-from tests.helpers.device_reports import save_report
+from tests.helpers.device_reports import device_report, save_report
 from tests.helpers.refusals import refusal
 
 WHERE = "browser on Pixel 9: q4_0"
@@ -46,6 +46,17 @@ def test_the_command_adds_to_report_and_card(folder: Path, tmp_path: Path, capsy
     assert after.shrunk.quality == before.shrunk.quality
     assert after.shrunk.speed[: len(before.shrunk.speed)] == before.shrunk.speed
     assert after.environment == before.environment
+
+
+def test_a_model_that_is_timed_alone_has_no_earlier_base_beside_it(folder: Path, tmp_path: Path) -> None:
+    add_device_reports(folder, [save_report(tmp_path / "a.json"), save_report(tmp_path / "b.json", device__name="P")])
+    saved = device_report()
+    shrunk = [each for each in saved["samples"] if each["role"] == "shrunk"]
+    report = add_device_reports(folder, [save_report(tmp_path / "c.json", models=saved["models"][1:], samples=shrunk)])
+    assert report.base is not None
+    assert any(each.dataset.startswith(WHERE) for each in report.shrunk.speed)
+    assert not any(each.dataset.startswith(WHERE) for each in report.base.speed)
+    assert any(each.dataset.startswith("browser on P: q4_0") for each in report.base.speed)
 
 
 def test_a_second_device_adds_and_the_same_one_replaces(folder: Path, tmp_path: Path) -> None:
