@@ -84,12 +84,24 @@ def _small(description: Description, raw: Mapping[str, Any]) -> tuple[Subject, T
     """Return a tiny model of a config's class; the model itself where it is small already and no other can be made."""
     try:
         tiny = make_tiny(raw)
-        return make_subject(description, tiny.values), tiny, tiny.notes
+        values = {**tiny.values, **_other_vocabularies(tiny, config_values(raw))}
+        return make_subject(description, values), tiny, tiny.notes
     except RequestError as error:
         if bind_config(raw)[1].num_parameters() > _SMALL_ENOUGH:
             raise
         note = f"the proof is on the model's own sizes, since others cannot be chosen freely: {error}"
         return make_subject(description, config_values(raw)), None, (note,)
+
+
+def _other_vocabularies(tiny: Tiny, values: Mapping[str, Any]) -> dict[str, int]:
+    """Return the further tables of tokens with as many rows as the vocabulary, as the config has them.
+
+    A draft tells them apart by their sizes; whether the vocabulary can be cut rests on whether they are alike.
+    """
+    vocab = tiny.keys["vocab"]
+    alike = [key for key in tiny.size_keys if "vocab" in key and values[key] == values[vocab]]
+    rows: int = tiny.values[vocab]
+    return dict.fromkeys(alike, rows)
 
 
 def _suspects(description: Description, raw: Mapping[str, Any], tiny: Tiny | None) -> str:
