@@ -48,7 +48,7 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
         method = raw["quantization_config"].get("quant_method", "quantised")
         raise SourceError(f"the model is already quantised ({method}); prune the original, then quantise the result")
     # A copy: config classes fill in what is missing, in the very dicts that they are given, such as `rope_scaling`.
-    values = {key: _copy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
+    values = {key: json_copy(value) for key, value in raw.items() if key not in ("model_type", "transformers_version")}
     try:
         config = AutoConfig.for_model(model_type, **values)
     except Exception as error:  # strict config classes raise many types of errors, all about the values
@@ -58,13 +58,17 @@ def parse_config(raw: Mapping[str, Any]) -> Any:
     return config
 
 
-def _copy(value: Any) -> Any:
-    """Return a copy of a JSON value, where infinity, which JSON lacks, is a float again."""
+def json_copy(value: Any) -> Any:
+    """Return a copy of a JSON value, where infinity, which JSON lacks, is a float again.
+
+    Args:
+        value: The value, as config.json has it.
+    """
     if isinstance(value, dict):
         if value.keys() == {"__float__"}:
             return float(value["__float__"])
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else deepcopy(value)
+        return {key: json_copy(item) for key, item in value.items()}
+    return [json_copy(item) for item in value] if isinstance(value, list) else deepcopy(value)
 
 
 def _describe(config: Any) -> Description:

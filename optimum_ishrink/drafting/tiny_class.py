@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from ..architectures.model_class import stored_state
+from ..architectures.model_class import json_copy, stored_state
 from ..errors import ArchitectureError, SourceError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -103,7 +102,7 @@ def make_config(values: Mapping[str, Any], model_type: str) -> Any:
     """
     try:
         # A copy: config classes fill in what is missing, in the very dicts that they are given.
-        return AutoConfig.for_model(model_type, **deepcopy(dict(values)))
+        return AutoConfig.for_model(model_type, **json_copy(dict(values)))
     except Exception as error:  # strict config classes raise many types of errors, all about the values
         raise SourceError(f"the {model_type} config class refuses this: {' '.join(str(error).split())}") from None
 

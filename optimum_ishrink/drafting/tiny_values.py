@@ -12,7 +12,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from ..errors import ArchitectureError, SourceError
-from .tiny_class import Built, build, config_values, random_model
+from .tiny_class import Built, build, config_values, make_config, random_model
 
 Values = Mapping[str, Any]
 """Config values by key."""
@@ -179,6 +179,7 @@ def _tiny(
             small[keys[role]] = value
     if "head_dim" not in shape and "head_dim" in keys:
         small[keys["head_dim"]] = None if values.get(keys["head_dim"]) is None else 16
+    small = _that_is_accepted(small, values, model_type, keys)
     small = _shallow(small, model_type, keys)
     optional = [key for key in keys.values() if values.get(key) is None]
     if "head_dim" in shape and not ("head_dim" in keys and _moves(small, model_type, keys["head_dim"])):
@@ -191,6 +192,26 @@ def _tiny(
     if small.get(keys.get("kv", "")) is None or not _moves(small, model_type, keys["kv"]):
         keys.pop("kv", None)  # a key that a config may list although its class does not read it
     return Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
+
+
+def _that_is_accepted(small: Values, values: Values, model_type: str, keys: Mapping[str, str]) -> Values:
+    """Return values that the config class accepts: where it wants a product to be the width, one factor follows it.
+
+    Such as the heads of a state-space layer, which together are a multiple of the hidden size.
+    """
+    try:
+        make_config(small, model_type)
+        return small
+    except SourceError:
+        ratio = small[keys["hidden"]] / values[keys["hidden"]]
+        for key, value in values.items():
+            if not _is_count(value) or key in keys.values() or not (value * ratio).is_integer() or not value * ratio:
+                continue
+            with suppress(SourceError):
+                follows = {**small, key: int(value * ratio)}
+                make_config(follows, model_type)
+                return follows
+        return small  # which fails where it is built, with the reason
 
 
 def _that_computes(values: Values, model_type: str, sizes: set[str]) -> dict[str, Any]:
