@@ -26,6 +26,7 @@ from ..text.token_map import TokenMap
 from ..text.windows import beginning
 from .options import RecoveryOptions
 from .self_text import self_text
+from .sharding import check_sharding
 from .teacher import LayerMap
 from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch, process_state
@@ -163,6 +164,7 @@ def prepare(
     """
     device, dtype = session.device, session.dtype
     state = process_state(device)
+    check_sharding()
     micro = micro_batch(options.recovery_batch_size, options.batch_size, state.num_processes)
     pair = None
     if models.teacher is not None and options.needs_teacher_model:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from ..core.finite import not_finite
 from ..errors import NotFiniteError, TrainingError
+from .sharding import set_tensors, shard_on_cpus, whole_tensors
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -63,6 +64,11 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make accelerate's own state; fully sharded training on CPUs is switched on here, as it is on GPUs."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Take the windows in order: they were shuffled before."""
@@ -187,10 +193,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        if self.is_fsdp_enabled:
-            self.save_model(str(partial), _internal_call=True)
-        elif self.args.should_save:
-            save_tensors(partial / WEIGHTS, trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
+        trained = whole_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
+        if self.args.should_save:
+            save_tensors(partial / WEIGHTS, trained)
         self._save_optimizer_and_scheduler(str(partial))
         self._save_scaler(str(partial))
         self._save_rng_state(str(partial))
@@ -207,17 +212,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return text
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         stored = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
-        parameters = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped))
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(stored[name].to(parameter.device))
+        set_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)), stored)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))

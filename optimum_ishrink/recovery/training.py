@@ -22,6 +22,7 @@ from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .options import RecoveryOptions
+from .sharding import whole_tensors
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
 from .teacher_cache import CachedTeacher, write_teacher_cache
@@ -310,11 +311,8 @@ def train(
 def _best_parameters(trainer: RecoveryTrainer) -> Mapping[str, torch.Tensor]:
     """Return what was trained, by the model's own names; gathered when it is spread over processes."""
     student = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    names = trained_parameters(student)
-    if trainer.is_fsdp_enabled:
-        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        names = {name: whole[name] for name in names if name in whole}
-    return {name.removeprefix("model."): value for name, value in names.items()}
+    whole = whole_tensors(trained_parameters(student))
+    return {name.removeprefix("model."): value for name, value in whole.items()}
 
 
 def _recompute_layers(model: Any) -> None:

@@ -1,0 +1,101 @@
+"""Fully sharded training: two processes that share a model's weights train as one that has all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from optimum_ishrink.errors import RequestError
+from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, whole_tensors
+from tests.helpers.recovery_runs import recover, recovered
+from tests.helpers.torchrun import torchrun
+
+ROOT = Path(__file__).parents[2]
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+def start(small: Path, output: Path, words: list[str], **how: object) -> subprocess.Popen[str]:
+    command = [*torchrun(), "recover", "--model", str(small), "--output", str(output), *words]
+    environment = {**os.environ, **SHARDED}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **how)  # type: ignore[call-overload,no-any-return]
+
+
+def check_alike(one: Path, two: Path) -> None:
+    curves = [torch.tensor(recovered(each)["held_out_losses"]) for each in (one, two)]
+    torch.testing.assert_close(curves[1], curves[0], atol=1e-3, rtol=1e-3)
+    weights = [load_file(each / "model.safetensors") for each in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["--recovery-train", "full"], []], ids=["full", "lora"])
+def test_two_processes_that_share_the_weights_train_as_one(
+    how: list[str], small: Path, flags: list[str], tmp_path: Path
+) -> None:
+    words = [*flags, "--no-evaluate", "--recovery", "kl+ce:0.1", *how]
+    assert recover(small, tmp_path / "one", words) == 0
+    run = start(small, tmp_path / "two", words)
+    assert run.wait() == 0, run.stderr and run.stderr.read()
+    assert recovered(tmp_path / "two")["processes"] == 2
+    check_alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_was_killed_goes_on(small: Path, flags: list[str], tmp_path: Path) -> None:
+    words = [*flags, "--no-evaluate", "--recovery-train", "full", "--recovery-save-steps", "2"]
+    assert recover(small, tmp_path / "one", words) == 0
+    run = start(small, tmp_path / "two", words, start_new_session=True)
+    work = tmp_path / ".two.recovery"
+    while not (work / "checkpoint-2").is_dir() and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    again = start(small, tmp_path / "two", words)
+    assert again.wait() == 0, again.stderr and again.stderr.read()
+    assert recovered(tmp_path / "two")["resumed_from_step"] >= 2
+    assert json.loads((tmp_path / "two" / "ishrink_report.json").read_text())["recovery"]["processes"] == 2
+    check_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_only_the_second_version_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(RequestError, match="set fsdp_version: 2 in accelerate's configuration"):
+        check_sharding()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_sharding()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.delenv("FSDP_VERSION")
+    check_sharding()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configurations(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2 and config.mixed_precision == "no"
+    sharded = config.distributed_type == "FSDP"
+    assert sharded == (path.stem == "fsdp")
+    assert not sharded or config.fsdp_config["fsdp_version"] == 2
+
+
+def test_tensors_that_are_in_one_process_are_whole() -> None:
+    parameters = {"a": torch.nn.Parameter(torch.zeros(2, 3))}
+    set_tensors(parameters, {"a": torch.ones(2, 3)})
+    assert torch.equal(whole_tensors(parameters)["a"], torch.ones(2, 3))
+    assert not whole_tensors(parameters)["a"].requires_grad
