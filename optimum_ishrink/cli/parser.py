@@ -13,6 +13,7 @@ from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
 from ..importance.options import ImportanceOptions
+from ..options.offload import OffloadOptions
 from ..options.run import RunOptions
 from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
@@ -213,7 +214,7 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
         help="upload the result as one commit; login and name are checked before the work begins",
     )
     _visibility(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +228,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     )
     _shape(parser)
     _importance(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +239,7 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     protected = ("keep_first_layers", "keep_last_layers")
     add_options(parser.add_argument_group("which layers are protected"), ShapeOptions, only=protected)
     add_options(parser.add_argument_group("tasks at every level"), TaskOptions)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +258,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _base(parser)
     _quality(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> None:
@@ -390,8 +391,9 @@ def _visibility(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_mutually_exclusive_group(), PushOptions, only=_VISIBILITY)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, *, offload: bool = False) -> None:
     group = parser.add_argument_group("common")
+    add_options(group, OffloadOptions, only=None if offload else ())
     add_options(group, RunOptions)
     _json(group)
 
