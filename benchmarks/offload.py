@@ -7,8 +7,8 @@ Each run is `ishrink shrink --target params=-15%` on 4,096 tokens of the text, w
 compensation, without evaluation and timing, in a process of its own. The vocabulary stays: the tokenizer that is
 written beside the weights has fewer tokens than they have rows, and those rows alone would go. The weights are random,
 bfloat16, written to disk tensor by tensor; only the shape is that of the named model. Peak memory is that of the
-process (`ru_maxrss`), in which the pages that the kernel caches of files do not count. One line of JSON is printed for
-each run.
+process (`ru_maxrss`), in which the pages that the kernel caches of files do not count. Beside the time on the clock is
+that of the processor, which other programs disturb less. One line of JSON is printed for each run.
 """
 
 from __future__ import annotations
@@ -129,11 +129,13 @@ def run(folder: Path, offload: str, text: Path, output: Path, limit: float | Non
         process.kill()
         process.wait()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 2**10
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = used.ru_maxrss * 2**10
     return {
         "offload": offload,
         "finished": finished and process.returncode == 0,
         "seconds": round(seconds),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime),
         "peak_gib": round(peak / 2**30, 2),
     }
 
@@ -145,18 +147,22 @@ def main() -> None:
     parser.add_argument("--offload", default="never,always", help="runs, comma-separated")
     parser.add_argument("--text", type=Path, required=True, help="calibration text")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer files")
+    parser.add_argument("--base", type=Path, help="a checkpoint that is there already, which stays")
     parser.add_argument("--folder", type=Path, help="where to work (default: the folder for temporary files)")
     parser.add_argument("--limit", type=float, help="stop a run after so many seconds, and report its peak until then")
     parser.add_argument("--more", default="", help="more arguments of `ishrink shrink`, in one word")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="ishrink-offload-bench-") as name:
         place = Path(name)
-        nbytes = make_checkpoint(place / "base", args.shape, args.tokenizer)
+        base = args.base or place / "base"
+        if args.base is None:
+            make_checkpoint(base, args.shape, args.tokenizer)
+        nbytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         for offload in args.offload.split(","):
             # The peak of child processes is one figure for all of them, so each run has a parent of its own.
             done = os.fork()
             if not done:
-                found = run(place / "base", offload, args.text, place / offload, args.limit, args.more.split())
+                found = run(base, offload, args.text, place / offload, args.limit, args.more.split())
                 sys.stdout.write(json.dumps({"shape": args.shape, "gb": round(nbytes / 1e9, 2), **found}) + "\n")
                 sys.stdout.flush()
                 os._exit(0)

@@ -87,7 +87,7 @@ def offloaded_model(
 
 
 def _placeholder(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    value = torch.full((1,), torch.nan, dtype=dtype) if dtype.is_floating_point else torch.zeros(1, dtype=dtype)
+    value = torch.full((), torch.nan, dtype=dtype) if dtype.is_floating_point else torch.zeros((), dtype=dtype)
     return value.expand(tuple(shape))
 
 

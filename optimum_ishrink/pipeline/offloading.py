@@ -61,11 +61,11 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
         return
     folder = offload_folder(job.config, job.output)
     with claimed_folder(folder, "keeps hidden states"):
-        with disk_errors(folder):
-            _open(folder, _request(job))
-        check_room(folder, room_needed(job.session, job.config))
-        job.session.spool_folder = folder
         try:
+            with disk_errors(folder):
+                _open(folder, _request(job))
+            check_room(folder, room_needed(job.session, job.config))
+            job.session.spool_folder = folder
             yield
         except IShrinkError:
             shutil.rmtree(folder, ignore_errors=True)  # the same request would fail again
