@@ -2,6 +2,7 @@
 
     python -m benchmarks.offload --shape llama-3.2-1b --offload never,always --text notes.txt --tokenizer DIR
     python -m benchmarks.offload --shape llama-3.1-8b --offload always --text notes.txt --tokenizer DIR
+    python -m benchmarks.offload --layers 2 --cut "--num-key-value-heads 4 --intermediate-size 7680" ...
 
 Each run is `ishrink shrink --target params=-15%` on 4,096 tokens of the text, with the default criteria and
 compensation, without evaluation and timing, in a process of its own. The vocabulary stays: the tokenizer that is
@@ -64,21 +65,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+CUT = "--target params=-15% --prune num_hidden_layers,num_key_value_heads,intermediate_size"
 SAMPLES, LENGTH = 16, 256
 """Windows of calibration text and their tokens: 4,096 in all."""
 
 
-def make_checkpoint(folder: Path, shape: str, tokenizer: Path) -> int:
-    """Write a checkpoint of random weights, and return its bytes.
+def make_checkpoint(folder: Path, shape: dict[str, Any], tokenizer: Path) -> None:
+    """Write a checkpoint of random weights.
 
     Args:
         folder: A new folder.
-        shape: Name of one of `SHAPES`.
+        shape: Its sizes.
         tokenizer: A folder with tokenizer files.
     """
     folder.mkdir()
     common = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16"}
-    config = AutoConfig.for_model("llama", **SHAPES[shape], **common)
+    config = AutoConfig.for_model("llama", **shape, **common)
     raw = {**config.to_dict(), "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
     for path in tokenizer.glob("*token*"):
@@ -101,10 +103,9 @@ def make_checkpoint(folder: Path, shape: str, tokenizer: Path) -> int:
         for number, (name, sizes) in enumerate(expected_tensors(config).items())
     ]
     write_weights(outgoing, folder)
-    return sum(tensor.nbytes for tensor in outgoing)
 
 
-def run(folder: Path, offload: str, text: Path, output: Path, limit: float | None, more: list[str]) -> dict[str, Any]:
+def run(folder: Path, offload: str, text: Path, output: Path, limit: float | None, cut: list[str]) -> dict[str, Any]:
     """Shrink a checkpoint in a process of its own, and return what it took.
 
     Args:
@@ -113,14 +114,13 @@ def run(folder: Path, offload: str, text: Path, output: Path, limit: float | Non
         text: The calibration text.
         output: The output folder.
         limit: Seconds after which the run is stopped; None for no limit.
-        more: More arguments of the command.
+        cut: Arguments that say what is cut.
     """
-    words = [sys.executable, "-m", "optimum_ishrink", "shrink", "--model", str(folder), "--target", "params=-15%"]
-    words += ["--prune", "num_hidden_layers,num_key_value_heads,intermediate_size"]
+    words = [sys.executable, "-m", "optimum_ishrink", "shrink", "--model", str(folder), *cut]
     words += ["--calibration", str(text), "--calibration-samples", str(SAMPLES), "--calibration-length", str(LENGTH)]
     words += ["--no-evaluate", "--no-benchmark", "--no-score-cache", "--offload", offload, "--output", str(output)]
     start = time.perf_counter()
-    process = subprocess.Popen([*words, *more])
+    process = subprocess.Popen(words)
     finished = True
     try:
         process.wait(limit)
@@ -150,19 +150,22 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="a checkpoint that is there already, which stays")
     parser.add_argument("--folder", type=Path, help="where to work (default: the folder for temporary files)")
     parser.add_argument("--limit", type=float, help="stop a run after so many seconds, and report its peak until then")
-    parser.add_argument("--more", default="", help="more arguments of `ishrink shrink`, in one word")
+    parser.add_argument("--cut", default=CUT, help=f"what is cut (default: {CUT.replace('%', '%%')})")
+    parser.add_argument("--layers", type=int, help="write so many layers, for less time (default: those of the shape)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="ishrink-offload-bench-") as name:
         place = Path(name)
         base = args.base or place / "base"
         if args.base is None:
-            make_checkpoint(base, args.shape, args.tokenizer)
+            shape = SHAPES[args.shape]
+            depth = args.layers or shape["num_hidden_layers"]
+            make_checkpoint(base, {**shape, "num_hidden_layers": depth}, args.tokenizer)
         nbytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         for offload in args.offload.split(","):
             # The peak of child processes is one figure for all of them, so each run has a parent of its own.
             done = os.fork()
             if not done:
-                found = run(base, offload, args.text, place / offload, args.limit, args.more.split())
+                found = run(base, offload, args.text, place / offload, args.limit, args.cut.split())
                 sys.stdout.write(json.dumps({"shape": args.shape, "gb": round(nbytes / 1e9, 2), **found}) + "\n")
                 sys.stdout.flush()
                 os._exit(0)

@@ -67,7 +67,7 @@ def offloaded_model(
         spool: Where hidden states are kept.
 
     Raises:
-        SourceError: The files lack a tensor of the model class, or one cannot be read.
+        SourceError: The files lack a tensor of the model class, its class writes one itself, or one cannot be read.
     """
     shell = meta_model(config)
     state = {
@@ -120,6 +120,36 @@ def _parts(model: Any, binding: Binding, tensors: Mapping[str, TensorInfo]) -> l
     return [*layers, *(Part(module, held, {}) for module, held in outer.items())]
 
 
+def _zero_rows(model: Any, named: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the row of each embedding that its class sets to zero when it is loaded: that of the padding token.
+
+    Args:
+        model: The model, with placeholders. What its class has written is NaN no more.
+        named: Its tensors by name.
+
+    Raises:
+        SourceError: The class has written something else.
+    """
+    rows: dict[str, int] = {}
+    changed = {
+        name: tensor
+        for name, tensor in named.items()
+        if tensor.is_floating_point() and not bool(tensor.flatten()[:1].isnan().all())
+    }
+    for name, tensor in changed.items():
+        same = [other for other, its in changed.items() if its is tensor]  # a head that is tied to the embedding
+        owners = [model.get_submodule(other.rpartition(".")[0]) for other in same]
+        found = [owner.padding_idx for owner in owners if getattr(owner, "padding_idx", None) is not None]
+        row = found[0] if found else None
+        if row is None:
+            raise SourceError(
+                f"{name} is changed by the model class when it is loaded, so layers cannot come from disk; pass "
+                "--offload never"
+            )
+        rows[name] = row
+    return rows
+
+
 class LayerPager:
     """Brings weights into a model and takes them out again.
 
@@ -140,6 +170,7 @@ class LayerPager:
         self._dtype = dtype
         self._named = dict(model.state_dict(keep_vars=True))
         self._kinds = {name: tensor.dtype for name, tensor in self._named.items()}
+        self._zero_rows = _zero_rows(model, self._named)
         self._in_memory: OrderedDict[int, list[str]] = OrderedDict()
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
         self._last: tuple[int, int] = (-2, 0)
@@ -258,6 +289,8 @@ class LayerPager:
         found = {name: read_tensor(info).to(self._kinds[name]) for name, info in part.direct.items()}
         if part.converted:
             found.update(self._convert(part))
+        for name in self._zero_rows.keys() & found.keys():
+            found[name][self._zero_rows[name]] = 0
         return found
 
     def _convert(self, part: Part) -> dict[str, torch.Tensor]:

@@ -1,6 +1,4 @@
-"""The parser: the verbs with their flags and examples. The flags come from the options; `verbs.py` holds what each
-verb does.
-"""
+"""The parser: the verbs with their flags and examples. Flags come from options; `verbs.py` has what a verb does."""
 
 from __future__ import annotations
 

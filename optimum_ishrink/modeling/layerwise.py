@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -124,9 +125,10 @@ def enter_layers(
         if not known:
             for layer in range(count):
 
-                def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
+                def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
                     size = len(args[0] if args else kwargs["hidden_states"])
-                    calls[layer][size] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                    named = {**_by_name(module, args), **kwargs}
+                    calls[layer][size] = {key: value for key, value in named.items() if key != "hidden_states"}
 
                 module = model.get_submodule(layer_module(binding, layer, layer))
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
@@ -171,6 +173,14 @@ def _uncomputed(model: Any, binding: Binding, count: int) -> Iterator[None]:
         handle.remove()
         for layer in layers[1:]:
             del layer.forward
+
+
+def _by_name(module: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the positional arguments of a layer by their names: some classes pass masks so."""
+    if len(args) < 2:
+        return {}
+    names = [*inspect.signature(type(module).forward).parameters][2:]  # after itself and the hidden states
+    return dict(zip(names, args[1:], strict=False))
 
 
 def first_row(value: Any, rows: int) -> Any:

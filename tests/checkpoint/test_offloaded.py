@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from optimum_ishrink.architectures.axes import layer_module
+from optimum_ishrink.checkpoint import offloaded
 from optimum_ishrink.checkpoint.offloaded import SLOTS
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core.paging import is_paged, present, release
@@ -19,6 +20,8 @@ from tests.helpers.offloaded import from_disk, page_everything
 from tests.helpers.tiny import FIRST_VARIANTS, VOCAB, save_tiny, tiny_config
 
 IDS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
+APPROXIMATE = ("qwen3_5_moe_text",)
+"""Architectures whose logits are rounded otherwise, by 1e-6 of the largest: experts lie elsewhere in memory."""
 CPU = torch.device("cpu")
 
 
@@ -39,7 +42,11 @@ def test_layers_from_disk_have_the_weights_that_from_pretrained_gives(
         for key, tensor in present(paged.get_submodule(name)).state_dict().items():
             assert torch.equal(tensor, state[f"{name}.{key}"]) and tensor.dtype == state[f"{name}.{key}"].dtype
     with torch.no_grad():
-        assert torch.equal(whole(IDS).logits, paged(IDS).logits)
+        expected, found = whole(IDS).logits, paged(IDS).logits
+    if model_type in APPROXIMATE:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    else:
+        assert torch.equal(found, expected)
 
 
 def resident(model: Any, count: int) -> list[int]:
@@ -112,6 +119,13 @@ def test_experts_that_do_not_load_cleanly_are_an_error(tmp_path: Path) -> None:
     model = from_disk(source)
     with pytest.raises(SourceError, match=r"the tensors of model.layers.0 do not load cleanly"):
         present(model.model.layers[0])
+
+
+def test_a_weight_that_the_class_writes_itself_is_refused(tmp_path: Path) -> None:
+    model = from_disk(open_source(save_tiny(tmp_path / "base", tiny_config("llama"))))
+    named = {"model.norm.weight": torch.ones(3), "model.embed_tokens.weight": torch.zeros(2, 2)}
+    with pytest.raises(SourceError, match=r"model.norm.weight is changed by the model class when it is loaded"):
+        offloaded._zero_rows(model, named)
 
 
 def test_a_tensor_that_the_class_lacks_is_an_error(tmp_path: Path) -> None:
