@@ -18,9 +18,6 @@ import torch
 from ..errors import OutputError, SourceError
 from .durable import disk_errors
 
-FLAG = "--offload-folder"
-"""The option that moves the files."""
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -161,7 +158,8 @@ class Room:
             folder = self.place.parent
             raise OutputError(
                 f"no room for hidden states: {_size(self.nbytes)} more do not fit in {folder}, where "
-                f"{_size(shutil.disk_usage(folder).free)} are free; name a folder on another disk with {FLAG}"
+                f"{_size(shutil.disk_usage(folder).free)} are free; "
+                "name a folder on another disk with --offload-folder"
             ) from None
 
 
@@ -189,7 +187,7 @@ def check_room(folder: Path, nbytes: int) -> None:
     if nbytes > free:
         raise OutputError(
             f"no room for hidden states: about {_size(nbytes)} are needed in {folder}, where {_size(free)} are free; "
-            f"name a folder on another disk with {FLAG}"
+            "name a folder on another disk with --offload-folder"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..core.paging import new_states, spool_of
+from ..core.paging import new_states, release, spool_of
 from ..core.progress import note
 from ..core.spool import InMemory, States, filled
 from ..modeling.experts import FusedExperts
@@ -108,6 +108,7 @@ class ProjectionRefit:
                 inputs.append(seen.inputs)
                 rests.append(seen.rest.to(hidden.dtype))
         self._note_few_tokens(sum(moments.tokens for moments in sums), site)
+        release(self.model)  # solving needs the room of layers, and takes far longer than to read one again
         weight, ridge, error, new_error = choose_repair(sums, site.weight, self._ridge.get(site.name), self.rank)
         if ridge is not None:
             self._ridge[site.name] = ridge

@@ -106,6 +106,16 @@ def test_timing_and_samples_are_left_out_aloud(tmp_path: Path, capsys: pytest.Ca
     assert "timing is left out: it would load the whole model" in said
 
 
+def test_a_plan_from_disk_is_the_same(tmp_path: Path) -> None:
+    base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
+    (tmp_path / "recipe.yaml").write_text(f"offload: always\noffload_folder: {tmp_path}\n")
+    recipe = IShrinkConfig.from_yaml(tmp_path / "recipe.yaml")
+    assert recipe.offload == "always" and recipe.portable().offload_folder == tmp_path.name
+    how: dict[str, Any] = {**TEXT, "target": "params=-20%", "calibration": (str(text),), "score_cache": False}
+    found = IShrinker.from_pretrained(base, dtype="float32").plan(recipe, **how)
+    assert found == IShrinker.from_pretrained(base, dtype="float32").plan(offload="never", **how)
+
+
 def append_until(count: int) -> None:
     """Kill this process at one of its next writes of hidden states."""
     append, left = spool.OnDisk.append, count
