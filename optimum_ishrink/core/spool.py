@@ -9,6 +9,8 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +61,8 @@ class OnDisk(Sequence[torch.Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        path.touch(mode=0o600)
+        self._file = path.open("r+b", buffering=0)
         self._places: list[tuple[int, torch.dtype, tuple[int, ...]]] = []
         self._end = 0
         self._finalizer = weakref.finalize(self, _close, self._file, path)
@@ -74,8 +77,9 @@ class OnDisk(Sequence[torch.Tensor]):
         view = memoryview(data.flatten().view(torch.uint8).numpy().data)
         offset = self._end
         with room_for(self.path, len(view)):
+            self._file.seek(offset)
             while view:
-                count = os.pwrite(self._file, view, offset)
+                count = self._file.write(view)
                 view, offset = view[count:], offset + count
         self._places.append((self._end, data.dtype, tuple(data.shape)))
         self._end = offset
@@ -87,11 +91,12 @@ class OnDisk(Sequence[torch.Tensor]):
         start, dtype, shape = self._places[index]
         found = torch.empty(shape, dtype=dtype)
         view = memoryview(found.flatten().view(torch.uint8).numpy().data)
+        self._file.seek(start)
         while view:
-            count = os.preadv(self._file, [view], start)
+            count = self._file.readinto(view)
             if not count:
                 raise SourceError(f"{self.path} was cut short while it was used; run the same command again")
-            view, start = view[count:], start + count
+            view = view[count:]
         return found
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -132,8 +137,8 @@ class OnDisk(Sequence[torch.Tensor]):
         return found
 
 
-def _close(file: int, path: Path | None) -> None:
-    os.close(file)
+def _close(file: FileIO, path: Path | None) -> None:
+    file.close()
     if path is not None:
         path.unlink(missing_ok=True)
 
@@ -234,15 +239,24 @@ class Spool:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             with room_for(path, nbytes):
-                os.posix_fallocate(file, 0, nbytes)
+                _reserve(file, nbytes)
             mapped = mmap.mmap(file, nbytes)
         finally:
             os.close(file)
-            path.unlink()
+            with suppress(OSError):  # not every system removes a file that is mapped; its folder goes later
+                path.unlink()
         found = torch.frombuffer(mapped, dtype=torch.float32, count=prod(shape)).view(shape)
         address = found.untyped_storage().data_ptr()
         _MAPS[address] = weakref.ref(mapped, lambda _: _MAPS.pop(address, None))
         return found
+
+
+def _reserve(file: int, nbytes: int) -> None:
+    """Make a file as long as it will be, and reserve its room where the system can."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, nbytes)
+    else:
+        os.ftruncate(file, nbytes)
 
 
 _MAPS: dict[int, weakref.ref[mmap.mmap]] = {}

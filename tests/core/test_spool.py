@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,26 +60,46 @@ def test_mapped_matrices_keep_their_values_when_their_pages_leave_memory(tmp_pat
     assert bool((matrix == 2).all())
 
 
+@contextmanager
+def broken_states(folder: Path, write: Callable[..., int]) -> Iterator[OnDisk]:
+    """States whose file cannot be written to."""
+    states = Spool(folder).states()
+    states._file.close()
+
+    class Broken(io.FileIO):
+        def write(self, data: object, /) -> int:
+            return write(data)
+
+    with Broken(states.path, "r+") as states._file:
+        yield states
+
+
+def test_a_system_that_cannot_reserve_room_makes_the_file_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    matrix = Spool(tmp_path).zeros(3, 2)
+    assert matrix.shape == (3, 2) and not matrix.any()
+
+
 def test_a_full_disk_says_how_much_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
     monkeypatch.setattr(os, "posix_fallocate", full)
     message = r"no room for hidden states: 0.00 MB more do not fit in .*; name a folder on another disk with --offload"
-    with pytest.raises(OutputError, match=message):
-        Spool(tmp_path).states().append(TENSORS[0])
+    with broken_states(tmp_path, full) as states, pytest.raises(OutputError, match=message):
+        states.append(TENSORS[0])
     with pytest.raises(OutputError, match=message):
         Spool(tmp_path).zeros(2, 2)
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "pwrite", broken)
-    with pytest.raises(OSError, match="Input/output error"):
-        Spool(tmp_path).states().append(TENSORS[0])
+    with broken_states(tmp_path, broken) as states, pytest.raises(OSError, match="Input/output error"):
+        states.append(TENSORS[0])
 
 
 def test_too_little_room_is_found_beforehand(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from optimum_ishrink.pipeline import measuring
 from optimum_ishrink.pipeline.offloading import offload_folder
 from tests.helpers.offloaded import SHRINK, TEXT, page_everything, text_file, weight_hashes
 from tests.helpers.tiny import save_tiny, supported_shape, tiny_config
+from tests.helpers.tiny_composites import composite_config, save_composite
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +204,21 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path, monkeypatch: py
     with pytest.raises(OutputError, match=message + r"name a folder on another disk with --offload-folder"):
         shrink(base, tmp_path / "out", text, "always")
     assert not (tmp_path / ".out.offload").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
+    base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
+    with pytest.raises(OutputError, match=r"cannot write .*offload: Not a directory; name another folder"):
+        shrink(base, tmp_path / "out", text, "always", offload_folder=str(text))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl"])
+def test_the_decoder_of_a_vision_language_model_can_come_from_disk(model_type: str, tmp_path: Path) -> None:
+    base = save_composite(tmp_path / "base", composite_config(model_type))
+    text = text_file(tmp_path / "text.txt")
+    found = shrink(base, tmp_path / "paged", text, "always")
+    assert found == shrink(base, tmp_path / "whole", text, "never")
 
 
 @pytest.mark.parametrize(
