@@ -106,3 +106,11 @@ class ScoringProgress:
         if self._folder is None:
             return
         self._replace("entering.json", [each.keep() for each in states if isinstance(each, OnDisk)])
+
+    def drop_entering(self) -> None:
+        """Remove what left the layers: all of them have run backward, and it takes far more room than the scores."""
+        for kept in self._read("entering.json") or []:
+            assert self._folder is not None
+            (self._folder / kept["file"]).unlink(missing_ok=True)
+        if self._folder is not None:
+            self._file("entering.json").unlink(missing_ok=True)

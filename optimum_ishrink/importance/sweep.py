@@ -98,7 +98,9 @@ class Sweep:
         Raises:
             NotFiniteError: The loss is not finite; the message names the first layer that is not.
         """
-        entering, found = self._entering(watchers), self.progress.read(watchers)
+        found = self.progress.read(watchers)
+        whole = found is not None and found[0] == len(self.layers)
+        entering = [] if whole else self._entering(watchers)
         done, gradients = found if found is not None else (0, self._from_head(entering, seed))
         with ExitStack() as stack:
             for watcher in watchers:
@@ -112,6 +114,7 @@ class Sweep:
                 gradients = kept(self.model, self._backward_layer(number, entering[number], gradients, watchers))
                 self.progress.write(watchers, len(self.layers) - number, gradients)
                 advance(1)
+            self.progress.drop_entering()
             return self._scores(watchers)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
-from ..core.paging import is_paged, kept, new_states, release
+from ..core.paging import is_paged, kept, new_states, present, release
 from ..core.spool import States
 from ..errors import RequestError
 from .base import base_of
@@ -109,7 +109,9 @@ def enter_layers(
     count = binding.sizes["layers"] if layers is None else layers
     calls: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
     states = new_states(model)
-    first = model.get_submodule(layer_module(binding, 0))
+    first = present(
+        model.get_submodule(layer_module(binding, 0))
+    )  # before the embedding, which would make room for it
 
     for batch in batches:
         known = len(batch) in calls[0]
