@@ -3,6 +3,7 @@
     make chaos
     python -m benchmarks.chaos --kills 1000 --seed 0 --output chaos.jsonl
     python -m benchmarks.chaos --only 102,1117 --output again.jsonl
+    python -m benchmarks.chaos --commands offload --kills 100 --output offload.jsonl
 
 Every run is a command of `ishrink` on tiny models, disturbed once. After it, nothing half-written may be visible,
 every input must have its bytes, and the same command must complete with the result that it has undisturbed. The runs
@@ -26,11 +27,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.helpers.chaos_commands import COMMANDS, Bench, Command
+from tests.helpers.chaos_commands import COMMANDS, USUAL, Bench, Command
 
 FAULTS = {"kill": 80, "full disk": 6, "read-only": 3, "two at once": 6, "hub": 5}
 """The faults and how often, of 100 runs."""
@@ -99,17 +100,20 @@ class Campaign:
     Args:
         bench: Inputs, commands and the Hub.
         seed: Seed of everything that is drawn.
+        names: The commands that are disturbed.
     """
 
-    def __init__(self, bench: Bench, seed: int) -> None:
-        self.bench, self.seed = bench, seed
+    def __init__(self, bench: Bench, seed: int, names: Sequence[str] = USUAL) -> None:
+        self.bench, self.seed, self.names = bench, seed, names
 
     def run(self, number: int) -> Record:
         """Do one run and judge it."""
         chance = random.Random(f"{self.seed}:{number}")
         fault = chance.choices(list(FAULTS), list(FAULTS.values()))[0]
-        verbs = ["push"] if fault == "hub" else list(COMMANDS)
-        if fault in ("full disk", "read-only"):
+        verbs = ["push"] if fault == "hub" and "push" in self.names else list(self.names)
+        if fault == "hub" and "push" not in verbs:
+            fault = "kill"
+        if "push" in verbs and fault in ("full disk", "read-only"):
             verbs.remove("push")  # it writes nothing
         command = COMMANDS[chance.choice(verbs)]
         record = Record(number, fault, command.verb)
@@ -261,11 +265,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000, help="runs that are to be killed (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("chaos.jsonl"), help="one line of JSON a run")
+    parser.add_argument("--commands", default=",".join(USUAL), help=f"what is disturbed, of {', '.join(COMMANDS)}")
     parser.add_argument("--only", metavar="NUMBERS", help="do these runs alone, such as 102,1117")
     args = parser.parse_args()
     records = read_records(args.output, args.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, Bench(Path(name)) as bench:
-        campaign = Campaign(bench, args.seed)
+        campaign = Campaign(bench, args.seed, args.commands.split(","))
         for number in _numbers(args.only, args.kills, records):
             record = campaign.run(number)
             records.append(record)

@@ -195,8 +195,8 @@ def test_every_config_key_has_a_flag() -> None:
             value = RECOVERY[name]
         elif name in ("importance", "expert_importance", "layer_importance"):
             value = "l2-norm"
-        elif name in ("dtype", "device", "compensation"):
-            value = {"dtype": "float32", "device": "cpu", "compensation": "ridge"}[name]
+        elif name in ("dtype", "device", "compensation", "offload"):
+            value = {"dtype": "float32", "device": "cpu", "compensation": "ridge", "offload": "never"}[name]
         elif name in ("prune", "layer_selection"):
             value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
         elif name in ("benchmark_prompt_length", "benchmark_batch_size"):
@@ -206,7 +206,7 @@ def test_every_config_key_has_a_flag() -> None:
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:
-            value = "text" if name in ("target", "include_path", "base_model", "vocab_keep") else 3
+            value = "text" if name in ("target", "include_path", "base_model", "vocab_keep", "offload_folder") else 3
         more = {"target": "decode=+5%"} if name == "profile" else {}
         config = IShrinkConfig(**{name: value}, **more)
         assert parse(config.command("m", "o")) == config, name

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..modeling.layer_output import parts_of
-from ..modeling.layerwise import enter_layers, run_layer
+from ..modeling.layerwise import enter_layers, run_span
 from ..report.analysis import LayerSensitivity
 from ..report.measurement import Measurement
 from .divergence import Advance, Reference, measure_masked
@@ -70,8 +69,4 @@ def measure_layers(
                 mlp=measure(layer, mask_mlp(model, binding, layer)),
                 block=measure(layer + 1, ()),
             )
-        states = _advance(layers[layer], states, how[layer][1])
-
-
-def _advance(layer: Any, states: Sequence[torch.Tensor], how: Any) -> list[torch.Tensor]:
-    return [run_layer(layer, hidden, how) for hidden in states]
+        states = run_span(model, layers[layer : layer + 1], how[layer : layer + 1], states)

@@ -16,6 +16,7 @@ import torch
 from ..architectures.binding import Binding
 from ..architectures.description import GROUPS, LAYERS, NEURONS
 from ..checkpoint.fingerprint import model_fingerprint
+from ..checkpoint.offload_choice import SAMPLES_ITSELF
 from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.json_files import write_json
@@ -117,6 +118,10 @@ def analyze(
         files = [text.path for text in (*run.texts, *run.calibration.sources) if text.path]
         for folder in (output, partial_folder):
             check_not_inside(folder, [source.folder, Path(source.name), *files])
+    if any(text.is_self for text in run.texts):
+        session.needs_whole = SAMPLES_ITSELF
+    elif source.binding.mlps > 1:
+        session.needs_whole = "analyze sets neurons of experts to zero in memory; shrink and evaluate can"
     check_levels(source.binding, options.shares, run.protection)
     lengths = {"analysis_length": options.analysis_length}
     if reads_text(config, _SCORED):

@@ -25,6 +25,7 @@ def measure(session: Session, config: IShrinkConfig, base: str | Path | Source |
     Returns:
         The measurements.
     """
+    session.needs_whole = None  # what is measured on is never sampled from the model
     source = session.source
     other = base if isinstance(base, Source) or base is None else open_source(given_model(base, "base"))
     if update:

@@ -106,12 +106,10 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
             **{name: value for name, value in self._defaults.items() if getattr(config, name) == "auto"}
         )
 
-    def _open(self, config: IShrinkConfig) -> Session:
-        """Return a session that shares the loaded model of the last one."""
-        session = Session(self.source, config)
-        last = self._session
-        if last is not None and (last.dtype, last.device) == (session.dtype, session.device):
-            session.loaded = last.loaded
+    def _open(self, config: IShrinkConfig, *, may_offload: bool = False) -> Session:
+        """Return a session that shares the loaded model of the last one, unless its layers come from disk."""
+        session = Session(self.source, config, may_offload=may_offload)
+        session.share(self._session)
         self._session = session
         return session
 
@@ -154,7 +152,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
             RequestError: The request cannot be met.
         """
         config = self._config(config, changes)
-        return make_plan(self._open(config), config, check_all=check_all)
+        return make_plan(self._open(config, may_offload=True), config, check_all=check_all)
 
     def analyze(
         self,
@@ -191,7 +189,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         options = AnalysisOptions(**values)
         config = self._config(config, changes)
         output = None if save_directory is None else expanded(save_directory)
-        return analyze(self._open(config), config, options, output, overwrite=overwrite)
+        return analyze(self._open(config, may_offload=True), config, options, output, overwrite=overwrite)
 
     def shrink(
         self,
@@ -242,7 +240,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         if push_to_hub and is_main_process():
             check_destination(repo_id or expanded(str(save_directory)).name, token=token)
         config = self._config(config, changes)
-        session = self._open(config)
+        session = self._open(config, may_offload=True)
 
         def job(folder: Path) -> Job:
             return shrink_job(session, config, folder, *command_words, command=command, on_plan=on_plan)
@@ -336,7 +334,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
             SourceError: The base cannot be opened.
         """
         config = self._config(config, changes).replace(evaluate=True, benchmark=False)
-        return measure(self._open(config), config, base, update=update_report)
+        return measure(self._open(config, may_offload=True), config, base, update=update_report)
 
     def benchmark(
         self,

@@ -118,6 +118,24 @@ def check_logits(folder: Path, tokenizer: Any, dtype: torch.dtype, device: torch
         )
 
 
+@torch.no_grad()
+def check_runs(model: Any, tokenizer: Any) -> None:
+    """Run a written checkpoint on a short text, its layers read from disk one by one as transformers reads them.
+
+    Args:
+        model: The checkpoint's model.
+        tokenizer: Its tokenizer; None runs the first token ids instead of a text.
+
+    Raises:
+        SourceError: Its tensors do not load.
+        VerificationError: Its logits have another size than its vocabulary.
+    """
+    size = text_config(model.config).vocab_size
+    logits = model(input_ids=_token_ids(tokenizer, size), use_cache=False).logits
+    if logits.shape[-1] != size:
+        raise VerificationError(f"the written model gives {logits.shape[-1]} logits for {size} tokens")
+
+
 def _logits(load: Callable[[], Any], ids: torch.Tensor) -> torch.Tensor:
     logits: torch.Tensor = load().eval()(input_ids=ids, use_cache=False).logits
     return logits.float().cpu()

@@ -51,6 +51,7 @@ class Source:
         license_details: `license_name` and `license_link` of the source's card, where it has them.
         gguf_file: Name of the GGUF file that it was read from, or None.
         languages: The languages that the source's card names, as codes of the Hub.
+        in_memory: Whether it was saved from a model object.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     license_details: Mapping[str, str] = field(default_factory=dict, hash=False)
     gguf_file: str | None = None
     languages: tuple[str, ...] = ()
+    in_memory: bool = False
     _owner: object = field(default=None, repr=False, compare=False)
 
     @property
@@ -393,4 +395,5 @@ def _from_loaded(model: Any, tokenizer: Any) -> Source:
     tokenizer.save_pretrained(folder)
     lost = add_older_keys(folder, tokenizer)
     name = model.config._name_or_path or type(model).__name__
-    return Source(name, folder, notes=("saved from a model in memory", *filter(None, [lost])), _owner=owner)
+    notes = ("saved from a model in memory", *filter(None, [lost]))
+    return Source(name, folder, notes=notes, in_memory=True, _owner=owner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def write_weights(
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
     progress: Callable[[int], None] | None = None,
+    found: Collection[str] = (),
+    on_file: Callable[[Path], None] | None = None,
 ) -> None:
     """Write weight files, and an index if there are several, as `save_pretrained` does.
 
@@ -55,6 +57,8 @@ def write_weights(
         folder: An existing folder.
         max_shard_size: Maximum size of a file in bytes.
         progress: Called with the bytes of each tensor once it is written.
+        found: Names of weight files that are in the folder already.
+        on_file: Called with each file once it is written.
 
     Raises:
         OutputError: There is no space or no permission.
@@ -62,7 +66,12 @@ def write_weights(
     """
     files = shard(outgoing, max_shard_size)
     for file_name, tensors in files.items():
-        write_file(folder / file_name, tensors, progress=progress)
+        if file_name not in found:
+            write_file(folder / file_name, tensors, progress=progress)
+            if on_file is not None:
+                on_file(folder / file_name)
+        elif progress is not None:
+            progress(sum(tensor.nbytes for tensor in tensors))
     if len(files) > 1:
         index = {
             "metadata": {

@@ -1,6 +1,4 @@
-"""The parser: the verbs with their flags and examples. The flags come from the options; `verbs.py` holds what each
-verb does.
-"""
+"""The parser: the verbs with their flags and examples. Flags come from options; `verbs.py` has what a verb does."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
 from ..importance.options import ImportanceOptions
+from ..options.offload import OffloadOptions
 from ..options.run import RunOptions
 from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
@@ -208,7 +207,7 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
         help="upload the result as one commit; login and name are checked before the work begins",
     )
     _visibility(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +215,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     add_plan_flags(parser)
     _shape(parser)
     _importance(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +226,7 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     protected = ("keep_first_layers", "keep_last_layers")
     add_options(parser.add_argument_group("which layers are protected"), ShapeOptions, only=protected)
     add_options(parser.add_argument_group("tasks at every level"), TaskOptions)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
@@ -246,7 +245,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _base(parser)
     _quality(parser)
-    _common(parser)
+    _common(parser, offload=True)
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> None:
@@ -379,8 +378,9 @@ def _visibility(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_mutually_exclusive_group(), PushOptions, only=_VISIBILITY)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, *, offload: bool = False) -> None:
     group = parser.add_argument_group("common")
+    add_options(group, OffloadOptions, only=None if offload else ())
     add_options(group, RunOptions)
     _json(group)
 

@@ -44,7 +44,7 @@ class EvaluatedModel:
         session = self.session
         if self.source is session.source:
             return session.model
-        return self.source.load_model(session.dtype, session.device)
+        return session.load(self.source)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -355,6 +355,9 @@ def _task_result(
 def _write_samples(options: QualityOptions, evaluated: EvaluatedModel, base: EvaluatedModel | None) -> Quality:
     """Let both models continue the fixed prompts."""
     count = options.sample_new_tokens
+    if count and evaluated.session.offloads:
+        note("samples are left out: every token of them would read all layers from disk")
+        count = 0
     if not count:
         return Quality()
     key = {"kind": "samples", "name": "samples", "prompts": list(PROMPTS), "max_new_tokens": count}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..options.offload import OffloadOptions
 from ..options.option import option
 from ..options.run import RunOptions
 
@@ -13,7 +14,7 @@ BENCHMARK_LENGTHS = (64, 512)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TaskOptions(RunOptions):
+class TaskOptions(OffloadOptions):
     """Which tasks of lm-evaluation-harness are measured."""
 
     tasks: Sequence[str] = option(

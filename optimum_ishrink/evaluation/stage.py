@@ -14,6 +14,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.tensors import TensorInfo, read_index
 from ..core.finite import check_predictions
 from ..core.limits import check_lengths
+from ..core.progress import note
 from ..report.measurement import Measurement
 from ..report.report import ModelReport, Report
 from ..text.sources import TextSource
@@ -150,7 +151,9 @@ class Evaluation:
         found = measure_quality(self.inputs, evaluated, base) if self.options.evaluate else Quality()
         shrunk = replace(shrunk, quality=found.shrunk)
         old = None if base_report is None else replace(base_report, quality=found.base)
-        if self.options.benchmark:
+        if self.options.benchmark and self.session.offloads:
+            note("timing is left out: it would load the whole model, whose layers are read from disk here")
+        elif self.options.benchmark:
             for each in (base, evaluated):
                 if each is not None:
                     check_predictions(each.model, _FEW_TOKENS, each.name, "a prompt that is timed")

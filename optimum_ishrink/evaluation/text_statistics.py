@@ -12,6 +12,7 @@ import torch
 
 from ..core.finite import check_logits
 from ..errors import NotFiniteError
+from ..modeling.given_states import logits_by_window
 from ..text.token_map import TokenMap
 from .shared_windows import SharedWindow
 
@@ -119,12 +120,11 @@ def token_statistics(
         NotFiniteError: A model gives NaN or infinite values; the message names it, the text and the module.
     """
     columns: dict[str, list[torch.Tensor]] = {}
-    for window in windows:
+    run, run_base = logits_by_window(model, windows), None if base is None else logits_by_window(base, windows)
+    for index, window in enumerate(windows):
         ids = window[None].to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        base_logits = None
-        if base is not None:
-            base_logits = base(input_ids=ids.to(base.device), use_cache=False).logits[0, :-1].to(logits.device)
+        logits = run(index)[0, :-1]
+        base_logits = None if run_base is None else run_base(index)[0, :-1].to(logits.device)
         found = compare_logits(logits, base_logits, ids[0, 1:])
         seen = [] if base_logits is None else [(base_logits, base, ids, names[1])]
         _check_finite(found, [*seen, (logits, model, ids, names[0])], label)

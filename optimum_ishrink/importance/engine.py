@@ -16,16 +16,18 @@ import torch
 from ..architectures.binding import Binding
 from ..architectures.description import EXPERTS, LAYERS
 from ..core.finite import ADVICE, not_finite
+from ..core.paging import is_paged
 from ..core.progress import progress_bar
 from ..errors import DataError, NotFiniteError, RequestError
 from ..modeling.base import base_of
-from ..modeling.head import CHUNK, Head, chunked_sum
 from .batches import Batch, Batches
-from .changes import ChangeWatcher, sampled_loss
+from .changes import ChangeWatcher
 from .criterion import UNIT_CRITERIA, Criterion
 from .gram import score_gram
+from .head_loss import backward_from
 from .removal import LayerRunner, score_removed_units, score_spans
 from .routing import RoutingWatcher
+from .sweep import sweep_watchers
 from .units import Units, check_finite, units_to_score
 from .watchers import ActivationWatcher, GradientWatcher, HiddenStateWatcher, Watcher
 
@@ -50,33 +52,7 @@ def backward(model: Any, batch: Batch, *, seed: int | None) -> float:
             number of processes.
     """
     output = base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
-    head = Head(model)
-    labels = torch.zeros_like(batch.input_ids)
-    labels[:, :-1] = batch.input_ids[:, 1:].clamp(min=0)  # of a part of an image no loss is counted
-    counted = batch.drawn.clone() if seed is not None else torch.zeros_like(batch.mask)
-    share = 1.0
-    level = torch.empty(0)
-    if seed is None:
-        counted[:, :-1] = batch.predicted
-        share = 1 / max(int(counted.sum()), 1)
-    else:
-        generator = torch.Generator().manual_seed(seed + batch.number)
-        level = torch.rand(batch.input_ids.numel(), generator=generator).to(batch.input_ids.device)
-    labels, weights = labels.flatten(), counted.flatten().float() * share
-
-    def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
-        if seed is not None:
-            losses = sampled_loss(logits, level[part])
-        else:
-            losses = torch.nn.functional.cross_entropy(logits.float(), labels[part], reduction="none")
-        return (losses * weights[part]).sum()[None]
-
-    hidden = output.last_hidden_state.flatten(0, 1)
-    rows = max(1, CHUNK // model.get_output_embeddings().weight.shape[0])
-    loss = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=rows, head_trains=False)[0]
-    if loss.isfinite():
-        loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()
+    return backward_from(model, batch, output, seed=seed)
 
 
 def score_model(
@@ -140,7 +116,8 @@ def score_model(
     passes = {(watcher.samples_labels, watcher.runs_alone) for watcher in watchers}  # two losses are two passes
     for which in sorted(passes):
         together = [watcher for watcher in watchers if (watcher.samples_labels, watcher.runs_alone) == which]
-        scores.update(_watch(model, binding, batches, together, seed))
+        watch = sweep_watchers if is_paged(model) else _watch
+        scores.update(watch(model, binding, batches, together, seed))
     check_finite(scores, f"; {ADVICE}")
     return scores
 

@@ -11,6 +11,7 @@ import torch
 
 from ..architectures.axes import input_readers, layer_module
 from ..core.finite import ADVICE, kind_of
+from ..core.paging import kept, present
 from ..core.processes import summed
 from ..core.progress import progress_bar
 from ..errors import DataError, NotFiniteError, RequestError
@@ -87,7 +88,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                     name: stack.enter_context(gram_of(modules[name], widths[name]))
                     for name in dict.fromkeys(bound.name for _, bound in here)
                 }
-                states = [run_layer(module, hidden, kwargs[len(hidden)]) for hidden in states]
+                states = kept(model, (run_layer(module, hidden, kwargs[len(hidden)]) for hidden in states))
             for gram in grams.values():
                 summed(gram)
             for key, bound in here:
@@ -96,7 +97,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                         f"the activations that enter {bound.name.removesuffix('.weight')} in layer {layer} are not "
                         f"finite ({kind}); {ADVICE}"
                     )
-                weight = modules[bound.name].weight.detach()
+                weight = present(modules[bound.name]).weight.detach()
                 weight = weight.T if bound.transposed else weight
                 channels = units.channels(bound, key).to(model.device)
                 try:
@@ -106,7 +107,7 @@ def score_gram(model: Any, batches: Batches, criterion: Criterion, units: Units)
                         f"the calibration text is too uniform to solve layer {layer} for; give more text or try "
                         "dtype='float32'"
                     ) from None
-            if (kind := kind_of(*states)) is not None:
+            if (kind := next(filter(None, map(kind_of, states)), None)) is not None:
                 raise NotFiniteError(f"layer {layer} gives values that are not finite ({kind}); {ADVICE}")
             advance(1)
     return units.scores(sums)

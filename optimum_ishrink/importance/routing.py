@@ -61,6 +61,10 @@ class RoutingWatcher(Watcher):
         assert self.batch is not None
         self.terms += self.batch.tokens
 
+    def running(self) -> dict[str, torch.Tensor]:
+        """Return every sum that grows from batch to batch, by name."""
+        return {**super().running(), "routing": self._found}
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         tokens = summed_count(self.terms, self.model.device)

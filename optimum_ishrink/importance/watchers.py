@@ -14,6 +14,7 @@ import torch
 from ..architectures.axes import layer_module
 from ..architectures.binding import BoundTensor
 from ..architectures.description import LAYERS, NEURONS
+from ..core.paging import present
 from ..core.processes import summed, summed_count
 from ..modeling.experts import DownProjections, fused_experts, gather_arguments, one_by_one
 from ..modeling.layer_output import hidden_of
@@ -116,6 +117,10 @@ class Watcher(ABC):
     def end(self) -> None:  # noqa: B027 - most have nothing to do
         """Finish the batch."""
 
+    def running(self) -> dict[str, torch.Tensor]:
+        """Return every sum that grows from batch to batch, by name, for a run that may be resumed."""
+        return {f"sums.{key}": total for key, total in self.sums.items()}
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         terms = summed_count(self.terms, self.model.device)
@@ -190,18 +195,24 @@ class ActivationWatcher(Watcher):
         assert self.batch is not None
         self.terms += self.batch.tokens
 
+    def running(self) -> dict[str, torch.Tensor]:
+        """Return every sum that grows from batch to batch, by name."""
+        squares = {f"squares.{bound.name}": sums for bound, _, sums in self._squares}
+        return {**super().running(), **squares, **{f"experts.{i}": sums for i, sums in self._experts.items()}}
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         totals = self.units.zeros(self.model.device)
         terms = summed_count(self.terms, self.model.device)
         for bound, module, squares in self._squares:
-            weight = module.weight.detach()
+            weight = present(module).weight.detach()
             channels = self.criterion.function(
                 summed(squares) / max(terms, 1), weight.T if bound.transposed else weight
             )
             self.units.add_channels(totals, bound, channels)
         experts = fused_experts(self.model, self.units.binding) if self._experts else {}
         for layer, fused in experts.items():
+            present(fused.module)
             for expert, moment in enumerate(summed(self._experts[layer]) / max(terms, 1)):
                 channels = self.criterion.function(moment, fused.matrix(expert))
                 totals[NEURONS][layer, self.units.of_expert(expert)] += channels.view(-1, self.units.group).sum(-1)

@@ -123,17 +123,24 @@ class DownProjections(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[int, torch.Tensor], read: Callable[[int, int, torch.Tensor], None]) -> None:
         super().__init__()
-        self._layers = {weight.untyped_storage().data_ptr(): (layer, weight) for layer, weight in weights.items()}
+        self._weights = weights
         self._read = read
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and observe it if it is such a product."""
         if getattr(function, "__name__", "") in _PRODUCTS and len(args) > 1 and isinstance(args[1], torch.Tensor):
-            layer, whole = self._layers.get(args[1].untyped_storage().data_ptr(), (None, None))
-            if whole is not None and layer is not None and args[1].dim() == 2:
+            layer = self._layer_of(args[1]) if args[1].dim() == 2 else None
+            if layer is not None:
+                whole = self._weights[layer]
                 offset = args[1].storage_offset() - whole.storage_offset()
                 self._read(layer, offset // whole.stride(0), args[0])
         return function(*args, **(kwargs or {}))
+
+    def _layer_of(self, matrix: torch.Tensor) -> int | None:
+        """Return the layer whose projections a matrix is a slice of. A weight may move: those on disk come and go."""
+        address = matrix.untyped_storage().data_ptr()
+        found = (layer for layer, whole in self._weights.items() if whole.untyped_storage().data_ptr() == address)
+        return next(found, None)
 
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm")

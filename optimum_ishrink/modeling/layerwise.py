@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -10,9 +11,11 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..core.paging import is_paged, kept, new_states, present, release
+from ..core.spool import States
 from ..errors import RequestError
 from .base import base_of
-from .layer_output import hidden_of
+from .layer_output import as_output, hidden_of, parts_of
 
 
 class _Stop(Exception):
@@ -66,23 +69,24 @@ def run_layer(layer: Any, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> to
 
 
 def run_span(
-    layers: Sequence[Any], calls: Sequence[Mapping[int, Mapping[str, Any]]], hidden: torch.Tensor
-) -> torch.Tensor:
-    """Return the output of several layers, run one after another.
+    model: Any, layers: Sequence[Any], calls: Sequence[Mapping[int, Mapping[str, Any]]], states: States
+) -> States:
+    """Return the output of several layers, run one after another, each on all batches.
 
     Args:
+        model: The model that they are of.
         layers: The layers.
         calls: The keyword arguments of each layer, by batch size.
-        hidden: Input of the first, shape (batch, length, hidden).
+        states: Input of the first, one tensor per batch, shape (windows, length, hidden).
     """
     for layer, kwargs in zip(layers, calls, strict=True):
-        hidden = run_layer(layer, hidden, kwargs[len(hidden)])
-    return hidden
+        states = kept(model, (run_layer(layer, hidden, kwargs[len(hidden)]) for hidden in states))
+    return states
 
 
 def enter_layers(
     model: Any, binding: Binding, batches: Sequence[torch.Tensor], layers: int | None = None
-) -> tuple[list[torch.Tensor], list[dict[int, dict[str, Any]]]]:
+) -> tuple[States, list[dict[int, dict[str, Any]]]]:
     """Return the input of the first layer for each batch, and the keyword arguments of each layer, by batch size.
 
     Masks and position embeddings depend only on the length, which is the same for all windows, so they are recorded
@@ -104,35 +108,81 @@ def enter_layers(
     check_apart(binding, "this method", "choose a criterion that runs the whole model, and compensation none")
     count = binding.sizes["layers"] if layers is None else layers
     calls: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
-    states: list[torch.Tensor] = []
-    first = model.get_submodule(layer_module(binding, 0))
+    states = new_states(model)
+    first = present(
+        model.get_submodule(layer_module(binding, 0))
+    )  # before the embedding, which would make room for it
 
     for batch in batches:
         known = len(batch) in calls[0]
         handles = []
 
         def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states.append((args[0] if args else kwargs["hidden_states"]).detach())
-            if len(states[-1]) in calls[0]:
+            hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+            states.append(hidden)
+            if len(hidden) in calls[0]:
                 raise _Stop
 
         handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
         if not known:
             for layer in range(count):
 
-                def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
+                def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
                     size = len(args[0] if args else kwargs["hidden_states"])
-                    calls[layer][size] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                    named = {**_by_name(module, args), **kwargs}
+                    calls[layer][size] = {key: value for key, value in named.items() if key != "hidden_states"}
 
                 module = model.get_submodule(layer_module(binding, layer, layer))
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         try:
-            with suppress(_Stop):
+            with suppress(_Stop), _uncomputed(model, binding, count):
                 base_of(model)(input_ids=batch.to(model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
+    release(model)  # the embedding is not read again, and as large as several layers
     return states, calls
+
+
+@contextmanager
+def _uncomputed(model: Any, binding: Binding, count: int) -> Iterator[None]:
+    """Let all layers but the first of a model on disk return their input: what they are called with needs no weights.
+
+    Args:
+        model: The model; one in memory runs its layers.
+        binding: Its binding, or its base's.
+        count: Number of its layers.
+    """
+    if not is_paged(model):
+        yield
+        return
+    layers = [model.get_submodule(layer_module(binding, layer, layer)) for layer in range(count)]
+    parts = 0
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        nonlocal parts
+        parts = parts_of(output)
+
+    def pass_through(*args: Any, **kwargs: Any) -> Any:
+        return as_output(args[0] if args else kwargs["hidden_states"], parts)
+
+    handle = layers[0].register_forward_hook(note)
+    for layer in layers[1:]:
+        layer.forward = pass_through
+    try:
+        yield
+    finally:
+        handle.remove()
+        for layer in layers[1:]:
+            del layer.forward
+
+
+def _by_name(module: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the positional arguments of a layer by their names: some classes pass masks so."""
+    if len(args) < 2:
+        return {}
+    names = [*inspect.signature(type(module).forward).parameters][2:]  # after itself and the hidden states
+    return dict(zip(names, args[1:], strict=False))
 
 
 def first_row(value: Any, rows: int) -> Any:

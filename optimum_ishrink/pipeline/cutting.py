@@ -52,6 +52,24 @@ def _reads_calibration(job: Job) -> bool:
     return job.cuts_units and (job.config.compensation != "none" or reads_text(job.config, keys))
 
 
+def runs_model(job: Job) -> bool:
+    """Whether a run needs more of the model than its tensors one by one.
+
+    Args:
+        job: The run, checked.
+    """
+    return job.config.evaluate or calibrates(job)
+
+
+def calibrates(job: Job) -> bool:
+    """Whether a run reads calibration text.
+
+    Args:
+        job: The run, checked.
+    """
+    return job.student is None and _reads_calibration(job)
+
+
 def _scored(job: Job) -> list[str]:
     """Return the dimensions that need scores."""
     before = job.session.source.binding.shape

@@ -95,7 +95,11 @@ class Job:
             kept, self.head = self.plan.vocabulary, self.plan.tied_head
             if kept is not None or self.head_to_tie is not None:
                 self.trim = Trim(self.session.source, None if kept is None else kept.rows, self.head_to_tie)
-        return self.session if self.trim is None else Session(self.trim.source, self.config)
+        if self.trim is None:
+            return self.session
+        session = Session(self.trim.source, self.config, may_offload=self.session.may_offload)
+        session.spool_folder = self.session.spool_folder
+        return session
 
     @property
     def cuts_rows(self) -> bool:

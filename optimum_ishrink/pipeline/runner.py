@@ -22,9 +22,10 @@ from ..report.plan import Plan
 from ..report.report import Report
 from ..report.run import Run
 from ..text.sources import parse_sources
-from .cutting import check_cut, copy_student, repair_cut, score_and_plan, write_cut
+from .cutting import calibrates, check_cut, copy_student, repair_cut, runs_model, score_and_plan, write_cut
 from .job import Job, Pipeline, Stage, shrink_job
 from .measuring import check_measuring, measure, write_records, write_run
+from .offloading import offloading
 from .opening import open_written
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
@@ -99,7 +100,8 @@ def run(pipeline: Pipeline, job: Job, *, overwrite: bool = False) -> Report:
         stage.check(job)
     # Two trainings in one working folder would remove each other's checkpoints.
     claims = job.config.recovers and is_main_process()
-    with claimed_folder(work_folder(job.output), "trains") if claims else nullcontext():
+    training = claimed_folder(work_folder(job.output), "trains") if claims else nullcontext()
+    with training, offloading(job, runs_model=runs_model(job), calibrates=calibrates(job)):
         _run_stages(pipeline, job, overwrite)
     return job.finished if is_main_process() else Run.read(job.output).report
 

@@ -24,7 +24,9 @@ import torch
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..architectures.description import EXPERTS, NEURONS, TOP_K
+from ..core.paging import kept, present
 from ..core.progress import progress_bar
+from ..core.spool import States
 from ..errors import DataError
 from ..modeling.experts import fused_experts
 from ..modeling.layerwise import enter_layers, run_span
@@ -34,6 +36,7 @@ from .cut_layer import CutLayer
 from .expert_refit import repair_experts, stored_weights
 from .folds import check_windows, make_folds
 from .projection_refit import ProjectionRefit
+from .repair_progress import Finished, RepairProgress
 from .sites import make_site, sites_to_refit
 from .units import retained_units
 
@@ -67,6 +70,7 @@ def compensate(
     batch_size: int = 4,
     rank: int | None = None,
     experts: bool = True,
+    progress: RepairProgress | None = None,
 ) -> list[ProjectionRepair]:
     """Repair a cut checkpoint, from the first layer to the last.
 
@@ -86,6 +90,7 @@ def compensate(
         batch_size: Windows run at once.
         rank: Maximum rank of a weight's change; None sets no limit.
         experts: Whether experts are re-fitted, too, where they are fewer or narrower.
+        progress: Where finished layers are stored; None stores none.
 
     Returns:
         What became of each projection.
@@ -101,35 +106,41 @@ def compensate(
         for fold, rows in enumerate(folds)
         for start in range(0, len(rows), batch_size)
     ]
-    refit = ProjectionRefit([fold for fold, _ in batches], len(folds), write, rank)
+    refit = ProjectionRefit(base, [fold for fold, _ in batches], len(folds), write, rank)
     reference, calls = enter_layers(base, binding, [ids for _, ids in batches])
     changed = experts and cut_model is not None and _changes_experts(binding, plan)
     fused = (fused_experts(base, binding), fused_experts(cut_model, binding)) if changed else ({}, {})
     layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
-    def through(states: Sequence[torch.Tensor], span: Sequence[int]) -> list[torch.Tensor]:
-        chosen, how = [layers[index] for index in span], [calls[index] for index in span]
-        return [run_span(chosen, how, hidden) for hidden in states]
+    def through(states: States, span: Sequence[int]) -> States:
+        return run_span(base, [layers[index] for index in span], [calls[index] for index in span], states)
 
     ends = [*plan.layers[1:], len(layers)]
-    reference = through(reference, range(plan.layers[0]))
-    current = reference
-    repairs: list[ProjectionRepair] = []
+    finished = None if progress is None else progress.read()
+    if finished is None:
+        reference = through(reference, range(plan.layers[0]))
+        finished = Finished(0, reference, reference, [], {})
+    first, reference, current, repairs, memory = finished
+    refit.recall(memory)
+    del finished
     with progress_bar("compensation", len(plan.layers)) as advance:
-        for position, layer in enumerate(plan.layers):
+        advance(first)
+        for position, layer in list(enumerate(plan.layers))[first:]:
             dropped = range(layer + 1, ends[position])
             after = through(reference, [layer])
             beyond = through(after, dropped) if dropped else after
-            cut = None if cut_model is None else cut_model.get_submodule(layer_module(binding, layer, position))
+            place = layer_module(binding, layer, position)
+            cut = None if cut_model is None else present(cut_model.get_submodule(place))
             retained = retained_units(binding, plan, position)
             sites = [
-                make_site(layers[layer], cut, bound, binding, retained, absorbs=absorbs)
+                make_site(present(layers[layer]), cut, bound, binding, retained, absorbs=absorbs)
                 for bound, absorbs in sites_to_refit(binding, plan, layer, dropped=bool(dropped))
             ]
             cut_layer = CutLayer(layers[layer], cut, calls[layer])
             entering = current
             if not sites and not (changed and layer in fused[0]):
-                current = after if current is reference else [cut_layer.run(hidden) for hidden in current]
+                same = current is reference
+                current = after if same else kept(base, (cut_layer.run(hidden) for hidden in current))
             reference = beyond  # what entered the base's layer is not needed again, and is as large as the rest
             for number, site in enumerate(sites):
                 last = number == len(sites) - 1
@@ -156,5 +167,7 @@ def compensate(
                 for name, weight in weights.items():
                     write(name, weight)
                 repairs += more
+            if progress is not None:
+                progress.write(Finished(position + 1, reference, current, repairs, refit.memory()))
             advance(1)
     return repairs

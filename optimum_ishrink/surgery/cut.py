@@ -26,6 +26,7 @@ from ..core.scratch import Scratch
 from ..errors import VerificationError
 from ..report.plan import Plan
 from .expert_merge import ExpertMerger
+from .shards import WrittenShards
 from .units import Merges, merge_tensor, retained_units
 
 
@@ -97,6 +98,7 @@ def write_checkpoint(
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
     progress: Callable[[int], None] | None = None,
+    shards: WrittenShards | None = None,
 ) -> None:
     """Cut a checkpoint into an existing, empty folder and verify it.
 
@@ -111,16 +113,28 @@ def write_checkpoint(
         folder: Where to write.
         max_shard_size: Maximum bytes of one weight file.
         progress: Called with the number of bytes of each tensor once it is written.
+        shards: Where a killed run has left weight files that are whole; None where there are none.
 
     Raises:
         OutputError: There is no space left, or no permission to write.
         VerificationError: The result is not what its config's model class expects, or not what was planned.
     """
     outgoing = outgoing_tensors(tensors, binding, plan)
-    write_weights(outgoing, folder, max_shard_size=max_shard_size, progress=progress)
+    found = shards.take(folder) if shards is not None else frozenset[str]()
+    write_weights(
+        outgoing,
+        folder,
+        max_shard_size=max_shard_size,
+        progress=progress,
+        found=found,
+        on_file=None if shards is None else shards.store,
+    )
     write_config(edited_config, folder)
     carry_files(source_folder, folder)
     count = verify_checkpoint(folder, {tensor.name: tensor.dtype for tensor in outgoing})
-    compare_written(outgoing, folder)
+    if shards is None or not shards.compared:
+        compare_written(outgoing, folder)
+    if shards is not None:
+        shards.compared = True
     if count != plan.new_num_parameters:
         raise VerificationError(f"the files hold {count:,} parameters, the plan says {plan.new_num_parameters:,}")

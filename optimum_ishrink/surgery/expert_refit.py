@@ -17,6 +17,8 @@ import torch
 from ..architectures.axes import down_projection
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.slicing import Keep, new_name
+from ..core.paging import kept, present
+from ..core.spool import States
 from ..modeling.experts import FusedExperts, expert_inputs, gather_arguments, one_by_one
 from ..report.compensation import ProjectionRepair
 from .cut_layer import CutLayer
@@ -182,9 +184,9 @@ def repair_experts(
     models: tuple[Any, Any],
     names: tuple[str, str],
     experts: tuple[FusedExperts, FusedExperts],
-    current: Sequence[torch.Tensor],
+    current: States,
     refit: Callable[[FusedExperts, Sequence[Routed]], dict[int, tuple[torch.Tensor, ProjectionRepair]]],
-) -> tuple[dict[int, tuple[torch.Tensor, ProjectionRepair]], list[torch.Tensor]]:
+) -> tuple[dict[int, tuple[torch.Tensor, ProjectionRepair]], States]:
     """Re-fit the experts of one layer, and return what became of them and what the repaired layer gives.
 
     Args:
@@ -198,5 +200,6 @@ def repair_experts(
     blocks = block_of(layer.base, experts[0], names[0]), block_of(layer.cut, experts[1], names[1])
     with one_by_one(models[1]):
         batches = [observe_routing(layer, hidden, blocks, experts) for hidden in current]
+        present(layer.cut)
         found = refit(experts[1], batches)
-        return found, [layer.run(hidden) for hidden in current]
+        return found, kept(models[0], (layer.run(hidden) for hidden in current))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
 from ..core.finite import ADVICE, kind_of
+from ..core.spool import put_away
 from ..errors import DataError, NotFiniteError
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -29,6 +30,7 @@ def solve_ridge(
     ridge: float,
     *,
     dtype: torch.dtype = torch.float64,
+    consume: bool = False,
 ) -> torch.Tensor:
     """Return the weight that minimises `||X W'^T - Y||^2 + ridge * sum_c G_cc ||W'_c - W_c||^2`, with `G = X^T X`.
 
@@ -45,6 +47,7 @@ def solve_ridge(
         weight: The weight as it was cut, shape (out, in).
         ridge: Strength, relative to the Gram matrix's diagonal.
         dtype: Dtype to solve in: float64 for a weight that is stored; float32 is enough to compare ridges.
+        consume: Whether the Gram matrix may be overwritten, where it has that dtype already: it is large.
 
     Returns:
         In `dtype`, shape (out, in).
@@ -53,14 +56,14 @@ def solve_ridge(
         DataError: The Gram matrix is not finite, or too singular even for this ridge.
     """
     _check_finite(gram, cross)
-    system = gram.to(dtype, copy=True)  # the only matrix of this size that is allocated; its diagonal grows below
+    system = gram.to(dtype, copy=not consume)  # the only matrix of this size that is made; its diagonal grows below
     gap = cross.to(dtype) - weight.to(dtype) @ system
     energy = system.diagonal().clone()
     # A channel without energy has nothing to fit; the floor prevents a row of zeros.
     strength = ridge * energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny)
     system.diagonal().add_(strength)
     factor, info = torch.linalg.cholesky_ex(system)
-    del system
+    del system, gram
     if info.item():
         raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
     return weight.to(dtype) + torch.cholesky_solve(gap.T, factor).T
@@ -106,12 +109,17 @@ class Moments:
     tokens: int = 0
 
     @classmethod
-    def zeros(cls, weight: torch.Tensor) -> Moments:
-        """Return empty sums for a weight of shape (out, in)."""
+    def zeros(cls, weight: torch.Tensor, make: Callable[..., torch.Tensor] | None = None) -> Moments:
+        """Return empty sums for a weight.
+
+        Args:
+            weight: Shape (out, in).
+            make: Makes the large ones from their sizes; None makes them on the weight's device.
+        """
         width = weight.shape[1]
-        options: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
+        make = make or partial(torch.zeros, dtype=torch.float32, device=weight.device)
         energy = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-        return cls(torch.zeros(width, width, **options), torch.zeros(weight.shape, **options), energy)
+        return cls(make(width, width), make(*weight.shape), energy)
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Add tokens: inputs of shape (tokens, in) and targets of shape (tokens, out)."""
@@ -130,6 +138,10 @@ class Moments:
         upper = self.gram.triu_()
         lower = upper.triu(1).T
         return Moments(upper.add_(lower), self.cross, self.energy, self.tokens)
+
+    def put_away(self) -> None:
+        """Let the memory of the large sums go until they are used again, where they are mapped to a file."""
+        put_away(self.gram, self.cross)
 
     def of_outputs(self, rows: slice) -> Moments:
         """Return the sums of some outputs alone; the Gram matrix is shared."""
@@ -182,16 +194,25 @@ def choose_repair(
     Raises:
         DataError: The sums are not finite.
     """
-    folds[:] = [fold.mirrored() for fold in folds]
-    total = sum(folds[1:], start=folds[0])
+    for place, fold in enumerate(folds):
+        folds[place] = fold.mirrored()
+        fold.put_away()
+    total = folds[0]
+    for fold in folds[1:]:
+        total = total + fold
+        fold.put_away()
+    folds[0].put_away()
     rows = slice(None, None, _EVERY if rank is None else 1)
     some = [fold.of_outputs(rows) for fold in folds]
     some_weight, some_total = weight[rows], total.of_outputs(rows)
     before = sum(fold.error(some_weight) for fold in some) / len(some)
+    for fold in some:
+        fold.put_away()
     _check_finite(total.gram, total.cross)
 
     def solve(sums: Moments, cut: torch.Tensor, ridge: float, dtype: torch.dtype) -> torch.Tensor:
-        solved = solve_ridge(sums.gram, sums.cross, cut, ridge, dtype=dtype)
+        consume = rank is None and dtype == torch.float32  # sums that are only compared with are made for it alone
+        solved = solve_ridge(sums.gram, sums.cross, cut, ridge, dtype=dtype, consume=consume)
         if rank is None:
             return solved
         start_weight = cut.to(dtype)
@@ -201,9 +222,13 @@ def choose_repair(
         errors = []
         for fold in some:
             try:
-                errors.append(fold.error(solve(some_total - fold, some_weight, ridge, torch.float32)))
+                others = some_total - fold
+                fold.put_away()
+                errors.append(fold.error(solve(others, some_weight, ridge, torch.float32)))
             except DataError:
                 return float("inf")  # too singular in float32 for so small a ridge
+            finally:
+                fold.put_away()
         return sum(errors) / len(errors)
 
     allowed = [ridge for ridge in RIDGES if ridge >= least_ridge(weight.shape[1], total.tokens)] or [RIDGES[-1]]

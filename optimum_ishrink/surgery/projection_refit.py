@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from ..core.paging import new_states, release, spool_of
 from ..core.progress import note
+from ..core.spool import InMemory, States, filled
 from ..modeling.experts import FusedExperts
 from ..report.compensation import ProjectionRepair
 from .cut_layer import CutLayer, stream_is_sum
@@ -21,12 +24,14 @@ class ProjectionRefit:
     """Re-fits one projection after the other, and starts each search for a ridge at the one of the layer before.
 
     Args:
+        model: The base, which is in memory or on disk, and so are what enters a projection and its sums.
         folds: The fold of each batch.
         number_of_folds: Number of folds.
         write: Takes each new weight, by its name in the new checkpoint: float64, in the file's layout.
         rank: Maximum rank of a weight's change; None sets no limit.
     """
 
+    model: Any
     folds: Sequence[int]
     number_of_folds: int
     write: Callable[[str, torch.Tensor], None]
@@ -36,17 +41,30 @@ class ProjectionRefit:
     _is_sum: dict[str, bool] = field(default_factory=dict, init=False)
     """`stream_is_sum` of the projections of one name."""
 
+    def memory(self) -> dict[str, Any]:
+        """Return what the next layer starts from, as plain values."""
+        return {"ridge": dict(self._ridge), "is_sum": dict(self._is_sum)}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Start where another object was.
+
+        Args:
+            memory: What its `memory` returned; empty for a new start.
+        """
+        self._ridge.update(memory.get("ridge", {}))
+        self._is_sum.update(memory.get("is_sum", {}))
+
     def __call__(
         self,
         layer: CutLayer,
         site: Site,
         name: str,
-        current: Sequence[torch.Tensor],
-        goal: Sequence[torch.Tensor],
-        span: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+        current: States,
+        goal: States,
+        span: Callable[[States], States],
         *,
         last: bool,
-    ) -> tuple[ProjectionRepair, list[torch.Tensor]]:
+    ) -> tuple[ProjectionRepair, States]:
         """Re-fit one projection by ridge regression, and use the new weight in its layer from then on.
 
         Args:
@@ -67,17 +85,21 @@ class ProjectionRefit:
         if site.name not in self._is_sum:
             self._is_sum[site.name] = stream_is_sum(layer.base, site.name, current[0], layer.calls)
         is_sum = self._is_sum[site.name]
-        sums = [Moments.zeros(site.weight) for _ in range(self.number_of_folds)]
-        inputs: list[torch.Tensor] = []
-        rests: list[torch.Tensor] = []
+        spool = spool_of(self.model)
+        zeros = None if spool is None else spool.zeros
+        sums = [Moments.zeros(site.weight, zeros) for _ in range(self.number_of_folds)]
+        inputs, rests, before = new_states(self.model), new_states(self.model), 0
         for fold, hidden, wanted in zip(self.folds, current, goal, strict=True):
+            if fold != before:  # batches come fold by fold
+                sums[before].put_away()
+                before = fold
             seen = layer.observe(site, hidden)
             target = seen.output
             if is_sum:
                 # Half of the target is what the whole layer (and the dropped layers after it) would make of this
                 # input, half what brings the stream back to the base's: the first alone lets errors grow, the second
                 # alone overfits.
-                further = span([seen.whole])[0].float() - seen.whole.float() if site.absorbs else 0
+                further = span(InMemory([seen.whole]))[0].float() - seen.whole.float() if site.absorbs else 0
                 target = seen.output + (further + wanted.float() - seen.rest - seen.output) / 2
             if site.bias is not None:
                 target = target - site.bias.float()
@@ -86,19 +108,20 @@ class ProjectionRefit:
                 inputs.append(seen.inputs)
                 rests.append(seen.rest.to(hidden.dtype))
         self._note_few_tokens(sum(moments.tokens for moments in sums), site)
+        release(self.model)  # solving needs the room of layers, and takes far longer than to read one again
         weight, ridge, error, new_error = choose_repair(sums, site.weight, self._ridge.get(site.name), self.rank)
         if ridge is not None:
             self._ridge[site.name] = ridge
             self.write(name, site.stored(weight))
         used = weight.to(site.weight.dtype)
         layer.refitted.append((site, used))
-        outputs: list[torch.Tensor] = []
+        outputs = new_states(self.model)
         if last and is_sum:
-            for rest in rests:
-                output = site.apply(inputs.pop(0), used)
+            for index in range(len(rests)):
+                output, rest = site.apply(inputs.take(index), used), rests.take(index)
                 outputs.append(rest.copy_(rest.float() + output.float()))
         elif last:
-            outputs = [layer.run(hidden) for hidden in current]
+            outputs = filled(outputs, (layer.run(hidden) for hidden in current))
         return ProjectionRepair(name, ridge, error, new_error), outputs
 
     def experts(

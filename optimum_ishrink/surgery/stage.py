@@ -11,6 +11,7 @@ from ..architectures.config_edit import edit_config
 from ..architectures.model_class import parse_config
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
+from ..checkpoint.source import Source
 from ..checkpoint.stored_names import read_by_parameter
 from ..checkpoint.tensors import DTYPES, overwrite_tensor
 from ..core.json_files import read_json
@@ -23,6 +24,8 @@ from .compensation import compensate, needs_cut_model
 from .cut import write_checkpoint
 from .folds import check_windows
 from .options import CompensationOptions
+from .repair_progress import RepairProgress
+from .shards import WrittenShards, plan_mark
 
 
 def check_compensation(options: CompensationOptions, binding: Binding) -> None:
@@ -59,7 +62,27 @@ def cut(session: Session, plan: Plan, folder: Path) -> None:
     # Not the plan's own number: the source has lost rows of the vocabulary already, where it is to lose any.
     nbytes = source.nbytes * plan.new_num_parameters // source.binding.num_parameters()
     with byte_bar("writing the checkpoint", nbytes) as written:
-        write_checkpoint(source.folder, source.tensors, source.binding, plan, edited, folder, progress=written)
+        write_checkpoint(
+            source.folder,
+            source.tensors,
+            source.binding,
+            plan,
+            edited,
+            folder,
+            progress=written,
+            shards=_shards(session, plan),
+        )
+
+
+def _shards(session: Session, plan: Plan) -> WrittenShards | None:
+    """Return where written shards are linked to; None where no later run could use them.
+
+    Compensation writes into them. What it writes is written again, but where it reads the cut model itself, it would
+    read what it wrote.
+    """
+    if session.spool_folder is None or not session.offloads or needs_cut_model(session.source.binding, plan):
+        return None
+    return WrittenShards(session.spool_folder, plan_mark(plan))
 
 
 def repair(
@@ -78,9 +101,16 @@ def repair(
         return CompensationRecord(options.compensation)
     binding = session.source.binding
     tensors = read_by_parameter(folder, parse_config(read_json(folder / "config.json")))
+    kept = session.spool_folder if session.offloads else None
+    progress = None if kept is None else RepairProgress(kept, plan_mark(plan))
+    for name, stored in () if progress is None else progress.weights():
+        overwrite_tensor(tensors[name], stored)
 
     def write(name: str, weight: torch.Tensor) -> None:
-        overwrite_tensor(tensors[name], weight.to(DTYPES[tensors[name].dtype]).cpu())
+        stored = weight.to(DTYPES[tensors[name].dtype]).cpu()
+        overwrite_tensor(tensors[name], stored)
+        if progress is not None:
+            progress.log(name, stored)
 
     with calibration.shown_to(session.model):
         repairs = compensate(
@@ -92,12 +122,13 @@ def repair(
             kinds=calibration.kinds,
             cut_model=_cut_model(session, binding, plan, folder),
             batch_size=options.batch_size,
+            progress=progress,
         )
     return CompensationRecord("ridge", tuple(repairs))
 
 
 def _cut_model(session: Session, binding: Binding, plan: Plan, folder: Path) -> object:
-    return load_model(folder, session.dtype, session.device) if needs_cut_model(binding, plan) else None
+    return session.load(Source(folder.name, folder)) if needs_cut_model(binding, plan) else None
 
 
 def refit(

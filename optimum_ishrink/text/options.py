@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..options.offload import OffloadOptions
 from ..options.option import option
-from ..options.run import RunOptions
 
 SOURCES = "self (sampled from the model), FILE.txt, FILE.jsonl, or a Hub data set id[:config[:split[:column]]]"
 """What a text source can be, for `--help`."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CalibrationOptions(RunOptions):
+class CalibrationOptions(OffloadOptions):
     """The calibration text."""
 
     calibration: Sequence[str] = option(

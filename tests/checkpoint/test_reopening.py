@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink.checkpoint.loading import load_tokenizer
-from optimum_ishrink.checkpoint.reopening import check_files, check_logits, check_tokenizer
+from optimum_ishrink.checkpoint.reopening import check_files, check_logits, check_runs, check_tokenizer
+from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.errors import VerificationError
+from tests.helpers.offloaded import from_disk
 from tests.helpers.tiny import LAYOUT_CASES, edit_json, save_tiny, tiny_config
 
 CPU = torch.device("cpu")
@@ -31,6 +33,14 @@ def test_every_architecture_opens(tmp_path: Path, model_type: str, variant: int)
     folder = save_tiny(tmp_path / "m", tiny_config(model_type, variant))
     check_logits(folder, check_files(folder, folder), torch.float32, CPU)
     check_logits(folder, None, torch.bfloat16, CPU)
+
+
+def test_a_model_on_disk_runs_and_has_a_logit_for_each_token(tied: Path) -> None:
+    model = from_disk(open_source(tied))
+    check_runs(model, load_tokenizer(tied))
+    model.config.vocab_size += 1
+    with pytest.raises(VerificationError, match="the written model gives 300 logits for 301 tokens"):
+        check_runs(model, None)
 
 
 def _stale_head(folder: Path) -> None:

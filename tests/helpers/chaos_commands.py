@@ -163,7 +163,18 @@ COMMANDS = {
         result="out.gguf",
     ),
     "push": Command("push", ["--model", "{cut}", "--repo-id", "{repo}"]),
+    "offload": Command(
+        "shrink",
+        [
+            *("--model", "{base}", "--num-hidden-layers", "3", "--intermediate-size", "16", *TEXT),
+            *("--calibration", "{text}", "--offload", "always", "--dtype", "float32", "--no-score-cache"),
+            *("--no-evaluate", "--no-benchmark", "--output", "{out}"),
+        ],
+        compared=_WEIGHTS,
+    ),
 }
+USUAL = tuple(COMMANDS)[:5]
+"""The commands of a campaign that names none: what a seed draws does not change when others are added."""
 
 
 class Bench:

@@ -1,0 +1,83 @@
+"""Running what comes after a model's layers on hidden states that were computed before, and logits of a whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..architectures.axes import layer_module
+from ..architectures.binding import Binding
+from ..core.paging import binding_of, release
+from .layer_output import as_output, parts_of
+from .layerwise import enter_layers, run_span
+
+
+def layers_of(model: Any, binding: Binding) -> list[Any]:
+    """Return the layers of a model.
+
+    Args:
+        model: The model.
+        binding: Its binding.
+    """
+    return [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+
+
+@contextmanager
+def given(model: Any, layers: Sequence[Any], hidden: torch.Tensor, parts: int) -> Iterator[None]:
+    """Let the layers of a model run nothing, and the last of them return given hidden states; embed nothing either.
+
+    Args:
+        model: The model.
+        layers: Its layers.
+        hidden: The hidden states, shape (windows, length, hidden).
+        parts: What `parts_of` gives for a layer's own output.
+    """
+
+    def give(*_: Any, **__: Any) -> Any:
+        return as_output(hidden.clone(), parts)  # a class may change what it gets in place
+
+    embedding = model.get_input_embeddings()
+    for layer in layers:
+        layer.forward = give
+    embedding.forward = lambda *_, **__: hidden.detach().clone()
+    try:
+        yield
+    finally:
+        for module in (*layers, embedding):
+            del module.forward
+
+
+@torch.no_grad()
+def logits_by_window(model: Any, windows: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """Return a function that gives the logits of each window, shape (1, length, vocabulary).
+
+    A model in memory runs when a window is asked for. One that is on disk runs here, layer by layer over all windows,
+    and its head when a window is asked for.
+
+    Args:
+        model: The model.
+        windows: Token ids, shape (windows, length).
+    """
+    ids = [window[None].to(model.device) for window in windows]
+
+    def run(index: int) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=ids[index], use_cache=False).logits
+        return logits
+
+    binding = binding_of(model)
+    if binding is None or not ids:
+        return run
+    layers = layers_of(model, binding)
+    states, calls = enter_layers(model, binding, ids)
+    parts = parts_of(layers[0](states[0], **calls[0][1]))
+    states = run_span(model, layers, calls, states)
+    release(model)
+
+    def run_head(index: int) -> torch.Tensor:
+        with given(model, layers, states[index], parts):
+            return run(index)
+
+    return run_head

@@ -1,0 +1,131 @@
+"""The working folder of a run whose model is read from disk layer by layer. It outlives a run that is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..architectures.description import LAYERS
+from ..checkpoint.session import Session
+from ..configuration import IShrinkConfig
+from ..core.durable import disk_errors, replace_file
+from ..core.locks import claimed_folder
+from ..core.progress import note
+from ..core.spool import check_room
+from ..core.version import __version__
+from ..errors import IShrinkError
+from ..surgery.folds import FOLDS
+from .job import Job
+
+_REQUEST = "request.json"
+
+
+def offload_folder(config: IShrinkConfig, output: Path) -> Path:
+    """Return where a run keeps hidden states, and what it has finished.
+
+    Args:
+        config: The request.
+        output: The output folder.
+    """
+    folder = output.resolve()
+    if config.offload_folder is None:
+        return folder.with_name(f".{folder.name}.offload")
+    mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return Path(config.offload_folder).expanduser().resolve() / f"{folder.name}-{mark}.offload"
+
+
+@contextmanager
+def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None]:
+    """Give a run that reads its model from disk a folder that the same command finds again when it is killed.
+
+    Args:
+        job: The run.
+        runs_model: Whether it runs the model at all.
+        calibrates: Whether it reads calibration text.
+
+    Raises:
+        RequestError: Layers are to be read from disk, and cannot be.
+        OutputError: The folder cannot be written, has no room for the hidden states, or another run is in it.
+    """
+    if not calibrates:
+        job.session.needs_whole = None
+    if not runs_model or not job.session.offloads:
+        yield
+        return
+    folder = offload_folder(job.config, job.output)
+    with claimed_folder(folder, "keeps hidden states"):
+        try:
+            with disk_errors(folder):
+                _open(folder, _request(job))
+            check_room(folder, room_needed(job.session, job.config))
+            job.session.spool_folder = folder
+            yield
+        except IShrinkError:
+            shutil.rmtree(folder, ignore_errors=True)  # the same request would fail again
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _request(job: Job) -> dict[str, Any]:
+    """Return everything that the contents of the folder depend on."""
+    source, config = job.session.source, job.config
+    files = sorted({info.file for info in source.tensors.values()} | {source.folder / "config.json"})
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    request = {
+        "config": {**config.to_dict(), "offload": None, "offload_folder": None},
+        "files": [list(each) for each in stats],
+        "calibration": [text.fingerprint() for text in job.calibration.sources],
+        "versions": [__version__, torch.__version__],
+        "threads": torch.get_num_threads(),
+        "dtype": str(job.session.dtype),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(request))
+    return found
+
+
+def _open(folder: Path, request: dict[str, Any]) -> None:
+    """Remove what belongs to another request, or to nothing."""
+    path = folder / _REQUEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found == request:
+        note(f"resuming in {folder}: finished layers and shards are read from there")
+        used = "".join(each.read_text(encoding="utf-8") for each in folder.glob("*.json"))
+        stale = [each for each in folder.iterdir() if each.suffix in (".states", ".matrix", ".partial")]
+        for each in stale:
+            if each.name not in used:
+                each.unlink()
+        return
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    replace_file(path, json.dumps(request).encode())
+
+
+def room_needed(session: Session, config: IShrinkConfig) -> int:
+    """Return about how many bytes a shrink keeps in its folder at most.
+
+    Args:
+        session: The run.
+        config: The request.
+    """
+    binding, size = session.source.binding, session.dtype.itemsize
+    hidden, inner = int(binding.config.hidden_size), binding.sizes.get("ffn") or 0
+    scored = min(config.importance_samples, config.calibration_samples) * config.calibration_length
+    states = (binding.shape[LAYERS] + 3) * scored * hidden * size
+    if config.compensation == "none":
+        return states
+    tokens = config.calibration_samples * config.calibration_length
+    repair = tokens * (6 * hidden + inner) * size + FOLDS * (inner * inner + inner * hidden) * 4
+    return max(states, repair)
