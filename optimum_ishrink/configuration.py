@@ -17,13 +17,20 @@ from .options.option import Place, argument_lines, options_of
 from .planning.options import ShapeOptions
 from .recovery.options import RecoveryOptions
 from .report.files import CONFIG_FILE
+from .sparsity.options import SparsityOptions
 from .surgery.options import CompensationOptions
 from .vocabulary.options import VocabularyOptions
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class IShrinkConfig(
-    ShapeOptions, VocabularyOptions, ImportanceOptions, CompensationOptions, RecoveryOptions, EvaluationOptions
+    ShapeOptions,
+    VocabularyOptions,
+    ImportanceOptions,
+    CompensationOptions,
+    SparsityOptions,
+    RecoveryOptions,
+    EvaluationOptions,
 ):
     """What to shrink, how to choose, how to recover, and what to measure.
 

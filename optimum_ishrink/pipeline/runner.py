@@ -26,6 +26,7 @@ from .cutting import check_cut, copy_student, repair_cut, score_and_plan, write_
 from .job import Job, Pipeline, Stage, shrink_job
 from .measuring import check_measuring, measure, write_records, write_run
 from .opening import open_written
+from .sparsifying import count_written, sparsify_cut
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
 PLAN = Stage(score_and_plan, check_cut)
@@ -39,9 +40,11 @@ SHRINK = Pipeline(
     writing=(
         Stage(write_cut),
         Stage(repair_cut),
+        Stage(sparsify_cut),
         Stage(measure_before),
         Stage(train_student, check_recovery_of_cut),
         Stage(write_recovered),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),
@@ -55,6 +58,8 @@ CUT = Pipeline(
     writing=(
         Stage(write_cut),
         Stage(repair_cut),
+        Stage(sparsify_cut),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_run),
@@ -69,6 +74,7 @@ RECOVER = Pipeline(
         Stage(copy_student),
         Stage(measure_before),
         Stage(write_recovered),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),

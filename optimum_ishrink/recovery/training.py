@@ -21,6 +21,7 @@ from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
+from .kept_zeros import KeepZeros
 from .options import RecoveryOptions
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
@@ -201,6 +202,7 @@ def train(
     start: Mapping[str, torch.Tensor] | None = None,
     solved: Mapping[str, torch.Tensor] | None = None,
     micro: int | None = None,
+    sparse: Sequence[str] = (),
 ) -> Trained:
     """Train a model, or resume from the last checkpoint in the working folder.
 
@@ -215,12 +217,14 @@ def train(
         start: What an adapter adds to weights at the start, by their names.
         solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
         micro: Windows run at once in one process; by default what the options allow.
+        sparse: Names of the model's parameters whose zeros stay.
 
     Raises:
         TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint remains.
         NotFiniteError: The loss is NaN or infinite before the first step.
         OutputError: There is no room for a checkpoint; the last whole one remains.
-        RequestError: The parameters to train are not there.
+        RequestError: The parameters to train are not there, or zeros are to stay in parameters that are spread over
+            processes.
     """
     device = model.device
     processes = process_state(device).num_processes
@@ -248,13 +252,19 @@ def train(
     steps = text.trained * options.recovery_epochs // options.recovery_batch_size
     arguments = training_arguments(options, folder, device, micro, steps, processes)
     bar, stop = ShowProgress(), StopOnSignal()
+    zeros = KeepZeros([own[name] for name in sparse if name in own and own[name].requires_grad])
     trainer = RecoveryTrainer(
         student,
         arguments,
         text,
         TrainingWindows(text, options.recovery_epochs, options.seed),
-        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar],
+        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar, zeros],
     )
+    if sparse and trainer.is_fsdp_enabled:
+        raise RequestError(
+            "fully sharded training holds parts of the weights, and cannot keep the zeros of a sparse model; recover "
+            "it in one process, or in several that hold all weights each"
+        )
     loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
