@@ -47,7 +47,7 @@ class KeepZeros(TrainerCallback):  # type: ignore[misc]
             parameter: parameter.detach() != 0 for parameter in parameters
         }
         for parameter, mask in self._masks.items():
-            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)  # type: ignore[no-untyped-call]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Set them to zero again."""

@@ -26,10 +26,17 @@ from .options import RecoveryOptions
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
 from .teacher_cache import CachedTeacher, write_teacher_cache
-from .trainable import add_lora, keep_autocast_inputs, train_parameters, trained_parameters
+from .trainable import (
+    add_lora,
+    keep_autocast_inputs,
+    learning_rate_shares,
+    train_parameters,
+    trained_parameters,
+)
 from .trainer import RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
 from .translating_teacher import TranslatingTeacher
+from .weight_average import WeightAverage
 from .work_folder import last_step
 
 WARM_UP_SHARE = 0.05
@@ -246,12 +253,17 @@ def train(
         teacher,
         layer_map,
         temperature=options.recovery_temperature,
+        jsd_beta=options.recovery_jsd_beta,
+        skew=options.recovery_skew,
         autocast=dtype if mixed else None,
     )
     micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
     steps = text.trained * options.recovery_epochs // options.recovery_batch_size
     arguments = training_arguments(options, folder, device, micro, steps, processes)
     bar, stop = ShowProgress(), StopOnSignal()
+    rates = None
+    if options.recovery_layer_decay < 1:
+        rates = learning_rate_shares(student, layers, options.recovery_layer_decay)
     zeros = KeepZeros([own[name] for name in sparse if name in own and own[name].requires_grad])
     trainer = RecoveryTrainer(
         student,
@@ -259,11 +271,15 @@ def train(
         text,
         TrainingWindows(text, options.recovery_epochs, options.seed),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar, zeros],
+        average=None
+        if options.recovery_ema is None
+        else WeightAverage(options.recovery_ema, trained_parameters(student)),
+        rates=rates,
     )
-    if sparse and trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled and (sparse or rates or options.recovery_ema is not None):
         raise RequestError(
-            "fully sharded training holds parts of the weights, and cannot keep the zeros of a sparse model; recover "
-            "it in one process, or in several that hold all weights each"
+            "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
+            "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
         )
     loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
@@ -310,6 +326,8 @@ def train(
             resumed_from_step=resumed,
             processes=processes,
             begins_with=text.begins_with,
+            layer_decay=None if rates is None else options.recovery_layer_decay,
+            ema=options.recovery_ema,
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),

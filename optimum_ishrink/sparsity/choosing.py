@@ -34,7 +34,7 @@ def choose_zeros(scores: torch.Tensor, pattern: Pattern, *, across_rows: bool) -
         bool, shape (out, in).
     """
     if pattern.group:
-        groups = scores.unflatten(-1, (-1, pattern.group))
+        groups = scores.reshape(len(scores), -1, pattern.group)
         return least(groups, pattern.zeros).flatten(-2)
     if across_rows:
         return least(scores.flatten(), round(pattern.share * scores.numel())).view_as(scores)

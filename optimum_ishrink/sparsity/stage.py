@@ -130,14 +130,19 @@ def count_zeros(planned: SparsityPlan, folder: Path, errors: Mapping[str, float]
         counts = found.setdefault(matrix.kind, [0, 0, 0])
         for place, count in enumerate((1, is_zero.numel(), int(is_zero.sum()))):
             counts[place] += count
-    kinds = tuple(KindOfMatrix(kind, *counts, errors.get(kind)) for kind, counts in found.items() if counts[0])
+    kinds = tuple(
+        KindOfMatrix(kind, count, weights, zeros, error=errors.get(kind))
+        for kind, (count, weights, zeros) in found.items()
+        if count
+    )
     record = SparsityRecord(planned.pattern, planned.criterion, kinds)
     _check_share(record, pattern, stored, source.binding)
     return record
 
 
 def _has_groups(is_zero: torch.Tensor, pattern: Pattern) -> bool:
-    return bool((is_zero.unflatten(-1, (-1, pattern.group)).sum(dim=-1) >= pattern.zeros).all())
+    groups = is_zero.reshape(-1, pattern.group)
+    return bool((groups.sum(dim=-1) >= pattern.zeros).all())
 
 
 def _check_share(record: SparsityRecord, pattern: Pattern, stored: Sequence[Matrix], binding: Binding) -> None:

@@ -72,8 +72,8 @@ def test_what_cannot_change_counts_in_no_gradient() -> None:
 
 def test_weights_that_are_spread_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Sharded(run.RecoveryTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             self.is_fsdp_enabled = True
 
     monkeypatch.setattr(run, "RecoveryTrainer", Sharded)
