@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
-from optimum_ishrink.checkpoint.tensors import overwrite_tensor, read_index
+from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.checkpoint.tensors import overwrite_tensor, read_index, read_tensor
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError, ShapeError, SourceError, VerificationError
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.sparsity.stage import count_zeros
-from tests.helpers.tiny import edit_json, save_tiny, tiny_config
+from tests.helpers.tiny import edit_json, in_full, save_tiny, tiny_config
+from tests.helpers.tiny_composites import composite_config, save_composite
 
 HOW: dict[str, Any] = {
     "calibration_samples": 8,
@@ -216,3 +218,14 @@ def test_a_shrink_with_zeros_and_recovery(llama_folder: Path, text_file: Path, t
     result = shrink(llama_folder, tmp_path / "out", text_file, recovery_train="norms+last:2", **how)
     assert result.report.recovery.helped
     assert result.report.sparsity.zeros == result.report.sparsity.weights / 2
+
+
+@pytest.mark.parametrize("model_type", in_full(["gemma3", "llava", "qwen3_vl"], "gemma3"))
+def test_the_decoder_of_a_vision_language_model(model_type: str, text_file: Path, tmp_path: Path) -> None:
+    folder = save_composite(tmp_path / "base", composite_config(model_type))
+    result = shrink(folder, tmp_path / "out", text_file, sparsity="50%")
+    before, after = (open_source(each).tensors for each in (folder, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(read_tensor(before[name]), read_tensor(after[name]))}
+    assert all(".layers." in name and ("language_model" in name or "text_model" in name) for name in changed)
+    assert len(changed) == sum(kind.count for kind in result.report.sparsity.kinds)
+    assert result.report.sparsity.zeros / result.report.sparsity.weights == pytest.approx(0.5, abs=0.02)
