@@ -68,6 +68,7 @@ def test_two_of_four_with_no_other_change(llama_folder: Path, text_file: Path, t
     assert f"2:4, chosen by **{criterion}**" in card
     assert "the files are as large as without zeros" in card
     assert "removed by structured pruning" not in card
+    assert "- pruning\n- sparsity\n- optimum-ishrink\n" in card
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (llama_folder, tmp_path / "out")]
     assert abs(sizes[0] - sizes[1]) < 1024
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -92,6 +93,7 @@ def test_after_a_cut_and_its_repair(llama_folder: Path, text_file: Path, tmp_pat
     for tensor in sparse.values():
         assert ((tensor == 0).unflatten(-1, (-1, 8)).sum(-1) == 4).all()
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "- pruning\n- structured-pruning\n- sparsity\n" in card
     assert "removed by structured pruning and zeros in the matrices of its layers (4:8)" in card
 
 
