@@ -14,6 +14,9 @@ from ..errors import DataError, NotFiniteError, RequestError
 from ..modeling.experts import DownProjections, one_by_one
 from .matrices import Matrix
 
+MOST_BYTES = 2 << 30
+"""Sums that are held at a time. Where those of all experts of a layer take more, the layer runs again for the next."""
+
 
 class InputSums:
     """Sums over what a matrix reads, float32.
@@ -110,8 +113,25 @@ def in_order(model: Any, matrices: Sequence[Matrix], run: Callable[[], object]) 
     return groups + [Shared([matrix]) for matrix in matrices if matrix not in read]
 
 
+def expert_parts(model: Any, group: Shared, *, whole: bool) -> list[range]:
+    """Return the experts whose sums are held at a time; a group of ordinary matrices is like one expert.
+
+    Args:
+        model: The model.
+        group: The group.
+        whole: Whether all second moments are summed; else only the squares.
+    """
+    first = group.first
+    if not first.is_stacked:
+        return [range(1)]
+    weight = first.by_rows(model.get_parameter(first.name))
+    count, width = len(weight), weight.shape[-1]
+    size = max(1, MOST_BYTES // (4 * width * (width if whole else 1)))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def sum_inputs(
-    model: Any, group: Shared, runs: Sequence[Callable[[], object]], *, whole: bool
+    model: Any, group: Shared, runs: Sequence[Callable[[], object]], experts: range, *, whole: bool
 ) -> tuple[InputSums, ...]:
     """Return the sums of what the matrices of a group read.
 
@@ -119,6 +139,7 @@ def sum_inputs(
         model: The model.
         group: The group.
         runs: Run the layer, each on one batch.
+        experts: The experts to sum for, one of `expert_parts`.
         whole: Whether all second moments are summed; else only the squares.
 
     Returns:
@@ -128,11 +149,14 @@ def sum_inputs(
         RequestError: What experts read cannot be observed.
     """
     first = group.first
-    count = len(model.get_parameter(first.name)) if first.is_stacked else 1
-    sums = tuple(InputSums(whole) for _ in range(count))
+    sums = {expert: InputSums(whole) for expert in experts}
+    seen = False
 
     def add(_: Matrix, expert: int, inputs: torch.Tensor) -> None:
-        sums[expert].add(inputs)
+        nonlocal seen
+        seen = True
+        if expert in sums:
+            sums[expert].add(inputs)
         if not first.is_stacked:
             raise _Enough
 
@@ -142,12 +166,12 @@ def sum_inputs(
                 run()
             except _Enough:
                 continue
-    if first.is_stacked and all(each.values is None for each in sums):
+    if first.is_stacked and not seen:
         raise RequestError(
             f"the experts in {first.name} are not run in matrix products of one expert each, so that what they read "
             "cannot be observed; use --sparsity-criterion magnitude"
         )
-    return sums
+    return tuple(sums.values())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -17,7 +18,7 @@ from ..modeling.layerwise import enter_layers, run_span
 from ..report.sparsity import Pattern
 from .choosing import choose_zeros, magnitude_scores, wanda_scores
 from .closed_form import lost_energy, sparse_weight
-from .inputs import in_order, sum_inputs
+from .inputs import expert_parts, in_order, sum_inputs
 from .matrices import Matrix
 
 Weights = Mapping[str, torch.Tensor]
@@ -86,30 +87,37 @@ def zero_by_text(
             ]
             own = [matrix for matrix in matrices if matrix.layer == layer]
             for group in in_order(model, own, runs[0]) if own else ():
-                sums = sum_inputs(model, group, runs, whole=whole)
+                for experts in expert_parts(model, group, whole=whole):
+                    sums = sum_inputs(model, group, runs, experts, whole=whole)
+                    for expert, each in zip(experts, sums, strict=True):
+                        known = each.checked(_name(group.first, expert))
+                        shared = [_each(matrix, weights[matrix.name])[expert] for matrix in group.matrices]
+                        lost = _change(shared, known, pattern, whole=whole)
+                        for matrix, share in zip(group.matrices, lost, strict=True):
+                            errors.setdefault(matrix.kind, []).append(share)
                 for matrix in group.matrices:
-                    known = [each.checked(_name(matrix, place)) for place, each in enumerate(sums)]
-                    lost = _change(matrix, weights[matrix.name], known, pattern, whole=whole)
-                    errors.setdefault(matrix.kind, []).extend(lost)
                     model.get_parameter(matrix.name).copy_(weights[matrix.name])
             states = [run() for run in runs]
             advance(1)
-    return {kind: fmean(values) for kind, values in errors.items() if values}
+    return {kind: fmean(values) for kind, values in errors.items()} if whole else {}
 
 
-def _change(
-    matrix: Matrix, values: torch.Tensor, sums: Sequence[torch.Tensor], pattern: Pattern, *, whole: bool
-) -> list[float]:
-    """Set weights of a matrix, or of those of all experts, to zero, and return what each change costs."""
+def _change(matrices: Sequence[torch.Tensor], sums: torch.Tensor, pattern: Pattern, *, whole: bool) -> list[float]:
+    """Set weights of matrices that read the same to zero, each shape (out, in), and return what each change costs.
+
+    By their inputs' squares alone, the cost is not known: it is NaN.
+    """
+    known = sums if sums.is_cuda else sums.cpu()  # other devices do not solve in float64
+    carry = error_carry(known, known.device) if whole else None
     lost = []
-    for own, moments in zip(_each(matrix, values), sums, strict=True):
-        known = moments if moments.is_cuda else moments.cpu()  # other devices do not solve in float64
+    for own in matrices:
         weight = own.float().to(known.device)
-        if not whole:
+        if carry is None:
             removed = choose_zeros(wanda_scores(weight, known), pattern, across_rows=False)
             own.masked_fill_(removed.to(own.device), 0)
+            lost.append(math.nan)
             continue
-        new, removed = sparse_weight(weight, error_carry(known, known.device), pattern)
+        new, _ = sparse_weight(weight, carry, pattern)
         lost.append(lost_energy(weight, new, known))
         # A weight that the file's dtype rounds to zero is one zero more; no zero becomes another value.
         own.copy_(new)

@@ -143,3 +143,12 @@ def test_inputs_that_are_not_finite() -> None:
         model.get_parameter("model.layers.1.self_attn.v_proj.weight").fill_(torch.inf)
     with pytest.raises(NotFiniteError, match=r"what model.layers.1.self_attn.o_proj.weight reads on the calibration"):
         zero(model, "llama", "wanda")
+
+
+def test_experts_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = (tiny_model(tiny_config("mixtral")) for _ in range(2))
+    zero(whole, "mixtral", "sparsegpt", text=windows(24))
+    monkeypatch.setattr("optimum_ishrink.sparsity.inputs.MOST_BYTES", 3 * 4 * 32 * 32)
+    zero(parts, "mixtral", "sparsegpt", text=windows(24))
+    for (name, expected), (_, found) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+        assert torch.equal(found, expected), name

@@ -150,6 +150,14 @@ def test_the_plan_says_it_before(llama_folder: Path, capsys: pytest.CaptureFixtu
     assert main(["plan", "--model", str(llama_folder), "--sparsity", "2:4", "--shape-only"]) == 0
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "50%"])
+def test_a_recipe_needs_no_quotes(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"model: org/m\nsparsity: {pattern}\nseed: 3\n")
+    config = IShrinkConfig.from_yaml(tmp_path / "r.yaml")
+    assert (config.sparsity, config.seed) == (pattern, 3)
+    assert IShrinkConfig.from_dict(config.to_dict()) == config
+
+
 def test_bad_requests(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="unknown sparsity '3:4'; it can be 2:4, 4:8, or a share such as 50%"):
         IShrinkConfig(sparsity="3:4")
