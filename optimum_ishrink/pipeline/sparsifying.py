@@ -9,8 +9,12 @@ from .job import Job
 def sparsify_cut(job: Job) -> None:
     """Set weights of the cut checkpoint to zero, where that is requested."""
     planned = job.cut_plan.sparsity
-    if planned is not None:
-        job.made_up = sparsify(job.cutting, planned, job.calibration, job.folder, batch_size=job.config.batch_size)
+    if planned is None:
+        return
+    if job.config.sparsity_reads_text:
+        len(job.calibration.windows)  # the base may have to sample them; after that it is not needed here
+        job.session.loaded = job.cutting.loaded = None
+    job.made_up = sparsify(job.cutting, planned, job.calibration, job.folder, batch_size=job.config.batch_size)
 
 
 def count_written(job: Job) -> None:
