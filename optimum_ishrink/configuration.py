@@ -17,13 +17,20 @@ from .options.option import Place, argument_lines, options_of
 from .planning.options import ShapeOptions
 from .recovery.options import RecoveryOptions
 from .report.files import CONFIG_FILE
+from .sparsity.options import SparsityOptions
 from .surgery.options import CompensationOptions
 from .vocabulary.options import VocabularyOptions
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class IShrinkConfig(
-    ShapeOptions, VocabularyOptions, ImportanceOptions, CompensationOptions, RecoveryOptions, EvaluationOptions
+    ShapeOptions,
+    VocabularyOptions,
+    ImportanceOptions,
+    CompensationOptions,
+    SparsityOptions,
+    RecoveryOptions,
+    EvaluationOptions,
 ):
     """What to shrink, how to choose, how to recover, and what to measure.
 
@@ -229,7 +236,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that is given twice; YAML's own reader takes the last without a word."""
+        """Refuses a key that is given twice, of which YAML takes the last, and reads 2:4 as text, which YAML does not:
+        to YAML 1.1 it is 124, two minutes and four seconds.
+        """
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value]
@@ -238,6 +247,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
                 raise RequestError(f"recipe {path} has {twice[0]!r} twice; leave out one")
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+            text = self.construct_scalar(node)
+            return text if ":" in str(text) else super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except OSError:

@@ -180,19 +180,23 @@ RECOVERY = {
     "recovery_teacher": "org/larger",
     "recovery_cache": "kept",
     "recovery_keep_adapter": "me/pruned",
+    "recovery_layer_decay": 0.9,
+    "recovery_ema": 0.99,
 }
+
+SPARSITY = {"sparsity": "50%", "sparsity_criterion": "wanda"}
 
 
 def test_every_config_key_has_a_flag() -> None:
     for name, default in ((field.name, field.default) for field in fields(IShrinkConfig)):
         if isinstance(default, bool):
             value: object = not default
+        elif name in RECOVERY or name in SPARSITY:
+            value = {**RECOVERY, **SPARSITY}[name]
         elif isinstance(default, int):
             value = default + 1
         elif isinstance(default, float) or name == "recovery_learning_rate":
             value = (default or 0.0) + 0.25
-        elif name in RECOVERY:
-            value = RECOVERY[name]
         elif name in ("importance", "expert_importance", "layer_importance"):
             value = "l2-norm"
         elif name in ("dtype", "device", "compensation", "offload"):
@@ -207,7 +211,7 @@ def test_every_config_key_has_a_flag() -> None:
             value = ["x.txt"]
         else:
             value = "text" if name in ("target", "include_path", "base_model", "vocab_keep", "offload_folder") else 3
-        more = {"target": "decode=+5%"} if name == "profile" else {}
+        more = {"profile": {"target": "decode=+5%"}, "sparsity_criterion": {"sparsity": "2:4"}}.get(name, {})
         config = IShrinkConfig(**{name: value}, **more)
         assert parse(config.command("m", "o")) == config, name
 

@@ -18,6 +18,7 @@ from optimum_ishrink.report.analysis import Analysis
 from optimum_ishrink.report.plan import Plan
 from optimum_ishrink.report.report import Report
 from optimum_ishrink.report.run import Run
+from optimum_ishrink.report.sparsity import SPARSITY_CRITERIA
 from tests.helpers.tiny import VARIANTS, save_tiny, supported_shape, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
@@ -81,6 +82,20 @@ def test_every_criterion_chooses_as_on_the_cpu(
     assert (there.layers, there.units) == (here.layers, here.units)
 
 
+@pytest.mark.parametrize("criterion", SPARSITY_CRITERIA)
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_zeros_are_chosen_as_on_the_cpu(
+    model_type: str, criterion: str, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type))
+    settings = {**quick, "sparsity": "2:4", "sparsity_criterion": criterion, "calibration_samples": 32}
+    _, on_cpu = shrink(folder, tmp_path / "cpu", "cpu", settings)
+    _, on_cuda = shrink(folder, tmp_path / "cuda", "cuda", settings)
+    assert on_cuda.sparsity is not None and on_cpu.sparsity is not None
+    assert on_cuda.sparsity.zeros == on_cpu.sparsity.zeros
+    assert divergence(on_cuda) == pytest.approx(divergence(on_cpu), rel=5e-2)
+
+
 def test_the_whole_way_in_bfloat16(
     llama_folder: Path, other_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +120,9 @@ def test_the_whole_way_in_bfloat16(
     assert json.loads(capsys.readouterr().out)["environment"]["device"].startswith("cuda")
 
 
-@pytest.mark.parametrize("loss", ["ce", "kl", "kl+hidden:0.1+attention:0.1"])
+@pytest.mark.parametrize(
+    "loss", ["ce", "kl", "kl+reverse-kl+jsd+skew-kl+skew-reverse-kl", "kl+hidden:0.1+attention:0.1"]
+)
 @pytest.mark.parametrize(
     "how", [[], ["--recovery-top-k", "8", "--recovery-epochs", "2"], ["--recovery-checkpointing"]]
 )

@@ -102,7 +102,7 @@ def test_the_examples_of_a_criterion_and_a_loss_run(
         score_cache=False,
         calibration_samples=8,
         calibration_length=32,
-        recovery="kl+reverse-kl:0.5",
+        recovery="kl+tvd:0.5",
         recovery_tokens=1024,
         recovery_length=32,
         recovery_batch_size=4,

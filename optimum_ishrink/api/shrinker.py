@@ -136,8 +136,8 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         """
         config = (config or IShrinkConfig()).replace(**changes)
         source, removed = before_cut(self.source, config)
-        found = find_vocabulary(self.source, config)
-        return resolve_shape(source.binding, config, None if found is None else found[1], removed=removed)
+        rows = None if (found := find_vocabulary(self.source, config)) is None else found[1]
+        return resolve_shape(source.binding, config, rows, removed=removed, may_stay=config.sparsifies)
 
     def plan(self, config: IShrinkConfig | None = None, *, check_all: bool = False, **changes: Any) -> Plan:
         """Return what would be removed, and write nothing.

@@ -26,6 +26,7 @@ from ..report.report import Report
 from ..report.run import Run
 from ..report.scores import read_scores
 from ..report.search_tables import budget_header, budget_rows
+from ..report.sparsity_tables import SPARSITY_HEADER, sparsity_rows
 from ..report.tables import (
     METRICS,
     RECOVERY_HEADER,
@@ -92,6 +93,10 @@ def render_card(
         head_line=head_line(plan.tied_head) if plan.tied_head else "",
         vocabulary_table=literal_table(VOCABULARY_HEADER, vocabulary_rows(plan.vocabulary)) if plan.vocabulary else "",
         tokens_table=literal_table(TOKENS_HEADER, tokens_rows(plan.vocabulary)) if plan.vocabulary else "",
+        sparsity=report.sparsity,
+        sparsity_table=(
+            _without_empty_columns(SPARSITY_HEADER, sparsity_rows(report.sparsity)) if report.sparsity else ""
+        ),
         cuts_layers=len(plan.layers) < plan.shape["num_hidden_layers"] or bool(plan.units),
         report_table=literal_table(REPORT_HEADER, report_rows(without_devices(report))),
         devices=[part.to_card(figures) for part in device_parts(report)],

@@ -75,6 +75,8 @@ def card_data(
         name: Name of the model.
     """
     results = eval_results(report)
+    structured = ["structured-pruning"] if plan.removed_share or plan.sparsity is None else []
+    sparse = ["sparsity"] if plan.sparsity is not None else []
     return ModelCardData(
         base_model=origin.base_model,
         base_model_relation="finetune" if origin.base_model else None,
@@ -82,7 +84,7 @@ def card_data(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if plan.model_type in composites() else "text-generation",
         license=origin.license,
-        tags=["pruning", "structured-pruning", "optimum-ishrink", plan.model_type],
+        tags=["pruning", *structured, *sparse, "optimum-ishrink", plan.model_type],
         model_name=name if results else None,
         eval_results=results or None,
     )

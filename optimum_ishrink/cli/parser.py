@@ -16,6 +16,7 @@ from ..options.run import RunOptions
 from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
+from ..sparsity.options import SparsityOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
@@ -349,6 +350,7 @@ def _base(parser: argparse.ArgumentParser) -> None:
 def _shape(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("what to shrink"), ShapeOptions)
     add_options(parser.add_argument_group("which tokens stay"), VocabularyOptions)
+    add_options(parser.add_argument_group("zeros"), SparsityOptions)
 
 
 def _importance(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:

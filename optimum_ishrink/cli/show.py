@@ -77,6 +77,10 @@ def show_plan(plan: Plan, *, layers: bool = False) -> None:
         print_table("Tokens per byte", TOKENS_HEADER, tokens_rows(plan.vocabulary))
     if plan.tied_head is not None:
         say(head_line(plan.tied_head))
+    if plan.sparsity is not None:
+        from ..report.sparsity_tables import PLANNED_HEADER, planned_rows
+
+        print_table(f"Zeros by {plan.sparsity.criterion}", PLANNED_HEADER, planned_rows(plan.sparsity))
     for reason in plan.inexact:
         say(f"Not exact: {reason}. Recovery by fine-tuning is expected.")
 
@@ -136,6 +140,10 @@ def show_report(report: Report) -> None:
         header = (*header[:3], "model")
         rows = [(*row[:3], row[4]) for row in rows]
     print_table("Measured", header, rows)
+    if report.sparsity is not None:
+        from ..report.sparsity_tables import SPARSITY_HEADER, sparsity_rows
+
+        print_table("Zeros", SPARSITY_HEADER, sparsity_rows(report.sparsity))
     if report.comparisons:
         print_table("Retained of the base", tables.RETAINED_HEADER, tables.retained_rows(report))
     for sample in report.samples:

@@ -18,10 +18,6 @@ from .gguf_quantizations import PLAIN_BLOCK
 if TYPE_CHECKING:
     import numpy as np
 
-DAMPING = 0.01
-"""Share of the mean second moment that is added to each: errors are then not passed on along directions that the
-calibration text hardly has. The value of GPTQ's authors."""
-
 _SYMMETRIC = {"q4_0": 8, "q5_0": 16}
 """Types of which a weight is a scale times a whole number from minus this to one less."""
 
@@ -35,31 +31,6 @@ gigabytes."""
 _SHARES = tuple(1 - 0.025 * step for step in range(-4, 13))
 """Scales that are tried, as shares of the one that spans a block: 1.1 down to 0.7. Clipping the largest weight costs
 less than coarser steps for all others do, in some blocks."""
-
-
-def error_carry(moments: torch.Tensor) -> torch.Tensor:
-    """Return how errors are passed on: the upper Cholesky factor of the inverse second moments.
-
-    Args:
-        moments: The inputs' second moments on calibration text, a sum or a mean over tokens, all of them finite, shape
-            (columns, columns).
-
-    Returns:
-        On the CPU, float32, shape (columns, columns); row by row, what later columns make up for.
-    """
-    damped = moments.detach().to("cpu", torch.float64)
-    mean = float(damped.diagonal().mean())
-    if not mean > 0:  # nothing was seen: each weight counts the same
-        return torch.eye(len(damped))
-    damped = damped / mean
-    damping = DAMPING
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(damped + damping * torch.eye(len(damped), dtype=torch.float64))
-        if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-            return upper.float()
-        damping *= 10
 
 
 def calibrated_blocks(weight: torch.Tensor, carry: torch.Tensor, type_name: str) -> np.ndarray[Any, Any]:

@@ -10,7 +10,8 @@ import torch
 
 from ..core.durable import load_tensors, save_tensors
 from ..core.progress import progress_bar
-from .calibrated_rounding import calibrated_blocks, error_carry
+from ..modeling.error_carry import error_carry
+from .calibrated_rounding import calibrated_blocks
 from .gguf_quantizations import CALIBRATED, TENSOR_TYPES, stored_as
 from .input_moments import input_moments
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..architectures.description import LAYERS, ROWS
 from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
@@ -16,8 +18,9 @@ from ..planning.runtime_check import RuntimeCheck
 from ..planning.stage import check_shape, layers_to_remove, plan
 from ..report.compensation import CompensationRecord
 from ..report.files import CONFIG_FILE, SCORES_FILE
-from ..report.plan import CalibrationRecord, Choice
+from ..report.plan import CalibrationRecord, Choice, Plan
 from ..report.scores import write_scores
+from ..sparsity.stage import plan_sparsity
 from ..surgery.stage import check_compensation, cut, repair
 from ..text.calibration import Calibration
 from .job import Job
@@ -38,7 +41,8 @@ def check_cut(job: Job) -> None:
     found = find_vocabulary(whole, job.config, job.vocabulary)
     job.vocabulary, rows = (None, None) if found is None else found
     source, removed = before_cut(whole, job.config)
-    job.shape = check_shape(source, job.config, rows, removed)
+    job.shape = check_shape(source, job.config, rows, removed, may_stay=job.config.sparsifies)
+    job.sparsity_plan = plan_sparsity(job.config, whole, job.shape)
     if job.cuts_units:
         check_compensation(job.config, source.binding)
     whole.check()
@@ -49,7 +53,8 @@ def check_cut(job: Job) -> None:
 
 def _reads_calibration(job: Job) -> bool:
     keys = _scored(job)
-    return job.cuts_units and (job.config.compensation != "none" or reads_text(job.config, keys))
+    cut_reads = job.cuts_units and (job.config.compensation != "none" or reads_text(job.config, keys))
+    return cut_reads or job.config.sparsity_reads_text
 
 
 def runs_model(job: Job) -> bool:
@@ -85,7 +90,7 @@ def trim(job: Job) -> None:
         job.trim = Trim(source, None, head)
     else:
         return
-    if job.cuts_units:
+    if job.cuts_units or job.config.sparsity_reads_text:
         job.session.loaded = None  # one model in memory is enough
         whole = job.calibration if job.kept_rows is not None else None
         job.calibration = Calibration(job.config, job.cutting, whole=whole)
@@ -97,8 +102,7 @@ def score_and_plan(job: Job) -> None:
     config, shape = job.config, job.shape
     if job.trim is not None and not job.cuts_units:
         alone = plan(job.trim.configs, config, shape, {}, _choice(job), name=job.session.base_name)
-        job.plan = of_whole(alone, job.session.source, job.kept_rows, job.head)
-        job.on_plan(job.plan)
+        _set_plan(job, alone)
         return
     session = job.cutting
     source = session.source
@@ -121,7 +125,12 @@ def score_and_plan(job: Job) -> None:
         scores, gone = confined_scores(scores, job.within), removed_layers(job.within)
     layers = select_layers(session, config, job.calibration, job.scores, shape[LAYERS], removable, order, gone)
     made = plan(source, config, shape, scores, _choice(job), layers=layers, name=job.session.base_name)
-    job.plan = of_whole(made, job.session.source, job.kept_rows, job.head)
+    _set_plan(job, made)
+
+
+def _set_plan(job: Job, made: Plan) -> None:
+    whole = of_whole(made, job.session.source, job.kept_rows, job.head)
+    job.plan = replace(whole, sparsity=job.sparsity_plan)
     job.on_plan(job.plan)
 
 

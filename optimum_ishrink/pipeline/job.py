@@ -23,6 +23,7 @@ from ..report.plan import Plan
 from ..report.recovery import RecoveryRecord
 from ..report.report import Report
 from ..report.run import read_run
+from ..report.sparsity import SparsityPlan, SparsityRecord
 from ..report.tied_head import HeadRecord
 from ..report.vocabulary import VocabularyRecord
 from ..text.calibration import Calibration
@@ -83,6 +84,11 @@ class Job:
         self.scores: dict[str, torch.Tensor] = {}
         self.plan: Plan | None = None
         self.compensation: CompensationRecord | None = None
+        self.sparsity_plan: SparsityPlan | None = None
+        """Which matrices get zeros in this run; None where none were requested."""
+        self.made_up: dict[str, float] = {}
+        """By kind of matrix, the share of its outputs' energy that the zeros changed."""
+        self.sparsity: SparsityRecord | None = None
         self.before: tuple[Measurement, ...] = ()
         self.trained: Trained | None = None
         self.recovery: RecoveryRecord | None = None

@@ -38,6 +38,7 @@ def measure(job: Job) -> None:
         origin=_origin(job),
         compensation=job.compensation if old is None else old.compensation,
         recovery=job.recovery,
+        sparsity=job.sparsity,
     )
 
 

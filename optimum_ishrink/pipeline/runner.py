@@ -27,6 +27,7 @@ from .job import Job, Pipeline, Stage, shrink_job
 from .measuring import check_measuring, measure, write_records, write_run
 from .offloading import offloading
 from .opening import open_written
+from .sparsifying import count_written, sparsify_cut
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
 PLAN = Stage(score_and_plan, check_cut)
@@ -40,9 +41,11 @@ SHRINK = Pipeline(
     writing=(
         Stage(write_cut),
         Stage(repair_cut),
+        Stage(sparsify_cut),
         Stage(measure_before),
         Stage(train_student, check_recovery_of_cut),
         Stage(write_recovered),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),
@@ -56,6 +59,8 @@ CUT = Pipeline(
     writing=(
         Stage(write_cut),
         Stage(repair_cut),
+        Stage(sparsify_cut),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_run),
@@ -70,6 +75,7 @@ RECOVER = Pipeline(
         Stage(copy_student),
         Stage(measure_before),
         Stage(write_recovered),
+        Stage(count_written),
         Stage(open_written),
         Stage(measure, check_measuring),
         Stage(write_records),

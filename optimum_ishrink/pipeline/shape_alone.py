@@ -51,11 +51,11 @@ def _resolved(
     binding = None if folder is None or reads_dtype(config.target) else bind_folder(folder)
     if binding is not None and folder is not None:
         if not may_change_rows(binding, config):
-            return binding, resolve_shape(binding, config), 0
+            return binding, resolve_shape(binding, config, may_stay=config.sparsifies), 0
         from .known_rows import known_choices
 
         if (rows := known_choices(folder, binding, config)) is not None:
-            return binding, resolve_shape(binding, config, rows), 0
+            return binding, resolve_shape(binding, config, rows, may_stay=config.sparsifies), 0
     from ..planning.stage import check_shape
     from .trimming import find_vocabulary
     from .tying import before_cut
@@ -63,5 +63,6 @@ def _resolved(
     source = open_model()
     tied, removed = before_cut(source, config)
     found = find_vocabulary(source, config)
-    shape = check_shape(tied, config, None if found is None else found[1], removed=removed)
+    rows = None if found is None else found[1]
+    shape = check_shape(tied, config, rows, removed=removed, may_stay=config.sparsifies)
     return tied.binding, shape, removed

@@ -9,6 +9,7 @@ from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
 from ..errors import RequestError
+from ..recovery.kept_zeros import check_zeros
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.stage import (
     adapter_base,
@@ -23,6 +24,7 @@ from ..recovery.stage import (
     train_prepared,
 )
 from ..recovery.work_folder import discard_unused, work_folder
+from ..sparsity.matrices import parameters_of
 from ..surgery.folds import check_windows
 from ..surgery.stage import refit
 from ..text.sources import parse_sources
@@ -48,6 +50,8 @@ def check_training(job: Job) -> None:
         text.check()
     adapter_base(config, job.student)
     check_start(config, is_base=job.is_base)
+    if config.sparsifies or (job.plan is not None and job.plan.sparsity is not None):
+        check_zeros(config)
     check_targets(config, student)
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
@@ -76,7 +80,10 @@ def train_student(job: Job) -> None:
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
             start = _adapter_start(job, prepared)
-        job.trained = train_prepared(prepared, solved=solved, start=start)
+        sparse: tuple[str, ...] = ()
+        if job.plan is not None and job.plan.sparsity is not None:
+            sparse = parameters_of(student.binding, job.plan.sparsity.matrices)
+        job.trained = train_prepared(prepared, solved=solved, start=start, sparse=sparse)
     except RequestError:
         if is_main_process():
             discard_unused(work)  # a refused request leaves nothing

@@ -30,7 +30,12 @@ The better multiple saves a fifth of the bytes of the down projections, a twenti
 
 
 def resolve_shape(
-    binding: Binding, options: ShapeOptions, rows: RowChoices | None = None, removed: int = 0
+    binding: Binding,
+    options: ShapeOptions,
+    rows: RowChoices | None = None,
+    removed: int = 0,
+    *,
+    may_stay: bool = False,
 ) -> dict[str, int]:
     """Return the complete new shape. Needs no weights.
 
@@ -39,12 +44,13 @@ def resolve_shape(
         options: The requested shape or target.
         rows: The sizes that the vocabulary can have; None where a target is not to change it.
         removed: Parameters that the model has lost already; a target counts them, too.
+        may_stay: Whether the model's own shape is a request as well: where something else than the shape changes.
 
     Raises:
         ShapeError: The shape cannot be expressed, the runtime that it is for cannot run it, the target cannot be met,
             or nothing was requested.
     """
-    if not options.shape and not options.target and not removed:
+    if not options.shape and not options.target and not removed and not may_stay:
         raise ShapeError(f"say what to shrink: one of {', '.join(binding.shape)}, or a target such as 'params=-15%'")
     if options.prune is not None and not options.target:
         raise ShapeError(
@@ -112,7 +118,7 @@ def resolve_shape(
             f"num_attention_heads={shape['num_attention_heads']} is more than the {group} query heads of each of the "
             f"{shape['num_key_value_heads']} retained KV groups; merge_key_value_heads retains all query heads"
         )
-    if shape == binding.shape and not removed:
+    if shape == binding.shape and not removed and not may_stay:
         raise ShapeError("the requested shape is the model's own; nothing would change")
     _check_experts_dropped(binding, options, shape)
     runtime.check(shape)

@@ -30,7 +30,12 @@ UnitsByLayer = tuple[tuple[int, ...], ...]
 
 
 def check_shape(
-    source: Source, options: ShapeOptions, rows: RowChoices | None = None, removed: int = 0
+    source: Source,
+    options: ShapeOptions,
+    rows: RowChoices | None = None,
+    removed: int = 0,
+    *,
+    may_stay: bool = False,
 ) -> dict[str, int]:
     """Return the complete new shape, once it is known that the config class accepts it. Needs no weights.
 
@@ -39,11 +44,12 @@ def check_shape(
         options: The requested shape or target.
         rows: The sizes that the vocabulary can have; None where a target is not to change it.
         removed: Parameters that the model has lost already; a target counts them, too.
+        may_stay: Whether the model's own shape is a request as well.
 
     Raises:
         ShapeError: The shape cannot be expressed, or the target cannot be met.
     """
-    shape = resolve_shape(source.binding, options, rows, removed)
+    shape = resolve_shape(source.binding, options, rows, removed, may_stay=may_stay)
     # The config class can refuse more than the rules do: ask it before the long work, with any layers.
     count = shape[LAYERS]
     raw = without_ids_beyond(source.raw_config, shape[ROWS])

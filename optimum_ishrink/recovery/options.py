@@ -39,7 +39,8 @@ class RecoveryOptions(RunOptions):
         NO_RECOVERY,
         metavar="LOSS",
         check=_check_loss,
-        help="none, or losses: ce, kl, hidden, attention; sums such as kl+hidden:0.1",
+        help="none, or losses: ce, kl, reverse-kl, jsd, skew-kl, skew-reverse-kl, hidden, attention; sums such as "
+        "kl+hidden:0.1",
         doc="Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` trains nothing. The verb "
         "`recover` takes `kl` by default.",
     )
@@ -78,8 +79,26 @@ class RecoveryOptions(RunOptions):
         1.0,
         gt=0,
         metavar="T",
-        help="temperature of kl",
-        doc="What logits are divided by before `kl` compares them.",
+        help="temperature of kl and the other divergences",
+        doc="What logits are divided by before `kl` and the other divergences compare them.",
+    )
+    recovery_jsd_beta: float = option(
+        0.5,
+        gt=0,
+        lt=1,
+        metavar="B",
+        help="share of the teacher in the mixture of the loss jsd",
+        doc="Share of the teacher in the mixture that the loss `jsd` compares teacher and student with: near 0 it "
+        "behaves like `kl`, near 1 like `reverse-kl`.",
+    )
+    recovery_skew: float = option(
+        0.1,
+        gt=0,
+        lt=1,
+        metavar="A",
+        help="skew of the losses skew-kl and skew-reverse-kl",
+        doc="How much of a distribution itself is mixed into the one that `skew-kl` and `skew-reverse-kl` compare it "
+        "with. 0.1 is the value of the method's authors.",
     )
     recovery_top_k: int | None = option(
         None,
@@ -146,6 +165,25 @@ class RecoveryOptions(RunOptions):
         help="peak learning rate",
         doc="Peak learning rate. By default 1e-3 for an adapter and 1e-4 for anything else.",
         default_help="1e-3 for lora, else 1e-4",
+    )
+    recovery_layer_decay: float = option(
+        1.0,
+        gt=0,
+        le=1,
+        metavar="D",
+        help="each layer's learning rate as a share of that of the next one",
+        doc="Each layer's learning rate as a share of that of the layer after it: the last layer has the peak, and "
+        "the embedding the least. 1 trains all alike.",
+    )
+    recovery_ema: float | None = option(
+        None,
+        gt=0,
+        lt=1,
+        metavar="DECAY",
+        help="average the weights over the steps, each of which retains DECAY of the average",
+        doc="Exponential average of the weights over the steps, of which each retains this share, such as 0.99; the "
+        "average is evaluated and saved in place of the weights. The first steps retain less.",
+        default_help="no average",
     )
     recovery_batch_size: int = option(
         8,

@@ -196,6 +196,7 @@ def train_prepared(
     *,
     solved: Mapping[str, torch.Tensor] | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
+    sparse: Sequence[str] = (),
 ) -> Trained:
     """Train a prepared student, or resume an unfinished training of it.
 
@@ -203,6 +204,7 @@ def train_prepared(
         prepared: What `prepare` returned.
         solved: Weights that replace the student's before the training, by their names in its checkpoint.
         start: What an adapter adds to weights at the start, by their names.
+        sparse: Names of the student's parameters, as it is loaded, whose zeros stay.
 
     Raises:
         TrainingError: The training stopped before its end; the same command resumes it.
@@ -223,6 +225,7 @@ def train_prepared(
         start=start,
         solved=solved,
         micro=prepared.micro,
+        sparse=sparse,
     )
 
 

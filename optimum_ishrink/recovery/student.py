@@ -41,6 +41,8 @@ class Student(torch.nn.Module):
         teacher: The teacher; None when no loss needs one.
         layer_map: Which of the teacher's layers each layer corresponds to; needed by losses that compare layers.
         temperature: Temperature of the distributions.
+        jsd_beta: Share of the teacher in the mixture of the Jensen-Shannon divergence.
+        skew: Share of a distribution itself in the mixture that skewed divergences compare it with.
         autocast: Dtype to compute in when the trained parameters are float32 and the rest is not; None for the
             parameters' own.
         chunk: Logits held at once.
@@ -54,6 +56,8 @@ class Student(torch.nn.Module):
         layer_map: LayerMap | None = None,
         *,
         temperature: float = 1.0,
+        jsd_beta: float = 0.5,
+        skew: float = 0.1,
         autocast: torch.dtype | None = None,
         chunk: int = CHUNK,
     ) -> None:
@@ -61,7 +65,7 @@ class Student(torch.nn.Module):
         self.model = model
         self.terms = tuple(terms)
         self.layer_map = layer_map
-        self.temperature = temperature
+        self.temperature, self.jsd_beta, self.skew = temperature, jsd_beta, skew
         self.autocast = autocast
         self.chunk = chunk
         self.head = Head(model)
@@ -123,7 +127,8 @@ class Student(torch.nn.Module):
 
         def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
             teacher = None if lesson.distribution is None else lesson.distribution(part)
-            targets = Targets(following[part], teacher, self.temperature, None if within is None else within[part])
+            missing = None if within is None else within[part]
+            targets = Targets(following[part], teacher, self.temperature, missing, self.jsd_beta, self.skew)
             total = torch.zeros((), device=logits.device)
             values = []
             with torch.autocast(logits.device.type, enabled=False):

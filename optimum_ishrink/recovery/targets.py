@@ -41,12 +41,16 @@ class Targets:
         temperature: What logits are divided by before they are compared.
         within: The next tokens, int64, shape (tokens,), where the teacher predicts none, within a token that it reads
             as one; `IGNORED` where it predicts. None where it does everywhere.
+        jsd_beta: Share of the teacher in the mixture that the Jensen-Shannon divergence is taken to.
+        skew: Share of the distribution itself in the mixture that a skewed divergence compares it with.
     """
 
     labels: torch.Tensor
     teacher: torch.Tensor | TopK | None = None
     temperature: float = 1.0
     within: torch.Tensor | None = None
+    jsd_beta: float = 0.5
+    skew: float = 0.1
 
 
 def log_tail(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -144,6 +144,29 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
 
+def learning_rate_shares(model: torch.nn.Module, layers: Sequence[str], decay: float) -> dict[str, float]:
+    """Return the share of the learning rate that each parameter is trained with, less the deeper it is below the head.
+
+    The last layer and what follows it have 1, every layer before it `decay` times that of the next, and embeddings
+    `decay` times that of the first layer.
+
+    Source: ULMFiT's discriminative fine-tuning, arXiv:1801.06146, section 3.2, with the factor of each layer.
+
+    Args:
+        model: The model with what is trained; what is around it can have made its names longer.
+        layers: Names of the modules of the layers, in order.
+        decay: The factor from one layer to the one before it.
+    """
+    shares = {}
+    for name in trained_parameters(model):
+        place = next((place for place, layer in enumerate(layers) if f".{layer}." in f".{name}"), None)
+        if place is None:
+            embeds = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Embedding)
+            place = -1 if embeds else len(layers) - 1
+        shares[name] = decay ** (len(layers) - 1 - place)
+    return shares
+
+
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from ..architectures.model_class import parse_config, stored_state
+from ..architectures.model_class import stored_state
+from ..checkpoint.changed_tensors import stored_tensors, write_changed
 from ..checkpoint.loading import load_model
-from ..checkpoint.stored_names import read_by_parameter
-from ..checkpoint.tensors import DTYPES, TensorInfo, overwrite_tensor, read_tensor, stored_names
-from ..core.json_files import read_json
+from ..checkpoint.tensors import overwrite_tensor
 from .options import RecoveryOptions
 from .trainable import add_lora
 from .training import Trained
@@ -27,7 +26,7 @@ def write_solved(folder: Path, trained: Trained) -> None:
         folder: The checkpoint that they were re-fit from.
         trained: The result of the training.
     """
-    tensors = _stored(folder)
+    tensors = stored_tensors(folder)
     for name, value in trained.solved.items():
         overwrite_tensor(tensors[name], value)
 
@@ -53,7 +52,7 @@ def write_trained(folder: Path, trained: Trained, options: RecoveryOptions) -> l
         model = adapted.merge_and_unload()
     else:
         _set_parameters(model, trained.parameters)
-    return _write_changed(stored_state(model), folder)
+    return write_changed(stored_state(model), folder)
 
 
 @torch.no_grad()
@@ -61,25 +60,6 @@ def _set_parameters(model: Any, values: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in values.items():
         parameters[name].copy_(value)
-
-
-def _write_changed(state: Mapping[str, torch.Tensor], folder: Path) -> list[str]:
-    stored = _stored(folder)
-    names = stored_names(list(state), list(stored))
-    written = []
-    for name, tensor in state.items():
-        if names[name] not in stored:  # a buffer that this version of transformers saves and the source's did not
-            continue
-        target = stored[names[name]]
-        value = tensor.to(DTYPES[target.dtype])
-        if not torch.equal(value, read_tensor(target)):
-            overwrite_tensor(target, value)
-            written.append(names[name])
-    return written
-
-
-def _stored(folder: Path) -> dict[str, TensorInfo]:
-    return read_by_parameter(folder, parse_config(read_json(folder / "config.json")))
 
 
 def save_adapter(folder: Path, trained: Trained, base: str) -> None:

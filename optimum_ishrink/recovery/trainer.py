@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +19,10 @@ from .sharding import set_tensors, shard_on_cpus, whole_tensors
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
+from .weight_average import WeightAverage
 from .work_folder import PREFIX, drop_old_checkpoints, last_step
 
-WEIGHTS = "trained.safetensors"
+WEIGHTS, AVERAGE = "trained.safetensors", "average.safetensors"
 STATE = "trainer_state.json"
 
 
@@ -41,6 +43,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         text: The recovery text.
         windows: Its windows in the order of training.
         callbacks: What watches the training.
+        average: The average of the weights, which is evaluated and saved in place of them; None for none.
+        rates: Share of the learning rate of each parameter, by name; empty where all have the whole.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         text: RecoveryText,
         windows: TrainingWindows,
         callbacks: Sequence[Any] = (),
+        *,
+        average: WeightAverage | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(
             model=student,
@@ -57,9 +64,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             data_collator=collate,
             train_dataset=windows,
             eval_dataset=windows,  # never read: `evaluate` takes the windows that are held out
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([] if average is None else [average])],
         )
-        self.text = text
+        self.text, self.average, self.rates = text, average, rates or {}
         self.remove_callback(PrinterCallback)
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
@@ -73,6 +80,24 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Take the windows in order: they were shuffled before."""
         return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimiser, with a learning rate for each share of it."""
+        if self.optimizer is None and self.rates:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups: dict[float, list[torch.nn.Parameter]] = {}
+            for name, parameter in trained_parameters(self.model if model is None else model).items():
+                groups.setdefault(self.rates[name], []).append(parameter)
+            # The highest first: it is what the log shows.
+            self.optimizer: Any = kind(
+                [
+                    {"params": groups[share], "lr": share * self.args.learning_rate, "weight_decay": 0.0}
+                    for share in sorted(groups, reverse=True)
+                ],
+                **settings,
+            )
+            return self.optimizer
+        return super().create_optimizer(model)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of one step, and how many tokens they predict in all processes together."""
@@ -106,9 +131,10 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         sums = torch.zeros(1 + len(student.terms), device=device)
         runs = self.model_wrapped if self.is_fsdp_enabled else student
         shares = 1 if self.is_fsdp_enabled else self.accelerator.num_processes
-        for mine in torch.split(numbers[self.accelerator.process_index % shares :: shares], size):
-            ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
-            sums += runs(ids, labels, mine.to(device), counts)
+        with nullcontext() if self.average is None else self.average.in_place():
+            for mine in torch.split(numbers[self.accelerator.process_index % shares :: shares], size):
+                ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
+                sums += runs(ids, labels, mine.to(device), counts)
         if shares > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         names = ["loss", *(term.loss.name for term in student.terms)]
@@ -196,6 +222,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         trained = whole_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
         if self.args.should_save:
             save_tensors(partial / WEIGHTS, trained)
+            if self.average is not None:
+                save_tensors(partial / AVERAGE, self.average.values)
         self._save_optimizer_and_scheduler(str(partial))
         self._save_scaler(str(partial))
         self._save_rng_state(str(partial))
@@ -212,8 +240,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return text
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        stored = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
+        folder = Path(resume_from_checkpoint)
+        self._set_trained(load_tensors(folder / WEIGHTS))
+        if self.average is not None:
+            self.average.resume(load_tensors(folder / AVERAGE))
+
+    def _set_trained(self, stored: Mapping[str, torch.Tensor]) -> None:
         set_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)), stored)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = Path(str(self.state.best_model_checkpoint))
+        self._set_trained(load_tensors(best / (WEIGHTS if self.average is None else AVERAGE)))

@@ -21,15 +21,23 @@ from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
+from .kept_zeros import KeepZeros
 from .options import RecoveryOptions
 from .sharding import whole_tensors
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
 from .teacher_cache import CachedTeacher, write_teacher_cache
-from .trainable import add_lora, keep_autocast_inputs, train_parameters, trained_parameters
+from .trainable import (
+    add_lora,
+    keep_autocast_inputs,
+    learning_rate_shares,
+    train_parameters,
+    trained_parameters,
+)
 from .trainer import RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
 from .translating_teacher import TranslatingTeacher
+from .weight_average import WeightAverage
 from .work_folder import last_step
 
 WARM_UP_SHARE = 0.05
@@ -202,6 +210,7 @@ def train(
     start: Mapping[str, torch.Tensor] | None = None,
     solved: Mapping[str, torch.Tensor] | None = None,
     micro: int | None = None,
+    sparse: Sequence[str] = (),
 ) -> Trained:
     """Train a model, or resume from the last checkpoint in the working folder.
 
@@ -216,12 +225,14 @@ def train(
         start: What an adapter adds to weights at the start, by their names.
         solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
         micro: Windows run at once in one process; by default what the options allow.
+        sparse: Names of the model's parameters whose zeros stay.
 
     Raises:
         TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint remains.
         NotFiniteError: The loss is NaN or infinite before the first step.
         OutputError: There is no room for a checkpoint; the last whole one remains.
-        RequestError: The parameters to train are not there.
+        RequestError: The parameters to train are not there, or zeros are to stay in parameters that are spread over
+            processes.
     """
     device = model.device
     processes = process_state(device).num_processes
@@ -243,19 +254,34 @@ def train(
         teacher,
         layer_map,
         temperature=options.recovery_temperature,
+        jsd_beta=options.recovery_jsd_beta,
+        skew=options.recovery_skew,
         autocast=dtype if mixed else None,
     )
     micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
     steps = text.trained * options.recovery_epochs // options.recovery_batch_size
     arguments = training_arguments(options, folder, device, micro, steps, processes)
     bar, stop = ShowProgress(), StopOnSignal()
+    rates = None
+    if options.recovery_layer_decay < 1:
+        rates = learning_rate_shares(student, layers, options.recovery_layer_decay)
+    zeros = KeepZeros([own[name] for name in sparse if name in own and own[name].requires_grad])
     trainer = RecoveryTrainer(
         student,
         arguments,
         text,
         TrainingWindows(text, options.recovery_epochs, options.seed),
-        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar],
+        [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar, zeros],
+        average=None
+        if options.recovery_ema is None
+        else WeightAverage(options.recovery_ema, trained_parameters(student)),
+        rates=rates,
     )
+    if trainer.is_fsdp_enabled and (sparse or rates or options.recovery_ema is not None):
+        raise RequestError(
+            "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
+            "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
+        )
     loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
@@ -301,6 +327,8 @@ def train(
             resumed_from_step=resumed,
             processes=processes,
             begins_with=text.begins_with,
+            layer_decay=None if rates is None else options.recovery_layer_decay,
+            ema=options.recovery_ema,
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),

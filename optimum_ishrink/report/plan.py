@@ -9,6 +9,7 @@ from typing import Any
 from ..core.json_codec import from_plain, rare_entry, to_plain
 from .files import SCHEMA, read_schema
 from .migration import migrate_plan
+from .sparsity import SparsityPlan
 from .tied_head import HeadRecord
 from .vocabulary import VocabularyRecord
 
@@ -97,6 +98,7 @@ class Plan:
             tie the two, and whether it is tied now; None for other models.
         expert_merges: In each layer of `layers`, what each retained expert is made of, none in a layer that has no
             experts; None when experts are not merged.
+        sparsity: Which matrices of the result have zeros, and how these are chosen; None where none were requested.
     """
 
     model: str
@@ -115,6 +117,7 @@ class Plan:
     vocabulary: VocabularyRecord | None = rare_entry()  # noqa: RUF009 - a field
     tied_head: HeadRecord | None = rare_entry()  # noqa: RUF009 - a field
     expert_merges: tuple[tuple[ExpertMerge, ...], ...] | None = rare_entry()
+    sparsity: SparsityPlan | None = rare_entry()  # noqa: RUF009 - a field
 
     @property
     def removed_share(self) -> float:

@@ -37,6 +37,8 @@ class RecoveryRecord:
         adapter_base: Hub id that the saved adapter names as its base; None when none was saved.
         before: Divergence and agreement of the checkpoint before recovery, on the evaluation texts.
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
+        layer_decay: Each layer's learning rate as a share of that of the next; None where all were alike.
+        ema: What a step retained of the average of the weights that was saved; None where the weights were.
     """
 
     loss: str
@@ -63,3 +65,5 @@ class RecoveryRecord:
     adapter_base: str | None = None
     before: tuple[Measurement, ...] = ()
     begins_with: str | None = rare_entry()
+    layer_decay: float | None = rare_entry()
+    ema: float | None = rare_entry()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.json_codec import from_plain, to_plain
+from ..core.json_codec import from_plain, rare_entry, to_plain
 from .budget import BudgetRecord
 from .compensation import CompensationRecord
 from .environment import Environment
@@ -14,6 +14,7 @@ from .files import SCHEMA, read_schema
 from .measurement import Comparison, Failure, Measurement, Sample
 from .origin import Origin
 from .recovery import RecoveryRecord
+from .sparsity import SparsityRecord
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Report:
         compensation: What compensation did; None where nothing was cut.
         recovery: What recovery did; None where there was none.
         budget: What the model was searched for; None where no search made it.
+        sparsity: The zeros in the matrices of the layers; None where none were requested.
     """
 
     base: ModelReport | None
@@ -62,6 +64,7 @@ class Report:
     compensation: CompensationRecord | None = None
     recovery: RecoveryRecord | None = None
     budget: BudgetRecord | None = None
+    sparsity: SparsityRecord | None = rare_entry()  # noqa: RUF009 - a field
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""

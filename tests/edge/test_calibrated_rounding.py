@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks, error_carry
+from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks
 from optimum_ishrink.edge.gguf_quantizations import CALIBRATED, TENSOR_TYPES
+from optimum_ishrink.modeling.error_carry import error_carry
 
 
 def kind(name: str) -> gguf.GGMLQuantizationType:

@@ -152,7 +152,7 @@ def test_relations_are_causal_and_need_no_equal_heads() -> None:
 
 
 def test_losses_are_found_by_their_files() -> None:
-    assert LOSSES.names() == ["attention", "ce", "hidden", "kl"]
+    assert LOSSES.names() == ["attention", "ce", "hidden", "jsd", "kl", "reverse-kl", "skew-kl", "skew-reverse-kl"]
     for name in LOSSES:
         assert LOSSES[name].formula
         assert LOSSES[name].reference
@@ -166,7 +166,7 @@ def test_sums_are_parsed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lk", "unknown loss 'lk'.*allowed: attention, ce, hidden, kl"),
+        ("lk", "unknown loss 'lk'.*allowed: attention, ce, hidden, jsd, kl, reverse-kl"),
         ("hiden:0.1", "unknown loss 'hiden' .did you mean 'hidden'"),
         ("kl:-1", "weight of loss 'kl' must be a positive number, not '-1'"),
         ("kl:much", "must be a positive number, not 'much'"),

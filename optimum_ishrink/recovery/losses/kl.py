@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from ...errors import RequestError
+from ..divergences import where_taught
 from ..loss_registry import recovery_loss
-from ..targets import IGNORED, Targets, TopK
+from ..targets import Targets, TopK
 
 
 @recovery_loss(
@@ -36,14 +37,7 @@ def kl(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     Raises:
         RequestError: There is no teacher.
     """
-    if targets.within is None:
-        return _divergence(logits, targets)
-    predicted = targets.within == IGNORED
-    within = torch.nn.functional.cross_entropy(
-        logits[~predicted].float(), targets.within[~predicted], reduction="none"
-    )
-    found = torch.zeros(len(logits), device=logits.device)
-    return found.masked_scatter(predicted, _divergence(logits[predicted], targets)).masked_scatter(~predicted, within)
+    return where_taught(logits, targets, lambda rows: _divergence(rows, targets))
 
 
 def _divergence(logits: torch.Tensor, targets: Targets) -> torch.Tensor:

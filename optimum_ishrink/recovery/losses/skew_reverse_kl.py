@@ -1,0 +1,38 @@
+"""Skewed reverse KL divergence to the teacher."""
+
+import torch
+
+from ..divergences import compare, log_mixture
+from ..loss_registry import recovery_loss
+from ..targets import Targets
+
+
+@recovery_loss(
+    "skew-reverse-kl",
+    reads="logits",
+    formula="T^2 KL(q || (1 - a) p + a q), a = recovery_skew, p and q at temperature T",
+    reference="DistiLLM, Ko et al. 2024, arXiv:2402.03898, eq. 4",
+)
+def skew_reverse_kl(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Return KL(student || mixture of both) of next-token distributions.
+
+    The mixture is nowhere much smaller than the student: no token has the large gradients that `reverse-kl` has where
+    the teacher finds something impossible that the student says.
+
+    Args:
+        logits: The student's, shape (tokens, vocabulary).
+        targets: The teacher's logits of the same shape, or their top k at the same temperature; and the skew.
+
+    Returns:
+        float32, shape (tokens,), nats times the squared temperature.
+
+    Raises:
+        RequestError: There is no teacher.
+    """
+    skew = targets.skew
+
+    def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ratio = log_q - log_mixture(log_q, log_p, skew)
+        return (log_q.exp() * ratio).sum(-1), ratio - skew * ratio.exp()
+
+    return compare(logits, targets, divergence, name="skew-reverse-kl")
