@@ -8,6 +8,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
+from ..edge.recovery_values import check_recovery_for, exported_values
 from ..errors import RequestError
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.stage import (
@@ -20,6 +21,7 @@ from ..recovery.stage import (
     check_targets,
     check_teacher,
     check_text,
+    check_whole_weights,
     train_prepared,
 )
 from ..recovery.work_folder import discard_unused, work_folder
@@ -30,8 +32,17 @@ from .job import Job
 
 
 def check_recovery_of_cut(job: Job) -> None:
-    """Check the recovery of a checkpoint that this run cuts."""
+    """Check the recovery of a checkpoint that this run cuts.
+
+    Raises:
+        RequestError: It is not possible, or there is none and a type to train for was named.
+    """
     if not job.config.recovers:
+        if job.config.recovery_for is not None:
+            raise RequestError(
+                f"recovery_for={job.config.recovery_for!r} says what a recovery trains for, and recovery='none' "
+                "trains nothing; name a loss, such as recovery='kl', or leave it out"
+            )
         return
     check_one_process()
     if job.cuts_rows:
@@ -47,7 +58,10 @@ def check_training(job: Job) -> None:
     for text in parse_sources(config.recovery_data):
         text.check()
     adapter_base(config, job.student)
-    check_start(config, is_base=job.is_base)
+    if config.recovery_for is not None:
+        check_whole_weights(config)
+        check_recovery_for(config.recovery_for, student, None if job.student is not None else job.shape)
+    check_start(config, is_base=job.is_base and (job.student is None or job.plan is not None))
     check_targets(config, student)
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
@@ -76,7 +90,8 @@ def train_student(job: Job) -> None:
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
             start = _adapter_start(job, prepared)
-        job.trained = train_prepared(prepared, solved=solved, start=start)
+        exported = exported_values(student, job.config.recovery_for) if job.config.recovery_for is not None else None
+        job.trained = train_prepared(prepared, solved=solved, start=start, exported=exported)
     except RequestError:
         if is_main_process():
             discard_unused(work)  # a refused request leaves nothing

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LABELS = ("text", "answers")
 STARTS = ("zero", "closed-form")
 NO_RECOVERY = "none"
+RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4")
+"""Quantisations that can be trained for: those whose values are known without another program, of GGUF and of
+safetensors."""
 
 LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
 """Peak learning rates: an adapter starts at zero and has to grow; trained weights only have to be adjusted."""
@@ -42,6 +45,17 @@ class RecoveryOptions(RunOptions):
         help="none, or losses: ce, kl, hidden, attention; sums such as kl+hidden:0.1",
         doc="Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` trains nothing. The verb "
         "`recover` takes `kl` by default.",
+    )
+    recovery_for: str | None = option(
+        None,
+        metavar="TYPE",
+        choices=RECOVERY_FOR,
+        help="train for this type of `ishrink export`: the forward pass reads the weights that its file will hold: "
+        f"{', '.join(RECOVERY_FOR)}",
+        doc="Train for an export in this quantization: the forward pass reads the weights that `ishrink export "
+        "--quantization` of this name will write, and the held-out loss is that of these. `int8` and `int4` are those "
+        "of `--format safetensors`.",
+        default_help="the checkpoint's own weights",
     )
     recovery_data: Sequence[str] = option(
         ("self",),
@@ -200,11 +214,16 @@ class RecoveryOptions(RunOptions):
     )
 
     def check_together(self) -> None:
-        """Check that the closed form is requested once.
+        """Check that the closed form is requested once, and no dropout where an adapter's sum is quantised.
 
         Raises:
-            RequestError: It is requested at full and at low rank.
+            RequestError: It is requested at full and at low rank, or dropout is.
         """
+        if self.recovery_for is not None and self.recovery_lora_dropout:
+            raise RequestError(
+                "recovery_lora_dropout leaves inputs of the adapter out, and recovery_for quantises it merged into its"
+                " weight; set recovery_lora_dropout to 0"
+            )
         if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
             raise RequestError(
                 "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from ..core.finite import not_finite
 from ..errors import NotFiniteError, TrainingError
+from .exported_weights import ExportedWeights, StepOnExact
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -40,6 +42,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         text: The recovery text.
         windows: Its windows in the order of training.
         callbacks: What watches the training.
+        weights: The student's weights, where the forward pass reads what an export will hold of them.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         text: RecoveryText,
         windows: TrainingWindows,
         callbacks: Sequence[Any] = (),
+        weights: ExportedWeights | None = None,
     ) -> None:
         super().__init__(
             model=student,
@@ -56,13 +60,29 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             data_collator=collate,
             train_dataset=windows,
             eval_dataset=windows,  # never read: `evaluate` takes the windows that are held out
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([] if weights is None else [StepOnExact(weights)])],
         )
         self.text = text
+        self._weights = weights
         self.remove_callback(PrinterCallback)
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+
+    def exact_weights(self, *, changed: bool = True) -> AbstractContextManager[None]:
+        """Hold the exact weights for a while, where the forward pass reads what an export will hold of them.
+
+        Args:
+            changed: Whether they are changed meanwhile.
+        """
+        return nullcontext() if self._weights is None else self._weights.exact(changed=changed)
+
+    def stored_loss(self) -> float | None:
+        """Return the held-out loss of the weights as the checkpoint stores them; None where training reads those."""
+        if self._weights is None:
+            return None
+        with self._weights.stored():
+            return self.held_out_loss()["loss"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Take the windows in order: they were shuffled before."""
@@ -190,7 +210,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if self.is_fsdp_enabled:
             self.save_model(str(partial), _internal_call=True)
         elif self.args.should_save:
-            save_tensors(partial / WEIGHTS, trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
+            with self.exact_weights(changed=False):
+                save_tensors(partial / WEIGHTS, trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
         self._save_optimizer_and_scheduler(str(partial))
         self._save_scaler(str(partial))
         self._save_rng_state(str(partial))
@@ -212,7 +233,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             return
         stored = load_tensors(Path(resume_from_checkpoint) / WEIGHTS)
         parameters = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped))
-        with torch.no_grad():
+        with torch.no_grad(), self.exact_weights():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name].to(parameter.device))
 

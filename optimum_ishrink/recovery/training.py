@@ -21,6 +21,7 @@ from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
+from .exported_weights import ExportedValues, ExportedWeights
 from .options import RecoveryOptions
 from .student import Student
 from .teacher import LayerMap, LiveTeacher, Teacher
@@ -48,6 +49,8 @@ class Trained:
         losses: The loss of every step.
         learning_rates: The learning rate of every step.
         solved: Weights that were re-fit before the training, by their names in the checkpoint, in its dtype.
+        merged: Weights that an adapter was merged into, by their names in the model, in the checkpoint's dtype, where
+            an export of them was trained for: merged anew, a few could be rounded otherwise.
     """
 
     parameters: Mapping[str, torch.Tensor]
@@ -56,6 +59,7 @@ class Trained:
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...] = field(default=())
     solved: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def adds(self) -> bool:
@@ -200,6 +204,7 @@ def train(
     layer_map: LayerMap | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
     solved: Mapping[str, torch.Tensor] | None = None,
+    exported: ExportedValues | None = None,
     micro: int | None = None,
 ) -> Trained:
     """Train a model, or resume from the last checkpoint in the working folder.
@@ -214,6 +219,7 @@ def train(
         layer_map: Which of the teacher's layers each layer corresponds to.
         start: What an adapter adds to weights at the start, by their names.
         solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
+        exported: What an export will hold of the result, where that is to be trained; None for the result itself.
         micro: Windows run at once in one process; by default what the options allow.
 
     Raises:
@@ -236,6 +242,7 @@ def train(
         keep_autocast_inputs(model)
     if options.recovery_checkpointing:
         _recompute_layers(model)
+    weights = None if exported is None else ExportedWeights(model, own, exported)
     student = Student(
         model,
         options.terms,
@@ -254,11 +261,12 @@ def train(
         text,
         TrainingWindows(text, options.recovery_epochs, options.seed),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar],
+        weights,
     )
     loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
-        with torch.no_grad():
+        with torch.no_grad(), trainer.exact_weights():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
         loss_solved = _known_loss(trainer, folder / SOLVED)
@@ -278,8 +286,10 @@ def train(
     history = trainer.state.log_history
     trained_now = (trainer.state.global_step - (resumed or 0)) * options.recovery_batch_size * text.input_ids.shape[1]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    with trainer.exact_weights(changed=False):
+        parameters = {name: value.detach().float().cpu() for name, value in _best_parameters(trainer).items()}
     return Trained(
-        {name: value.detach().float().cpu() for name, value in _best_parameters(trainer).items()},
+        parameters,
         adapter,
         RecoveryRecord(
             loss=options.recovery,
@@ -300,10 +310,13 @@ def train(
             resumed_from_step=resumed,
             processes=processes,
             begins_with=text.begins_with,
+            recovery_for=None if exported is None else exported.name,
+            held_out_loss_stored=trainer.stored_loss(),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
         dict(solved or {}),
+        {} if weights is None else weights.merged(),
     )
 
 

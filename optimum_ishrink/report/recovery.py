@@ -37,6 +37,9 @@ class RecoveryRecord:
         adapter_base: Hub id that the saved adapter names as its base; None when none was saved.
         before: Divergence and agreement of the checkpoint before recovery, on the evaluation texts.
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
+        recovery_for: Name of the quantisation that was trained for, whose held-out losses the others are; None where
+            the checkpoint's own weights were trained.
+        held_out_loss_stored: The held-out loss of the trained weights before they are quantised.
     """
 
     loss: str
@@ -63,3 +66,5 @@ class RecoveryRecord:
     adapter_base: str | None = None
     before: tuple[Measurement, ...] = ()
     begins_with: str | None = rare_entry()
+    recovery_for: str | None = rare_entry()
+    held_out_loss_stored: float | None = rare_entry()

@@ -14,6 +14,7 @@ from ..edge.gguf_file import read_gguf
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
 from ..edge.options import ExportOptions
+from ..edge.recovered_for import note_recovered_for
 from ..edge.row_fallbacks import check_rows
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, Limit, parse_limits, readable
@@ -72,6 +73,7 @@ def export_chosen(
         each.check()
     tokenizer = source.load_tokenizer()
     told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
+    note_recovered_for(source, options)
     with tempfile.TemporaryDirectory(prefix="ishrink-export-") as name:
         folder = Path(name)
         exact = folder / "base.gguf"
