@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,33 @@ from .write_quantized import half_dtype, int4_scales
 
 _CHECKED_ROWS = 16
 """Rows of a matrix of each type on which the `gguf` package is compared with what training reads."""
+
+
+@dataclass(frozen=True)
+class BlockValues:
+    """What a GGUF file holds of a matrix.
+
+    Args:
+        matrix: The matrix's name in the file.
+        type_name: Name of its type.
+        through: The dtype that weights are rounded to on the way from the checkpoint's; None for none.
+        transposed: Whether the model stores rows and columns exchanged.
+    """
+
+    matrix: str
+    type_name: str
+    through: torch.dtype | None = None
+    transposed: bool = False
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return what the file gives back.
+
+        Args:
+            weight: The matrix, in the checkpoint's dtype and layout.
+        """
+        rows = weight.T if self.transposed else weight
+        found = block_values(rows if self.through is None else rows.to(self.through), self.type_name)
+        return found.T if self.transposed else found
 
 
 def check_recovery_for(name: str, source: Source, shape: Mapping[str, int] | None = None) -> None:
@@ -141,9 +169,7 @@ def _block_values(source: Source, quantization: GgufQuantization) -> dict[str, V
                 checked.add(type_name)
             # The converter quantises what the checkpoint stores; the `gguf` package, its file of 16 bits.
             through = None if quantization.written_by == CONVERTER else half
-            found[bound.parameter] = partial(
-                _of_matrix, type_name=type_name, through=through, transposed=bound.transposed
-            )
+            found[bound.parameter] = BlockValues(tensor.name, type_name, through, bound.transposed)
     return found
 
 
@@ -153,13 +179,6 @@ def _holds(tensor: Any, rows: torch.Tensor) -> bool:
 
     there = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).to(rows.dtype)
     return rows.ndim == 2 and find_rows(there, rows) is not None
-
-
-def _of_matrix(weight: torch.Tensor, *, type_name: str, through: torch.dtype | None, transposed: bool) -> torch.Tensor:
-    """Return what a file holds of a matrix."""
-    rows = weight.T if transposed else weight
-    found = block_values(rows if through is None else rows.to(through), type_name)
-    return found.T if transposed else found
 
 
 def _integer_values(source: Source, quantization: TorchQuantization) -> dict[str, Values]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
+from ..edge.calibrated_start import calibrated_start
 from ..edge.recovery_values import check_recovery_for, exported_values
 from ..errors import RequestError
+from ..recovery.exported_weights import ExportedValues
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.stage import (
     adapter_base,
@@ -29,6 +33,9 @@ from ..surgery.folds import check_windows
 from ..surgery.stage import refit
 from ..text.sources import parse_sources
 from .job import Job
+
+ROUNDING_WINDOWS = 64
+"""Windows of the training text on which the calibrated start is rounded, at most: more change little."""
 
 
 def check_recovery_of_cut(job: Job) -> None:
@@ -86,11 +93,11 @@ def train_student(job: Job) -> None:
     work = work_folder(job.output)
     try:
         prepared = prepare(job.session, job.config, models, work, job.text)
-        solved = _solve(job, prepared) if job.config.compensates else None
+        exported = exported_values(student, job.config.recovery_for) if job.config.recovery_for is not None else None
+        solved = _solve(job, prepared, exported) if job.config.compensates or job.config.starts_calibrated else None
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
             start = _adapter_start(job, prepared)
-        exported = exported_values(student, job.config.recovery_for) if job.config.recovery_for is not None else None
         job.trained = train_prepared(prepared, solved=solved, start=start, exported=exported)
     except RequestError:
         if is_main_process():
@@ -98,16 +105,34 @@ def train_student(job: Job) -> None:
         raise
 
 
-def _solve(job: Job, prepared: Preparation) -> dict[str, torch.Tensor] | None:
-    """Return the weights of the closed form on the training text; one process computes and stores them for all."""
+def _solve(job: Job, prepared: Preparation, exported: ExportedValues | None) -> dict[str, torch.Tensor]:
+    """Return the weights of the closed forms on the training text; one process computes and stores them for all."""
     with prepared.processes.main_process_first():
         found = prepared.read_solution()
         if found is None:
-            weights = _refit(job, prepared, job.config.recovery_compensation_samples)
-            tensors = prepared.models.student.tensors
-            found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
+            found = {}
+            if job.config.compensates:
+                weights = _refit(job, prepared, job.config.recovery_compensation_samples)
+                tensors = prepared.models.student.tensors
+                found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
+            if job.config.starts_calibrated and exported is not None:
+                found |= _round_start(prepared, exported, found)
             prepared.store_solution(found)
     return found
+
+
+def _round_start(
+    prepared: Preparation, exported: ExportedValues, solved: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the student's weights, with those that are re-fit, rounded for what they compute."""
+    student, session = prepared.models.student, prepared.session
+    model = student.load_model(session.dtype, session.device)
+    parameters = {tensor.name: tensor.parameter for tensor in student.binding.tensors.values()}
+    with torch.no_grad():
+        for name, weight in solved.items():
+            model.get_parameter(parameters[name]).copy_(weight)
+    windows = prepared.text.input_ids[: min(prepared.text.trained, ROUNDING_WINDOWS)]
+    return calibrated_start(student, exported, model, windows)
 
 
 def _adapter_start(job: Job, prepared: Preparation) -> dict[str, torch.Tensor]:

@@ -23,6 +23,10 @@ RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4")
 """Quantisations that can be trained for: those whose values are known without another program, of GGUF and of
 safetensors."""
 
+ROUNDINGS = ("nearest", "calibrated")
+INTEGERS = ("int8", "int4")
+"""Those of `RECOVERY_FOR` that are not of GGUF."""
+
 LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
 """Peak learning rates: an adapter starts at zero and has to grow; trained weights only have to be adjusted."""
 
@@ -56,6 +60,16 @@ class RecoveryOptions(RunOptions):
         "--quantization` of this name will write, and the held-out loss is that of these. `int8` and `int4` are those "
         "of `--format safetensors`.",
         default_help="the checkpoint's own weights",
+    )
+    recovery_rounding: str | None = option(
+        None,
+        choices=ROUNDINGS,
+        help="start of weights that are trained for a type of GGUF: nearest values, or calibrated: those that change "
+        "least of what matrices compute on the training text",
+        doc="Where weights start that are trained for a type of GGUF: at their `nearest` values, or `calibrated`: "
+        "rounded so that what matrices compute on the training text changes least, to values that the nearest "
+        "rounding of an export keeps.",
+        default_help="nearest",
     )
     recovery_data: Sequence[str] = option(
         ("self",),
@@ -214,11 +228,17 @@ class RecoveryOptions(RunOptions):
     )
 
     def check_together(self) -> None:
-        """Check that the closed form is requested once, and no dropout where an adapter's sum is quantised.
+        """Check that the closed form is requested once, and that what belongs to a quantisation has a fitting one.
 
         Raises:
-            RequestError: It is requested at full and at low rank, or dropout is.
+            RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; or
+                a calibrated start is without a type of GGUF.
         """
+        if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
+            raise RequestError(
+                "recovery_rounding='calibrated' rounds to the type of GGUF that is trained for; set recovery_for to "
+                f"one of {', '.join(name for name in RECOVERY_FOR if name not in INTEGERS)}"
+            )
         if self.recovery_for is not None and self.recovery_lora_dropout:
             raise RequestError(
                 "recovery_lora_dropout leaves inputs of the adapter out, and recovery_for quantises it merged into its"
@@ -276,6 +296,11 @@ class RecoveryOptions(RunOptions):
     def compensates(self) -> bool:
         """Whether weights of the student are re-fit before the training."""
         return self.recovery_compensation != "none"
+
+    @property
+    def starts_calibrated(self) -> bool:
+        """Whether weights are rounded for what matrices compute before the training."""
+        return self.recovery_rounding == "calibrated"
 
     @property
     def caches_teacher(self) -> bool:

@@ -213,6 +213,8 @@ def prepare(
         of_teacher.append(request["tokens"])
     of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]
     of_solution += [options.recovery_compensation_samples, *place]
+    if options.starts_calibrated:
+        of_solution += [options.recovery_for, options.recovery_rounding]
     return Preparation(
         options,
         models,

@@ -16,7 +16,7 @@ from optimum_ishrink.edge.block_values import block_values
 from optimum_ishrink.edge.export import export
 from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.edge.options import ExportOptions
-from optimum_ishrink.edge.recovery_values import check_recovery_for, exported_values
+from optimum_ishrink.edge.recovery_values import BlockValues, check_recovery_for, exported_values
 from optimum_ishrink.errors import RequestError, ShapeError
 from optimum_ishrink.recovery.options import RECOVERY_FOR
 from tests.helpers.edge_models import save_edge
@@ -117,7 +117,7 @@ def test_a_matrix_that_the_file_has_otherwise(tied_folder: Path, monkeypatch: py
 
 def test_a_matrix_that_is_stored_transposed_is_rounded_by_the_rows_of_the_file() -> None:
     weight = torch.randn(64, 40)
-    found = module._of_matrix(weight, type_name="q4_0", through=None, transposed=True)
+    found = BlockValues("blk.0.ffn_up.weight", "q4_0", transposed=True)(weight)
     assert torch.equal(found.T, block_values(weight.T, "q4_0"))
-    half = module._of_matrix(weight, type_name="q4_0", through=torch.bfloat16, transposed=True)
+    half = BlockValues("blk.0.ffn_up.weight", "q4_0", torch.bfloat16, transposed=True)(weight)
     assert torch.equal(half.T, block_values(weight.T.bfloat16(), "q4_0"))

