@@ -69,7 +69,7 @@ class RecoveryOptions(RunOptions):
         doc="Where weights start that are trained for a type of GGUF: at their `nearest` values, or `calibrated`: "
         "rounded so that what matrices compute on the training text changes least, to values that the nearest "
         "rounding of an export keeps.",
-        default_help="nearest",
+        default_help="calibrated for a type of GGUF",
     )
     recovery_data: Sequence[str] = option(
         ("self",),
@@ -300,6 +300,8 @@ class RecoveryOptions(RunOptions):
     @property
     def starts_calibrated(self) -> bool:
         """Whether weights are rounded for what matrices compute before the training."""
+        if self.recovery_rounding is None:
+            return self.recovery_for is not None and self.recovery_for not in INTEGERS
         return self.recovery_rounding == "calibrated"
 
     @property

@@ -176,11 +176,15 @@ def adapter_base(options: RecoveryOptions, student: Source | None) -> str | None
         raise RequestError(
             f"--keep-adapter saves a LoRA adapter, and recovery_train={options.recovery_train!r} trains none"
         )
-    if requested and (options.compensates or options.starts_calibrated):
-        changing = "recovery_compensation" if options.compensates else "recovery_rounding='calibrated'"
+    if requested and options.compensates:
         raise RequestError(
-            f"a saved adapter belongs on the pruned model, and {changing} changes other weights of it; "
+            "a saved adapter belongs on the pruned model, and recovery_compensation changes other weights of it; "
             "leave out one of them"
+        )
+    if requested and options.starts_calibrated:
+        raise RequestError(
+            "a saved adapter belongs on the pruned model, and a calibrated start changes other weights of it; "
+            "set recovery_rounding='nearest'"
         )
     if requested != "auto":
         return requested or None

@@ -311,6 +311,7 @@ def train(
             processes=processes,
             begins_with=text.begins_with,
             recovery_for=None if exported is None else exported.name,
+            rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",
             held_out_loss_stored=trainer.stored_loss(),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),

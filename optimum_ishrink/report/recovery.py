@@ -39,6 +39,7 @@ class RecoveryRecord:
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
         recovery_for: Name of the quantisation that was trained for, whose held-out losses the others are; None where
             the checkpoint's own weights were trained.
+        rounding: How weights were rounded before the first step, `calibrated` or `nearest`; None where they were not.
         held_out_loss_stored: The held-out loss of the trained weights before they are quantised.
     """
 
@@ -67,4 +68,5 @@ class RecoveryRecord:
     before: tuple[Measurement, ...] = ()
     begins_with: str | None = rare_entry()
     recovery_for: str | None = rare_entry()
+    rounding: str | None = rare_entry()
     held_out_loss_stored: float | None = rare_entry()
