@@ -14,7 +14,7 @@ import torch
 from ..errors import RequestError
 from .gguf_quantizations import CALIBRATED, PLAIN_BLOCK
 
-_CHUNK = 2**20
+_CHUNK = 2**18
 """Weights that are rounded at a time: what is in between then stays in the processor's cache."""
 
 

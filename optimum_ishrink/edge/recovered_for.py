@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..checkpoint.source import Source
 from ..core.progress import note
 from ..report.recovery import RecoveryRecord
 from ..report.run import read_run
-from .options import GROUP_SIZES, ExportOptions
+from .options import CALIBRATED_ROUNDING, GROUP_SIZES, ExportOptions
 
 
 def note_recovered_for(source: Source, options: ExportOptions) -> None:
@@ -25,10 +27,24 @@ def note_recovered_for(source: Source, options: ExportOptions) -> None:
         note(_line(record, record.recovery_for, source.display_name, options))
 
 
+def trained_types(source: Source) -> Mapping[str, str] | None:
+    """Return the types of matrices that a checkpoint was recovered for, by their names; None where it was for none.
+
+    Args:
+        source: The checkpoint.
+
+    Raises:
+        SourceError: Its report is damaged.
+    """
+    _, report = read_run(source.folder)
+    record = None if report is None else report.recovery
+    return None if record is None or not record.helped else record.types
+
+
 def _line(record: RecoveryRecord, trained: str, name: str, options: ExportOptions) -> str:
     wanted = options.quantization_name.lower()
     known = f"the held-out loss was {record.held_out_loss:.4f} in {trained}"
-    if wanted == trained and options.is_calibrated:
+    if wanted == trained and options.rounding == CALIBRATED_ROUNDING:
         return (
             f"warning: {name} was recovered for {trained} with its nearest values ({known}), and --rounding "
             "calibrated gives it others, which were not trained; leave --rounding out"

@@ -20,7 +20,15 @@ from ..errors import RequestError, ShapeError
 from ..recovery.exported_weights import ExportedValues, Values
 from .block_values import block_values, check_values
 from .gguf_export import check_runs
-from .gguf_quantizations import CONVERTER, GGUF_QUANTIZATIONS, GgufQuantization
+from .gguf_file import check_whole
+from .gguf_quantizations import (
+    CALIBRATED,
+    CONVERTER,
+    GGUF_QUANTIZATIONS,
+    TENSOR_TYPES,
+    GgufQuantization,
+    stored_as,
+)
 from .gguf_tokenizer import find_gguf_tokenizer
 from .linear_layers import check_columns, layers_to_quantize, linear_layers
 from .rounded_matrices import find_rows
@@ -61,16 +69,20 @@ class BlockValues:
         return found.T if self.transposed else found
 
 
-def check_recovery_for(name: str, source: Source, shape: Mapping[str, int] | None = None) -> None:
+def check_recovery_for(
+    name: str, source: Source, shape: Mapping[str, int] | None = None, types: Path | None = None
+) -> None:
     """Check that a checkpoint can be exported in a quantisation, before it is trained for it.
 
     Args:
         name: Name of the quantisation.
         source: The checkpoint, or the model that it is cut from.
         shape: The sizes that it is cut to, by config key; None for the checkpoint as it is.
+        types: The file whose types matrices have, with `mixed`.
 
     Raises:
         RequestError: It cannot, or a tool is missing.
+        SourceError: The file of types cannot be read.
         ShapeError: Rows of a matrix do not fit.
     """
     check_alone(
@@ -88,9 +100,44 @@ def check_recovery_for(name: str, source: Source, shape: Mapping[str, int] | Non
         else:
             _check_groups(source, quantization, shape, {f"{linear.name}.weight" for linear in quantized})
         return
-    check_tools(GGUF_QUANTIZATIONS[name])
-    check_rows(source.binding, GGUF_QUANTIZATIONS[name], shape)
+    if types is None:
+        check_tools(GGUF_QUANTIZATIONS[name])
+        check_rows(source.binding, GGUF_QUANTIZATIONS[name], shape)
+    else:
+        check_tools(_MIXED)
+        read_types(types)
     check_runs(source)
+
+
+_MIXED = GGUF_QUANTIZATIONS["q8_0"]
+"""What writes a mixed file's matrices is asked for as for this one; each has a type of its own."""
+
+
+def read_types(path: Path) -> dict[str, str]:
+    """Return the types of the matrices of a GGUF file, by their names.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SourceError: It is no GGUF file, or not whole.
+        RequestError: A matrix has a type that cannot be trained for.
+    """
+    check_whole(path)
+    import gguf
+
+    found = {
+        tensor.name: tensor.tensor_type.name.lower()
+        for tensor in gguf.GGUFReader(path).tensors
+        if len(tensor.shape) > 1 and tensor.tensor_type != gguf.GGMLQuantizationType.F32
+    }
+    for name, type_name in found.items():
+        if type_name not in (*CALIBRATED, "f16", "bf16"):
+            raise RequestError(
+                f"{path.name} has {name} in {type_name}, which another program writes and cannot be trained for; "
+                f"name a file of {', '.join(CALIBRATED)}"
+            )
+    return found
 
 
 def _check_groups(source: Source, quantization: TorchQuantization, shape: Mapping[str, int], names: set[str]) -> None:
@@ -106,21 +153,26 @@ def _check_groups(source: Source, quantization: TorchQuantization, shape: Mappin
             )
 
 
-def exported_values(source: Source, name: str) -> ExportedValues:
+def exported_values(source: Source, name: str, types: Path | None = None) -> ExportedValues:
     """Return what an export of a checkpoint holds, in the types and with the defaults of `ishrink export`.
 
     Args:
         source: The checkpoint, of the shape that is exported.
         name: Name of the quantisation, which `check_recovery_for` has passed.
+        types: The file whose types matrices have, with `mixed`.
 
     Raises:
-        RequestError: A matrix is stored otherwise than the model has it.
+        RequestError: A matrix is stored otherwise than the model has it, or the file of types is of another model.
+        ShapeError: Rows of a matrix do not fit its type in that file.
         SourceError: llama.cpp's converter does not know the model or its tokenizer.
     """
     if name in TORCH_QUANTIZATIONS:
         values = _integer_values(source, TORCH_QUANTIZATIONS[name])
     else:
-        values = _block_values(source, GGUF_QUANTIZATIONS[name])
+        own = None if types is None else read_types(types)
+        values = _block_values(source, GGUF_QUANTIZATIONS.get(name, GGUF_QUANTIZATIONS["q4_0"]), own)
+        if own is not None:
+            return ExportedValues(name, values, _dtypes(source), own)
     return ExportedValues(name, values, _dtypes(source))
 
 
@@ -134,7 +186,9 @@ def _dtypes(source: Source) -> dict[str, torch.dtype]:
     }
 
 
-def _block_values(source: Source, quantization: GgufQuantization) -> dict[str, Values]:
+def _block_values(
+    source: Source, quantization: GgufQuantization, types: Mapping[str, str] | None
+) -> dict[str, Values]:
     """Return what the GGUF file holds of each matrix; llama.cpp's converter says which those are."""
     import gguf
 
@@ -149,7 +203,9 @@ def _block_values(source: Source, quantization: GgufQuantization) -> dict[str, V
         parameters = dict(meta_model(source.config).named_parameters())
         checked: set[str] = set()
         for tensor in reader.tensors:
-            kind = matrix_type(tensor, {each.name for each in reader.tensors}, quantization, {})
+            if types is not None:
+                _check_type(tensor, types)
+            kind = matrix_type(tensor, {each.name for each in reader.tensors}, quantization, types or {})
             if kind is None:
                 continue
             bound = source.binding.tensors.get(names.get(tensor.name, ""))
@@ -171,6 +227,25 @@ def _block_values(source: Source, quantization: GgufQuantization) -> dict[str, V
             through = None if quantization.written_by == CONVERTER else half
             found[bound.parameter] = BlockValues(tensor.name, type_name, through, bound.transposed)
     return found
+
+
+def _check_type(tensor: Any, types: Mapping[str, str]) -> None:
+    """Check that a file of types has one for a matrix, and that its rows fit it."""
+    import gguf
+
+    if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+        return
+    row = int(tensor.shape[0])
+    if tensor.name not in types:
+        raise RequestError(
+            f"the file of recovery_types has no matrix {tensor.name}: it is of another model; name a mixed export of "
+            "the one that is trained"
+        )
+    if stored_as(row, TENSOR_TYPES[types[tensor.name]]).name != types[tensor.name]:
+        raise ShapeError(
+            f"the file of recovery_types has {tensor.name} in {types[tensor.name]}, and its rows of {row:,} weights "
+            "are no multiple of 32; name a mixed export of the model that is trained"
+        )
 
 
 def _holds(tensor: Any, rows: torch.Tensor) -> bool:

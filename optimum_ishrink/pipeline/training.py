@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
+from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
 from ..edge.calibrated_start import calibrated_start
@@ -67,7 +69,8 @@ def check_training(job: Job) -> None:
     adapter_base(config, job.student)
     if config.recovery_for is not None:
         check_whole_weights(config)
-        check_recovery_for(config.recovery_for, student, None if job.student is not None else job.shape)
+        shape = None if job.student is not None else job.shape
+        check_recovery_for(config.recovery_for, student, shape, _types_file(config))
     check_start(config, is_base=job.is_base and (job.student is None or job.plan is not None))
     check_targets(config, student)
     if config.compensates:
@@ -84,6 +87,11 @@ def check_training(job: Job) -> None:
     job.text = None if job.cuts_rows else read
 
 
+def _types_file(config: IShrinkConfig) -> Path | None:
+    """Return the file whose types are trained for."""
+    return None if config.recovery_types is None else Path(config.recovery_types).expanduser()
+
+
 def train_student(job: Job) -> None:
     """Train the pruned checkpoint; its folder is only read."""
     if not job.config.recovers:
@@ -93,7 +101,9 @@ def train_student(job: Job) -> None:
     work = work_folder(job.output)
     try:
         prepared = prepare(job.session, job.config, models, work, job.text)
-        exported = exported_values(student, job.config.recovery_for) if job.config.recovery_for is not None else None
+        exported = None
+        if job.config.recovery_for is not None:
+            exported = exported_values(student, job.config.recovery_for, _types_file(job.config))
         solved = _solve(job, prepared, exported) if job.config.compensates or job.config.starts_calibrated else None
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:

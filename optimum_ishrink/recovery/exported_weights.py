@@ -31,11 +31,13 @@ class ExportedValues:
         name: Name of the quantisation.
         values: The quantised parameters, by their names in the loaded model.
         dtypes: The dtypes that the checkpoint stores parameters in, by the same names.
+        types: Types of the matrices of a mixed file, by their names in it; None where one type was named.
     """
 
     name: str
     values: Mapping[str, Values]
     dtypes: Mapping[str, torch.dtype]
+    types: Mapping[str, str] | None = None
 
 
 class ExportedWeights:

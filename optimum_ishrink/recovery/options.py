@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LABELS = ("text", "answers")
 STARTS = ("zero", "closed-form")
 NO_RECOVERY = "none"
-RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4")
+RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mixed", "int8", "int4")
 """Quantisations that can be trained for: those whose values are known without another program, of GGUF and of
 safetensors."""
 
@@ -58,8 +58,17 @@ class RecoveryOptions(RunOptions):
         f"{', '.join(RECOVERY_FOR)}",
         doc="Train for an export in this quantization: the forward pass reads the weights that `ishrink export "
         "--quantization` of this name will write, and the held-out loss is that of these. `int8` and `int4` are those "
-        "of `--format safetensors`.",
+        "of `--format safetensors`; `mixed` is that of the file in `recovery_types`.",
         default_help="the checkpoint's own weights",
+    )
+    recovery_types: str | None = option(
+        None,
+        metavar="FILE.gguf",
+        path="model",
+        help="with --recovery-for mixed: a GGUF file of the model, whose types matrices are trained for",
+        doc="With `recovery_for=mixed`: a GGUF file of the model that is trained, such as a mixed export or what a "
+        "search made; each matrix is trained for the type that it has there.",
+        default_help="none",
     )
     recovery_rounding: str | None = option(
         None,
@@ -231,13 +240,18 @@ class RecoveryOptions(RunOptions):
         """Check that the closed form is requested once, and that what belongs to a quantisation has a fitting one.
 
         Raises:
-            RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; or
-                a calibrated start is without a type of GGUF.
+            RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; a
+                calibrated start is without a type of GGUF; or mixed types are without a file.
         """
         if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
             raise RequestError(
                 "recovery_rounding='calibrated' rounds to the type of GGUF that is trained for; set recovery_for to "
                 f"one of {', '.join(name for name in RECOVERY_FOR if name not in INTEGERS)}"
+            )
+        if (self.recovery_for == "mixed") != (self.recovery_types is not None):
+            raise RequestError(
+                "recovery_for='mixed' trains for the types of a file: name it with recovery_types=FILE.gguf, such as "
+                "a mixed export of the model; other values of recovery_for take none"
             )
         if self.recovery_for is not None and self.recovery_lora_dropout:
             raise RequestError(

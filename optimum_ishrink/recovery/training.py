@@ -311,6 +311,7 @@ def train(
             processes=processes,
             begins_with=text.begins_with,
             recovery_for=None if exported is None else exported.name,
+            types=None if exported is None else exported.types,
             rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",
             held_out_loss_stored=trainer.stored_loss(),
         ),

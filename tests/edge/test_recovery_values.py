@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,8 +18,8 @@ from optimum_ishrink.edge.block_values import block_values
 from optimum_ishrink.edge.export import export
 from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.edge.options import ExportOptions
-from optimum_ishrink.edge.recovery_values import BlockValues, check_recovery_for, exported_values
-from optimum_ishrink.errors import RequestError, ShapeError
+from optimum_ishrink.edge.recovery_values import BlockValues, check_recovery_for, exported_values, read_types
+from optimum_ishrink.errors import RequestError, ShapeError, SourceError
 from optimum_ishrink.recovery.options import RECOVERY_FOR
 from tests.helpers.edge_models import save_edge
 
@@ -83,7 +85,7 @@ def test_quantised_safetensors_hold_what_training_reads(name: str, tied_folder: 
 
 
 def test_every_type_that_can_be_trained_for_can_be_exported() -> None:
-    assert set(RECOVERY_FOR) == {*CALIBRATED, "int8", "int4"}
+    assert set(RECOVERY_FOR) == {*CALIBRATED, "mixed", "int8", "int4"}
 
 
 @pytest.mark.usefixtures("tools")
@@ -121,3 +123,50 @@ def test_a_matrix_that_is_stored_transposed_is_rounded_by_the_rows_of_the_file()
     assert torch.equal(found.T, block_values(weight.T, "q4_0"))
     half = BlockValues("blk.0.ffn_up.weight", "q4_0", torch.bfloat16, transposed=True)(weight)
     assert torch.equal(half.T, block_values(weight.T.bfloat16(), "q4_0"))
+
+
+def types_file(path: Path, types: dict[str, str], row: int = 64) -> Path:
+    """A GGUF file whose matrices have these types."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, type_name in types.items():
+        kind = gguf.GGMLQuantizationType[type_name.upper()]
+        shape = gguf.quant_shape_to_byte_shape((2, row), kind)
+        writer.add_tensor(name, np.zeros(shape, np.uint8), raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    return path
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_mixed_file_holds_what_training_reads(tied_folder: Path, tmp_path: Path) -> None:
+    source = open_source(tied_folder)
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    kinds = ["q4_0", "q8_0", "q5_0", "q4_1", "q5_1", "bf16", "q4_0"]
+    types = {f"blk.{layer}.{name}.weight": kind for layer in range(4) for name, kind in zip(names, kinds, strict=True)}
+    types["token_embd.weight"] = "q5_0"
+    path = types_file(tmp_path / "types.gguf", types)
+    assert read_types(path) == types
+    check_recovery_for("mixed", source, types=path)
+    exported = exported_values(source, "mixed", path)
+    assert exported.types == types
+    values: dict[str, Any] = dict(exported.values)
+    assert values["model.embed_tokens.weight"].type_name == "q5_0"
+    assert "model.layers.0.mlp.up_proj.weight" not in values  # stays in 16 bits
+    assert values["model.layers.3.self_attn.v_proj.weight"].type_name == "q5_0"
+    del types["blk.2.attn_k.weight"]
+    with pytest.raises(RequestError, match="has no matrix blk.2.attn_k.weight: it is of another model"):
+        exported_values(source, "mixed", types_file(tmp_path / "fewer.gguf", types))
+
+
+@pytest.mark.usefixtures("tools")
+def test_types_that_do_not_fit(tmp_path: Path) -> None:
+    types = {"blk.0.attn_q.weight": "q4_k"}
+    with pytest.raises(RequestError, match="has blk.0.attn_q.weight in q4_k, which another program writes"):
+        read_types(types_file(tmp_path / "k.gguf", types, 256))
+    with pytest.raises(SourceError, match="not a GGUF file"):
+        (tmp_path / "no.gguf").write_text("no")
+        read_types(tmp_path / "no.gguf")
+    tensor: Any = SimpleNamespace(name="a.weight", shape=[40, 2], tensor_type=gguf.GGMLQuantizationType.F16)
+    with pytest.raises(ShapeError, match=r"a.weight in q4_0, and its rows of 40 weights are no multiple of 32"):
+        module._check_type(tensor, {"a.weight": "q4_0"})

