@@ -180,6 +180,14 @@ RECOVERY = {
     "recovery_teacher": "org/larger",
     "recovery_cache": "kept",
     "recovery_keep_adapter": "me/pruned",
+    "recovery_for": "q4_0",
+    "recovery_types": "mixed.gguf",
+    "recovery_rounding": "calibrated",
+}
+WITH = {
+    "profile": {"target": "decode=+5%"},
+    "recovery_types": {"recovery_for": "mixed"},
+    "recovery_rounding": {"recovery_for": "q4_0"},
 }
 
 
@@ -207,8 +215,7 @@ def test_every_config_key_has_a_flag() -> None:
             value = ["x.txt"]
         else:
             value = "text" if name in ("target", "include_path", "base_model", "vocab_keep") else 3
-        more = {"target": "decode=+5%"} if name == "profile" else {}
-        config = IShrinkConfig(**{name: value}, **more)
+        config = IShrinkConfig(**{name: value}, **WITH.get(name, {}))
         assert parse(config.command("m", "o")) == config, name
 
 

