@@ -181,6 +181,7 @@ RECOVERY = {
     "recovery_cache": "kept",
     "recovery_keep_adapter": "me/pruned",
     "recovery_for": "q4_0",
+    "compensation_for": "q5_0",
     "recovery_types": "mixed.gguf",
     "recovery_rounding": "calibrated",
 }

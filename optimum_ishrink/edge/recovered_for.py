@@ -22,9 +22,20 @@ def note_recovered_for(source: Source, options: ExportOptions) -> None:
         SourceError: Its report is damaged.
     """
     _, report = read_run(source.folder)
-    record = None if report is None else report.recovery
+    if report is None:
+        return
+    record, name = report.recovery, source.display_name
+    rounded = None if report.compensation is None else report.compensation.rounded_for
     if record is not None and record.recovery_for is not None and record.helped:
-        note(_line(record, record.recovery_for, source.display_name, options))
+        note(_line(record, record.recovery_for, name, options))
+    elif rounded is not None and record is None:
+        wanted = options.quantization_name.lower()
+        note(
+            f"{name} was rounded for {rounded}: its nearest values are those that change least of what it computes"
+            if wanted == rounded
+            else f"warning: {name} was rounded for {rounded}, and this is {wanted}, which loses what {rounded} loses "
+            f"and more; export {rounded}, or cut it without --compensation-for"
+        )
 
 
 def trained_types(source: Source) -> Mapping[str, str] | None:

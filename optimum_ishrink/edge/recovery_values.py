@@ -88,8 +88,8 @@ def check_recovery_for(
     check_alone(
         source.raw_config,
         source.display_name,
-        "recovery for an export",
-        "recover it without --recovery-for",
+        "rounding for an export",
+        "leave out --recovery-for and --compensation-for",
     )
     if name in TORCH_QUANTIZATIONS:
         quantization = TORCH_QUANTIZATIONS[name]

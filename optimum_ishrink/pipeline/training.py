@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from ..checkpoint.tensors import DTYPES, read_tensor
 from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
-from ..edge.calibrated_start import calibrated_start
 from ..edge.recovery_values import check_recovery_for, exported_values
 from ..errors import RequestError
 from ..recovery.exported_weights import ExportedValues
@@ -35,9 +33,7 @@ from ..surgery.folds import check_windows
 from ..surgery.stage import refit
 from ..text.sources import parse_sources
 from .job import Job
-
-ROUNDING_WINDOWS = 48
-"""Windows of the training text on which the calibrated start is rounded, at most: more change little."""
+from .rounded_start import rounded_weights
 
 
 def check_recovery_of_cut(job: Job) -> None:
@@ -126,23 +122,11 @@ def _solve(job: Job, prepared: Preparation, exported: ExportedValues | None) -> 
                 tensors = prepared.models.student.tensors
                 found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
             if job.config.starts_calibrated and exported is not None:
-                found |= _round_start(prepared, exported, found)
+                windows = prepared.text.input_ids[: prepared.text.trained]  # held-out windows are never read
+                student = prepared.models.student
+                found |= rounded_weights(student, exported, prepared.session, windows, found)
             prepared.store_solution(found)
     return found
-
-
-def _round_start(
-    prepared: Preparation, exported: ExportedValues, solved: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Return the student's weights, with those that are re-fit, rounded for what they compute."""
-    student, session = prepared.models.student, prepared.session
-    model = student.load_model(session.dtype, session.device)
-    parameters = {tensor.name: tensor.parameter for tensor in student.binding.tensors.values()}
-    with torch.no_grad():
-        for name, weight in solved.items():
-            model.get_parameter(parameters[name]).copy_(weight)
-    windows = prepared.text.input_ids[: min(prepared.text.trained, ROUNDING_WINDOWS)]
-    return calibrated_start(student, exported, model, windows)
 
 
 def _adapter_start(job: Job, prepared: Preparation) -> dict[str, torch.Tensor]:

