@@ -254,7 +254,7 @@ def test_a_cut_is_rounded_for_an_export_without_training(
     assert found[1] < 0.8 * found[0]
     capsys.readouterr()
     for name, line in (
-        ("q4_0", "rounded was rounded for q4_0: its nearest"),
+        ("q4_0", "rounded was rounded for q4_0: its"),
         ("q8_0", "warning: .* and this is q8_0"),
     ):
         note_recovered_for(open_source(rounded.folder), ExportOptions(quantization=name))
