@@ -32,7 +32,7 @@ class CompensationOptions(CalibrationOptions):
         help="after the repair, round weights for this type of GGUF, so that an export of the checkpoint in it "
         f"changes least of what matrices compute: {', '.join(COMPENSATION_FOR)}",
         doc="After the repair, round weights for this type of GGUF: the nearest values of the checkpoint in this type "
-        "are then those that change least of what matrices compute on the calibration text. The checkpoint remains one "
-        "of 16 bits. With recovery, `recovery_for` does so.",
+        "are then those that change least of what matrices compute on the calibration text. The checkpoint remains "
+        "one of 16 bits. With recovery, `recovery_for` does so.",
         label="type to round for",
     )
