@@ -1,6 +1,7 @@
 """What calibrated rounding is worth: the unpruned model in each type, with nearest and with calibrated values.
 
     python benchmarks/rounding.py MODEL DATA WORK --output rounding.jsonl [--quantizations q5_0,q4_0] [--base BASE]
+        [--roundings nearest,calibrated]
     python benchmarks/rounding.py MODEL DATA WORK --output rounding.jsonl --table
 
 MODEL is a checkpoint's folder, DATA a folder with the text files of `CALIBRATION` and `TEXTS`, WORK one for the GGUF
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--quantizations", default="q5_0,q4_0")
+    parser.add_argument("--roundings", default=",".join(ROUNDINGS))
     parser.add_argument("--base", type=Path, help="measure the divergence from this model, which MODEL was cut from")
     parser.add_argument("--eval-samples", type=int, default=8)
     parser.add_argument("--table", action="store_true")
@@ -80,7 +82,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
     for name in () if args.table else args.quantizations.split(","):
-        for rounding in ROUNDINGS:
+        for rounding in args.roundings.split(","):
             if not any((row["type"], row["rounding"]) == (name, rounding) for row in rows):
                 rows.append(measure(args, name, rounding))
                 with args.output.open("a") as output:

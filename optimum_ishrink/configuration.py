@@ -46,11 +46,16 @@ class IShrinkConfig(
     CONFIG_NAME: ClassVar[str] = CONFIG_FILE
 
     def check_together(self) -> None:
-        """Check that experts are merged by what a text says of them.
+        """Check that experts are merged by what a text says of them, and that weights are rounded once.
 
         Raises:
-            RequestError: The criterion for experts reads none.
+            RequestError: The criterion for experts reads none; or weights are to be trained after they are rounded.
         """
+        if self.compensation_for is not None and self.recovers:
+            raise RequestError(
+                f"compensation_for={self.compensation_for!r} rounds weights that recovery then changes; leave it out "
+                f"and set recovery_for={self.compensation_for!r}, which rounds them and trains for it"
+            )
         if not self.merge_experts:
             return
         from .importance.criterion import EXPERT_CRITERIA

@@ -182,6 +182,16 @@ RECOVERY = {
     "recovery_keep_adapter": "me/pruned",
     "recovery_layer_decay": 0.9,
     "recovery_ema": 0.99,
+    "recovery_for": "q4_0",
+    "compensation_for": "q5_0",
+    "recovery_types": "mixed.gguf",
+    "recovery_rounding": "calibrated",
+}
+WITH = {
+    "profile": {"target": "decode=+5%"},
+    "sparsity_criterion": {"sparsity": "2:4"},
+    "recovery_types": {"recovery_for": "mixed"},
+    "recovery_rounding": {"recovery_for": "q4_0"},
 }
 
 SPARSITY = {"sparsity": "50%", "sparsity_criterion": "wanda"}
@@ -211,8 +221,7 @@ def test_every_config_key_has_a_flag() -> None:
             value = ["x.txt"]
         else:
             value = "text" if name in ("target", "include_path", "base_model", "vocab_keep", "offload_folder") else 3
-        more = {"profile": {"target": "decode=+5%"}, "sparsity_criterion": {"sparsity": "2:4"}}.get(name, {})
-        config = IShrinkConfig(**{name: value}, **more)
+        config = IShrinkConfig(**{name: value}, **WITH.get(name, {}))
         assert parse(config.command("m", "o")) == config, name
 
 

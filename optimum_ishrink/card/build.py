@@ -181,6 +181,9 @@ def _recovered(report: Report) -> dict[str, Any] | None:
         "refitted": "" if found.held_out_loss_solved is None else f"{found.held_out_loss_solved:.4f}",
         "before": f"{found.held_out_loss_before:.4f}",
         "after": f"{found.held_out_loss:.4f}",
+        "trained_for": found.recovery_for,
+        "rounded": found.rounding == "calibrated",
+        "stored": "" if found.held_out_loss_stored is None else f"{found.held_out_loss_stored:.4f}",
         "table": literal_table(RECOVERY_HEADER, rows) if rows else "",
     }
 

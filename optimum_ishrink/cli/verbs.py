@@ -149,7 +149,8 @@ def _recover(args: argparse.Namespace) -> Any:
     found = result.report.recovery
     if found is not None and found.helped:  # else a note says that the weights are unchanged
         before, after = found.held_out_loss_before, found.held_out_loss
-        _say(args, f"Loss on the held-out windows: {before:.4f} before, {after:.4f} after")
+        weights = "" if found.recovery_for is None else f" in {found.recovery_for}"
+        _say(args, f"Loss on the held-out windows{weights}: {before:.4f} before, {after:.4f} after")
     _say(args, f"Written to {output}")
     return _result(output, result)
 

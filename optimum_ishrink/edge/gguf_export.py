@@ -21,6 +21,7 @@ from .gguf_quantizations import PROGRAM, GgufQuantization, parse_gguf_quantizati
 from .gguf_tokenizer import GgufTokenizer, find_gguf_tokenizer
 from .llama_server import check_runtime, default_threads
 from .options import ExportOptions
+from .recovered_for import note_recovered_for
 from .row_fallbacks import check_rows, fallback_rows
 from .same_model import check_same_model
 from .torch_quantizations import TORCH_QUANTIZATIONS
@@ -86,6 +87,7 @@ def export_gguf(source: Source, options: ExportOptions, output: Path, *, overwri
     opened = source.load_tokenizer()  # the converter takes long to say that it is damaged
     check_rows(source.binding, quantization)
     check_runs(source)
+    note_recovered_for(source, options)
     ignored = ignored_window(source.binding.description.model_type, source.config)
     if ignored is not None:
         note(f"{ignored}; up to there they are compared")

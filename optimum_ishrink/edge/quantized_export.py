@@ -15,6 +15,7 @@ from ..errors import RequestError
 from .agreement import CheckpointAgreement, measure_checkpoints
 from .linear_layers import check_columns, layers_to_quantize, linear_layers
 from .options import ExportOptions
+from .recovered_for import note_recovered_for
 from .torch_quantizations import TorchQuantization, check_library, parse_torch_quantization, resolve_group_size
 from .unquantized_layers import layers_in_16_bits
 from .write_quantized import half_dtype, read_quantized, write_quantized
@@ -96,6 +97,7 @@ def export_quantized(
     linears = linear_layers(source.config, binding)
     quantized = layers_to_quantize(linears, in_16_bits)
     check_columns(quantized, group_size, binding)
+    note_recovered_for(source, options)
     params = binding.num_parameters()
     with staged_folder(output, overwrite=overwrite) as folder:
         write_quantized(source, quantization, group_size, linears, quantized, folder)

@@ -64,7 +64,7 @@ def _is_matrix(tensor: BoundTensor) -> bool:
     return len(tensor.axes) > 1 and not tensor.counts("positions") and "norm" not in tensor.name.split(".")[-2]
 
 
-def check_rows(binding: Binding, quantization: GgufQuantization) -> None:
+def check_rows(binding: Binding, quantization: GgufQuantization, shape: Mapping[str, int] | None = None) -> None:
     """Check that every matrix can be stored as a quantisation of blocks of 32 weights.
 
     K-quants may fall back to another quantisation, which costs little and is reported. A row that fits none would be
@@ -73,11 +73,12 @@ def check_rows(binding: Binding, quantization: GgufQuantization) -> None:
     Args:
         binding: The model.
         quantization: The requested quantisation.
+        shape: New sizes by config key; None for the model as it is.
 
     Raises:
         ShapeError: A row does not fit; the message names the nearest widths that do.
     """
-    for found in matrices(binding):
+    for found in matrices(binding, shape):
         if quantization.is_exact or stored_as(found.row, quantization.tensor_type).block > 1:
             continue
         block = 32

@@ -100,12 +100,9 @@ def _write(
         if quantization.is_exact:
             check(output, output)
             return
-    # `auto` is the checkpoint's 16-bit dtype, so that nothing is rounded twice.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder_16_bit:
         exact = Path(folder_16_bit) / "exact.gguf"
-        with progress_bar("converting to 16 bits", 1) as advance:
-            _convert(folder, "auto", exact, name, tokenizer)
-            advance(1)
+        write_sixteen_bits(folder, exact, name, tokenizer)
         if quantization.written_by == PROGRAM:
             note(f"quantising to {quantization.name} with {shutil.which(PROGRAM)}")
             run_program([PROGRAM, str(exact), str(output), quantization.name.upper()], f"{PROGRAM} failed")
@@ -113,6 +110,24 @@ def _write(
             quantize_file(exact, output, quantization)
         if check is not None:
             check(output, exact)
+
+
+def write_sixteen_bits(folder: Path, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
+    """Write the file of 16 bits that the `gguf` package's quantisations are made from.
+
+    Args:
+        folder: A checkpoint folder.
+        output: The file.
+        name: The model's name in the file.
+        tokenizer: What the converter is told about the tokenizer.
+
+    Raises:
+        SourceError: The converter does not know the architecture or its tokenizer; the message has its reason.
+    """
+    # `auto` is the checkpoint's 16-bit dtype, so that nothing is rounded twice.
+    with progress_bar("converting to 16 bits", 1) as advance:
+        _convert(folder, "auto", output, name, tokenizer)
+        advance(1)
 
 
 def _convert(folder: Path, outtype: str, output: Path, name: str, tokenizer: GgufTokenizer) -> None:
@@ -173,7 +188,7 @@ def quantize_file(
     if gguf.Keys.General.QUANTIZATION_VERSION not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = {tensor.name for tensor in reader.tensors}
-    kinds = [_kind(tensor, names, quantization, types or {}) for tensor in reader.tensors]
+    kinds = [matrix_type(tensor, names, quantization, types or {}) for tensor in reader.tensors]
     for tensor, kind in zip(reader.tensors, kinds, strict=True):
         if kind is None:
             data = tensor.data
@@ -209,10 +224,16 @@ def quantize_file(
     writer.close()
 
 
-def _kind(tensor: Any, names: Collection[str], quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
-    """Return a tensor's new type, or None where it stays.
+def matrix_type(tensor: Any, names: Collection[str], quantization: GgufQuantization, types: Mapping[str, str]) -> Any:
+    """Return a tensor's type in a quantised file, a `gguf.GGMLQuantizationType`; None where it stays as it is.
 
     What the converter writes in f32 is not a matrix; rows that blocks do not divide stay in 16 bits.
+
+    Args:
+        tensor: The tensor in the file of 16 bits, a `gguf.ReaderTensor`.
+        names: Names of all tensors of that file.
+        quantization: How matrices are stored.
+        types: Names of the types of single matrices, which have precedence.
     """
     import gguf
 

@@ -9,6 +9,7 @@ from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
 from ..core.limits import check_lengths
 from ..core.processes import process_count
+from ..edge.recovery_values import check_recovery_for
 from ..errors import RequestError
 from ..importance.expert_outputs import compare_experts
 from ..importance.stage import check_calibration, reads_text, score, scored_dimensions, select_layers, used_criteria
@@ -24,6 +25,7 @@ from ..sparsity.stage import plan_sparsity
 from ..surgery.stage import check_compensation, cut, repair
 from ..text.calibration import Calibration
 from .job import Job
+from .rounded_start import round_cut
 from .row_request import may_change_rows
 from .trimming import Trim, choose_rows, find_vocabulary, of_whole
 from .tying import before_cut, find_head
@@ -45,6 +47,8 @@ def check_cut(job: Job) -> None:
     job.sparsity_plan = plan_sparsity(job.config, whole, job.shape)
     if job.cuts_units:
         check_compensation(job.config, source.binding)
+    if job.config.compensation_for is not None:
+        check_recovery_for(job.config.compensation_for, whole, job.shape)
     whole.check()
     if _reads_calibration(job):
         check_lengths(whole.config, whole.display_name, calibration_length=job.config.calibration_length)
@@ -54,7 +58,7 @@ def check_cut(job: Job) -> None:
 def _reads_calibration(job: Job) -> bool:
     keys = _scored(job)
     cut_reads = job.cuts_units and (job.config.compensation != "none" or reads_text(job.config, keys))
-    return cut_reads or job.config.sparsity_reads_text
+    return cut_reads or job.config.sparsity_reads_text or job.config.compensation_for is not None
 
 
 def runs_model(job: Job) -> bool:
@@ -169,11 +173,12 @@ def write_cut(job: Job) -> None:
 
 
 def repair_cut(job: Job) -> None:
-    """Repair the cut checkpoint in closed form."""
-    if not job.cuts_units:
+    """Repair the cut checkpoint in closed form, and round it for the type that it is made for."""
+    if job.cuts_units:
+        job.compensation = repair(job.cutting, job.config, job.calibration, job.cut_plan, job.folder)
+    else:
         job.compensation = CompensationRecord("none")
-        return
-    job.compensation = repair(job.cutting, job.config, job.calibration, job.cut_plan, job.folder)
+    round_cut(job)
 
 
 def copy_student(job: Job) -> None:

@@ -13,6 +13,7 @@ from ..architectures.description import ROWS
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source, open_source
 from ..configuration import IShrinkConfig
+from ..core.progress import note
 from ..errors import RequestError
 from ..evaluation.stage import Evaluation
 from ..recovery.training import Trained
@@ -215,12 +216,18 @@ def recover_job(student: Source, teacher: Source | None, config: IShrinkConfig, 
     base = old.origin.base_model if old is not None and old.origin is not None else None
     if teacher is None and found is not None and base:
         teacher = open_source(base, revision=found.revision)
+    unpruned = config.recovery_for is not None and found is None
+    if teacher is None and unpruned:
+        note(f"no model is named to learn from, and nothing was cut: {student.display_name} itself is the teacher")
+        teacher = student
     if teacher is None and config.needs_teacher_model:
         raise RequestError(
             f"recovery={config.recovery!r} on {','.join(config.recovery_data)} needs a teacher, and the folder names "
             "no base on the Hub; pass --teacher with the unpruned model"
         )
-    is_base = found is not None and teacher is not None and is_base_of(teacher, found)
+    is_base = teacher is not None and (
+        is_base_of(teacher, found) if found is not None else unpruned and teacher.folder == student.folder
+    )
     session = Session(teacher if is_base and teacher is not None else student, config)
     command = config.portable().command(student.display_name, output.resolve().name, verb="recover")
     job = Job(session, config, output, command=command)

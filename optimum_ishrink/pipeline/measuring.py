@@ -44,7 +44,8 @@ def measure(job: Job) -> None:
 
 def _origin(job: Job) -> Origin:
     source = job.session.source
-    if job.student is not None:
+    recovers_base = job.student is not None and job.plan is None and job.is_base
+    if job.student is not None and not recovers_base:
         origin = (job.old.origin if job.old else None) or Origin()
         lines = [line for line in (origin.command, job.command) if line]
         return replace(origin, command="\n".join(lines))

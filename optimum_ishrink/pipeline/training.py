@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
+from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.processes import is_main_process
+from ..edge.recovery_values import check_recovery_for, exported_values
 from ..errors import RequestError
+from ..recovery.exported_weights import ExportedValues
 from ..recovery.kept_zeros import check_zeros
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.stage import (
@@ -21,6 +26,7 @@ from ..recovery.stage import (
     check_targets,
     check_teacher,
     check_text,
+    check_whole_weights,
     train_prepared,
 )
 from ..recovery.work_folder import discard_unused, work_folder
@@ -29,11 +35,21 @@ from ..surgery.folds import check_windows
 from ..surgery.stage import refit
 from ..text.sources import parse_sources
 from .job import Job
+from .rounded_start import rounded_weights
 
 
 def check_recovery_of_cut(job: Job) -> None:
-    """Check the recovery of a checkpoint that this run cuts."""
+    """Check the recovery of a checkpoint that this run cuts.
+
+    Raises:
+        RequestError: It is not possible, or there is none and a type to train for was named.
+    """
     if not job.config.recovers:
+        if job.config.recovery_for is not None:
+            raise RequestError(
+                f"recovery_for={job.config.recovery_for!r} says what a recovery trains for, and recovery='none' "
+                "trains nothing; name a loss, such as recovery='kl', or leave it out"
+            )
         return
     check_one_process()
     if job.cuts_rows:
@@ -49,7 +65,11 @@ def check_training(job: Job) -> None:
     for text in parse_sources(config.recovery_data):
         text.check()
     adapter_base(config, job.student)
-    check_start(config, is_base=job.is_base)
+    if config.recovery_for is not None:
+        check_whole_weights(config)
+        shape = None if job.student is not None else job.shape
+        check_recovery_for(config.recovery_for, student, shape, _types_file(config))
+    check_start(config, is_base=job.is_base and (job.student is None or job.plan is not None))
     if config.sparsifies or (job.plan is not None and job.plan.sparsity is not None):
         check_zeros(config)
     check_targets(config, student)
@@ -67,6 +87,11 @@ def check_training(job: Job) -> None:
     job.text = None if job.cuts_rows else read
 
 
+def _types_file(config: IShrinkConfig) -> Path | None:
+    """Return the file whose types are trained for."""
+    return None if config.recovery_types is None else Path(config.recovery_types).expanduser()
+
+
 def train_student(job: Job) -> None:
     """Train the pruned checkpoint; its folder is only read."""
     if not job.config.recovers:
@@ -76,28 +101,37 @@ def train_student(job: Job) -> None:
     work = work_folder(job.output)
     try:
         prepared = prepare(job.session, job.config, models, work, job.text)
-        solved = _solve(job, prepared) if job.config.compensates else None
+        exported = None
+        if job.config.recovery_for is not None:
+            exported = exported_values(student, job.config.recovery_for, _types_file(job.config))
+        solved = _solve(job, prepared, exported) if job.config.compensates or job.config.starts_calibrated else None
         start = None
         if job.config.uses_lora and job.config.recovery_lora_start != "zero" and not prepared.resumes:
             start = _adapter_start(job, prepared)
         sparse: tuple[str, ...] = ()
         if job.plan is not None and job.plan.sparsity is not None:
             sparse = parameters_of(student.binding, job.plan.sparsity.matrices)
-        job.trained = train_prepared(prepared, solved=solved, start=start, sparse=sparse)
+        job.trained = train_prepared(prepared, solved=solved, start=start, exported=exported, sparse=sparse)
     except RequestError:
         if is_main_process():
             discard_unused(work)  # a refused request leaves nothing
         raise
 
 
-def _solve(job: Job, prepared: Preparation) -> dict[str, torch.Tensor] | None:
-    """Return the weights of the closed form on the training text; one process computes and stores them for all."""
+def _solve(job: Job, prepared: Preparation, exported: ExportedValues | None) -> dict[str, torch.Tensor]:
+    """Return the weights of the closed forms on the training text; one process computes and stores them for all."""
     with prepared.processes.main_process_first():
         found = prepared.read_solution()
         if found is None:
-            weights = _refit(job, prepared, job.config.recovery_compensation_samples)
-            tensors = prepared.models.student.tensors
-            found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
+            found = {}
+            if job.config.compensates:
+                weights = _refit(job, prepared, job.config.recovery_compensation_samples)
+                tensors = prepared.models.student.tensors
+                found = {name: weight.to(DTYPES[tensors[name].dtype]) for name, weight in weights.items()}
+            if job.config.starts_calibrated and exported is not None:
+                windows = prepared.text.input_ids[: prepared.text.trained]  # held-out windows are never read
+                student = prepared.models.student
+                found |= rounded_weights(student, exported, prepared.session, windows, found)
             prepared.store_solution(found)
     return found
 

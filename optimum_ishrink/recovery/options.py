@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 LABELS = ("text", "answers")
 STARTS = ("zero", "closed-form")
 NO_RECOVERY = "none"
+RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mixed", "int8", "int4")
+"""Quantisations that can be trained for: those whose values are known without another program, of GGUF and of
+safetensors."""
+
+ROUNDINGS = ("nearest", "calibrated")
+INTEGERS = ("int8", "int4")
+"""Those of `RECOVERY_FOR` that are not of GGUF."""
 
 LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
 """Peak learning rates: an adapter starts at zero and has to grow; trained weights only have to be adjusted."""
@@ -43,6 +50,37 @@ class RecoveryOptions(RunOptions):
         "kl+hidden:0.1",
         doc="Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` trains nothing. The verb "
         "`recover` takes `kl` by default.",
+    )
+    recovery_for: str | None = option(
+        None,
+        metavar="TYPE",
+        choices=RECOVERY_FOR,
+        help="train for this type of `ishrink export`: the forward pass reads the weights that its file will hold: "
+        f"{', '.join(RECOVERY_FOR)}",
+        doc="Train for an export in this quantization: the forward pass reads the weights that `ishrink export "
+        "--quantization` of this name will write, and the held-out loss is that of these. `int8` and `int4` are those "
+        "of `--format safetensors`; `mixed` is that of the file in `recovery_types`.",
+        default_help="the checkpoint's own weights",
+        label="type to recover for",
+    )
+    recovery_types: str | None = option(
+        None,
+        metavar="FILE.gguf",
+        path="model",
+        help="with --recovery-for mixed: a GGUF file of the model, whose types matrices are trained for",
+        doc="With `recovery_for=mixed`: a GGUF file of the model that is trained, such as a mixed export or what a "
+        "search made; each matrix is trained for the type that it has there.",
+        default_help="none",
+    )
+    recovery_rounding: str | None = option(
+        None,
+        choices=ROUNDINGS,
+        help="start of weights that are trained for a type of GGUF: nearest values, or calibrated: those that change "
+        "least of what matrices compute on the training text",
+        doc="Where weights start that are trained for a type of GGUF: at their `nearest` values, or `calibrated`: "
+        "rounded so that what matrices compute on the training text changes least, to values that the nearest "
+        "rounding of an export keeps.",
+        default_help="calibrated for a type of GGUF",
     )
     recovery_data: Sequence[str] = option(
         ("self",),
@@ -238,11 +276,27 @@ class RecoveryOptions(RunOptions):
     )
 
     def check_together(self) -> None:
-        """Check that the closed form is requested once.
+        """Check that the closed form is requested once, and that what belongs to a quantisation has a fitting one.
 
         Raises:
-            RequestError: It is requested at full and at low rank.
+            RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; a
+                calibrated start is without a type of GGUF; or mixed types are without a file.
         """
+        if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
+            raise RequestError(
+                "recovery_rounding='calibrated' rounds to the type of GGUF that is trained for; set recovery_for to "
+                f"one of {', '.join(name for name in RECOVERY_FOR if name not in INTEGERS)}"
+            )
+        if (self.recovery_for == "mixed") != (self.recovery_types is not None):
+            raise RequestError(
+                "recovery_for='mixed' trains for the types of a file: name it with recovery_types=FILE.gguf, such as "
+                "a mixed export of the model; other values of recovery_for take none"
+            )
+        if self.recovery_for is not None and self.recovery_lora_dropout:
+            raise RequestError(
+                "recovery_lora_dropout leaves inputs of the adapter out, and recovery_for quantises it merged into its"
+                " weight; set recovery_lora_dropout to 0"
+            )
         if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
             raise RequestError(
                 "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
@@ -295,6 +349,13 @@ class RecoveryOptions(RunOptions):
     def compensates(self) -> bool:
         """Whether weights of the student are re-fit before the training."""
         return self.recovery_compensation != "none"
+
+    @property
+    def starts_calibrated(self) -> bool:
+        """Whether weights are rounded for what matrices compute before the training."""
+        if self.recovery_rounding is None:
+            return self.recovery_for is not None and self.recovery_for not in INTEGERS
+        return self.recovery_rounding == "calibrated"
 
     @property
     def caches_teacher(self) -> bool:

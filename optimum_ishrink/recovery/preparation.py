@@ -15,7 +15,7 @@ from ..checkpoint.fingerprint import checkpoint_digest
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..core.device import dtype_name
-from ..core.digest import digest, tensor_digest
+from ..core.digest import digest, file_digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
 from ..core.finite import check_predictions
 from ..core.limits import check_lengths, check_tokens
@@ -215,6 +215,8 @@ def prepare(
         of_teacher.append(request["tokens"])
     of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]
     of_solution += [options.recovery_compensation_samples, *place]
+    if options.starts_calibrated:
+        of_solution += [options.recovery_for, request["recovery_types"]]
     return Preparation(
         options,
         models,
@@ -241,6 +243,8 @@ def _request(session: Session, options: RecoveryOptions, models: Models, process
     requested = {name: value for name, value in options.to_dict().items() if name in own_options(RecoveryOptions)}
     for name in ("recovery_cache", "recovery_keep_adapter", "recovery_teacher"):
         del requested[name]
+    if options.recovery_types is not None:
+        requested["recovery_types"] = file_digest([Path(options.recovery_types).expanduser()])
     sources = parse_sources(options.recovery_data)
     requested["recovery_data"] = [[source.label, source.fingerprint()] for source in sources]
     teacher = models.teacher if options.needs_teacher_model else None

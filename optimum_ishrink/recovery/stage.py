@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from ..errors import RequestError
 from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
+from .exported_weights import ExportedValues
 from .options import RecoveryOptions
 from .preparation import Preparation, own_tokenizer, pair_of
 from .teacher_text import TokenPair
@@ -51,6 +53,23 @@ def check_device(session: Session) -> None:
         raise RequestError(
             f"recovery trains on the first CUDA device that it sees, not on {session.device}; "
             f"set CUDA_VISIBLE_DEVICES={session.device.index} and leave out --device"
+        )
+
+
+def check_whole_weights(options: RecoveryOptions) -> None:
+    """Check that every process holds whole weights, where they are quantised while training.
+
+    Args:
+        options: The recovery's options.
+
+    Raises:
+        RequestError: accelerate is set to spread them over processes.
+    """
+    spread = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes", "on", "t", "y")
+    if options.recovery_for is not None and spread:
+        raise RequestError(
+            "recovery_for quantises whole weights, and FSDP spreads them over processes; run it under torchrun "
+            "without FSDP, or in one process"
         )
 
 
@@ -162,6 +181,11 @@ def adapter_base(options: RecoveryOptions, student: Source | None) -> str | None
             "a saved adapter belongs on the pruned model, and recovery_compensation changes other weights of it; "
             "leave out one of them"
         )
+    if requested and options.starts_calibrated:
+        raise RequestError(
+            "a saved adapter belongs on the pruned model, and a calibrated start changes other weights of it; "
+            "set recovery_rounding='nearest'"
+        )
     if requested != "auto":
         return requested or None
     if student is None or not student.is_hub_id:
@@ -197,6 +221,7 @@ def train_prepared(
     solved: Mapping[str, torch.Tensor] | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
     sparse: Sequence[str] = (),
+    exported: ExportedValues | None = None,
 ) -> Trained:
     """Train a prepared student, or resume an unfinished training of it.
 
@@ -205,6 +230,7 @@ def train_prepared(
         solved: Weights that replace the student's before the training, by their names in its checkpoint.
         start: What an adapter adds to weights at the start, by their names.
         sparse: Names of the student's parameters, as it is loaded, whose zeros stay.
+        exported: What an export will hold of the result, where that is to be trained.
 
     Raises:
         TrainingError: The training stopped before its end; the same command resumes it.
@@ -224,6 +250,7 @@ def train_prepared(
         layer_map=models.layer_map() if compares_layers else None,
         start=start,
         solved=solved,
+        exported=exported,
         micro=prepared.micro,
         sparse=sparse,
     )
@@ -268,7 +295,7 @@ def apply(
     else:
         note(
             f"recovery: the held-out loss was {record.held_out_loss_before:.4f} before and "
-            f"{record.held_out_loss:.4f} at best, so the weights stay as they were cut; "
+            f"{record.held_out_loss:.4f} at best, so the weights stay as they were; "
             "try a lower --recovery-learning-rate or more text"
         )
     sources = parse_sources(options.recovery_data)
@@ -279,5 +306,6 @@ def apply(
         fingerprints=tuple(source.fingerprint() for source in sources),
         teacher=teacher,
         adapter_base=adapter_base if trained.adds else None,
+        held_out_loss_stored=record.held_out_loss_stored if trained.adds else None,
         before=tuple(before),
     )

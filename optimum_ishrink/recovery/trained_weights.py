@@ -34,7 +34,7 @@ def write_solved(folder: Path, trained: Trained) -> None:
 def write_trained(folder: Path, trained: Trained, options: RecoveryOptions) -> list[str]:
     """Put trained parameters into a checkpoint folder, in the dtype of its files, after the re-fit weights.
 
-    An adapter is merged in float32. Tensors that did not change keep their bytes.
+    An adapter is merged in float32, where it is not merged yet. Tensors that did not change keep their bytes.
 
     Args:
         folder: The checkpoint that was trained from.
@@ -46,7 +46,9 @@ def write_trained(folder: Path, trained: Trained, options: RecoveryOptions) -> l
     """
     write_solved(folder, trained)
     model = load_model(folder, torch.float32, torch.device("cpu"))
-    if options.uses_lora:
+    if trained.merged:
+        _set_parameters(model, trained.merged)
+    elif options.uses_lora:
         adapted = add_lora(model, options)
         _set_parameters(model, trained.parameters)
         model = adapted.merge_and_unload()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensor
 from ..core.finite import not_finite
 from ..errors import NotFiniteError, TrainingError
 from .sharding import set_tensors, shard_on_cpus, whole_tensors
+from .exported_weights import ExportedWeights, StepOnExact
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -45,6 +46,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         callbacks: What watches the training.
         average: The average of the weights, which is evaluated and saved in place of them; None for none.
         rates: Share of the learning rate of each parameter, by name; empty where all have the whole.
+        weights: The student's weights, where the forward pass reads what an export will hold of them.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         text: RecoveryText,
         windows: TrainingWindows,
         callbacks: Sequence[Any] = (),
-        *,
+        weights: ExportedWeights | None = None,
         average: WeightAverage | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> None:
@@ -64,9 +66,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             data_collator=collate,
             train_dataset=windows,
             eval_dataset=windows,  # never read: `evaluate` takes the windows that are held out
-            callbacks=[*callbacks, *([] if average is None else [average])],
+            callbacks=[
+                *callbacks,
+                *([] if weights is None else [StepOnExact(weights)]),
+                *([] if average is None else [average]),
+            ],
         )
         self.text, self.average, self.rates = text, average, rates or {}
+        self._weights = weights
         self.remove_callback(PrinterCallback)
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
@@ -76,6 +83,20 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         """Make accelerate's own state; fully sharded training on CPUs is switched on here, as it is on GPUs."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
+    def exact_weights(self, *, changed: bool = True) -> AbstractContextManager[None]:
+        """Hold the exact weights for a while, where the forward pass reads what an export will hold of them.
+
+        Args:
+            changed: Whether they are changed meanwhile.
+        """
+        return nullcontext() if self._weights is None else self._weights.exact(changed=changed)
+
+    def stored_loss(self) -> float | None:
+        """Return the held-out loss of the weights as the checkpoint stores them; None where training reads those."""
+        if self._weights is None:
+            return None
+        with self._weights.stored():
+            return self.held_out_loss()["loss"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Take the windows in order: they were shuffled before."""
@@ -219,11 +240,12 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        trained = whole_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
-        if self.args.should_save:
-            save_tensors(partial / WEIGHTS, trained)
-            if self.average is not None:
-                save_tensors(partial / AVERAGE, self.average.values)
+        with self.exact_weights(changed=False):
+            trained = whole_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)))
+            if self.args.should_save:
+                save_tensors(partial / WEIGHTS, trained)
+                if self.average is not None:
+                    save_tensors(partial / AVERAGE, self.average.values)
         self._save_optimizer_and_scheduler(str(partial))
         self._save_scaler(str(partial))
         self._save_rng_state(str(partial))
@@ -246,7 +268,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             self.average.resume(load_tensors(folder / AVERAGE))
 
     def _set_trained(self, stored: Mapping[str, torch.Tensor]) -> None:
-        set_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)), stored)
+        with self.exact_weights():
+            set_tensors(trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)), stored)
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))

@@ -22,6 +22,7 @@ from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .kept_zeros import KeepZeros
+from .exported_weights import ExportedValues, ExportedWeights
 from .options import RecoveryOptions
 from .sharding import whole_tensors
 from .student import Student
@@ -57,6 +58,8 @@ class Trained:
         losses: The loss of every step.
         learning_rates: The learning rate of every step.
         solved: Weights that were re-fit before the training, by their names in the checkpoint, in its dtype.
+        merged: Weights that an adapter was merged into, by their names in the model, in the checkpoint's dtype, where
+            an export of them was trained for: merged anew, a few could be rounded otherwise.
     """
 
     parameters: Mapping[str, torch.Tensor]
@@ -65,6 +68,7 @@ class Trained:
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...] = field(default=())
     solved: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def adds(self) -> bool:
@@ -209,6 +213,7 @@ def train(
     layer_map: LayerMap | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
     solved: Mapping[str, torch.Tensor] | None = None,
+    exported: ExportedValues | None = None,
     micro: int | None = None,
     sparse: Sequence[str] = (),
 ) -> Trained:
@@ -224,6 +229,7 @@ def train(
         layer_map: Which of the teacher's layers each layer corresponds to.
         start: What an adapter adds to weights at the start, by their names.
         solved: Weights that take the place of the model's own before the training, by their names in its checkpoint.
+        exported: What an export will hold of the result, where that is to be trained; None for the result itself.
         micro: Windows run at once in one process; by default what the options allow.
         sparse: Names of the model's parameters whose zeros stay.
 
@@ -248,6 +254,7 @@ def train(
         keep_autocast_inputs(model)
     if options.recovery_checkpointing:
         _recompute_layers(model)
+    weights = None if exported is None else ExportedWeights(model, own, exported)
     student = Student(
         model,
         options.terms,
@@ -272,6 +279,7 @@ def train(
         text,
         TrainingWindows(text, options.recovery_epochs, options.seed),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar, zeros],
+        weights=weights,
         average=None
         if options.recovery_ema is None
         else WeightAverage(options.recovery_ema, trained_parameters(student)),
@@ -285,7 +293,7 @@ def train(
     loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
-        with torch.no_grad():
+        with torch.no_grad(), trainer.exact_weights():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
         loss_solved = _known_loss(trainer, folder / SOLVED)
@@ -305,8 +313,10 @@ def train(
     history = trainer.state.log_history
     trained_now = (trainer.state.global_step - (resumed or 0)) * options.recovery_batch_size * text.input_ids.shape[1]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    with trainer.exact_weights(changed=False):
+        parameters = {name: value.detach().float().cpu() for name, value in _best_parameters(trainer).items()}
     return Trained(
-        {name: value.detach().float().cpu() for name, value in _best_parameters(trainer).items()},
+        parameters,
         adapter,
         RecoveryRecord(
             loss=options.recovery,
@@ -329,10 +339,15 @@ def train(
             begins_with=text.begins_with,
             layer_decay=None if rates is None else options.recovery_layer_decay,
             ema=options.recovery_ema,
+            recovery_for=None if exported is None else exported.name,
+            types=None if exported is None else exported.types,
+            rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",
+            held_out_loss_stored=trainer.stored_loss(),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
         dict(solved or {}),
+        {} if weights is None else weights.merged(),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.json_codec import rare_entry
+
 COMPENSATIONS = ("none", "ridge")
 """The methods. Compensation and recovery both offer them."""
 
@@ -32,7 +34,9 @@ class CompensationRecord:
     Args:
         method: `ridge`, or `none`.
         repairs: Every projection that was re-fit or tried, from the first layer to the last.
+        rounded_for: Name of the type of GGUF that weights were rounded for afterwards; None for none.
     """
 
     method: str
     repairs: tuple[ProjectionRepair, ...] = ()
+    rounded_for: str | None = rare_entry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.json_codec import rare_entry
@@ -39,6 +40,12 @@ class RecoveryRecord:
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
         layer_decay: Each layer's learning rate as a share of that of the next; None where all were alike.
         ema: What a step retained of the average of the weights that was saved; None where the weights were.
+        recovery_for: Name of the quantisation that was trained for, whose held-out losses the others are; None where
+            the checkpoint's own weights were trained.
+        types: With `mixed`, the types of matrices by their names in the file.
+        rounding: How weights were rounded before the first step, `calibrated` or `nearest`; None where they were not.
+        held_out_loss_stored: The held-out loss of the trained weights before they are quantised; None where training
+            changed none.
     """
 
     loss: str
@@ -67,3 +74,7 @@ class RecoveryRecord:
     begins_with: str | None = rare_entry()
     layer_decay: float | None = rare_entry()
     ema: float | None = rare_entry()
+    recovery_for: str | None = rare_entry()
+    types: Mapping[str, str] | None = rare_entry()
+    rounding: str | None = rare_entry()
+    held_out_loss_stored: float | None = rare_entry()

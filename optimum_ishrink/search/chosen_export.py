@@ -13,7 +13,8 @@ from ..edge.gguf_export import GgufExport, check_export, verify_file
 from ..edge.gguf_file import read_gguf
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer
-from ..edge.options import ExportOptions
+from ..edge.options import CALIBRATED_ROUNDING, ExportOptions
+from ..edge.recovered_for import note_recovered_for, trained_types
 from ..edge.row_fallbacks import check_rows
 from ..errors import RequestError, ShapeError
 from ..planning.limits import BYTES, Limit, parse_limits, readable
@@ -29,7 +30,7 @@ from .recipe import plain_types
 from .requirements import check_model
 from .rounding import Rounding
 from .store import Store
-from .template import read_template
+from .template import Template, read_template
 from .text_divergence import Reference, held_out_text
 from .turns import Workload
 
@@ -72,14 +73,19 @@ def export_chosen(
         each.check()
     tokenizer = source.load_tokenizer()
     told = find_gguf_tokenizer(source.folder, tokenizer, options.pre_tokenizer)
+    note_recovered_for(source, options)
     with tempfile.TemporaryDirectory(prefix="ishrink-export-") as name:
         folder = Path(name)
         exact = folder / "base.gguf"
         write_base_file(source, exact, options.pre_tokenizer)
         template = read_template(exact, source.binding)
         maker = Maker(session, config, Calibration(config, session), folder)
-        rounding = Rounding(template, maker, lambda _: exact) if options.is_calibrated else None
-        if options.is_mixed:
+        trained = trained_types(source) if options.is_mixed else None
+        calibrates = options.is_calibrated if trained is None else options.rounding == CALIBRATED_ROUNDING
+        rounding = Rounding(template, maker, lambda _: exact) if calibrates else None
+        if trained is not None:
+            chosen: Mapping[str, str] = _within(trained, template, limits)
+        elif options.is_mixed:
             text = held_out_text(session, config, sources, samples=max(WINDOWS, len(sources)), length=LENGTH)
             reference = Reference(session.model, text, source.display_name)
             store = Store(folder / "measured", {})  # an empty folder: a store empties one that it does not know
@@ -113,6 +119,21 @@ def export_chosen(
         architecture=file.architecture,
         agreement=agreements[0] if agreements else None,
     )
+
+
+def _within(types: Mapping[str, str], template: Template, limits: Sequence[Limit]) -> Mapping[str, str]:
+    """Return the types that a checkpoint was recovered for, once they keep a limit on bytes.
+
+    Raises:
+        RequestError: They do not.
+    """
+    size = template.nbytes(template.binding.shape, types)
+    if not Budget(limits, {BYTES: template.nbytes(template.binding.shape, {})}).allows({BYTES: size}):
+        raise RequestError(
+            f"the types that the checkpoint was recovered for take {readable(BYTES, size)}, and the budget is "
+            f"{limits[0].text}; raise it, or recover for another file"
+        )
+    return types
 
 
 def _choose(measuring: Measuring, limits: Sequence[Limit], types: Sequence[str]) -> Mapping[str, str]:

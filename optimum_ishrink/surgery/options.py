@@ -8,6 +8,9 @@ from ..options.option import option
 from ..report.compensation import COMPENSATIONS
 from ..text.options import CalibrationOptions
 
+COMPENSATION_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Types of GGUF whose scales are known without another program."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CompensationOptions(CalibrationOptions):
@@ -21,4 +24,15 @@ class CompensationOptions(CalibrationOptions):
         doc="`ridge` re-fits the projections that read what was cut by ridge regression, in closed form, on the "
         "calibration text; `none` leaves them as they were cut. More text, and more kinds of it, give a better "
         "repair.",
+    )
+    compensation_for: str | None = option(
+        None,
+        metavar="TYPE",
+        choices=COMPENSATION_FOR,
+        help="after the repair, round weights for this type of GGUF, so that an export of the checkpoint in it "
+        f"changes least of what matrices compute: {', '.join(COMPENSATION_FOR)}",
+        doc="After the repair, round weights for this type of GGUF: the nearest values of the checkpoint in this type "
+        "are then those that change least of what matrices compute on the calibration text. The checkpoint remains "
+        "one of 16 bits. With recovery, `recovery_for` does so.",
+        label="type to round for",
     )

@@ -27,7 +27,13 @@ SMALL = RecoveryOptions(
     batch_size=4,
 )
 
-_NAMES = {"loss": "recovery", "trained": "recovery_train", "micro_batch_size": "batch_size", "seed": "seed"}
+_NAMES = {
+    "loss": "recovery",
+    "trained": "recovery_train",
+    "micro_batch_size": "batch_size",
+    "seed": "seed",
+    "for_": "recovery_for",
+}
 _NAMES |= {name: f"recovery_lora_{name}" for name in ("rank", "alpha", "dropout", "targets")}
 
 

@@ -66,6 +66,11 @@ def test_a_loss_between_tokens_of_two_vocabularies(
             ["--recovery-compensation", "ridge", "--recovery-compensation-samples", "3"],
             "at least 4 calibration windows, not 3; raise recovery_compensation_samples",
         ),
+        (
+            ["--recovery-for", "q4_0", "--keep-adapter", "me/x"],
+            "a calibrated start changes other weights of it; set recovery_rounding='nearest'",
+        ),
+        (["--recovery-rounding", "calibrated"], "set recovery_for to one of q8_0, q5_1, q5_0, q4_1, q4_0"),
         (["--recovery-lora-targets", "q_prj"], "unknown LoRA target 'q_prj'"),
         (["--recovery-train", "last:9"], "last:9 layers were requested for training; the model has 3"),
     ],

@@ -154,7 +154,7 @@ def test_training_that_helps_nowhere_leaves_the_weights(
     assert (
         recover(small, tmp_path / "out", changed(flags, recovery_learning_rate="0.3"), "--keep-adapter", "me/x") == 0
     )
-    assert "so the weights stay as they were cut" in capsys.readouterr().err
+    assert "so the weights stay as they were;" in capsys.readouterr().err
     weights = "model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (small / weights).read_bytes()
     assert not (tmp_path / "out" / "adapter").exists()

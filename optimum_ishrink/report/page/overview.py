@@ -218,7 +218,8 @@ def _output(named: NamedReport, bases: dict[str, Model]) -> Model:
             facts["layer importance"] = plan.choice.layer_importance
         compensation, recovery = named.report.compensation, named.report.recovery
         facts["compensation"] = compensation.method if compensation else "unknown"
-        facts["recovery"] = f"{recovery.loss}, {recovery.tokens:,} tokens" if recovery else "none"
+        trained_for = f", for {recovery.recovery_for}" if recovery and recovery.recovery_for else ""
+        facts["recovery"] = f"{recovery.loss}, {recovery.tokens:,} tokens{trained_for}" if recovery else "none"
     place = (environment.accelerator, environment.cpu, environment.device, environment.dtype)
     facts["measured on"] = ", ".join(each for each in place if each)
     return Model(named.label, False, shrunk.params, shrunk.bytes, _label(named, bases), facts)
