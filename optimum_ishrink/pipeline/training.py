@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..architectures.description import LAYERS
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..core.limits import check_lengths
@@ -14,6 +15,7 @@ from ..recovery.stage import (
     adapter_base,
     apply,
     check_device,
+    check_early_exits,
     check_losses,
     check_one_process,
     check_start,
@@ -32,6 +34,7 @@ from .job import Job
 def check_recovery_of_cut(job: Job) -> None:
     """Check the recovery of a checkpoint that this run cuts."""
     if not job.config.recovers:
+        check_early_exits(job.config, job.session.source, job.shape[LAYERS])
         return
     check_one_process()
     if job.cuts_rows:
@@ -49,6 +52,7 @@ def check_training(job: Job) -> None:
     adapter_base(config, job.student)
     check_start(config, is_base=job.is_base)
     check_targets(config, student)
+    check_early_exits(config, student, (job.shape or student.binding.shape)[LAYERS])
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
         check_windows(config.recovery_compensation_samples, samples=windows, off=off)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from ..architectures.composite import check_alone
 from ..architectures.description import HEADS
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
@@ -15,6 +16,7 @@ from ..core.limits import check_tokens
 from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import RequestError
+from ..modeling.early_exit import check_exits, check_exits_run
 from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
@@ -189,6 +191,33 @@ def check_targets(options: RecoveryOptions, student: Source) -> None:
             f"recovery_lora_targets names {tied[0]}, which is the embedding too (tie_word_embeddings), and an adapter "
             "would be trained in one place and merged into both; leave it out, or train it with --recovery-train head"
         )
+
+
+def check_early_exits(options: RecoveryOptions, student: Source, layers: int) -> None:
+    """Check that early exits are within the model, and that its class can run them.
+
+    Args:
+        options: The recovery's options.
+        student: The checkpoint that is trained, or the model that it is cut from.
+        layers: Layers of the model that is trained.
+
+    Raises:
+        RequestError: They are not, or it cannot.
+    """
+    if not options.recovery_early_exit:
+        return
+    if not options.recovers:
+        raise RequestError(
+            "recovery_early_exit is trained in a recovery, and recovery='none' trains nothing; add --recovery kl"
+        )
+    check_alone(
+        student.raw_config,
+        student.display_name,
+        "an early exit",
+        "leave out recovery_early_exit",
+    )
+    check_exits(options.recovery_early_exit, layers)
+    check_exits_run(student.config, student.binding)
 
 
 def train_prepared(

@@ -85,7 +85,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def held_out_loss(self) -> dict[str, float]:
-        """Return the loss on the windows that are held out: the total as `loss`, and each term by its name.
+        """Return the loss on the windows that are held out: the total as `loss`, each term and each exit by its name.
 
         They are divided between processes, unless the model itself is: then all have to run in step. No random number
         is drawn.
@@ -97,7 +97,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         first, size = self.text.trained, self.args.per_device_train_batch_size
         numbers = torch.arange(first, len(self.text.input_ids))
         counts = count_tokens(self.text.labels[first:])
-        sums = torch.zeros(1 + len(student.terms), device=device)
+        sums = torch.zeros(len(student.names), device=device)
         runs = self.model_wrapped if self.is_fsdp_enabled else student
         shares = 1 if self.is_fsdp_enabled else self.accelerator.num_processes
         for mine in torch.split(numbers[self.accelerator.process_index % shares :: shares], size):
@@ -105,8 +105,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             sums += runs(ids, labels, mine.to(device), counts)
         if shares > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
-        names = ["loss", *(term.loss.name for term in student.terms)]
-        return dict(zip(names, sums.tolist(), strict=True))
+        return dict(zip(student.names, sums.tolist(), strict=True))
 
     def raise_not_finite(self, losses: Mapping[str, float]) -> NoReturn:
         """Say why the held-out loss is not finite before the first step.

@@ -242,6 +242,8 @@ def train(
         teacher,
         layer_map,
         temperature=options.recovery_temperature,
+        exits=options.recovery_early_exit or (),
+        exit_weight=options.recovery_early_exit_weight,
         autocast=dtype if mixed else None,
     )
     micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
@@ -255,13 +257,13 @@ def train(
         TrainingWindows(text, options.recovery_epochs, options.seed),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar],
     )
-    loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
+    before, loss_solved = _known_losses(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
         with torch.no_grad():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
-        loss_solved = _known_loss(trainer, folder / SOLVED)
+        loss_solved = _known_losses(trainer, folder / SOLVED)["loss"]
     resumed = last_step(folder)
     began = time.perf_counter()
     try:
@@ -291,7 +293,7 @@ def train(
             best_step=trainer.state.best_global_step,
             tokens=trainer.state.global_step * options.recovery_batch_size * text.input_ids.shape[1],
             held_out_windows=text.held_out,
-            held_out_loss_before=loss_before,
+            held_out_loss_before=before["loss"],
             held_out_loss_solved=loss_solved,
             held_out_loss=trainer.state.best_metric,
             held_out_losses=tuple(evaluations),
@@ -300,6 +302,7 @@ def train(
             resumed_from_step=resumed,
             processes=processes,
             begins_with=text.begins_with,
+            early_exits=_exit_losses(options.recovery_early_exit or (), before, history),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
@@ -326,16 +329,26 @@ def _recompute_layers(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
-def _known_loss(trainer: RecoveryTrainer, path: Path) -> float:
-    """Return the held-out loss before the first step; a resumed run reads what was measured then."""
+def _exit_losses(
+    exits: Sequence[int], before: Mapping[str, float], history: Sequence[Mapping[str, float]]
+) -> tuple[tuple[int, float, float], ...] | None:
+    """Return the held-out loss at each early exit, before and at the best step; None without exits."""
+    if not exits:
+        return None
+    best = min((entry for entry in history if "eval_loss" in entry), key=lambda entry: entry["eval_loss"])
+    return tuple((count, before[f"exit_{count}"], best[f"eval_exit_{count}"]) for count in exits)
+
+
+def _known_losses(trainer: RecoveryTrainer, path: Path) -> dict[str, float]:
+    """Return the held-out losses before the first step; a resumed run reads what was measured then."""
     if path.is_file():
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         trainer.accelerator.wait_for_everyone()
-        return found["loss"]
+        return found
     found = trainer.held_out_loss()
     if not all(map(math.isfinite, found.values())):
         trainer.raise_not_finite(found)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         write_whole(path, json.dumps(found).encode())
-    return found["loss"]
+    return found

@@ -37,6 +37,8 @@ class RecoveryRecord:
         adapter_base: Hub id that the saved adapter names as its base; None when none was saved.
         before: Divergence and agreement of the checkpoint before recovery, on the evaluation texts.
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
+        early_exits: For each early exit that was trained: the layers before it, and the held-out loss there before
+            recovery and at the best step. None where none was.
     """
 
     loss: str
@@ -63,3 +65,4 @@ class RecoveryRecord:
     adapter_base: str | None = None
     before: tuple[Measurement, ...] = ()
     begins_with: str | None = rare_entry()
+    early_exits: tuple[tuple[int, float, float], ...] | None = rare_entry()
