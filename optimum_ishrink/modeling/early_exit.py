@@ -84,11 +84,11 @@ def check_exits_run(config: Any, binding: Binding) -> None:
     remedy = "make a draft of its own with `ishrink draft`"
     if len(entered) > 1:
         raise RequestError(
-            f"the class of {name} runs all of its layers whatever num_hidden_layers says, so transformers has no early "
-            f"exit for it; {remedy}"
+            f"the class of {name} runs all of its layers whatever num_hidden_layers says, so transformers has no "
+            f"early exit for it; {remedy}"
         )
     if reason:
         raise RequestError(
-            f"the class of {name} cannot run its first layers alone ({reason}), as an early exit in transformers does; "
-            f"{remedy}"
+            f"the class of {name} cannot run its first layers alone ({reason}), as an early exit in transformers "
+            f"does; {remedy}"
         )

@@ -132,7 +132,7 @@ class DraftOptions(Options):
     )
     draft_prompts: int = option(6, metavar="N", help="prompts that the base continues")
     prompt_length: int = option(64, ge=2, metavar="N", help="tokens of each prompt")
-    new_tokens: int = option(64, ge=8, metavar="N", help="tokens decoded after each prompt, at most")
+    new_tokens: int = option(64, ge=16, metavar="N", help="tokens decoded after each prompt, at most")
     rounds: int = option(
         12,
         metavar="N",

@@ -21,9 +21,6 @@ BASE = "the base alone"
 Rate = Callable[[str, int], float]
 """Takes a name, `BASE` or a draft's, and the number of a prompt; returns the tokens per second of one output."""
 
-MOST_PASSES = 2
-"""Passes that a timed output needs at least: the first reads the prompt, and its time is none of decoding."""
-
 
 def decode_in_turn(
     names: Sequence[str], prompts: int, rounds: int, rate: Rate
@@ -116,7 +113,9 @@ def measure_together(
                 if found.tokens != text.written.tokens:
                     divergent[name].append(_difference(base, text, found.tokens, number))
                 advance(1)
-    timed = [text for text in texts if len(text.written.tokens) > 2 * MOST_PASSES]
+    # The first pass reads the prompt, and its time is none of decoding: there has to be a second one.
+    longest = max((policy.length for _, policy in drafters.values()), default=1)
+    timed = [text for text in texts if len(text.written.tokens) > longest + 1]
 
     def rate(name: str, number: int) -> float:
         text = timed[number]
@@ -125,12 +124,14 @@ def measure_together(
             drafter, policy = drafters[name]
             set_policy(drafter.model, policy)
         found = write(base, text.prompt, len(text.written.tokens), drafter).rate
-        if found is None:  # one pass wrote it all
-            raise DataError("the base writes too few tokens after a prompt to time them; give more --new-tokens")
+        assert found is not None, "one pass cannot write it all"
         return found
 
     if not timed:
-        raise DataError("the base writes too few tokens after every prompt to time them; give other --draft-text")
+        raise DataError(
+            "the base writes too few tokens after every prompt to time them; give other --draft-text, or more "
+            "--new-tokens"
+        )
     models = {BASE: base, **{name: drafter.model for name, (drafter, _) in drafters.items()}}
     with undisturbed(models):
         rates = decode_in_turn([BASE, *drafters], len(timed), rounds, rate)
