@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
 from ..speculation.options import DraftOptions
 from .flags import add_options, given
@@ -30,6 +31,8 @@ def add_draft_flags(parser: argparse.ArgumentParser) -> None:
     output_flags(parser, required=False)
     add_options(parser.add_argument_group("drafts"), DraftOptions)
     importance_flags(parser)
+    protected = parser.add_argument_group("which layers are protected")
+    add_options(protected, ShapeOptions, only=("keep_first_layers", "keep_last_layers"))
     add_options(parser.add_argument_group("recovery of the drafts"), RecoveryOptions, hide=("--teacher",))
     common_flags(parser)
 

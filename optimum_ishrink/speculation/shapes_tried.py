@@ -121,6 +121,21 @@ class DraftMaker:
     def _place(self, shape: Mapping[str, int], kind: str) -> Path:
         return self.folder / "-".join([kind, *(f"{key}-{size}" for key, size in sorted(shape.items()))]) / self.name
 
+    def _protecting(self, shape: Mapping[str, int]) -> IShrinkConfig:
+        """Return the config with fewer protected layers where a draft has no room for the default ones.
+
+        The defaults are for models that replace their base. A draft may be shallower than they are together.
+        """
+        config, binding = self.config, self.session.source.binding
+        if config.keep_first_layers is not None or config.keep_last_layers is not None:
+            return config
+        depth = shape.get(LAYERS, binding.shape[LAYERS])
+        first, last = config.protection(binding.shape[LAYERS], binding.first_layers)
+        if first + last <= depth:
+            return config
+        first = max(binding.first_layers, min(first, depth // 2))
+        return config.replace(keep_first_layers=first, keep_last_layers=max(0, min(last, depth - first)))
+
     def cut(self, shape: Mapping[str, int]) -> Candidate:
         """Return a draft as it is cut and repaired.
 
@@ -134,7 +149,7 @@ class DraftMaker:
         if not (folder / "config.json").is_file():
             session = Session(self.session.source, self.config)
             session.loaded = self.session.model
-            job = shrink_job(session, self.config.replace(recovery="none", **shape), folder)
+            job = shrink_job(session, self._protecting(shape).replace(recovery="none", **shape), folder)
             job.calibration = self._calibration
             run(SHRINK, job, overwrite=folder.exists())
         return Candidate(shape_name(shape), shape, open_source(folder), made=True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from optimum_ishrink import IShrinker, RequestError
+from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.errors import DataError, ShapeError
 from optimum_ishrink.report.draft import DRAFT_FILE, Divergent, DraftRecord
 from optimum_ishrink.report.draft_tables import DRAFT_HEADER, draft_rows, draft_sentences
 from optimum_ishrink.speculation.formula import Policy
 from optimum_ishrink.speculation.make_draft import work_folder
 from optimum_ishrink.speculation.options import DraftOptions
-from optimum_ishrink.speculation.shapes_tried import shapes_to_try
+from optimum_ishrink.speculation.shapes_tried import DraftMaker, shapes_to_try
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config
 
@@ -133,6 +134,20 @@ def test_the_shapes_that_are_tried_by_default() -> None:
     ]
     assert len(shapes) == 8
     assert shapes_to_try({"num_hidden_layers": 4}, DraftOptions()) == [{"num_hidden_layers": n} for n in (1, 2, 3)]
+
+
+def test_few_layers_are_protected_where_a_draft_has_few() -> None:
+    binding = SimpleNamespace(shape={"num_hidden_layers": 30}, first_layers=0)
+    maker = SimpleNamespace(config=IShrinkConfig(), session=SimpleNamespace(source=SimpleNamespace(binding=binding)))
+
+    def protected(**shape: int) -> tuple[int | None, int | None]:
+        config = DraftMaker._protecting(maker, shape)  # type: ignore[arg-type]
+        return config.keep_first_layers, config.keep_last_layers
+
+    assert protected(num_hidden_layers=10) == protected(intermediate_size=9) == (None, None)
+    assert [protected(num_hidden_layers=n) for n in (5, 2, 1)] == [(2, 2), (1, 1), (0, 1)]
+    maker.config = IShrinkConfig(keep_first_layers=1)
+    assert protected(num_hidden_layers=2) == (1, None)
 
 
 def _refused(shrinker: IShrinker, message: str, **changes: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def runtime(
 class Pretended:
     """A process that writes four tokens."""
 
-    first = {"build": "some build"}
+    first: ClassVar[dict[str, Any]] = {"build": "some build"}
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.drafts = "draft" in request
