@@ -16,7 +16,7 @@ from .show import print_table, say
 
 DRAFT = (
     "make a model that drafts for its base: the output stays the base's, its speed is measured",
-    "ishrink draft --model meta-llama/Llama-3.2-3B --recovery kl --output draft\n"
+    "ishrink draft --model HuggingFaceTB/SmolLM2-1.7B-Instruct --recovery kl --output draft\n"
     "  ishrink draft --model recovered --early-exit 8,12",
 )
 

@@ -68,7 +68,7 @@ def draft_sentences(record: DraftRecord) -> list[str]:
         f"{timing.tokens_per_pass:.2f} tokens.",
         identity_sentence(timing),
     ]
-    if timing.speed.ratio < 1 or timing.speed.verdict != "faster":
+    if timing.speed.ratio < 1 or timing.speed.verdict == "no difference":
         found.append(_why(best, timing))
     return found
 

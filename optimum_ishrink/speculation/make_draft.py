@@ -25,6 +25,7 @@ from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
 from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
+from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import DataError, RequestError, ShapeError
 from ..evaluation.environment import environment
@@ -121,6 +122,8 @@ def _check(
     session: Session, config: IShrinkConfig, options: DraftOptions, output: Path | None, *, overwrite: bool
 ) -> list[Candidate]:
     """Check all that can be known before long work; return the drafts that are not made."""
+    if process_count() > 1:
+        raise RequestError("drafts are made and timed in one process; run the command without torchrun")
     base = session.source
     check_base_class(base)
     sources = _texts(options)

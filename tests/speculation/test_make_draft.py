@@ -156,7 +156,7 @@ def _refused(shrinker: IShrinker, message: str, **changes: Any) -> None:
 
 
 def test_requests_that_are_refused(
-    shrinker: IShrinker, how: dict[str, Any], llama_folder: Path, tmp_path: Path
+    shrinker: IShrinker, how: dict[str, Any], llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = {"save_directory": tmp_path / "out", **how}
     _refused(shrinker, "name the output folder that the draft is written to")
@@ -174,6 +174,8 @@ def test_requests_that_are_refused(
     _refused(shrinker, "two of the drafts have one name", draft_model=(str(llama_folder), str(llama_folder)))
     with pytest.raises(DataError, match="--draft-text cannot be 'self'"):
         shrinker.draft(early_exit=(1,), draft_text=("self",))
+    monkeypatch.setattr("optimum_ishrink.speculation.make_draft.process_count", lambda: 2)
+    _refused(shrinker, "drafts are made and timed in one process", early_exit=(1,))
     assert not any(tmp_path.iterdir())
     with pytest.raises(RequestError, match="the width of the MLP, which this architecture does not count"):
         shapes_to_try({"num_hidden_layers": 4}, DraftOptions(draft_intermediate_size=(3,)))
