@@ -76,12 +76,14 @@ class Output:
     Args:
         tokens: Its tokens.
         seconds: Time for these, without the prompt's.
+        prompt_seconds: Time of the pass over the prompt's tokens that were not in the KV cache.
         drafted: Tokens that a draft proposed.
         accepted: Those that were accepted.
     """
 
     tokens: tuple[int, ...]
     seconds: float
+    prompt_seconds: float
     drafted: int
     accepted: int
 
@@ -158,19 +160,21 @@ class LlamaServer:
         timings = reply["timings"]
         return Answer(seconds, timings["predicted_n"] - 1, timings["predicted_ms"] / 1000)
 
-    def write(self, tokens: Sequence[int], count: int) -> Output:
+    def write(self, tokens: Sequence[int], count: int, *, reuse: bool = False) -> Output:
         """Decode greedily after a prompt, and return the tokens; an end-of-text token stops it.
 
         Args:
             tokens: The prompt's token ids.
             count: Tokens to decode, at most.
+            reuse: Reuse the KV cache of the previous request as far as its prompt is the same.
         """
-        request = {"prompt": list(tokens), "n_predict": count, "cache_prompt": False, "return_tokens": True, **_GREEDY}
+        request = {"prompt": list(tokens), "n_predict": count, "cache_prompt": reuse, "return_tokens": True, **_GREEDY}
         reply = self._post("completion", request)
         timings = reply["timings"]
         return Output(
             tokens=tuple(reply["tokens"]),
             seconds=timings["predicted_ms"] / 1000,
+            prompt_seconds=timings["prompt_ms"] / 1000,
             drafted=timings.get("draft_n", 0),
             accepted=timings.get("draft_n_accepted", 0),
         )

@@ -97,10 +97,11 @@ def speculate(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Itera
     Args:
         request: `model`, `threads`, `context`; and where another file drafts `draft`, `draft_tokens` and
             `draft_threshold`.
-        turns: For each turn the `prompt` (token ids) and the `count` of tokens to write, at most.
+        turns: For each turn the `prompt` (token ids), the `count` of tokens to write, at most, and `reuse` where
+            the KV cache of the last turn serves this one.
 
     Yields:
-        First `build`. Then for each turn `tokens`, `seconds`, `drafted` and `accepted`.
+        First `build`. Then for each turn what `LlamaServer.write` returns.
     """
     from .llama_server import LlamaServer, build_name
 
@@ -112,7 +113,7 @@ def speculate(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Itera
     server.complete([0] * 16, 4, reuse=False)
     yield {"build": build_name()}
     for turn in turns:
-        yield asdict(server.write(turn["prompt"], turn["count"]))
+        yield asdict(server.write(turn["prompt"], turn["count"], reuse=turn.get("reuse", False)))
 
 
 def peak_memory() -> int | None:

@@ -33,12 +33,11 @@ from ..modeling.early_exit import check_exits, check_exits_run
 from ..report.draft import DraftExpectation, DraftRecord, DraftTiming, TriedDraft
 from ..text.sources import PYDOC, TextSource, label_sources, parse_sources, windows_per_source
 from ..text.windows import token_windows
-from .assisted import Drafter
 from .formula import LENGTHS, Policy, StepCosts, best_policy, expected_speedup, expected_tokens
 from .on_llama_cpp import OnLlamaCpp
 from .on_pytorch import OnPyTorch
 from .options import DraftOptions
-from .own_text import Choices, OwnText, agreement, choices, own_texts
+from .own_text import Choices, OwnText, agreement
 from .refusals import check_base, check_base_class, check_same_tokens, check_vocabulary
 from .shapes_tried import Candidate, DraftMaker, shapes_to_try
 from .written_draft import write_draft
@@ -51,11 +50,11 @@ class Runtime(Protocol):
     base_type: str
     draft_type: str
 
-    def load(self, candidate: Candidate) -> Drafter:
-        """Load a draft in transformers."""
+    def texts(self, prompts: torch.Tensor) -> list[OwnText]:
+        """Return what the base writes after prompts by greedy decoding."""
 
-    def costs(self, candidate: Candidate, drafter: Drafter, texts: Sequence[OwnText]) -> StepCosts:
-        """Return what a round costs."""
+    def expected(self, candidate: Candidate, texts: Sequence[OwnText]) -> tuple[list[Choices], StepCosts]:
+        """Return where a draft would choose what the base wrote, and what a round costs."""
 
     def together(
         self, chosen: Sequence[tuple[Candidate, Policy]], texts: Sequence[OwnText]
@@ -102,10 +101,10 @@ def make_draft(
     """
     given = _check(session, config, options, output, overwrite=overwrite)
     base = session.source
-    check_base(base, session.model)
+    if options.runtime == "pytorch":
+        check_base(base, session.model)
     with _runtime(session, options) as runtime:
-        prompts = _prompts(session, config, options)
-        texts = own_texts(session.model, prompts, options.new_tokens)
+        texts = runtime.texts(_prompts(session, config, options))
         with _made_in(output, making=not options.measures_only) as folder:
             record, best = _try(session, config, options, runtime, texts, given, folder, output)
             _check_target(record, options)
@@ -276,10 +275,7 @@ def _policy(draft: TriedDraft) -> Policy:
 
 
 def _expect(runtime: Runtime, candidate: Candidate, texts: Sequence[OwnText]) -> DraftExpectation:
-    """Return what is expected of a draft; its model is in memory only here."""
-    drafter = runtime.load(candidate)
-    found = choices(drafter, texts)
-    return expectation(found, runtime.costs(candidate, drafter, texts))
+    return expectation(*runtime.expected(candidate, texts))
 
 
 def expectation(found: Sequence[Choices], costs: StepCosts) -> DraftExpectation:

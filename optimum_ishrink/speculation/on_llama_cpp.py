@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
@@ -22,11 +25,12 @@ from ..edge.worker_process import MARGIN, Process, Start, WorkerProcess
 from ..edge.write_gguf import write_gguf
 from ..errors import DataError
 from ..report.draft import Divergent, DraftTiming
-from .assisted import Drafter
+from .assisted import Written
 from .formula import NO_ROUNDS, Policy, Rounds, StepCosts
 from .options import DRAFT_QUANTIZATION, DraftOptions
-from .own_text import OwnText
+from .own_text import Choices, OwnText
 from .shapes_tried import Candidate
+from .step_cost import PASS_LENGTHS
 from .together import BASE, decode_in_turn, timings
 
 _TURNS = 5
@@ -74,14 +78,55 @@ class OnLlamaCpp:
         with tempfile.TemporaryDirectory(prefix="ishrink-draft-") as folder:
             yield cls(session, options, Path(folder))
 
-    def load(self, candidate: Candidate) -> Drafter:
-        """Load a draft in transformers, which says where it would choose what the base wrote.
+    def texts(self, prompts: torch.Tensor) -> list[OwnText]:
+        """Return what the base's file writes after prompts by greedy decoding.
+
+        Args:
+            prompts: Token ids, shape (prompts, length).
+
+        Raises:
+            DataError: It ends the text at once after every prompt.
+        """
+        found = []
+        with self._process(None, None) as base:
+            for row in prompts:
+                answer = base.ask({"prompt": row.tolist(), "count": self.options.new_tokens})
+                tokens = tuple(answer["tokens"])
+                if len(tokens) > 1:
+                    alone = Rounds(len(tokens), len(tokens), 0, 0)
+                    found.append(OwnText(row[None], Written(tokens, alone, len(tokens), answer["seconds"])))
+        if not found:
+            raise DataError("the model ends its text at once after every prompt; give other --draft-text")
+        return found
+
+    def expected(self, candidate: Candidate, texts: Sequence[OwnText]) -> tuple[list[Choices], StepCosts]:
+        """Return where a draft's file would choose what the base's wrote, and what a round costs.
 
         Args:
             candidate: The draft.
+            texts: What the base wrote.
         """
+        return [self._choices(candidate, text) for text in texts], self._costs(candidate, texts)
+
+    def _choices(self, candidate: Candidate, text: OwnText) -> Choices:
         assert candidate.source is not None, "llama.cpp has no early exit"
-        return Drafter(candidate.name, candidate.source.load_model(self.session.dtype, self.session.device))
+        own = text.written.tokens
+        request = {
+            "task": "predict",
+            "model": str(self._file(candidate.source, self._draft)),
+            "threads": self._threads,
+            "windows": [[*text.prompt[0].tolist(), *own[:-1]]],
+            "predicted": len(own),
+            "candidates": 1,
+            "lines": [],
+        }
+        with self._start(request) as process:
+            (top,) = process.first["top"]
+        first = [position[0] for position in top]
+        return Choices(
+            tuple(token == wanted for (token, _), wanted in zip(first, own, strict=True)),
+            tuple(math.exp(log) for _, log in first),
+        )
 
     def _file(self, source: Source, quantization: GgufQuantization) -> Path:
         """Return a checkpoint's file, written when it is first needed."""
@@ -109,18 +154,14 @@ class OnLlamaCpp:
             request |= {"draft_tokens": policy.length, "draft_threshold": policy.threshold}
         return self._start(request)
 
-    def costs(self, candidate: Candidate, drafter: Drafter, texts: Sequence[OwnText]) -> StepCosts:
-        """Return what a step of a draft costs, from the decode speeds of both alone, in turn.
+    def _costs(self, candidate: Candidate, texts: Sequence[OwnText]) -> StepCosts:
+        """Return what a step of a draft costs, from the decode speeds of both alone, in turn, and what passes do.
 
-        A pass of the base over several tokens is taken to be as fast as a step.
-
-        Args:
-            candidate: The draft.
-            drafter: Not read.
-            texts: What the base wrote.
+        A pass of the base over several tokens is timed as what it takes to read them after a prompt.
         """
         assert candidate.source is not None, "llama.cpp has no early exit"
         prompt = texts[0].prompt[0].tolist()
+        passes: dict[int, list[float]] = {count: [] for count in PASS_LENGTHS if count < len(prompt)}
         seconds: dict[str, list[float]] = {"base": [], "draft": []}
         with (
             self._process(None, None) as base,
@@ -131,8 +172,16 @@ class OnLlamaCpp:
                 for name, process in (("base", base), ("draft", draft)):
                     found = process.ask({"prompt": prompt, "count": 16})
                     seconds[name].append(found["seconds"] / max(1, len(found["tokens"])))
+                for count, times in passes.items():
+                    base.ask({"prompt": prompt[:-count], "count": 1})
+                    times.append(base.ask({"prompt": prompt, "count": 1, "reuse": True})["prompt_seconds"])
                 advance(1)
-        return StepCosts(median(seconds["draft"]) / median(seconds["base"]), {1: 1.0})
+        middle = {count: median(times) for count, times in passes.items()}
+        # A step decides the unit: of draft and base alike it is what decoding takes, so passes are relative to one.
+        return StepCosts(
+            median(seconds["draft"]) / median(seconds["base"]),
+            {count: value / middle[1] for count, value in middle.items()},
+        )
 
     def together(
         self, chosen: Sequence[tuple[Candidate, Policy]], texts: Sequence[OwnText]
@@ -141,7 +190,7 @@ class OnLlamaCpp:
 
         Args:
             chosen: The drafts, each with how long it proposes.
-            texts: The prompts; what the base wrote in transformers is not read.
+            texts: What the base wrote alone.
 
         Raises:
             DataError: The base writes too few tokens to time them.
@@ -153,7 +202,7 @@ class OnLlamaCpp:
                 processes[candidate.name] = stack.enter_context(self._process(candidate, policy))
             self.build = processes[BASE].first["build"]
             ask = self._asking(processes, prompts)
-            own = [ask(BASE, number)["tokens"] for number in range(len(prompts))]
+            own = [list(text.written.tokens) for text in texts]
             counted: dict[str, Rounds] = {}
             divergent: dict[str, list[Divergent]] = {}
             for name in list(processes)[1:]:

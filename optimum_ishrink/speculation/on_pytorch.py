@@ -14,7 +14,7 @@ from ..report.draft import DraftTiming
 from .assisted import Drafter, set_policy, write
 from .formula import Policy, StepCosts
 from .options import DraftOptions
-from .own_text import OwnText
+from .own_text import Choices, OwnText, choices, own_texts
 from .shapes_tried import Candidate
 from .step_cost import measure_costs
 from .together import measure_together
@@ -53,14 +53,26 @@ class OnPyTorch:
             return Drafter(candidate.name, self.session.model, candidate.exit)
         return Drafter(candidate.name, candidate.source.load_model(self.dtype, self.session.device))
 
-    def costs(self, candidate: Candidate, drafter: Drafter, texts: Sequence[OwnText]) -> StepCosts:
-        """Return what steps of a draft and passes of the base cost, and starting the draft's loop in every round.
+    def texts(self, prompts: torch.Tensor) -> list[OwnText]:
+        """Return what the base writes after prompts by greedy decoding.
 
         Args:
-            candidate: The draft.
-            drafter: The draft, loaded.
+            prompts: Token ids, shape (prompts, length).
+        """
+        return own_texts(self.session.model, prompts, self.options.new_tokens)
+
+    def expected(self, candidate: Candidate, texts: Sequence[OwnText]) -> tuple[list[Choices], StepCosts]:
+        """Return where a draft would choose what the base wrote, and what a round costs.
+
+        Args:
+            candidate: The draft; its model is in memory only here.
             texts: What the base wrote.
         """
+        drafter = self.load(candidate)
+        return choices(drafter, texts), self._costs(drafter, texts)
+
+    def _costs(self, drafter: Drafter, texts: Sequence[OwnText]) -> StepCosts:
+        """Return what steps of a draft and passes of the base cost, and starting the draft's loop in every round."""
         base = self.session.model
         costs = measure_costs(base, [drafter], texts[0].prompt)[drafter.name]
         set_policy(drafter.model, _PROBE)

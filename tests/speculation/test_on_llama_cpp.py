@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from optimum_ishrink.speculation.own_text import OwnText
 from optimum_ishrink.speculation.shapes_tried import Candidate
 from tests.helpers.edge_models import save_edge
 
-TEXTS = [OwnText(torch.tensor([[row, 4, 5]]), Written((6, 7), Rounds(2, 2, 0, 0), 1, 1.0)) for row in (1, 2)]
+TEXTS = [OwnText(torch.tensor([[1, 4, 5]]), Written((6, 7), Rounds(2, 2, 0, 0), 1, 1.0))]
 
 
 @pytest.fixture
@@ -54,7 +55,10 @@ def runtime(
 class Pretended:
     """A process that writes four tokens."""
 
-    first: ClassVar[dict[str, Any]] = {"build": "some build"}
+    first: ClassVar[dict[str, Any]] = {
+        "build": "some build",
+        "top": [[[(token, math.log(0.5))] for token in (6, 7, 8, 3)]],
+    }
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.drafts = "draft" in request
@@ -64,13 +68,20 @@ class Pretended:
         tokens = [6, 7, 9, 8] if self.drafts and message["prompt"][0] == 2 else [6, 7, 8, 9]
         seconds = 0.5 if self.drafts else 0.25 if self.small else 1.0
         drafted, accepted = (3, 2) if self.drafts else (0, 0)
-        return {"tokens": tokens, "seconds": seconds, "drafted": drafted, "accepted": accepted}
+        found = {"tokens": tokens, "seconds": seconds, "prompt_seconds": 1.0}
+        return {**found, "drafted": drafted, "accepted": accepted}
 
 
 def test_what_is_asked_and_counted(runtime: OnLlamaCpp, llama_folder: Path, asked: list[Mapping[str, Any]]) -> None:
     candidate = Candidate("other", {}, open_source(llama_folder), made=True)
-    assert runtime.costs(candidate, runtime.load(candidate), TEXTS).draft == 0.25
-    found = runtime.together([(candidate, Policy(3, 0.4))], TEXTS)["other"]
+    texts = runtime.texts(torch.tensor([[1, 4, 5], [2, 4, 5]]))
+    assert [text.written.tokens for text in texts] == [(6, 7, 8, 9)] * 2
+    found, costs = runtime.expected(candidate, texts)
+    assert costs.draft == 0.25
+    assert costs.passes == {1: 1.0, 2: 1.0}
+    assert found[0].matches == (True, True, True, False)
+    assert found[0].confidences == (0.5,) * 4
+    found = runtime.together([(candidate, Policy(3, 0.4))], texts)["other"]
     assert asked[-1]["draft"].endswith(".gguf")
     assert (asked[-1]["draft_tokens"], asked[-1]["draft_threshold"], asked[-1]["threads"]) == (3, 0.4, 1)
     assert "draft" not in asked[-2]
@@ -90,6 +101,8 @@ def test_a_base_that_writes_too_little(
     candidate = Candidate("other", {}, open_source(llama_folder))
     with pytest.raises(DataError, match="too few tokens after every prompt to time them; give other text"):
         runtime.together([(candidate, Policy(3))], TEXTS)
+    with pytest.raises(DataError, match="the model ends its text at once after every prompt"):
+        runtime.texts(torch.tensor([[1, 4, 5]]))
 
 
 @pytest.mark.slow
