@@ -49,12 +49,18 @@ class IShrinkConfig(
         """Check that experts are merged by what a text says of them, and that weights are rounded once.
 
         Raises:
-            RequestError: The criterion for experts reads none; or weights are to be trained after they are rounded.
+            RequestError: The criterion for experts reads none; weights are to be trained after they are rounded; or
+                weights are to be rounded and to become zero.
         """
         if self.compensation_for is not None and self.recovers:
             raise RequestError(
                 f"compensation_for={self.compensation_for!r} rounds weights that recovery then changes; leave it out "
                 f"and set recovery_for={self.compensation_for!r}, which rounds them and trains for it"
+            )
+        if self.sparsity is not None and (kept := self.compensation_for or self.recovery_for) is not None:
+            raise RequestError(
+                f"sparsity={self.sparsity!r} sets weights to zero, and rounding them for {kept} changes the others by "
+                "inputs that are not theirs any more; leave out compensation_for and recovery_for, or sparsity"
             )
         if not self.merge_experts:
             return

@@ -131,6 +131,7 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     names: dict[str, Any] = {"QUICK": QUICK, "CUT": {**QUICK, "evaluate": False, "benchmark": False}}
     names["SEARCH"] = {name: QUICK[name] for name in ("calibration_samples", "calibration_length")}
+    names["SHORT"] = dict(names["SEARCH"])
     names["SEARCH"] |= {"search_samples": 2, "search_length": 32, "prompt_length": 16, "context": 64, "candidates": 1}
     made_up_device.install(monkeypatch)
     ran = []
@@ -144,6 +145,7 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             ("threads=1", "threads=1, timing_rounds=1, prompt_length=16, context=64"),
             ("**analysis.changes", "**{**CUT, **analysis.changes}"),
             ("levels=[10, 25, 50]", "levels=[25], analysis_length=32, **CUT"),
+            ("draft_layers=[5, 10]", "draft_layers=[2], draft_prompts=2, new_tokens=16, rounds=1, **SHORT"),
             ("recovery_tokens=200_000", SHORT_TRAINING),
             ('tasks=["arc_easy"]', offline),
             ("benchmark_prompt_length=[64, 512]", "benchmark_rounds=2, benchmark_prompt_length=[16, 32]"),
@@ -158,6 +160,7 @@ def test_the_api_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "search",
         "profile",
         "advise",
+        "draft",
         "recover",
         "evaluate",
         "benchmark",

@@ -18,6 +18,8 @@ from ..core.table import Row, escape_cell, literal_table, markdown_table
 from ..errors import SourceError
 from ..report.budget import BudgetRecord
 from ..report.compensation import CompensationRecord
+from ..report.draft import DRAFT_FILE, DraftRecord
+from ..report.draft_tables import DRAFT_HEADER, draft_rows, draft_sentences
 from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
 from ..report.origin import Origin
 from ..report.plan import Plan
@@ -52,6 +54,7 @@ def render_card(
     *,
     figures: Mapping[str, str],
     chat: bool = False,
+    draft: DraftRecord | None = None,
 ) -> str:
     """Return the card's text.
 
@@ -61,6 +64,7 @@ def render_card(
         figures: `removed`, `importance`, `quality`, `speed` and names of devices to the figures' paths in the folder,
             where they exist.
         chat: Whether the tokenizer has a chat template; the example then uses it.
+        draft: What was measured of the model as a draft of its base; None where it was not made for that.
     """
     name, origin = report.shrunk.name, report.origin or Origin()
     base_id = origin.base_model
@@ -112,6 +116,9 @@ def render_card(
         command=origin.command,
         budget=report.budget,
         budget_table=_budget_table(report.budget) if report.budget else "",
+        draft=draft,
+        draft_table=literal_table(DRAFT_HEADER, draft_rows(draft)) if draft else "",
+        draft_sentences=[escape_cell(line) for line in draft_sentences(draft)] if draft else [],
     )
 
 
@@ -202,7 +209,8 @@ def build_card(folder: Path) -> None:
         raise SourceError(f"{folder / PLAN_FILE} does not exist")
     read_json(folder / CONFIG_FILE)
     figures = _draw_figures(folder, run.plan, run.report)
-    text = render_card(run.report, run.plan, figures=figures, chat=_has_chat_template(folder))
+    draft = DraftRecord.read(folder) if (folder / DRAFT_FILE).is_file() else None
+    text = render_card(run.report, run.plan, figures=figures, chat=_has_chat_template(folder), draft=draft)
     replace_file(folder / "README.md", text.encode())
     write_benchmark_entries(run.report, folder)
 

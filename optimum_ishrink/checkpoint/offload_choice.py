@@ -42,6 +42,10 @@ def refusal(source: Source, device: torch.device, options: Any, needs_whole: str
         return f"layers are read from disk for the CPU alone, not for {device.type}; pass device cpu"
     if process_count() > 1:
         return "layers are read from disk in one process alone; run the command without torchrun"
+    if getattr(options, "sparsity_reads_text", False):
+        return "what becomes zero by its inputs is chosen in the whole model; pass sparsity_criterion magnitude"
+    if getattr(options, "compensation_for", None) is not None:
+        return "rounding after the repair runs the whole model; leave compensation_for out, and round in the export"
     if getattr(options, "recovers", False):
         return "recovery trains a whole model; pass recovery none, and recover the result on a larger machine"
     return needs_whole

@@ -10,21 +10,18 @@ from ..edge.options import ExportOptions, RuntimeOptions
 from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
-from ..importance.options import ImportanceOptions
-from ..options.offload import OffloadOptions
-from ..options.run import RunOptions
 from ..planning.options import ShapeOptions
 from ..recovery.options import RecoveryOptions
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..sparsity.options import SparsityOptions
-from ..surgery.options import CompensationOptions
-from ..text.options import CalibrationOptions
 from ..vocabulary.options import VocabularyOptions
 from .app_verbs import EXAMPLE, add_app_flags
 from .chat_verbs import add_chat
 from .describe_verb import DESCRIBE, add_describe_flags
+from .draft_verb import DRAFT, add_draft_flags
 from .flags import add_options
 from .plan_verb import PLAN, add_plan_flags
+from .shared_flags import architecture_flag, common_flags, importance_flags, json_flag, model_flags, output_flags
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
 
@@ -104,6 +101,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         )
     )
     add_describe_flags(verb("describe", *DESCRIBE))
+    add_draft_flags(verb("draft", *DRAFT))
     _recover(
         verb(
             "recover",
@@ -159,20 +157,20 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(parser: argparse.ArgumentParser) -> None:
-    _model(parser, recipe=True)
-    _output_folder(parser)
+    model_flags(parser, recipe=True)
+    output_flags(parser)
     group = parser.add_argument_group("budget and runtime")
     add_options(group, SearchOptions)
     add_options(group, ProfileOptions)
     shape = parser.add_argument_group("what may change")
     add_options(shape, ShapeOptions, only=("prune", "keep_first_layers", "keep_last_layers", "vocab_multiple"))
     add_options(parser.add_argument_group("which tokens stay"), VocabularyOptions)
-    _importance(parser)
-    _common(parser)
+    importance_flags(parser)
+    common_flags(parser)
 
 
 def _profile(parser: argparse.ArgumentParser) -> None:
-    _model(parser, recipe=True)
+    model_flags(parser, recipe=True)
     parser.add_argument("--output", metavar="FILE", required=True, help="the profile, or with --script the program")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument(
@@ -182,21 +180,21 @@ def _profile(parser: argparse.ArgumentParser) -> None:
         "llama.cpp but neither torch nor this package",
     )
     add_options(parser.add_argument_group("what is timed"), ProfileOptions)
-    _common(parser)
+    common_flags(parser)
 
 
 def _advise(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_flags(parser)
     add_options(parser.add_argument_group("budget"), AdviceOptions)
-    _json(parser)
+    json_flag(parser)
 
 
 def _shrink(parser: argparse.ArgumentParser) -> None:
-    _model(parser, recipe=True)
-    _output_folder(parser, required=False)
+    model_flags(parser, recipe=True)
+    output_flags(parser, required=False)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     _shape(parser)
-    _importance(parser)
+    importance_flags(parser)
     add_options(parser.add_argument_group("recovery"), RecoveryOptions, hide=("--teacher",))
     _quality(parser)
     _speed(parser)
@@ -208,70 +206,70 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
         help="upload the result as one commit; login and name are checked before the work begins",
     )
     _visibility(parser)
-    _common(parser, offload=True)
+    common_flags(parser, offload=True)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
-    _model(parser, recipe=True)
+    model_flags(parser, recipe=True)
     add_plan_flags(parser)
     _shape(parser)
-    _importance(parser)
-    _common(parser, offload=True)
+    importance_flags(parser)
+    common_flags(parser, offload=True)
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
-    _output_folder(parser)
+    model_flags(parser)
+    output_flags(parser)
     add_options(parser.add_argument_group("what to measure"), AnalysisOptions)
-    _importance(parser, compensation=False)
+    importance_flags(parser, compensation=False)
     protected = ("keep_first_layers", "keep_last_layers")
     add_options(parser.add_argument_group("which layers are protected"), ShapeOptions, only=protected)
     add_options(parser.add_argument_group("tasks at every level"), TaskOptions)
-    _common(parser, offload=True)
+    common_flags(parser, offload=True)
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
-    _output_folder(parser)
-    _architecture(parser)
+    output_flags(parser)
+    architecture_flag(parser)
     add_options(parser.add_argument_group("recovery"), RecoveryOptions, defaults={"recovery": "kl"})
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)
     add_options(parser, SpeedOptions, only=SWITCHES)
-    _common(parser)
+    common_flags(parser)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_flags(parser)
     _base(parser)
     _quality(parser)
-    _common(parser, offload=True)
+    common_flags(parser, offload=True)
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_flags(parser)
     _base(parser)
     add_options(parser.add_argument_group("runtime"), RuntimeOptions)
     _speed(parser, ",".join(map(str, BENCHMARK_LENGTHS)))
-    _common(parser)
+    common_flags(parser)
 
 
 def _chat(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_flags(parser)
     add_chat(parser)
-    _json(parser)
+    json_flag(parser)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_flags(parser)
     group = parser.add_argument_group("export")
     group.add_argument(
         "--output", metavar="PATH", required=True, help="the GGUF file, or the folder; it appears whole or not at all"
     )
     group.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_options(group, ExportOptions)
-    _json(group)
+    json_flag(group)
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -287,7 +285,7 @@ def _report(parser: argparse.ArgumentParser) -> None:
         "--metric", metavar="NAME", help="quality in the plots (default: KL divergence, or else the first measured)"
     )
     parser.add_argument("--title", metavar="TEXT", help="title of the page")
-    _json(parser)
+    json_flag(parser)
 
 
 def _push(parser: argparse.ArgumentParser) -> None:
@@ -295,7 +293,7 @@ def _push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
     _visibility(parser)
     add_options(parser, PushOptions, without=_VISIBILITY)
-    _json(parser)
+    json_flag(parser)
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -308,29 +306,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
         "--recovery", metavar="LOSS", default="none", help="recover the cut model, such as by kl (default: none)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
-    _json(parser)
-
-
-def _model(parser: argparse.ArgumentParser, *, recipe: bool = False) -> None:
-    """Add the flags that say which model."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", required=not recipe, help="Hub id or folder")
-    group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
-    group.add_argument("--revision", help="branch, tag or commit on the Hub")
-    _architecture(group)
-    if recipe:
-        group.add_argument("--config", metavar="FILE.yaml", help="recipe; flags override its values")
-
-
-def _architecture(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    group.add_argument("--architecture", metavar="FILE.json", help="description of another architecture")
-
-
-def _output_folder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
-        "--output", metavar="DIR", required=required, help="output folder; it appears whole or not at all"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+    json_flag(parser)
 
 
 def _base(parser: argparse.ArgumentParser) -> None:
@@ -353,14 +329,6 @@ def _shape(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("zeros"), SparsityOptions)
 
 
-def _importance(parser: argparse.ArgumentParser, *, compensation: bool = True) -> None:
-    group = parser.add_argument_group("how to choose")
-    add_options(group, ImportanceOptions)
-    if compensation:
-        add_options(group, CompensationOptions)
-    add_options(group, CalibrationOptions)
-
-
 def _quality(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quality")
     add_options(group, QualityOptions, without=SWITCHES)
@@ -378,14 +346,3 @@ _VISIBILITY = ("private", "private_until_complete")
 def _visibility(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say who can see the repository."""
     add_options(parser.add_mutually_exclusive_group(), PushOptions, only=_VISIBILITY)
-
-
-def _common(parser: argparse.ArgumentParser, *, offload: bool = False) -> None:
-    group = parser.add_argument_group("common")
-    add_options(group, OffloadOptions, only=None if offload else ())
-    add_options(group, RunOptions)
-    _json(group)
-
-
-def _json(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", action="store_true", help="print one JSON object on standard output")

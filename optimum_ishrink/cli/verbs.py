@@ -17,6 +17,7 @@ from ..hub.options import PushOptions
 from .app_verbs import app
 from .chat_verbs import chat
 from .describe_verb import describe
+from .draft_verb import draft
 from .flags import given
 from .plan_verb import plan, show_plan_alone
 from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
@@ -297,6 +298,7 @@ VERBS: dict[str, Verb] = {
     "profile": profile,
     "advise": advise,
     "describe": describe,
+    "draft": draft,
     "evaluate": _evaluate,
     "benchmark": _benchmark,
     "chat": chat,

@@ -194,7 +194,9 @@ def _tiny(
     return Tiny(model_type, small, keys, size_keys, (*optional, *unset), build(small, model_type), tuple(notes))
 
 
-def _that_is_accepted(small: Values, values: Values, model_type: str, keys: Mapping[str, str]) -> Values:
+def _that_is_accepted(
+    small: dict[str, Any], values: Values, model_type: str, keys: Mapping[str, str]
+) -> dict[str, Any]:
     """Return values that the config class accepts: where it wants a product to be the width, one factor follows it.
 
     Such as the heads of a state-space layer, which together are a multiple of the hidden size.

@@ -8,8 +8,8 @@ import torch
 
 from ..checkpoint.source import Source
 from ..core.progress import note, progress_bar
+from ..modeling.error_carry import error_carry
 from ..recovery.exported_weights import ExportedValues
-from .calibrated_rounding import error_carry
 from .input_moments import input_moments
 from .kept_rounding import kept_values
 from .recovery_values import BlockValues

@@ -69,6 +69,25 @@ class Answer:
     decode_seconds: float
 
 
+@dataclass(frozen=True)
+class Output:
+    """What was written after a prompt.
+
+    Args:
+        tokens: Its tokens.
+        seconds: Time for these, without the prompt's.
+        prompt_seconds: Time of the pass over the prompt's tokens that were not in the KV cache.
+        drafted: Tokens that a draft proposed.
+        accepted: Those that were accepted.
+    """
+
+    tokens: tuple[int, ...]
+    seconds: float
+    prompt_seconds: float
+    drafted: int
+    accepted: int
+
+
 class LlamaServer:
     """One GGUF file loaded in llama.cpp.
 
@@ -78,13 +97,25 @@ class LlamaServer:
         path: The file.
         threads: Threads to compute with.
         context: Context size in tokens, for prompt and answer together.
+        draft: Another file that drafts for this one; None for none.
+        draft_tokens: Tokens that it drafts in a round, at most.
+        draft_threshold: Probability below which a token is not drafted; 0 for never.
 
     Raises:
         RequestError: `xllamacpp` is not installed.
         SourceError: llama.cpp cannot load the file.
     """
 
-    def __init__(self, path: Path, *, threads: int, context: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        context: int,
+        draft: Path | None = None,
+        draft_tokens: int = 4,
+        draft_threshold: float = 0.0,
+    ) -> None:
         check_runtime()
         import xllamacpp
 
@@ -98,11 +129,19 @@ class LlamaServer:
         settings.warmup = False  # a warm-up generates tokens, which is not part of loading
         settings.ui = False
         settings.verbosity = _ERRORS_ONLY
+        if draft is not None:
+            settings.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+            drafting = settings.speculative.draft
+            drafting.mparams.path = str(draft)
+            drafting.n_max, drafting.n_min, drafting.p_min = draft_tokens, 0, draft_threshold
+            drafting.cpuparams.n_threads = drafting.cpuparams_batch.n_threads = threads
+            drafting.n_gpu_layers = 0
         start = time.perf_counter()
         try:
             self._server = xllamacpp.Server(settings)
         except RuntimeError:
-            raise SourceError(f"llama.cpp cannot load {path}") from None
+            names = f"{path}" if draft is None else f"{path} with the draft {draft}"
+            raise SourceError(f"llama.cpp cannot load {names}") from None
         _NEVER_CLOSED.append(self._server)
         self.load_seconds = time.perf_counter() - start
 
@@ -120,6 +159,25 @@ class LlamaServer:
         seconds = time.perf_counter() - start
         timings = reply["timings"]
         return Answer(seconds, timings["predicted_n"] - 1, timings["predicted_ms"] / 1000)
+
+    def write(self, tokens: Sequence[int], count: int, *, reuse: bool = False) -> Output:
+        """Decode greedily after a prompt, and return the tokens; an end-of-text token stops it.
+
+        Args:
+            tokens: The prompt's token ids.
+            count: Tokens to decode, at most.
+            reuse: Reuse the KV cache of the previous request as far as its prompt is the same.
+        """
+        request = {"prompt": list(tokens), "n_predict": count, "cache_prompt": reuse, "return_tokens": True, **_GREEDY}
+        reply = self._post("completion", request)
+        timings = reply["timings"]
+        return Output(
+            tokens=tuple(reply["tokens"]),
+            seconds=timings["predicted_ms"] / 1000,
+            prompt_seconds=timings["prompt_ms"] / 1000,
+            drafted=timings.get("draft_n", 0),
+            accepted=timings.get("draft_n_accepted", 0),
+        )
 
     def next_log_probabilities(self, tokens: Sequence[int], count: int) -> list[tuple[int, float]]:
         """Return the most likely next tokens with their natural log-probabilities over the whole vocabulary.
@@ -148,12 +206,20 @@ class LlamaServer:
 
     def tokenize(self, text: str) -> list[int]:
         """Return a text's token ids, without special tokens."""
-        body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
+        found: list[int] = self._post(
+            "tokenize", {"content": text, "add_special": False, "parse_special": False}, limit=60
+        )["tokens"]
+        return found
+
+    def _post(self, path: str, contents: dict[str, Any], *, limit: float = 1800) -> dict[str, Any]:
+        """Return the answer of one of the server's addresses, within a limit in seconds."""
         request = urllib.request.Request(
-            f"{self._server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+            f"{self._server.listening_address}/{path}",
+            json.dumps(contents).encode(),
+            {"Content-Type": "application/json"},
         )
         # The server is in this process: ignore the proxies that the environment names.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
-            found: list[int] = json.load(answer)["tokens"]
+        with opener.open(request, timeout=limit) as answer:
+            found: dict[str, Any] = json.load(answer)
         return found

@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,33 @@ def predict(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterato
     yield {"top": top, "lines": [server.tokenize(line) for line in request["lines"]]}
 
 
+def speculate(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Load a GGUF file, with one that drafts for it or without, and write after a prompt in every turn.
+
+    A first request does not count, as in `measure`.
+
+    Args:
+        request: `model`, `threads`, `context`; and where another file drafts `draft`, `draft_tokens` and
+            `draft_threshold`.
+        turns: For each turn the `prompt` (token ids), the `count` of tokens to write, at most, and `reuse` where
+            the KV cache of the last turn serves this one.
+
+    Yields:
+        First `build`. Then for each turn what `LlamaServer.write` returns.
+    """
+    from .llama_server import LlamaServer, build_name
+
+    more: dict[str, Any] = {}
+    if request.get("draft"):
+        more = {name: request[name] for name in ("draft_tokens", "draft_threshold")}
+        more["draft"] = Path(request["draft"])
+    server = LlamaServer(Path(request["model"]), threads=request["threads"], context=request["context"], **more)
+    server.complete([0] * 16, 4, reuse=False)
+    yield {"build": build_name()}
+    for turn in turns:
+        yield asdict(server.write(turn["prompt"], turn["count"], reuse=turn.get("reuse", False)))
+
+
 def peak_memory() -> int | None:
     """Return this process's peak resident memory in bytes; None where the system does not report it."""
     status = Path("/proc/self/status")
@@ -103,7 +131,7 @@ def peak_memory() -> int | None:
 
 Task = Callable[[dict[str, Any], Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
-TASKS: dict[str, Task] = {"measure": measure, "predict": predict}
+TASKS: dict[str, Task] = {"measure": measure, "predict": predict, "speculate": speculate}
 
 
 def serve(tasks: Mapping[str, Task]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..architectures.description import LAYERS
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..configuration import IShrinkConfig
@@ -20,6 +21,7 @@ from ..recovery.stage import (
     adapter_base,
     apply,
     check_device,
+    check_early_exits,
     check_losses,
     check_one_process,
     check_start,
@@ -50,6 +52,7 @@ def check_recovery_of_cut(job: Job) -> None:
                 f"recovery_for={job.config.recovery_for!r} says what a recovery trains for, and recovery='none' "
                 "trains nothing; name a loss, such as recovery='kl', or leave it out"
             )
+        check_early_exits(job.config, job.session.source, job.shape[LAYERS])
         return
     check_one_process()
     if job.cuts_rows:
@@ -73,6 +76,7 @@ def check_training(job: Job) -> None:
     if config.sparsifies or (job.plan is not None and job.plan.sparsity is not None):
         check_zeros(config)
     check_targets(config, student)
+    check_early_exits(config, student, (job.shape or student.binding.shape)[LAYERS])
     if config.compensates:
         windows, off = "recovery_compensation_samples", "recovery_compensation='none'"
         check_windows(config.recovery_compensation_samples, samples=windows, off=off)

@@ -26,6 +26,11 @@ def check_zeros(options: RecoveryOptions) -> None:
             "recovery_train='lora' adds a matrix without zeros to the weights, so that the sparse model would lose "
             "its pattern; train with recovery_train='full', or parts such as norms+last:4"
         )
+    if options.recovery_for is not None:
+        raise RequestError(
+            f"recovery_for={options.recovery_for!r} rounds weights, zeros too, so that the sparse model would lose "
+            "its pattern; leave it out"
+        )
     if options.compensates:
         raise RequestError(
             "recovery_compensation='ridge' solves for all weights of a projection, so that the sparse model would "

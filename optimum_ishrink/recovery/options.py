@@ -146,6 +146,22 @@ class RecoveryOptions(RunOptions):
         "or a `recovery_cache` the teacher then runs once.",
         default_help="all tokens",
     )
+    recovery_early_exit: Sequence[int] | None = option(
+        None,
+        ge=1,
+        metavar="N[,N...]",
+        help="also train the head after the first N layers, which can then draft for the whole model",
+        doc="Also train the model's own final norm and head after its first N layers, so that these draft for the "
+        "whole model with `generate(assistant_early_exit=N)`: `kl` and `ce` are taken there, too.",
+        default_help="no exit",
+    )
+    recovery_early_exit_weight: float = option(
+        1.0,
+        gt=0,
+        metavar="W",
+        help="weight of the losses at all early exits together",
+        doc="Weight of the losses at all early exits together. 1 by default: as much as the whole model's.",
+    )
     recovery_train: str = option(
         LORA,
         metavar="WHAT",
@@ -276,11 +292,12 @@ class RecoveryOptions(RunOptions):
     )
 
     def check_together(self) -> None:
-        """Check that the closed form is requested once, and that what belongs to a quantisation has a fitting one.
+        """Check that the closed form is requested once, and that what belongs to a quantisation or an exit fits.
 
         Raises:
             RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; a
-                calibrated start is without a type of GGUF; or mixed types are without a file.
+                calibrated start is without a type of GGUF; mixed types are without a file; or early exits are without
+                a loss that reads logits; or quantised weights are to be averaged.
         """
         if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
             raise RequestError(
@@ -297,10 +314,17 @@ class RecoveryOptions(RunOptions):
                 "recovery_lora_dropout leaves inputs of the adapter out, and recovery_for quantises it merged into its"
                 " weight; set recovery_lora_dropout to 0"
             )
+        if self.recovery_for is not None and self.recovery_ema is not None:
+            raise RequestError("recovery_for trains quantised weights, whose average is none; leave recovery_ema out")
         if self.recovery_compensation != "none" and self.recovery_lora_start != "zero":
             raise RequestError(
                 "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
                 "low one; choose one of them"
+            )
+        if self.recovery_early_exit and self.recovers and all(term.loss.reads != "logits" for term in self.terms):
+            raise RequestError(
+                f"recovery_early_exit trains the head after some layers, and recovery={self.recovery!r} compares no "
+                "logits; add kl or ce, such as kl+hidden:0.1"
             )
 
     @property

@@ -15,7 +15,7 @@ from ..errors import RequestError
 
 def wants_sharding() -> bool:
     """Whether accelerate's configuration asks for fully sharded training."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes", "on", "t", "y")
 
 
 def shard_on_cpus(accelerator: Accelerator) -> bool:

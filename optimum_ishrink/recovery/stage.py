@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from ..architectures.composite import check_alone
 from ..architectures.description import HEADS
 from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
@@ -16,12 +16,14 @@ from ..core.limits import check_tokens
 from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import RequestError
+from ..modeling.early_exit import check_exits, check_exits_run
 from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
 from .exported_weights import ExportedValues
 from .options import RecoveryOptions
 from .preparation import Preparation, own_tokenizer, pair_of
+from .sharding import wants_sharding
 from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
 from .training import Trained, choose_teacher, train
@@ -65,8 +67,7 @@ def check_whole_weights(options: RecoveryOptions) -> None:
     Raises:
         RequestError: accelerate is set to spread them over processes.
     """
-    spread = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes", "on", "t", "y")
-    if options.recovery_for is not None and spread:
+    if options.recovery_for is not None and wants_sharding():
         raise RequestError(
             "recovery_for quantises whole weights, and FSDP spreads them over processes; run it under torchrun "
             "without FSDP, or in one process"
@@ -213,6 +214,33 @@ def check_targets(options: RecoveryOptions, student: Source) -> None:
             f"recovery_lora_targets names {tied[0]}, which is the embedding too (tie_word_embeddings), and an adapter "
             "would be trained in one place and merged into both; leave it out, or train it with --recovery-train head"
         )
+
+
+def check_early_exits(options: RecoveryOptions, student: Source, layers: int) -> None:
+    """Check that early exits are within the model, and that its class can run them.
+
+    Args:
+        options: The recovery's options.
+        student: The checkpoint that is trained, or the model that it is cut from.
+        layers: Layers of the model that is trained.
+
+    Raises:
+        RequestError: They are not, or it cannot.
+    """
+    if not options.recovery_early_exit:
+        return
+    if not options.recovers:
+        raise RequestError(
+            "recovery_early_exit is trained in a recovery, and recovery='none' trains nothing; add --recovery kl"
+        )
+    check_alone(
+        student.raw_config,
+        student.display_name,
+        "an early exit",
+        "leave out recovery_early_exit",
+    )
+    check_exits(options.recovery_early_exit, layers)
+    check_exits_run(student.config, student.binding)
 
 
 def train_prepared(

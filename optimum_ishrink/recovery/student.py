@@ -10,6 +10,7 @@ import torch
 
 from ..errors import RequestError
 from ..modeling.head import CHUNK, Head, chunked_sum
+from .exits import exit_states, parts_called
 from .loss import Term
 from .observe import Observed, observe
 from .targets import IGNORED, Targets
@@ -43,6 +44,9 @@ class Student(torch.nn.Module):
         temperature: Temperature of the distributions.
         jsd_beta: Share of the teacher in the mixture of the Jensen-Shannon divergence.
         skew: Share of a distribution itself in the mixture that skewed divergences compare it with.
+        exits: Numbers of layers after which the head is trained, too, with the losses that read logits (LayerSkip,
+            Elhoushi et al. 2024, arXiv:2404.16710, equation 3).
+        exit_weight: Weight of all exits together beside the whole model, shared evenly among them.
         autocast: Dtype to compute in when the trained parameters are float32 and the rest is not; None for the
             parameters' own.
         chunk: Logits held at once.
@@ -58,6 +62,8 @@ class Student(torch.nn.Module):
         temperature: float = 1.0,
         jsd_beta: float = 0.5,
         skew: float = 0.1,
+        exits: Sequence[int] = (),
+        exit_weight: float = 1.0,
         autocast: torch.dtype | None = None,
         chunk: int = CHUNK,
     ) -> None:
@@ -66,11 +72,18 @@ class Student(torch.nn.Module):
         self.terms = tuple(terms)
         self.layer_map = layer_map
         self.temperature, self.jsd_beta, self.skew = temperature, jsd_beta, skew
+        self.exits = tuple(exits)
+        self.exit_weight = exit_weight
         self.autocast = autocast
         self.chunk = chunk
         self.head = Head(model)
         # Not a submodule: it is neither trained nor saved nor wrapped.
         object.__setattr__(self, "_teacher", teacher)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `forward` returns, in order: the total, each term of the whole model, and each exit."""
+        return ("loss", *(term.loss.name for term in self.terms), *(f"exit_{count}" for count in self.exits))
 
     @property
     def config(self) -> Any:
@@ -85,7 +98,7 @@ class Student(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor, window: torch.Tensor, counts: torch.Tensor
     ) -> Any:
-        """Return the weighted sum of the losses, and each of them.
+        """Return the weighted sum of the losses, each of them, and the loss at each early exit.
 
         Args:
             input_ids: Token ids, shape (batch, length).
@@ -94,7 +107,8 @@ class Student(torch.nn.Module):
             counts: What sums are divided by, from `count_tokens`, over all batches of the step.
 
         Returns:
-            float32, shape (1 + number of terms,): the total, which alone has a gradient, then each term's own value.
+            float32, as many as there are `names`: the total, which alone has a gradient, then each term's own value,
+            then the weighted sum of those that read logits at each exit.
         """
         device = input_ids.device
         reads = {term.loss.reads for term in self.terms}
@@ -102,24 +116,39 @@ class Student(torch.nn.Module):
         with computing:
             teacher: Teacher | None = self.__dict__["_teacher"]
             lesson = Lesson() if teacher is None else teacher.teach(input_ids, window)
-            seen = observe(self.model, input_ids, layers="hidden_states" in reads, values="values" in reads)
+            layers = "hidden_states" in reads or bool(self.exits)
+            with parts_called(self.model, record=bool(self.exits)) as called:
+                seen = observe(self.model, input_ids, layers=layers, values="values" in reads)
             scale = counts.to(device).float().clamp_min(1).reciprocal()
-            sums = torch.zeros(1 + len(self.terms), device=device)
+            sums = torch.zeros(len(self.names), device=device)
             if "logits" in reads:
-                sums = sums + self._of_logits(seen, lesson, input_ids, labels, scale)
+                found = self._of_logits(seen.last, seen.output_class, lesson, input_ids, labels, scale)
+                sums = sums + torch.nn.functional.pad(found, (0, len(self.exits)))
+            for place, states in enumerate(exit_states(self.model, seen, called, self.exits)):
+                value = self._of_logits(states, seen.output_class, lesson, input_ids, labels, scale)[0]
+                sums = sums + self._at(0, value * self.exit_weight / len(self.exits))
+                sums = sums + self._at(1 + len(self.terms) + place, value.detach())
         with torch.autocast(device.type, enabled=False):
             for place, term in enumerate(self.terms, start=1):
                 if term.loss.reads != "logits":
                     value = self._of_layers(term, seen, lesson) * scale[1]
-                    # The same vector as the head's: the total in front, the term's own value in its place.
-                    sums = sums + torch.stack(
-                        [term.weight * value if i == 0 else value.detach() * (i == place) for i in range(len(sums))]
-                    )
+                    sums = sums + self._at(0, term.weight * value) + self._at(place, value.detach())
         return sums
 
+    def _at(self, place: int, value: torch.Tensor) -> torch.Tensor:
+        """Return a vector of `names` that is zero but for one place."""
+        return torch.nn.functional.pad(value.reshape(1), (place, len(self.names) - 1 - place))
+
     def _of_logits(
-        self, seen: Observed, lesson: Lesson, input_ids: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor
+        self,
+        states: torch.Tensor,
+        output_class: type,
+        lesson: Lesson,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        scale: torch.Tensor,
     ) -> torch.Tensor:
+        """Return the losses that read logits at what enters the head, and their weighted sum in front."""
         following = labels[:, 1:].flatten()
         within = None
         if lesson.shared is not None:
@@ -142,8 +171,8 @@ class Student(torch.nn.Module):
             return torch.stack([total, *values])
 
         return chunked_sum(
-            seen.last[:, :-1].flatten(0, 1),
-            lambda states: self.head(states, seen.output_class),
+            states[:, :-1].flatten(0, 1),
+            lambda rows: self.head(rows, output_class),
             of_chunk,
             rows=max(1, self.chunk // self.model.config.get_text_config().vocab_size),
             head_trains=self.head.trains,

@@ -15,8 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from ..core.finite import not_finite
 from ..errors import NotFiniteError, TrainingError
-from .sharding import set_tensors, shard_on_cpus, whole_tensors
 from .exported_weights import ExportedWeights, StepOnExact
+from .sharding import set_tensors, shard_on_cpus, whole_tensors
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -82,7 +82,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def create_accelerator_and_postprocess(self) -> None:
         """Make accelerate's own state; fully sharded training on CPUs is switched on here, as it is on GPUs."""
         super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
+        if shard_on_cpus(self.accelerator):
+            self.is_fsdp_enabled = True
+
     def exact_weights(self, *, changed: bool = True) -> AbstractContextManager[None]:
         """Hold the exact weights for a while, where the forward pass reads what an export will hold of them.
 
@@ -137,7 +139,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def held_out_loss(self) -> dict[str, float]:
-        """Return the loss on the windows that are held out: the total as `loss`, and each term by its name.
+        """Return the loss on the windows that are held out: the total as `loss`, each term and each exit by its name.
 
         They are divided between processes, unless the model itself is: then all have to run in step. No random number
         is drawn.
@@ -149,7 +151,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         first, size = self.text.trained, self.args.per_device_train_batch_size
         numbers = torch.arange(first, len(self.text.input_ids))
         counts = count_tokens(self.text.labels[first:])
-        sums = torch.zeros(1 + len(student.terms), device=device)
+        sums = torch.zeros(len(student.names), device=device)
         runs = self.model_wrapped if self.is_fsdp_enabled else student
         shares = 1 if self.is_fsdp_enabled else self.accelerator.num_processes
         with nullcontext() if self.average is None else self.average.in_place():
@@ -158,8 +160,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
                 sums += runs(ids, labels, mine.to(device), counts)
         if shares > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
-        names = ["loss", *(term.loss.name for term in student.terms)]
-        return dict(zip(names, sums.tolist(), strict=True))
+        return dict(zip(student.names, sums.tolist(), strict=True))
 
     def raise_not_finite(self, losses: Mapping[str, float]) -> NoReturn:
         """Say why the held-out loss is not finite before the first step.

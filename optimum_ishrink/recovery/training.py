@@ -21,8 +21,8 @@ from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
-from .kept_zeros import KeepZeros
 from .exported_weights import ExportedValues, ExportedWeights
+from .kept_zeros import KeepZeros
 from .options import RecoveryOptions
 from .sharding import whole_tensors
 from .student import Student
@@ -263,6 +263,8 @@ def train(
         temperature=options.recovery_temperature,
         jsd_beta=options.recovery_jsd_beta,
         skew=options.recovery_skew,
+        exits=options.recovery_early_exit or (),
+        exit_weight=options.recovery_early_exit_weight,
         autocast=dtype if mixed else None,
     )
     micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
@@ -290,13 +292,13 @@ def train(
             "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
             "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
         )
-    loss_before, loss_solved = _known_loss(trainer, folder / BEFORE), None
+    before, loss_solved = _known_losses(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
         with torch.no_grad(), trainer.exact_weights():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
-        loss_solved = _known_loss(trainer, folder / SOLVED)
+        loss_solved = _known_losses(trainer, folder / SOLVED)["loss"]
     resumed = last_step(folder)
     began = time.perf_counter()
     try:
@@ -328,7 +330,7 @@ def train(
             best_step=trainer.state.best_global_step,
             tokens=trainer.state.global_step * options.recovery_batch_size * text.input_ids.shape[1],
             held_out_windows=text.held_out,
-            held_out_loss_before=loss_before,
+            held_out_loss_before=before["loss"],
             held_out_loss_solved=loss_solved,
             held_out_loss=trainer.state.best_metric,
             held_out_losses=tuple(evaluations),
@@ -343,6 +345,7 @@ def train(
             types=None if exported is None else exported.types,
             rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",
             held_out_loss_stored=trainer.stored_loss(),
+            early_exits=_exit_losses(options.recovery_early_exit or (), before, history),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
@@ -367,16 +370,26 @@ def _recompute_layers(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
-def _known_loss(trainer: RecoveryTrainer, path: Path) -> float:
-    """Return the held-out loss before the first step; a resumed run reads what was measured then."""
+def _exit_losses(
+    exits: Sequence[int], before: Mapping[str, float], history: Sequence[Mapping[str, float]]
+) -> tuple[tuple[int, float, float], ...] | None:
+    """Return the held-out loss at each early exit, before and at the best step; None without exits."""
+    if not exits:
+        return None
+    best = min((entry for entry in history if "eval_loss" in entry), key=lambda entry: entry["eval_loss"])
+    return tuple((count, before[f"exit_{count}"], best[f"eval_exit_{count}"]) for count in exits)
+
+
+def _known_losses(trainer: RecoveryTrainer, path: Path) -> dict[str, float]:
+    """Return the held-out losses before the first step; a resumed run reads what was measured then."""
     if path.is_file():
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         trainer.accelerator.wait_for_everyone()
-        return found["loss"]
+        return found
     found = trainer.held_out_loss()
     if not all(map(math.isfinite, found.values())):
         trainer.raise_not_finite(found)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         write_whole(path, json.dumps(found).encode())
-    return found["loss"]
+    return found

@@ -46,6 +46,8 @@ class RecoveryRecord:
         rounding: How weights were rounded before the first step, `calibrated` or `nearest`; None where they were not.
         held_out_loss_stored: The held-out loss of the trained weights before they are quantised; None where training
             changed none.
+        early_exits: For each early exit that was trained: the layers before it, and the held-out loss there before
+            recovery and at the best step. None where none was.
     """
 
     loss: str
@@ -78,3 +80,4 @@ class RecoveryRecord:
     types: Mapping[str, str] | None = rare_entry()
     rounding: str | None = rare_entry()
     held_out_loss_stored: float | None = rare_entry()
+    early_exits: tuple[tuple[int, float, float], ...] | None = rare_entry()

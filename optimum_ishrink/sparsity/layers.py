@@ -12,9 +12,10 @@ import torch
 
 from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..core.paging import kept
 from ..core.progress import progress_bar
 from ..modeling.error_carry import error_carry
-from ..modeling.layerwise import enter_layers, run_span
+from ..modeling.layerwise import enter_layers, run_layer
 from ..report.sparsity import Pattern
 from .choosing import choose_zeros, magnitude_scores, wanda_scores
 from .closed_form import lost_energy, sparse_weight
@@ -83,7 +84,7 @@ def zero_by_text(
         for layer in range(layers):
             module = model.get_submodule(layer_module(binding, layer))
             runs: list[Callable[[], torch.Tensor]] = [
-                partial(run_span, [module], [calls[layer]], hidden) for hidden in states
+                partial(run_layer, module, hidden, calls[layer][len(hidden)]) for hidden in states
             ]
             own = [matrix for matrix in matrices if matrix.layer == layer]
             for group in in_order(model, own, runs[0]) if own else ():
@@ -97,7 +98,7 @@ def zero_by_text(
                             errors.setdefault(matrix.kind, []).append(share)
                 for matrix in group.matrices:
                     model.get_parameter(matrix.name).copy_(weights[matrix.name])
-            states = [run() for run in runs]
+            states = kept(model, (run() for run in runs))
             advance(1)
     return {kind: fmean(values) for kind, values in errors.items()} if whole else {}
 

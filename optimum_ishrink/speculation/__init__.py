@@ -1,0 +1,1 @@
+"""Drafts: cut models, or a model's own lower layers, that propose tokens which the whole model then checks."""
