@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, whole_tensors
-from tests.helpers.recovery_runs import recover, recovered
+from tests.helpers.recovery_runs import changed, recover, recovered
 from tests.helpers.torchrun import torchrun
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,24 @@ SHARDED = {
 }
 
 
-def start(small: Path, output: Path, words: list[str], **how: object) -> subprocess.Popen[str]:
-    command = [*torchrun(), "recover", "--model", str(small), "--output", str(output), *words]
+def command(small: Path, output: Path, words: list[str]) -> list[str]:
+    return [*torchrun(), "recover", "--model", str(small), "--output", str(output), *words]
+
+
+def run(small: Path, output: Path, words: list[str]) -> None:
+    """Run a recovery to its end in two processes that share the weights."""
     environment = {**os.environ, **SHARDED}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **how)  # type: ignore[call-overload,no-any-return]
+    done = subprocess.run(command(small, output, words), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a launcher with the processes that it started: they have sessions of their own."""
+    own = psutil.Process(process.pid)
+    for each in [*own.children(recursive=True), own]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
 
 
 def check_alike(one: Path, two: Path) -> None:
@@ -50,24 +65,26 @@ def test_two_processes_that_share_the_weights_train_as_one(
 ) -> None:
     words = [*flags, "--no-evaluate", "--recovery", "kl+ce:0.1", *how]
     assert recover(small, tmp_path / "one", words) == 0
-    run = start(small, tmp_path / "two", words)
-    assert run.wait() == 0, run.stderr and run.stderr.read()
+    run(small, tmp_path / "two", words)
     assert recovered(tmp_path / "two")["processes"] == 2
     check_alike(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
 def test_a_sharded_run_that_was_killed_goes_on(small: Path, flags: list[str], tmp_path: Path) -> None:
-    words = [*flags, "--no-evaluate", "--recovery-train", "full", "--recovery-save-steps", "2"]
+    words = [*changed(flags, recovery_tokens="3200"), "--no-evaluate", "--recovery-train", "full"]
     assert recover(small, tmp_path / "one", words) == 0
-    run = start(small, tmp_path / "two", words, start_new_session=True)
-    work = tmp_path / ".two.recovery"
-    while not (work / "checkpoint-2").is_dir() and run.poll() is None:
+    first = subprocess.Popen(
+        command(small, tmp_path / "two", words),
+        env={**os.environ, **SHARDED},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / ".two.recovery/checkpoint-2").is_dir() and first.poll() is None:
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    again = start(small, tmp_path / "two", words)
-    assert again.wait() == 0, again.stderr and again.stderr.read()
+    kill(first)
+    assert not (tmp_path / "two").exists()
+    run(small, tmp_path / "two", words)
     assert recovered(tmp_path / "two")["resumed_from_step"] >= 2
     assert json.loads((tmp_path / "two" / "ishrink_report.json").read_text())["recovery"]["processes"] == 2
     check_alike(tmp_path / "one", tmp_path / "two")
