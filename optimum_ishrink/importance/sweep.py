@@ -135,6 +135,7 @@ class Sweep:
         if self._parts is None:  # all layers ran before the run was killed
             with torch.no_grad():
                 self._run(0, self.states[0])
+        release(self.model)  # the head is as large as several layers
         with _without_gradients(self.model), progress_bar("loss", len(self.batches)) as advance:
             for batch, hidden in zip(self.batches, entering[-1], strict=True):
                 leaf = hidden.requires_grad_()
