@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -186,6 +187,29 @@ def test_a_run_that_is_killed_while_it_repairs_writes_no_shard_again(tmp_path: P
     written = shard.stat().st_ino
     found = shrink(base, place, text, "always")
     assert (place / "model.safetensors").stat().st_ino == written
+    assert found == shrink(base, tmp_path / "whole", text, "never")
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_no_finished_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
+    append, left = spool.OnDisk.append, 18
+
+    def full(self: spool.OnDisk, tensor: torch.Tensor) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            with spool.room_for(self.path, tensor.nbytes):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, tensor)
+
+    monkeypatch.setattr(spool.OnDisk, "append", full)
+    with pytest.raises(OutputError, match="no room for hidden states"):
+        shrink(base, tmp_path / "out", text, "always")
+    assert "finished layers are in" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    found = shrink(base, tmp_path / "out", text, "always")
+    assert "resuming in" in capsys.readouterr().err and not (tmp_path / ".out.offload").exists()
     assert found == shrink(base, tmp_path / "whole", text, "never")
 
 
