@@ -67,7 +67,8 @@ class Session:
     @cached_property
     def spool(self) -> Spool:
         """Where hidden states of models on disk are kept."""
-        return Spool(self.spool_folder)
+        place = getattr(self.options, "offload_folder", None)
+        return Spool(self.spool_folder, None if place is None else Path(place).expanduser())
 
     def share(self, other: Session | None) -> None:
         """Take over the loaded model of another session of this source, unless its layers come from disk.

@@ -205,13 +205,22 @@ class Spool:
 
     Args:
         folder: An existing folder, which stays; None for a temporary one, which goes with this object.
+        place: Where a temporary one is made; None for the system's folder for them.
+
+    Raises:
+        OutputError: It cannot be made.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, place: Path | None = None) -> None:
         self.outlives = folder is not None
         """Whether the folder is there when a killed run begins again."""
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="ishrink-offload-"))
-        if folder is None:
+        if folder is not None:
+            self.folder = folder
+        else:
+            with disk_errors(place or Path(tempfile.gettempdir())):
+                if place is not None:
+                    place.mkdir(parents=True, exist_ok=True)
+                self.folder = Path(tempfile.mkdtemp(prefix="ishrink-offload-", dir=place))
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def _path(self, ending: str) -> Path:

@@ -113,11 +113,13 @@ def score_model(
             scores.update(_GATHERERS[criterion.needs](model, batches, criterion, units))
         else:
             raise RequestError(f"{criterion.name!r} needs {criterion.needs}, which is not computed on a model")
+    if is_paged(model):
+        scores.update(sweep_watchers(model, binding, batches, watchers, seed))
+        watchers = []
     passes = {(watcher.samples_labels, watcher.runs_alone) for watcher in watchers}  # two losses are two passes
     for which in sorted(passes):
         together = [watcher for watcher in watchers if (watcher.samples_labels, watcher.runs_alone) == which]
-        watch = sweep_watchers if is_paged(model) else _watch
-        scores.update(watch(model, binding, batches, together, seed))
+        scores.update(_watch(model, binding, batches, together, seed))
     check_finite(scores, f"; {ADVICE}")
     return scores
 

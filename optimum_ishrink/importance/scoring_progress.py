@@ -57,13 +57,7 @@ class ScoringProgress:
         Args:
             watchers: The watchers of the sweep.
         """
-        assert self._folder is not None
-        found = self._read("json")
-        tensors = load_tensors(self._folder / found["sums"])
-        for number, watcher in enumerate(watchers):
-            watcher.terms = found["terms"][number]
-            for name, sums in watcher.running().items():
-                sums.copy_(tensors[f"{number}.{name}"])
+        self._restore("json", watchers)
 
     def write(self, watchers: Sequence[Watcher], layers: int, states: States) -> None:
         """Store that layers are finished.
@@ -76,15 +70,8 @@ class ScoringProgress:
         if self._folder is None or not isinstance(states, OnDisk):
             return
         before = self._read("json")
-        sums = f"{self._name}.{layers}.safetensors"
-        running = {
-            f"{number}.{name}": tensor
-            for number, watcher in enumerate(watchers)
-            for name, tensor in watcher.running().items()
-        }
-        save_tensors(self._folder / sums, running)
-        terms = [watcher.terms for watcher in watchers]
-        self._replace("json", {"layers": layers, "sums": sums, "terms": terms, "states": states.keep()})
+        found = self._save(str(layers), watchers)
+        self._replace("json", {**found, "layers": layers, "states": states.keep()})
         if before is not None:
             (self._folder / before["sums"]).unlink(missing_ok=True)
             (self._folder / before["states"]["file"]).unlink(missing_ok=True)
@@ -95,22 +82,58 @@ class ScoringProgress:
         if found is None:
             return []
         assert self._folder is not None
-        return [OnDisk.reopen(self._folder, kept) for kept in found]
+        return [OnDisk.reopen(self._folder, kept) for kept in found["states"]]
 
-    def write_entering(self, states: Sequence[States]) -> None:
+    def restore_entering(self, riders: Sequence[Watcher]) -> None:
+        """Give watchers of the forward pass, once they are installed, the sums that they had.
+
+        Args:
+            riders: The watchers.
+        """
+        self._restore("entering.json", riders)
+
+    def write_entering(self, states: Sequence[States], riders: Sequence[Watcher]) -> None:
         """Store what left the layers that have run forward.
 
         Args:
             states: One sequence per layer.
+            riders: The watchers of the forward pass, with their sums.
         """
         if self._folder is None:
             return
-        self._replace("entering.json", [each.keep() for each in states if isinstance(each, OnDisk)])
+        before = self._read("entering.json")
+        kept = [each.keep() for each in states if isinstance(each, OnDisk)]
+        found = self._save(f"entering.{len(kept)}", riders)
+        self._replace("entering.json", {**found, "states": kept})
+        if before is not None:
+            (self._folder / before["sums"]).unlink(missing_ok=True)
 
     def drop_entering(self) -> None:
-        """Remove what left the layers: all of them have run backward, and it takes far more room than the scores."""
-        for kept in self._read("entering.json") or []:
-            assert self._folder is not None
+        """Remove what left the layers: all of them have run backward, and it takes far more room than the sums."""
+        found = self._read("entering.json")
+        if self._folder is None or found is None:
+            return
+        self._replace("entering.json", {**found, "states": []})
+        for kept in found["states"]:
             (self._folder / kept["file"]).unlink(missing_ok=True)
-        if self._folder is not None:
-            self._file("entering.json").unlink(missing_ok=True)
+
+    def _save(self, ending: str, watchers: Sequence[Watcher]) -> dict[str, Any]:
+        """Store the sums of watchers, and return where they are."""
+        assert self._folder is not None
+        name = f"{self._name}.{ending}.safetensors"
+        running = {
+            f"{number}.{key}": tensor
+            for number, watcher in enumerate(watchers)
+            for key, tensor in watcher.running().items()
+        }
+        save_tensors(self._folder / name, running)
+        return {"sums": name, "terms": [watcher.terms for watcher in watchers]}
+
+    def _restore(self, ending: str, watchers: Sequence[Watcher]) -> None:
+        assert self._folder is not None
+        found = self._read(ending)
+        tensors = load_tensors(self._folder / found["sums"])
+        for number, watcher in enumerate(watchers):
+            watcher.terms = found["terms"][number]
+            for name, sums in watcher.running().items():
+                sums.copy_(tensors[f"{number}.{name}"])

@@ -88,19 +88,29 @@ class Sweep:
         self._parts = parts_of(output)
         return hidden_of(output)
 
-    def backward(self, watchers: Sequence[Watcher], *, seed: int | None) -> dict[str, torch.Tensor]:
+    def backward(
+        self, watchers: Sequence[Watcher], riders: Sequence[Watcher], *, seed: int | None
+    ) -> dict[str, torch.Tensor]:
         """Run all layers forward, and then once more from the last to the first with gradients, under watchers.
 
         Args:
-            watchers: The watchers.
+            watchers: The watchers of gradients.
+            riders: Watchers of the forward pass.
             seed: Seed of the labels that are drawn from the model; None for the text's own next tokens.
+
+        Returns:
+            Config key to scores, of all watchers.
 
         Raises:
             NotFiniteError: The loss is not finite; the message names the first layer that is not.
         """
         found = self.progress.read(watchers)
-        whole = found is not None and found[0] == len(self.layers)
-        entering = [] if whole else self._entering(watchers)
+        with ExitStack() as stack:
+            for rider in riders:
+                stack.enter_context(rider)
+            whole = found is not None and found[0] == len(self.layers)
+            entering = self._entering((*watchers, *riders), riders, whole=whole)
+            scores = self._scores(riders)
         done, gradients = found if found is not None else (0, self._from_head(entering, seed))
         with ExitStack() as stack:
             for watcher in watchers:
@@ -115,17 +125,21 @@ class Sweep:
                 self.progress.write(watchers, len(self.layers) - number, gradients)
                 advance(1)
             self.progress.drop_entering()
-            return self._scores(watchers)
+            return {**scores, **self._scores(watchers)}
 
     @torch.no_grad()
-    def _entering(self, watchers: Sequence[Watcher]) -> list[States]:
-        """Return what enters each layer, and what leaves the last."""
+    def _entering(self, watchers: Sequence[Watcher], riders: Sequence[Watcher], *, whole: bool) -> list[States]:
+        """Return what enters each layer, and what leaves the last; nothing where all have run backward already."""
         entering = [self.states, *self.progress.read_entering()]
+        if whole or len(entering) > 1:
+            self.progress.restore_entering(riders)
+        if whole:
+            return []
         with progress_bar(f"{_names(watchers)}: forward", len(self.layers)) as advance:
             advance(len(entering) - 1)
             for number in range(len(entering) - 1, len(self.layers)):
-                entering.append(kept(self.model, self._layer(number, entering[-1], ())))
-                self.progress.write_entering(entering[1:])
+                entering.append(kept(self.model, self._layer(number, entering[-1], riders)))
+                self.progress.write_entering(entering[1:], riders)
                 advance(1)
         return entering
 
@@ -135,6 +149,7 @@ class Sweep:
         if self._parts is None:  # all layers ran before the run was killed
             with torch.no_grad():
                 self._run(0, self.states[0])
+        release(self.model)  # the head is as large as several layers
         with _without_gradients(self.model), progress_bar("loss", len(self.batches)) as advance:
             for batch, hidden in zip(self.batches, entering[-1], strict=True):
                 leaf = hidden.requires_grad_()
@@ -204,13 +219,27 @@ def sweep_watchers(
         model: The model.
         binding: Its binding.
         batches: Calibration windows, without padding.
-        watchers: The watchers, of one loss.
+        watchers: The watchers.
         seed: Seed of labels that are drawn from the model.
 
     Raises:
         NotFiniteError: The model gives values that are not finite.
     """
-    sweep = Sweep(model, binding, batches, ScoringProgress(model, watchers))
-    if any(watcher.criterion.needs in ("gradients", "changes") for watcher in watchers):
-        return sweep.backward(watchers, seed=seed if watchers[0].samples_labels else None)
-    return sweep.forward(watchers)
+    riders = [watcher for watcher in watchers if not _of_gradients(watcher) and not watcher.runs_alone]
+    alone = [[watcher] for watcher in watchers if watcher.runs_alone]
+    losses = [
+        [watcher for watcher in watchers if _of_gradients(watcher) and watcher.samples_labels == drawn]
+        for drawn in (False, True)
+    ]
+    scores: dict[str, torch.Tensor] = {}
+    for group in filter(None, losses):
+        sweep = Sweep(model, binding, batches, ScoringProgress(model, (*group, *riders)))
+        scores.update(sweep.backward(group, riders, seed=seed if group[0].samples_labels else None))
+        riders = []  # they have seen the forward pass
+    for group in (*alone, *([riders] if riders else [])):
+        scores.update(Sweep(model, binding, batches, ScoringProgress(model, group)).forward(group))
+    return scores
+
+
+def _of_gradients(watcher: Watcher) -> bool:
+    return watcher.criterion.needs in ("gradients", "changes")

@@ -20,7 +20,7 @@ from ..core.locks import claimed_folder
 from ..core.progress import note
 from ..core.spool import check_room
 from ..core.version import __version__
-from ..errors import IShrinkError
+from ..errors import IShrinkError, OutputError, SourceError
 from ..surgery.folds import FOLDS
 from .job import Job
 
@@ -67,8 +67,12 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
             check_room(folder, room_needed(job.session, job.config))
             job.session.spool_folder = folder
             yield
-        except IShrinkError:
-            shutil.rmtree(folder, ignore_errors=True)  # the same request would fail again
+        except IShrinkError as error:
+            # A full disk or a file that cannot be read can be mended; anything else would fail again.
+            if isinstance(error, (OutputError, SourceError)) and any(folder.glob("*-*.json")):
+                note(f"finished layers are in {folder}; the same command resumes from there")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -51,6 +51,14 @@ def test_a_temporary_folder_goes_with_its_spool() -> None:
     assert not folder.exists()
 
 
+def test_a_temporary_folder_is_made_where_it_is_wanted(tmp_path: Path) -> None:
+    spool = Spool(place=tmp_path / "new" / "place")
+    assert spool.folder.parent == tmp_path / "new" / "place" and not spool.outlives
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write .*; name another folder"):
+        Spool(place=tmp_path / "file" / "place")
+
+
 def test_mapped_matrices_keep_their_values_when_their_pages_leave_memory(tmp_path: Path) -> None:
     matrix = Spool(tmp_path).zeros(300, 200)
     assert not list(tmp_path.iterdir())  # the file has no name any more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from optimum_ishrink.core import spool
 from optimum_ishrink.errors import OutputError, RequestError
 from optimum_ishrink.pipeline import measuring
 from optimum_ishrink.pipeline.offloading import offload_folder
+from tests.helpers.local_tasks import add_task
 from tests.helpers.offloaded import SHRINK, TEXT, page_everything, text_file, weight_hashes
 from tests.helpers.tiny import save_tiny, supported_shape, tiny_config
 from tests.helpers.tiny_composites import composite_config, save_composite
@@ -78,6 +80,21 @@ def test_the_evaluation_from_disk_gives_the_same_figures(tmp_path: Path) -> None
         )
         reports.append((str(again.base and again.base.quality), str(again.shrunk.quality)))
     assert reports[0] == reports[2] and reports[1] == reports[3]
+
+
+def test_tasks_from_disk_give_the_same_results(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", tiny_config("llama"))
+    (tmp_path / "tasks").mkdir()
+    add_task(tmp_path / "tasks", "piers", rows=4)
+    measured = text_file(tmp_path / "other.txt", seed=1)
+    how = {"tasks": ("piers",), "include_path": str(tmp_path / "tasks"), "eval_text": (str(measured),)}
+    found = [
+        IShrinker.from_pretrained(base, dtype="float32")
+        .evaluate(offload=offload, eval_samples=2, eval_length=16, sample_new_tokens=0, result_cache=False, **how)
+        .shrunk.quality
+        for offload in ("never", "always")
+    ]
+    assert any(each.dataset == "piers" for each in found[0]) and found[0] == found[1]
 
 
 def test_an_analysis_from_disk_gives_the_same_figures(tmp_path: Path) -> None:
@@ -170,6 +187,29 @@ def test_a_run_that_is_killed_while_it_repairs_writes_no_shard_again(tmp_path: P
     written = shard.stat().st_ino
     found = shrink(base, place, text, "always")
     assert (place / "model.safetensors").stat().st_ino == written
+    assert found == shrink(base, tmp_path / "whole", text, "never")
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_no_finished_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
+    append, left = spool.OnDisk.append, 18
+
+    def full(self: spool.OnDisk, tensor: torch.Tensor) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            with spool.room_for(self.path, tensor.nbytes):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, tensor)
+
+    monkeypatch.setattr(spool.OnDisk, "append", full)
+    with pytest.raises(OutputError, match="no room for hidden states"):
+        shrink(base, tmp_path / "out", text, "always")
+    assert "finished layers are in" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    found = shrink(base, tmp_path / "out", text, "always")
+    assert "resuming in" in capsys.readouterr().err and not (tmp_path / ".out.offload").exists()
     assert found == shrink(base, tmp_path / "whole", text, "never")
 
 
