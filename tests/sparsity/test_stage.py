@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from optimum_ishrink.report.run import Run
 from optimum_ishrink.sparsity.stage import count_zeros
 from tests.helpers.tiny import edit_json, in_full, save_tiny, tiny_config
 from tests.helpers.tiny_composites import composite_config, save_composite
+from tests.helpers.torchrun import torchrun
 
 HOW: dict[str, Any] = {
     "calibration_samples": 8,
@@ -218,6 +220,21 @@ def test_recovery_keeps_every_zero(
     assert main([*recovery(sparse, tmp_path / "no", llama_folder, text_file), *more]) == 2
     assert "solves for all weights of a projection, so that the sparse model" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_zeros_of_one(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    shrink(llama_folder, sparse, text_file, sparsity="2:4", sparsity_criterion="magnitude")
+    more = ["--recovery-train", "full", "--recovery-ema", "0.9", "--recovery-layer-decay", "0.9", "--recovery", "jsd"]
+    assert main(recovery(sparse, tmp_path / "one", llama_folder, text_file, *more)) == 0
+    words = recovery(sparse, tmp_path / "two", llama_folder, text_file, *more)
+    done = subprocess.run([*torchrun(), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, one, two = (layer_matrices(folder) for folder in (sparse, tmp_path / "one", tmp_path / "two"))
+    for name, tensor in two.items():
+        assert torch.equal(tensor == 0, before[name] == 0), name
+        torch.testing.assert_close(tensor, one[name], atol=2e-3, rtol=1e-2)
 
 
 def test_a_shrink_with_zeros_and_recovery(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
