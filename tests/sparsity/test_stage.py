@@ -20,7 +20,7 @@ from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError, ShapeError, SourceError, VerificationError
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.sparsity.stage import count_zeros
-from tests.helpers.tiny import edit_json, in_full, save_tiny, tiny_config
+from tests.helpers.tiny import CASES, edit_json, graded, in_full, save_tiny, tiny_config
 from tests.helpers.tiny_composites import composite_config, save_composite
 from tests.helpers.torchrun import torchrun
 
@@ -134,6 +134,22 @@ def test_a_mixture_of_experts_stored_one_by_one(text_file: Path, tmp_path: Path)
     with pytest.raises(DataError, match=r"expert \d of .* reads no token of the calibration text"):
         shrink(folder, tmp_path / "little", text_file, sparsity="2:4", calibration_samples=1, calibration_length=2)
     assert not (tmp_path / "little").exists()
+
+
+@pytest.mark.parametrize(("model_type", "variant"), [graded(*case, fast=False) for case in CASES if not case[1]])
+def test_every_architecture_gets_zeros_or_says_why_not(
+    model_type: str, variant: int, text_file: Path, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type, variant))
+    how = {"sparsity": "50%", "calibration_samples": 64, "calibration_length": 24}
+    try:
+        result = shrink(folder, tmp_path / "out", text_file, **how)
+    except RequestError as error:
+        assert str(error).endswith("use --sparsity-criterion magnitude")
+        result = shrink(folder, tmp_path / "out", text_file, sparsity_criterion="magnitude", **how)
+    kinds = result.report.sparsity.kinds
+    assert {kind.name for kind in kinds} == {*result.plan.sparsity.matrices}
+    assert all(kind.error is None or 0 < kind.error < 0.2 for kind in kinds)
 
 
 def test_with_a_smaller_vocabulary(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
