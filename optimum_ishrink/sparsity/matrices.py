@@ -15,8 +15,9 @@ from ..architectures.expressions import axis_length
 from ..errors import RequestError, ShapeError
 from ..report.sparsity import Pattern
 
-_FEWEST = 8
-"""Matrices with fewer rows or columns are gates: few weights that decide much."""
+_FEWEST, _NARROW = 8, 32
+"""Matrices with fewer rows or columns than this, or than the hidden size divided by this, are gates: few weights that
+decide much, such as one number for each head of a state-space layer."""
 
 _ROUTER = "it is a router"
 
@@ -113,7 +114,8 @@ def _reason(module: Any, bound: BoundTensor, sizes: Mapping[str, int]) -> str | 
     if not isinstance(module, (torch.nn.Linear, Conv1D)):
         return "it is no weight of a linear layer"
     least = min(axis_length(axis, sizes) for axis in bound.axes)
-    return f"it is a gate: it has {least} rows or columns" if least < _FEWEST else None
+    is_gate = least < _FEWEST or least * _NARROW <= sizes.get("hidden", 0)
+    return f"it is a gate: it has {least} rows or columns" if is_gate else None
 
 
 def _layouts(stacked: Sequence[BoundTensor]) -> dict[str, bool]:

@@ -73,6 +73,15 @@ def test_experts_are_covered_and_routers_are_not() -> None:
     assert skipped["mlp.shared_expert_gate"] == "it is a gate: it has 1 rows or columns"
 
 
+def test_what_is_narrow_beside_the_hidden_size_is_a_gate() -> None:
+    model, binding, matrices, _ = of("llama")
+    assert "self_attn.k_proj" in {matrix.kind for matrix in matrices}
+    _, skipped = find_matrices(model, binding, {**binding.sizes, "hidden": 1024})
+    assert skipped["self_attn.k_proj"] == "it is a gate: it has 32 rows or columns"
+    matrices, skipped = find_matrices(model, binding, {**binding.sizes, "hidden": 1023})
+    assert "self_attn.k_proj" not in skipped
+
+
 def test_a_width_that_cannot_hold_the_pattern() -> None:
     _, binding, matrices, _ = of("llama")
     check_widths(matrices, parse_pattern("2:4"), "2:4", binding.sizes)

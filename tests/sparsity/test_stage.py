@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.errors import DataError, ShapeError, SourceError, VerificationError
 from optimum_ishrink.report.run import Run
 from optimum_ishrink.sparsity.stage import count_zeros
-from tests.helpers.tiny import edit_json, in_full, save_tiny, tiny_config
+from tests.helpers.tiny import CASES, edit_json, graded, in_full, save_tiny, tiny_config
 from tests.helpers.tiny_composites import composite_config, save_composite
+from tests.helpers.torchrun import torchrun
 
 HOW: dict[str, Any] = {
     "calibration_samples": 8,
@@ -134,6 +136,22 @@ def test_a_mixture_of_experts_stored_one_by_one(text_file: Path, tmp_path: Path)
     assert not (tmp_path / "little").exists()
 
 
+@pytest.mark.parametrize(("model_type", "variant"), [graded(*case, fast=False) for case in CASES if not case[1]])
+def test_every_architecture_gets_zeros_or_says_why_not(
+    model_type: str, variant: int, text_file: Path, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type, variant))
+    how = {"sparsity": "50%", "calibration_samples": 64, "calibration_length": 24}
+    try:
+        result = shrink(folder, tmp_path / "out", text_file, **how)
+    except RequestError as error:
+        assert str(error).endswith("use --sparsity-criterion magnitude")
+        result = shrink(folder, tmp_path / "out", text_file, sparsity_criterion="magnitude", **how)
+    kinds = result.report.sparsity.kinds
+    assert {kind.name for kind in kinds} == {*result.plan.sparsity.matrices}
+    assert all(kind.error is None or 0 < kind.error < 0.2 for kind in kinds)
+
+
 def test_with_a_smaller_vocabulary(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     request = {"vocab_size": 280, "vocab_multiple": 1, "vocab_languages": "none", "sparsity": "50%"}
     result = shrink(llama_folder, tmp_path / "out", text_file, **request)
@@ -218,6 +236,21 @@ def test_recovery_keeps_every_zero(
     assert main([*recovery(sparse, tmp_path / "no", llama_folder, text_file), *more]) == 2
     assert "solves for all weights of a projection, so that the sparse model" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_zeros_of_one(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    shrink(llama_folder, sparse, text_file, sparsity="2:4", sparsity_criterion="magnitude")
+    more = ["--recovery-train", "full", "--recovery-ema", "0.9", "--recovery-layer-decay", "0.9", "--recovery", "jsd"]
+    assert main(recovery(sparse, tmp_path / "one", llama_folder, text_file, *more)) == 0
+    words = recovery(sparse, tmp_path / "two", llama_folder, text_file, *more)
+    done = subprocess.run([*torchrun(), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, one, two = (layer_matrices(folder) for folder in (sparse, tmp_path / "one", tmp_path / "two"))
+    for name, tensor in two.items():
+        assert torch.equal(tensor == 0, before[name] == 0), name
+        torch.testing.assert_close(tensor, one[name], atol=2e-3, rtol=1e-2)
 
 
 def test_a_shrink_with_zeros_and_recovery(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
