@@ -3,7 +3,9 @@
 Calibrated rounding chooses scales that a checkpoint cannot hold: given its values, nearest rounding takes the scale
 that spans each block, which is another one in most. Here the choice is among those that come back. Each block has
 weights at the end of its type's range, which span it, and its scale is one that the checkpoint's dtype can hold. So
-weights can be trained further, and any export of the checkpoint finds these values. Order and errors are those of
+weights can be trained further, and any export of the checkpoint finds these values. What is stored are the values of
+the type, not those that were rounded to them: these carry what is passed on of others' errors, so that a checkpoint of
+them is further from the model in 16 bits than in the type itself. Order and errors are those of
 `calibrated_rounding` (GPTQ: Frantar et al., arXiv:2210.17323).
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import torch
 
-from .block_values import block_values
 from .gguf_quantizations import PLAIN_BLOCK
 
 _SYMMETRIC = {"q4_0": 8, "q5_0": 16}
@@ -63,21 +64,16 @@ def _round_block(
     """
     grid = _best_grid(block, 1 / carry.diagonal().square(), type_name, dtype)
     pinned = grid.ends_at(block)
-    codes, errors, reached = torch.zeros_like(block), torch.zeros_like(block), torch.zeros_like(block)
+    codes, errors = torch.zeros_like(block), torch.zeros_like(block)
     for column in range(PLAIN_BLOCK):
         exact = block[:, column]
         code = grid.codes(exact)
         for end, at in pinned.items():
             code = torch.where(at == column, torch.full_like(code, end), code)
-        codes[:, column], reached[:, column] = code, exact
+        codes[:, column] = code
         errors[:, column] = (exact - grid.given_back(code)) / carry[column, column]
         block[:, column + 1 :] -= errors[:, column : column + 1] * carry[column, column + 1 :]
-    centres = grid.stored(codes, dtype)
-    # Not the values of the type where it can be helped, but what was rounded to them, errors of others included: a
-    # training has then less far to go to the next value, and another type loses less.
-    low, high = centres.amin(dim=1, keepdim=True), centres.amax(dim=1, keepdim=True)
-    near = torch.where(grid.is_end(codes), centres, torch.minimum(torch.maximum(reached.to(dtype), low), high))
-    return torch.where(block_values(near, type_name) == grid.given_back(codes), near, centres), errors
+    return grid.stored(codes, dtype), errors
 
 
 class _Grid:
@@ -125,10 +121,6 @@ class _Grid:
         for code, value in self.ends.items():
             found = torch.where(codes == code, value[:, None], found)
         return found.to(dtype)
-
-    def is_end(self, codes: torch.Tensor) -> torch.Tensor:
-        """Whether codes are at an end of the range, bool, of their shape."""
-        return torch.stack([codes == code for code in self.ends]).any(dim=0)
 
     def where(self, better: torch.Tensor, other: _Grid) -> _Grid:
         """Return this grid for some rows, and another one for the others."""
