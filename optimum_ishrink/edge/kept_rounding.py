@@ -3,9 +3,7 @@
 Calibrated rounding chooses scales that a checkpoint cannot hold: given its values, nearest rounding takes the scale
 that spans each block, which is another one in most. Here the choice is among those that come back. Each block has
 weights at the end of its type's range, which span it, and its scale is one that the checkpoint's dtype can hold. So
-weights can be trained further, and any export of the checkpoint finds these values. What is stored are the values of
-the type, not those that were rounded to them: these carry what is passed on of others' errors, so that a checkpoint of
-them is further from the model in 16 bits than in the type itself. Order and errors are those of
+weights can be trained further, and any export of the checkpoint finds these values. Order and errors are those of
 `calibrated_rounding` (GPTQ: Frantar et al., arXiv:2210.17323).
 """
 
@@ -13,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from .block_values import block_values
 from .gguf_quantizations import PLAIN_BLOCK
 
 _SYMMETRIC = {"q4_0": 8, "q5_0": 16}
@@ -27,7 +26,9 @@ _ROWS = 16_384
 
 
 @torch.no_grad()
-def kept_values(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype) -> torch.Tensor:
+def kept_values(
+    weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, *, trained: bool = False
+) -> torch.Tensor:
     """Return a matrix whose nearest values of the type are those that change least of what it computes.
 
     Args:
@@ -35,27 +36,33 @@ def kept_values(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype
         carry: How errors are passed on, which `error_carry` finds in its inputs' second moments.
         type_name: One of `CALIBRATED`.
         dtype: The checkpoint's dtype.
+        trained: Whether to store what was rounded instead of the values of the type: a training has then less far to
+            go to the next value. It carries what is passed on of others' errors, so that a checkpoint of it is further
+            from the model in 16 bits than in the type itself; one of the type's values is as near in both.
 
     Returns:
         In that dtype, of the matrix' shape, on the CPU.
     """
-    parts = [_rounded(rows.float().cpu(), carry, type_name, dtype) for rows in torch.split(weight.detach(), _ROWS)]
-    return torch.cat(parts)
+    rows = torch.split(weight.detach(), _ROWS)
+    return torch.cat([_rounded(part.float().cpu(), carry, type_name, dtype, trained) for part in rows])
 
 
-def _rounded(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype) -> torch.Tensor:
+def _rounded(
+    weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, trained: bool
+) -> torch.Tensor:
     weight = weight.clone()
     found = torch.empty(weight.shape, dtype=dtype)
     for start in range(0, weight.shape[1], PLAIN_BLOCK):
         stop = start + PLAIN_BLOCK
-        stored, errors = _round_block(weight[:, start:stop].clone(), carry[start:stop, start:stop], type_name, dtype)
+        block, inside = weight[:, start:stop].clone(), carry[start:stop, start:stop]
+        stored, errors = _round_block(block, inside, type_name, dtype, trained=trained)
         weight[:, stop:] -= errors @ carry[start:stop, stop:]
         found[:, start:stop] = stored
     return found
 
 
 def _round_block(
-    block: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype
+    block: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, *, trained: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a block column by column.
 
@@ -64,16 +71,21 @@ def _round_block(
     """
     grid = _best_grid(block, 1 / carry.diagonal().square(), type_name, dtype)
     pinned = grid.ends_at(block)
-    codes, errors = torch.zeros_like(block), torch.zeros_like(block)
+    codes, errors, reached = torch.zeros_like(block), torch.zeros_like(block), torch.zeros_like(block)
     for column in range(PLAIN_BLOCK):
         exact = block[:, column]
         code = grid.codes(exact)
         for end, at in pinned.items():
             code = torch.where(at == column, torch.full_like(code, end), code)
-        codes[:, column] = code
+        codes[:, column], reached[:, column] = code, exact
         errors[:, column] = (exact - grid.given_back(code)) / carry[column, column]
         block[:, column + 1 :] -= errors[:, column : column + 1] * carry[column, column + 1 :]
-    return grid.stored(codes, dtype), errors
+    centres = grid.stored(codes, dtype)
+    if not trained:
+        return centres, errors
+    low, high = centres.amin(dim=1, keepdim=True), centres.amax(dim=1, keepdim=True)
+    near = torch.where(grid.is_end(codes), centres, torch.minimum(torch.maximum(reached.to(dtype), low), high))
+    return torch.where(block_values(near, type_name) == grid.given_back(codes), near, centres), errors
 
 
 class _Grid:
@@ -121,6 +133,10 @@ class _Grid:
         for code, value in self.ends.items():
             found = torch.where(codes == code, value[:, None], found)
         return found.to(dtype)
+
+    def is_end(self, codes: torch.Tensor) -> torch.Tensor:
+        """Whether codes are at an end of the range, bool, of their shape."""
+        return torch.stack([codes == code for code in self.ends]).any(dim=0)
 
     def where(self, better: torch.Tensor, other: _Grid) -> _Grid:
         """Return this grid for some rows, and another one for the others."""
