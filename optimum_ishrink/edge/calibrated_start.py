@@ -16,7 +16,7 @@ from .recovery_values import BlockValues
 
 
 def calibrated_start(
-    source: Source, exported: ExportedValues, model: Any, windows: torch.Tensor
+    source: Source, exported: ExportedValues, model: Any, windows: torch.Tensor, *, trained: bool
 ) -> dict[str, torch.Tensor]:
     """Return the matrices of a checkpoint, rounded to an export's types for what they compute.
 
@@ -28,6 +28,7 @@ def calibrated_start(
         exported: What its export holds, in types of GGUF.
         model: The checkpoint's model, with the weights to round.
         windows: Token ids, int64, shape (windows, length).
+        trained: Whether they are trained after that (see `kept_values`).
 
     Returns:
         Weights by their names in the checkpoint, in its dtypes.
@@ -48,7 +49,7 @@ def calibrated_start(
                 each, dtype = values[name], exported.dtypes[name]
                 weight = model.get_parameter(name).detach()
                 rows = weight.T if each.transposed else weight
-                kept = kept_values(rows, carry, each.type_name, each.through or dtype).to(dtype)
+                kept = kept_values(rows, carry, each.type_name, each.through or dtype, trained=trained).to(dtype)
                 found[stored_as[name]] = kept.T.contiguous() if each.transposed else kept
                 advance(1)
         advance(len(values) - len(found))

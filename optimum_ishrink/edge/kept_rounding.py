@@ -26,7 +26,9 @@ _ROWS = 16_384
 
 
 @torch.no_grad()
-def kept_values(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype) -> torch.Tensor:
+def kept_values(
+    weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, *, trained: bool = False
+) -> torch.Tensor:
     """Return a matrix whose nearest values of the type are those that change least of what it computes.
 
     Args:
@@ -34,27 +36,33 @@ def kept_values(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype
         carry: How errors are passed on, which `error_carry` finds in its inputs' second moments.
         type_name: One of `CALIBRATED`.
         dtype: The checkpoint's dtype.
+        trained: Whether to store what was rounded instead of the values of the type: a training has then less far to
+            go to the next value. It carries what is passed on of others' errors, so that a checkpoint of it is further
+            from the model in 16 bits than in the type itself; one of the type's values is as near in both.
 
     Returns:
         In that dtype, of the matrix' shape, on the CPU.
     """
-    parts = [_rounded(rows.float().cpu(), carry, type_name, dtype) for rows in torch.split(weight.detach(), _ROWS)]
-    return torch.cat(parts)
+    rows = torch.split(weight.detach(), _ROWS)
+    return torch.cat([_rounded(part.float().cpu(), carry, type_name, dtype, trained) for part in rows])
 
 
-def _rounded(weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype) -> torch.Tensor:
+def _rounded(
+    weight: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, trained: bool
+) -> torch.Tensor:
     weight = weight.clone()
     found = torch.empty(weight.shape, dtype=dtype)
     for start in range(0, weight.shape[1], PLAIN_BLOCK):
         stop = start + PLAIN_BLOCK
-        stored, errors = _round_block(weight[:, start:stop].clone(), carry[start:stop, start:stop], type_name, dtype)
+        block, inside = weight[:, start:stop].clone(), carry[start:stop, start:stop]
+        stored, errors = _round_block(block, inside, type_name, dtype, trained=trained)
         weight[:, stop:] -= errors @ carry[start:stop, stop:]
         found[:, start:stop] = stored
     return found
 
 
 def _round_block(
-    block: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype
+    block: torch.Tensor, carry: torch.Tensor, type_name: str, dtype: torch.dtype, *, trained: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a block column by column.
 
@@ -73,8 +81,8 @@ def _round_block(
         errors[:, column] = (exact - grid.given_back(code)) / carry[column, column]
         block[:, column + 1 :] -= errors[:, column : column + 1] * carry[column, column + 1 :]
     centres = grid.stored(codes, dtype)
-    # Not the values of the type where it can be helped, but what was rounded to them, errors of others included: a
-    # training has then less far to go to the next value, and another type loses less.
+    if not trained:
+        return centres, errors
     low, high = centres.amin(dim=1, keepdim=True), centres.amax(dim=1, keepdim=True)
     near = torch.where(grid.is_end(codes), centres, torch.minimum(torch.maximum(reached.to(dtype), low), high))
     return torch.where(block_values(near, type_name) == grid.given_back(codes), near, centres), errors

@@ -16,9 +16,8 @@ from ..recovery.exported_weights import ExportedValues
 from ..text.calibration import Calibration
 from .job import Job
 
-ROUNDING_WINDOWS = 48
-"""Windows of text that weights are rounded on, at most, as many as an export with calibrated rounding reads: more
-change little."""
+ROUNDING_WINDOWS = 64
+"""Windows of text that weights are rounded on, at most, as many as the default calibration has: more change little."""
 
 
 def rounded_weights(
@@ -27,6 +26,8 @@ def rounded_weights(
     session: Session,
     windows: torch.Tensor,
     solved: Mapping[str, torch.Tensor],
+    *,
+    trained: bool,
 ) -> dict[str, torch.Tensor]:
     """Return a checkpoint's matrices, rounded to an export's types for what they compute.
 
@@ -36,6 +37,7 @@ def rounded_weights(
         session: Device and dtype.
         windows: Token ids, int64, shape (windows, length); the first `ROUNDING_WINDOWS` are read.
         solved: Weights that take the place of the checkpoint's first, by their names in it.
+        trained: Whether they are trained after that.
 
     Returns:
         Weights by their names in the checkpoint, in its dtypes.
@@ -45,7 +47,7 @@ def rounded_weights(
     with torch.no_grad():
         for name, weight in solved.items():
             model.get_parameter(parameters[name]).copy_(weight)
-    return calibrated_start(student, exported, model, windows[:ROUNDING_WINDOWS])
+    return calibrated_start(student, exported, model, windows[:ROUNDING_WINDOWS], trained=trained)
 
 
 def round_cut(job: Job) -> None:
@@ -60,6 +62,7 @@ def round_cut(job: Job) -> None:
         calibration = Calibration(job.config, job.cutting, whole=calibration if job.kept_rows is not None else None)
     exported = exported_values(student, wanted)
     tensors = student.tensors
-    for name, weight in rounded_weights(student, exported, job.session, calibration.windows, {}).items():
+    found = rounded_weights(student, exported, job.session, calibration.windows, {}, trained=False)
+    for name, weight in found.items():
         overwrite_tensor(tensors[name], weight)
     job.compensation = replace(job.compensation, rounded_for=wanted)

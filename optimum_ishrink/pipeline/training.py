@@ -135,7 +135,7 @@ def _solve(job: Job, prepared: Preparation, exported: ExportedValues | None) -> 
             if job.config.starts_calibrated and exported is not None:
                 windows = prepared.text.input_ids[: prepared.text.trained]  # held-out windows are never read
                 student = prepared.models.student
-                found |= rounded_weights(student, exported, prepared.session, windows, found)
+                found |= rounded_weights(student, exported, prepared.session, windows, found, trained=True)
             prepared.store_solution(found)
     return found
 
