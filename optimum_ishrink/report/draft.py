@@ -23,7 +23,6 @@ class DraftExpectation:
 
     Args:
         step_cost: Time of a step of the draft, in steps of the base alone; both were timed in turn.
-        round_overhead: Time of a round that is neither, such as starting the draft's loop, in steps of the base.
         pass_costs: Time of a pass of the base over several tokens, in its steps, by their number.
         agreement: Share of the tokens that the base wrote by greedy decoding at which the draft, reading the same
             text, finds the same token most likely.
@@ -38,7 +37,6 @@ class DraftExpectation:
     """
 
     step_cost: float
-    round_overhead: float
     pass_costs: Mapping[str, float]
     agreement: float
     num_assistant_tokens: int

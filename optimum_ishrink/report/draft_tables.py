@@ -84,11 +84,12 @@ def identity_sentence(timing: DraftTiming) -> str:
             f"Under greedy decoding the output is the base's, token by token, after all {timing.prompts} prompts "
             f"({timing.tokens} tokens)."
         )
-    gaps = [each.gap for each in timing.divergent if each.gap is not None]
-    ties = f"; there the base's two logits are at most {max(gaps):.3g} apart" if gaps else ""
+    gaps = [abs(each.gap) for each in timing.divergent if each.gap is not None]
+    apart = f"at most {max(gaps):.3g} apart" if any(gaps) else "equal"
+    ties = f"; there the base's two logits are {apart} in one pass over the text" if gaps else ""
     return (
         f"Under greedy decoding the output is the base's after {timing.identical} of {timing.prompts} prompts; the "
-        f"others differ from one token on{ties}: a pass over several tokens rounds otherwise than single steps do, "
+        f"others differ from one token on{ties}. A pass over several tokens rounds otherwise than single steps do, "
         "and decides near ties otherwise."
     )
 

@@ -67,12 +67,10 @@ class StepCosts:
     Args:
         draft: Time of a step of the draft.
         passes: Time of a pass of the base, by the tokens in it; other numbers are interpolated.
-        overhead: Time of a round that is neither, such as starting the draft's loop.
     """
 
     draft: float
     passes: Mapping[int, float]
-    overhead: float = 0.0
 
     def verification(self, tokens: float) -> float:
         """Return the time of a pass of the base over some tokens, by linear interpolation.
@@ -130,7 +128,7 @@ class Rounds:
             costs: What is computed in a round.
         """
         length = self.drafted / self.passes
-        return self.tokens_per_pass / (length * costs.draft + costs.verification(length + 1) + costs.overhead)
+        return self.tokens_per_pass / (length * costs.draft + costs.verification(length + 1))
 
 
 NO_ROUNDS = Rounds(0, 0, 0, 0)

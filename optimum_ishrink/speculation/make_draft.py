@@ -290,7 +290,6 @@ def expectation(found: Sequence[Choices], costs: StepCosts) -> DraftExpectation:
     return DraftExpectation(
         step_cost=costs.draft,
         pass_costs={str(count): cost for count, cost in costs.passes.items()},
-        round_overhead=costs.overhead,
         agreement=share,
         num_assistant_tokens=policy.length,
         confidence_threshold=policy.threshold,

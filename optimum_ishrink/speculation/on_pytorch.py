@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,19 +10,13 @@ import torch
 from ..checkpoint.session import Session
 from ..core.device import dtype_name
 from ..report.draft import DraftTiming
-from .assisted import Drafter, set_policy, write
+from .assisted import Drafter
 from .formula import Policy, StepCosts
 from .options import DraftOptions
 from .own_text import Choices, OwnText, choices, own_texts
 from .shapes_tried import Candidate
 from .step_cost import measure_costs
 from .together import measure_together
-
-_PROBE = Policy(1)
-"""How long a draft proposes where the time of a round itself is measured: its step and the pass are then the least."""
-
-_PROBED = 2
-"""Texts that this is measured on."""
 
 
 class OnPyTorch:
@@ -69,25 +62,8 @@ class OnPyTorch:
             texts: What the base wrote.
         """
         drafter = self.load(candidate)
-        return choices(drafter, texts), self._costs(drafter, texts)
-
-    def _costs(self, drafter: Drafter, texts: Sequence[OwnText]) -> StepCosts:
-        """Return what steps of a draft and passes of the base cost, and starting the draft's loop in every round."""
-        base = self.session.model
-        costs = measure_costs(base, [drafter], texts[0].prompt)[drafter.name]
-        set_policy(drafter.model, _PROBE)
-        seconds = alone = 0.0
-        rounds = tokens = 0
-        for text in texts[:_PROBED]:
-            count = len(text.written.tokens)
-            found = write(base, text.prompt, count, drafter)
-            again = write(base, text.prompt, count)
-            seconds, rounds = seconds + found.seconds, rounds + found.rounds.passes - 1
-            alone, tokens = alone + again.seconds, tokens + again.later
-        if not rounds or not tokens:
-            return costs
-        whole = (seconds / rounds) / (alone / tokens)
-        return replace(costs, overhead=max(0.0, whole - costs.draft - costs.verification(2)))
+        costs = measure_costs(self.session.model, [drafter], texts[0].prompt)
+        return choices(drafter, texts), costs[drafter.name]
 
     def together(
         self, chosen: Sequence[tuple[Candidate, Policy]], texts: Sequence[OwnText]

@@ -108,7 +108,10 @@ def test_early_exits_and_named_models_are_measured_alone(
     other = replace(timing, identical=1, divergent=(Divergent(0, 3, 0.01),))
     again = replace(found, tried=(replace(found.best_draft, timing=other),))
     assert "after 1 of 2 prompts" in draft_sentences(again)[2]
-    assert "at most 0.01 apart" in draft_sentences(again)[2]
+    assert "two logits are at most 0.01 apart in one pass" in draft_sentences(again)[2]
+    equal = replace(timing, identical=1, divergent=(Divergent(0, 3, 0.0),))
+    again = replace(found, tried=(replace(found.best_draft, timing=equal),))
+    assert "two logits are equal in one pass" in draft_sentences(again)[2]
     assert found.best_draft.speedup == timing.speed.ratio
     assert replace(found.best_draft, timing=None).speedup == found.best_draft.expected.speedup
 
