@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..api.shrinker import IShrinker
     from ..architectures.binding import Binding
     from ..checkpoint.source import Source
-    from ..planning.estimate import Estimate
+    from ..pipeline.estimate import Estimate
 
 PLAN = (
     "print or save what would be removed, and change nothing",
@@ -141,7 +141,7 @@ def _from_config(args: argparse.Namespace, model: str, config: IShrinkConfig) ->
 
 
 def _estimate(binding: Binding, shape: Mapping[str, int], config: IShrinkConfig) -> Estimate:
-    from ..planning.estimate import estimate_shrink
+    from ..pipeline.estimate import estimate_shrink
 
     return estimate_shrink(binding, shape, config, folder=Path.cwd())
 

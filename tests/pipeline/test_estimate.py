@@ -14,9 +14,9 @@ from optimum_ishrink.architectures.binding import Binding
 from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError
-from optimum_ishrink.planning.estimate import Estimate, duration, estimate_shrink
-from optimum_ishrink.planning.machine_speed import MachineSpeed, measure_speed
-from optimum_ishrink.planning.work import Work, active_parameters, work_of_shrink
+from optimum_ishrink.pipeline.estimate import Estimate, duration, estimate_shrink
+from optimum_ishrink.pipeline.machine_speed import MachineSpeed, measure_speed
+from optimum_ishrink.pipeline.stage_work import Work, active_parameters, work_of_shrink
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
@@ -111,7 +111,7 @@ def test_an_estimate_has_its_sum_its_peak_and_a_recovery_that_is_not_in_them() -
 
 
 def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimum_ishrink.planning.estimate._free_memory", lambda device: 1000)
+    monkeypatch.setattr("optimum_ishrink.pipeline.estimate._free_memory", lambda device: 1000)
     assert any("The model does not fit" in line for line in made().sentences())
 
 
@@ -128,7 +128,7 @@ def test_speeds_are_measured(tmp_path: Path) -> None:
 
 
 def test_the_method_is_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimum_ishrink.planning.estimate.measure_speed", lambda *_: SPEED)
+    monkeypatch.setattr("optimum_ishrink.pipeline.estimate.measure_speed", lambda *_: SPEED)
     found = IShrinker.from_pretrained(save_tiny(tmp_path, tiny_config("llama"))).estimate(intermediate_size=16)
     assert [stage.work.operations for stage in found.stages] == [stage.work.operations for stage in made().stages]
 
@@ -136,7 +136,7 @@ def test_the_method_is_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_verb_reads_the_config_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimum_ishrink.planning.estimate.measure_speed", lambda *_: SPEED)
+    monkeypatch.setattr("optimum_ishrink.pipeline.estimate.measure_speed", lambda *_: SPEED)
     model = tmp_path / "model"
     tiny_config("llama").save_pretrained(model)
     words = ["plan", "--model", str(model), "--intermediate-size", "16", "--estimate"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from .machine_speed import MachineSpeed, measure_speed
-from .work import Work, work_of_recovery, work_of_shrink
+from .stage_work import Work, work_of_recovery, work_of_shrink
 
 if TYPE_CHECKING:
     from ..architectures.binding import Binding
