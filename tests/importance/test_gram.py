@@ -80,9 +80,12 @@ def test_scores_of_a_model_are_those_of_the_inputs_of_its_projections(model_type
         x = seen[0].flatten(0, 1).double()
         weight = module.weight.detach().double()
         weight = weight.T if bound.transposed else weight
-        removed = torch.arange(x.shape[1]).view(scores[key].shape[1], -1)[1]
+        if len(x) < x.shape[1]:
+            continue  # the ridge is raised, which another test shows
+        last = min(1, scores[key].shape[1] - 1)
+        removed = torch.arange(x.shape[1]).view(scores[key].shape[1], -1)[last]
         ridge = RIDGE * (x.square().sum() / len(x) / x.shape[1]).item()
-        assert scores[key][layer, 1].item() == pytest.approx(residual(x, weight, removed, ridge), rel=2e-3)
+        assert scores[key][layer, last].item() == pytest.approx(residual(x, weight, removed, ridge), rel=2e-3)
 
 
 def test_too_few_tokens_raise_the_ridge_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

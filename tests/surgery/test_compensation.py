@@ -84,11 +84,15 @@ def test_every_architecture_is_repaired(
     config = tiny_config(model_type, variant)
     folder = save_tiny(tmp_path / "base", config)
     wanted = {"num_hidden_layers": 3, "num_key_value_heads": 2, "intermediate_size": 16}
-    base, model, binding, plan = cut_pair(folder, supported_shape(config, wanted))
+    shape = supported_shape(config, wanted)
+    # Nothing in front of a first layer that is dropped can take over what it did.
+    raw = json.loads((folder / "config.json").read_text())
+    seed = next(seed for seed in range(3, 30) if random_plan(raw, shape, seed)[0].layers[0] == 0)
+    base, model, binding, plan = cut_pair(folder, shape, seed)
     weights, repairs = repaired(base, model, binding, plan)
     assert repairs
     assert set(weights) == {repair.name.partition("[")[0] for repair in repairs if repair.ridge is not None}
-    if "experts" in binding.sizes:
+    if "experts" in binding.sizes and "intermediate_size" in shape:
         assert sum("experts" in repair.name or "output_linear" in repair.name for repair in repairs) > 3
     assert all(repair.new_error <= repair.error for repair in repairs)
     assert model(WINDOWS).logits.isfinite().all()
