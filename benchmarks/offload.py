@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,7 @@ def make_checkpoint(folder: Path, shape: dict[str, Any], tokenizer: Path) -> Non
         return made.uniform_(-0.03, 0.03, generator=generator)
 
     outgoing = [
-        OutgoingTensor(
-            name, "BF16", tuple(sizes), make=lambda number=number, sizes=sizes: values(number, tuple(sizes))
-        )
+        OutgoingTensor(name, "BF16", tuple(sizes), make=partial(values, number, tuple(sizes)))
         for number, (name, sizes) in enumerate(expected_tensors(config).items())
     ]
     write_weights(outgoing, folder)

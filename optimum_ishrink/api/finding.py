@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..architectures.composite import check_alone
 from ..options.option import options_of
-from ..pipeline.shape_alone import shape_alone
 from ..pipeline.estimate import Estimate, estimate_shrink
+from ..pipeline.shape_alone import shape_alone
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..search.profile import Profile
 from ..search.profiling import profile_device, write_profile_script
