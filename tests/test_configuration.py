@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -244,3 +245,22 @@ def test_help_has_every_option() -> None:
 def test_a_config_that_cannot_be_pushed_is_one_line() -> None:
     with pytest.raises(PublishError, match=r"the push of ishrink_config.json to me/x failed \(HF_HUB_OFFLINE is set"):
         IShrinkConfig().push_to_hub("me/x", token="hf_x")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"sparsity": "2:4", "compensation_for": "q4_0"},
+            "sparsity='2:4' sets weights to zero, and rounding them for q4_0",
+        ),
+        ({"sparsity": "50%", "recovery": "kl", "recovery_for": "q8_0"}, "rounding them for q8_0 changes the others"),
+        (
+            {"recovery": "kl", "recovery_for": "q4_0", "recovery_ema": 0.9},
+            "recovery_for trains quantised weights, whose",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        IShrinkConfig(**options)

@@ -15,6 +15,7 @@ import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.checkpoint import offload_choice
+from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core import spool
 from optimum_ishrink.errors import OutputError, RequestError
 from optimum_ishrink.pipeline import measuring
@@ -261,11 +262,19 @@ def test_the_decoder_of_a_vision_language_model_can_come_from_disk(model_type: s
     assert found == shrink(base, tmp_path / "whole", text, "never")
 
 
+def test_rounding_after_the_repair_needs_the_whole_model(tmp_path: Path) -> None:
+    source = open_source(save_tiny(tmp_path / "base", tiny_config("llama")))
+    reason = offload_choice.refusal(source, torch.device("cpu"), IShrinkConfig(compensation_for="q4_0"), None)
+    assert reason is not None and reason.startswith("rounding after the repair runs the whole model")
+    assert offload_choice.refusal(source, torch.device("cpu"), IShrinkConfig(), None) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"calibration": ("self",)}, "a model samples its own text token by token"),
         ({"recovery": "kl"}, "recovery trains a whole model"),
+        ({"sparsity": "2:4"}, "what becomes zero by its inputs is chosen in the whole model"),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -235,6 +235,9 @@ def test_recovery_keeps_every_zero(
     more = ["--recovery-train", "full", "--recovery-compensation", "ridge"]
     assert main([*recovery(sparse, tmp_path / "no", llama_folder, text_file), *more]) == 2
     assert "solves for all weights of a projection, so that the sparse model" in capsys.readouterr().err
+    more = ["--recovery-train", "full", "--recovery-for", "int8"]
+    assert main([*recovery(sparse, tmp_path / "no", llama_folder, text_file), *more]) == 2
+    assert "recovery_for='int8' rounds weights, zeros too" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 
