@@ -61,7 +61,7 @@ def tiny_ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "shrunk": scripted_gguf(folder / "small.gguf", SMALL),
         "base": scripted_gguf(folder / "base.gguf", BASE),
-        "endless": scripted_gguf(folder / "endless.gguf", (" on", " and"), ending=False),
+        "endless": scripted_gguf(folder / "endless.gguf", (" on", " and"), ending=False, context=8192),
     }
 
 

@@ -19,6 +19,7 @@ def scripted_gguf(
     pieces: Sequence[str],
     *,
     ending: bool = True,
+    context: int = CONTEXT,
     template: str | None = TEMPLATE,
     architecture: str = "llama",
 ) -> Path:
@@ -34,7 +35,7 @@ def scripted_gguf(
     kinds += [gguf.TokenType.USER_DEFINED] * len(pieces)
 
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(_SIZE)
     writer.add_block_count(1)
     writer.add_feed_forward_length(_SIZE)

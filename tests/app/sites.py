@@ -48,13 +48,24 @@ def _entry(role: str, path: Path, folder: Path, part: int) -> dict[str, Any]:
         "architecture": "llama",
         "quantization": "f32",
         "parameters": 100000,
-        "context": CONTEXT,
+        "context": _context(path),
         "vocabulary": 300,
         "kv_cache_bytes_per_token": 128,
         "chat_template": True,
         "template_sha256": "0" * 64,
         "generation": {"temperature": 0.2},
     }
+
+
+def _context(path: Path) -> int:
+    """Return the context that a file names; a damaged one names none."""
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except ValueError:
+        return CONTEXT
+    return int(next(field.contents() for name, field in fields.items() if name.endswith(".context_length")))
 
 
 class _Isolated(SimpleHTTPRequestHandler):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ishrink.edge.block_values import block_values
-from optimum_ishrink.edge.calibrated_rounding import error_carry
 from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.edge.kept_rounding import _best_grid, _round_block, kept_values
+from optimum_ishrink.modeling.error_carry import error_carry
 
 
 def correlated(columns: int, seed: int, tokens: int = 512) -> torch.Tensor:
