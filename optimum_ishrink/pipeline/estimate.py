@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from .machine_speed import MachineSpeed, measure_speed
-from .stage_work import Work, work_of_recovery, work_of_shrink
+from .stage_work import Work, bytes_from_disk, work_of_recovery, work_of_shrink
 
 if TYPE_CHECKING:
     from ..architectures.binding import Binding
@@ -45,6 +45,7 @@ class Estimate:
         dtype: The dtype that it computes in.
         memory: Bytes of the device's memory that are free.
         disk: Bytes that are written.
+        from_disk: Bytes of memory, and of hidden states on disk, of a cut whose layers are read from disk.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -54,6 +55,7 @@ class Estimate:
     dtype: str
     memory: int
     disk: float
+    from_disk: tuple[float, float]
 
     @property
     def seconds(self) -> float:
@@ -84,7 +86,12 @@ class Estimate:
             f"Written to disk: {_size(self.disk)}.",
         ]
         if self.peak > self.memory:
-            lines.append(f"The model does not fit: {_size(self.peak)} are needed, and {_size(self.memory)} are free.")
+            memory, states = map(_size, self.from_disk)
+            lines.append(
+                f"The model does not fit: {_size(self.peak)} are needed, and {_size(self.memory)} are free. Cut on "
+                f"given text with layers from disk (--offload), it takes about {memory} of memory, and {states} on "
+                "disk for hidden states; recover it on a larger machine."
+            )
         lines.append(
             f"Times are arithmetic, not a run: expect them to be right within a factor of {_SPREAD:g}. Timing of the "
             "result and tasks are not counted."
@@ -106,6 +113,7 @@ class Estimate:
             "memory": self.peak,
             "free_memory": self.memory,
             "disk": self.disk,
+            "from_disk": {"memory": self.from_disk[0], "hidden_states": self.from_disk[1]},
             "recovery": None if self.recovery is None else entry(self.recovery),
         }
 
@@ -155,6 +163,7 @@ def estimate_shrink(
         dtype=str(dtype).removeprefix("torch."),
         memory=_free_memory(device),
         disk=sum(work.disk_write for work in stages),
+        from_disk=bytes_from_disk(binding, shape, config, element_bytes=element),
     )
 
 

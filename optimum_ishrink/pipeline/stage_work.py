@@ -311,3 +311,28 @@ def _recovery(job: _Sizes) -> Work:
         + per_parameter * job.new_weights / job.element_bytes
         + job.activations(batch),
     )
+
+
+def bytes_from_disk(
+    binding: Binding, shape: Mapping[str, int], config: IShrinkConfig, *, element_bytes: int
+) -> tuple[float, float]:
+    """Return what a cut takes whose layers are read from disk: bytes of memory, and of hidden states on disk.
+
+    In memory are two layers, what is outside of the layers with one copy that a product makes of the head, and the
+    sums of the projection that is re-fit.
+
+    Args:
+        binding: The model.
+        shape: The complete new shape.
+        config: The request.
+        element_bytes: Bytes of a weight in memory.
+    """
+    job = _Sizes(binding, dict(shape), config, element_bytes)
+    sizes = binding.sizes
+    layers = 2 * max(binding.layer_parameters(sizes))
+    outside = binding.outer_parameters(sizes) + sizes["vocab"] * sizes["hidden"]
+    sums = max(
+        (3 * 4.0 * width * (width + rows) for width, rows in _refitted(job, binding.resized(shape))), default=0.0
+    )
+    tokens = config.calibration_samples * config.calibration_length
+    return (layers + outside) * element_bytes + sums, 3.0 * tokens * job.hidden * element_bytes

@@ -112,7 +112,13 @@ def test_an_estimate_has_its_sum_its_peak_and_a_recovery_that_is_not_in_them() -
 
 def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optimum_ishrink.pipeline.estimate._free_memory", lambda device: 1000)
-    assert any("The model does not fit" in line for line in made().sentences())
+    estimate = made()
+    assert any("The model does not fit" in line and "--offload" in line for line in estimate.sentences())
+    memory, states = estimate.from_disk
+    sizes, tokens = bound("llama").sizes, 64 * 256
+    assert states == 3 * tokens * sizes["hidden"] * 2
+    assert 2 * max(bound("llama").layer_parameters(sizes)) * 2 < memory
+    assert estimate.to_json()["from_disk"] == {"memory": memory, "hidden_states": states}
 
 
 def test_durations() -> None:
