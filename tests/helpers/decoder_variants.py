@@ -126,7 +126,10 @@ DECODERS: dict[str, list[dict[str, Any]]] = {
         },
         {"attention_bias": True, "mlp_bias": True, "head_dim": None},
     ],
-    "hunyuan_v1_dense": [{}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 8}],
+    "hunyuan_v1_dense": [
+        {"eod_token_id": 2},
+        {"eod_token_id": 2, "attention_bias": True, "tie_word_embeddings": True, "head_dim": 8},
+    ],
     "hyperclovax": [
         {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},
         {"attention_bias": True, "mlp_bias": True},
