@@ -89,8 +89,8 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         common = min(len(context) for context, _ in batch)
         contexts = torch.tensor([context[:common] for context, _ in batch], device=self.device)
         output = base_of(self.model)(input_ids=contexts, use_cache=True)
-        cache, last, output_class = output[cache_key], output.last_hidden_state[:, -1], type(output)
-        if has_state(cache):
+        cache, last, output_class = output.get(cache_key), output.last_hidden_state[:, -1], type(output)
+        if cache is None or has_state(cache):
             common, cache = 0, None  # every continuation reads its context, whose last state is then its own
         rows = [
             _Row(row, number, context[common:], tokens)
@@ -113,7 +113,7 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
                 found = base_of(self.model)(
                     input_ids=torch.tensor(padded, device=self.device),
                     use_cache=part_cache is not None,
-                    **{cache_key: part_cache},
+                    **({} if part_cache is None else {cache_key: part_cache}),
                 )
                 states = torch.cat([states, found.last_hidden_state], dim=1)
             predicting = torch.cat(
