@@ -83,11 +83,13 @@ def _has(binding: Any, key: str, gone: tuple[int, ...]) -> bool:
 )
 def test_a_masked_level_is_the_model_with_those_units_at_zero(model_type: str, variant: int) -> None:
     model, binding = bound_model(model_type, variant)
-    dimension = binding.description.dimensions[GROUPS]
-    exact = dimension.fixed is None and dimension.inexact is None
-    depth = (LAYERS,) if binding.description.dimensions[LAYERS].fixed is None else ()
-    neurons = (NEURONS,) if binding.description.dimensions[NEURONS].fixed is None else ()
-    cases = (neurons, (*depth, GROUPS, *neurons) if exact else (*depth, *neurons))
+    dimensions = binding.description.dimensions
+    # Where a norm spans the units, the smaller model is another one than that with the units at zero.
+    depth, groups, neurons = (
+        (key,) if dimensions[key].fixed is None and dimensions[key].inexact is None else ()
+        for key in (LAYERS, GROUPS, NEURONS)
+    )
+    cases = (neurons, (*depth, *groups, *neurons))
     for keys in filter(None, cases):
         removal = choose_removal(binding, random_scores(binding, 3), keys, 0.3, (1, 0))
         # A hybrid's layers that are left may all be without an MLP.
