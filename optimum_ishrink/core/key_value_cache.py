@@ -18,8 +18,10 @@ def has_state(cache: Any) -> bool:
     has where a class brings a cache of its own, of which nothing is known.
 
     Args:
-        cache: The cache, after the model has run.
+        cache: The cache, after the model has run; None holds nothing.
     """
+    if cache is None:
+        return False
     layers = getattr(cache, "layers", ())
     if type(cache).__module__ != "transformers.cache_utils" or any(map(_is_indexed, layers)):
         return True
