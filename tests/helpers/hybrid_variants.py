@@ -147,5 +147,5 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "sarvam_mla": [{**DEEPSEEK}],
-    "youtu": [{**LATENT, "pad_token_id": None}],  # transformers zeroes a padding row of tied embeddings on loading
+    "youtu": [{**LATENT, "pad_token_id": None}],  # transformers zeroes a padding row on loading
 }
