@@ -11,25 +11,21 @@ from typing import Any
 
 
 def has_state(cache: Any) -> bool:
-    """Return whether a cache holds more than keys and values: states that sum up what was read, or an index of it.
+    """Return whether a cache holds states that sum up what was read, beside keys and values or in their place.
 
-    Not every class goes on from these when several tokens are read at once (the first version of Mamba begins anew,
-    and an index is searched as if nothing had been read before), so what was read before has to be read again. So it
-    has where a class brings a cache of its own, of which nothing is known.
+    Not every class goes on from such a state when several tokens are read at once (the first version of Mamba begins
+    anew), so what was read before has to be read again. So it has where a class brings a cache of its own, of which
+    nothing is known.
 
     Args:
         cache: The cache, after the model has run; None holds nothing.
     """
     if cache is None:
         return False
-    layers = getattr(cache, "layers", ())
-    if type(cache).__module__ != "transformers.cache_utils" or any(map(_is_indexed, layers)):
+    if type(cache).__module__ != "transformers.cache_utils":
         return True
+    layers = getattr(cache, "layers", ())
     return any(any(getattr(layer, "is_recurrent_states_initialized", {}).values()) for layer in layers)
-
-
-def _is_indexed(layer: Any) -> bool:
-    return "Indexed" in type(layer).__name__
 
 
 def cache_name(model: Any) -> str:

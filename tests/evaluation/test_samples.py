@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, write_samples
-from tests.helpers.tiny import LAYOUT_CASES, tiny_config, tiny_model, tiny_tokenizer, without_choice
+from tests.helpers.tiny import LAYOUT_CASES, tiny_config, tiny_model, tiny_tokenizer
 
 
 def test_samples_equal_greedy_generation() -> None:
@@ -28,7 +28,7 @@ def test_samples_equal_greedy_generation() -> None:
 
 @pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
 def test_batched_samples_equal_single_ones(model_type: str, variant: int) -> None:
-    model, tokenizer = tiny_model(without_choice(tiny_config(model_type, variant))), tiny_tokenizer()
+    model, tokenizer = tiny_model(tiny_config(model_type, variant)), tiny_tokenizer()
     prompts = ["A", "A longer one.", "The longest of all three."]
     alone = [text for prompt in prompts for text in write_samples(model, tokenizer, 6, [prompt])]
     assert write_samples(model, tokenizer, 6, prompts) == alone

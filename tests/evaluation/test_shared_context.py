@@ -7,16 +7,7 @@ from lm_eval.models.huggingface import HFLM
 
 from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
-from tests.helpers.tiny import (
-    LAYOUTS,
-    VARIANTS,
-    VOCAB,
-    in_full,
-    tiny_config,
-    tiny_model,
-    tiny_tokenizer,
-    without_choice,
-)
+from tests.helpers.tiny import LAYOUTS, VARIANTS, VOCAB, in_full, tiny_config, tiny_model, tiny_tokenizer
 
 
 def requests(seed=0, questions=7, longest=20):
@@ -41,7 +32,7 @@ def plain(model, tokenizer, asked, **settings):
 @pytest.mark.parametrize("kind", in_full(sorted(VARIANTS), *LAYOUTS))
 def test_answers_are_those_of_lm_eval(kind):
     tokenizer = tiny_tokenizer()
-    model = tiny_model(without_choice(tiny_config(kind))).eval()
+    model = tiny_model(tiny_config(kind)).eval()
     asked = requests()
     ours = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(asked)
     theirs = plain(model, tokenizer, asked)

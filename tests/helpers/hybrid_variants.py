@@ -79,7 +79,8 @@ HYBRIDS: dict[str, list[dict[str, Any]]] = {
     "bamba": [{**MAMBA, "attn_layer_indices": [1, 3], "head_dim": None}],
     "deepseek_v2": [{**DEEPSEEK}],
     "deepseek_v3": [{**DEEPSEEK}, {**DEEPSEEK, **GROUPED, "q_lora_rank": None}],
-    "deepseek_v32": [{**DEEPSEEK, "index_n_heads": 3, "index_head_dim": 12, "index_topk": 5}],
+    # Fewer heads of the indexer give equal scores, of which the shape of a batch decides which are chosen.
+    "deepseek_v32": [{**DEEPSEEK, "index_n_heads": 64, "index_head_dim": 12, "index_topk": 5}],
     "falcon_h1": [{**MAMBA, "mamba_d_ssm": 64, "head_dim": None}],
     "glm4_moe_lite": [{**DEEPSEEK}],
     "granitemoehybrid": [

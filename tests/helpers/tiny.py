@@ -218,16 +218,6 @@ def tiny_config(model_type: str, variant: int = 0, **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **values)
 
 
-def without_choice(config: Any) -> Any:
-    """A config whose attention reads all tokens where it would choose the best few.
-
-    In a random model many scores are equal, and which of them is chosen changes with the shape of a batch.
-    """
-    if hasattr(config, "index_topk"):
-        config.index_topk = 512
-    return config
-
-
 def tiny_raw_config(model_type: str = "llama", variant: int = 0, **changes: Any) -> dict[str, Any]:
     """The config.json of a tiny model."""
     values = {**tiny_config(model_type, variant).to_dict(), "model_type": model_type, **changes}
