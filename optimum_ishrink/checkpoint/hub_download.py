@@ -26,7 +26,7 @@ from ..errors import SourceError, one_line
 from .gguf_header import read_header
 from .tokenizer_files import TOKENIZER_PATTERNS
 
-_ALLOWED = [
+CHECKPOINT_FILES = [
     "README.md",
     "*.json",
     "*.safetensors",
@@ -37,7 +37,10 @@ _ALLOWED = [
     "NOTICE*",
     "USE_POLICY*",
 ]
-_IGNORED = ["original/*", "*/*.safetensors", "consolidated*"]
+"""Patterns of the files that a checkpoint consists of; no pickles."""
+
+CONFIG_FILES = [pattern for pattern in CHECKPOINT_FILES if pattern != "*.safetensors"]
+SECOND_COPIES = ["original/*", "*/*.safetensors", "consolidated*"]
 """Second copies of the weights, in the formats of Meta and Mistral."""
 
 
@@ -55,10 +58,10 @@ def download_checkpoint(
     Raises:
         SourceError: The repository cannot be read; the message says why.
     """
-    allowed = [*_ALLOWED, *([gguf_file] if gguf_file else [])]
+    allowed = [*CHECKPOINT_FILES, *([gguf_file] if gguf_file else [])]
     with _one_line_errors(repo_id, revision):
         path = snapshot_download(
-            repo_id, revision=revision, token=token, allow_patterns=allowed, ignore_patterns=_IGNORED
+            repo_id, revision=revision, token=token, allow_patterns=allowed, ignore_patterns=SECOND_COPIES
         )
     return Path(path)
 

@@ -1,4 +1,4 @@
-"""Opening a source: a Hub id, a folder of safetensors, a GGUF file, or a model in memory.
+"""Opening a source: a Hub id, a folder of safetensors, a URL, a GGUF file, or a model in memory.
 
 Whatever it was, the rest of the package sees a folder with config.json, tokenizer files and safetensors.
 """
@@ -23,18 +23,19 @@ from ..architectures.expressions import axis_length
 from ..architectures.model_class import bind_config, parse_config
 from ..core.device import dtype_name
 from ..core.json_files import read_json
+from ..core.storage import is_url
 from ..errors import SourceError
 from .card_metadata import card_languages, card_license
 from .comparing import same_bytes
 from .generation import check_generation_config
-from .gguf_header import save_gguf_config
-from .gguf_reading import check_gguf_file, convert_gguf, gguf_languages, gguf_license
-from .hub_download import download_checkpoint, download_config, download_gguf_header, repository_files
+from .gguf_reading import convert_gguf, gguf_languages, gguf_license
+from .hub_download import download_checkpoint, repository_files
 from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
 from .older_keys import add_older_keys
 from .stored_names import by_parameter
 from .tensors import TensorInfo, preview, read_index, refuse_pickles, stored_names
+from .url_download import fetch_checkpoint
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,8 @@ def open_source(
     """Open a source.
 
     Args:
-        model: Hub id, folder, or a loaded model, also within `torch.compile` or `DataParallel`; a source is returned
-            as it is.
+        model: Hub id, folder, URL of fsspec such as `s3://bucket/model`, or a loaded model, also within
+            `torch.compile` or `DataParallel`; a source is returned as it is.
         tokenizer: The loaded model's tokenizer.
         revision: Branch, tag or commit of a Hub repository.
         token: Hub token; never stored.
@@ -223,28 +224,23 @@ def open_source(
         check_loaded(loaded, tokenizer)
         return _from_loaded(loaded, tokenizer)
     name = str(check_name(model))
-    local = _local(name)
+    if is_url(name):
+        folder, storage = fetch_checkpoint(name, gguf_file)
+        return _from_folder(storage.shown, folder, gguf_file, gguf_dtype)
+    local = local_path(name)
     if local.is_file() and local.suffix == ".gguf":
         raise SourceError(f"{local} is a GGUF file; give its folder as the model and pass gguf_file={local.name!r}")
     if local.is_file():
         raise SourceError(f"{local} is a file; give the folder that holds the checkpoint, such as {local.parent}")
     if local.is_dir():
-        if gguf_file is not None:
-            return _from_gguf(name, local, gguf_file, gguf_dtype, revision=None, is_hub_id=False)
-        _refuse_adapter(name, (path.name for path in local.glob("adapter_*")))
-        if not (local / "config.json").is_file():
-            ggufs = sorted(path.name for path in local.glob("*.gguf"))
-            hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
-            raise SourceError(f"{local} holds no config.json{hint}")
-        license, details = card_license(local)
-        return Source(name, local, license=license, license_details=details, languages=card_languages(local))
+        return _from_folder(name, local, gguf_file, gguf_dtype)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name} does not exist")
     folder = download_checkpoint(name, revision, token, gguf_file)
-    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    commit = folder.name if COMMIT.fullmatch(folder.name) else revision
     if gguf_file is not None:
         return _from_gguf(name, folder, gguf_file, gguf_dtype, revision=commit, is_hub_id=True)
-    _refuse_adapter(name, (path.name for path in folder.glob("adapter_*")))
+    refuse_adapter(name, (path.name for path in folder.glob("adapter_*")))
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(name, repository_files(name, commit, token))
     license, details = card_license(folder)
@@ -271,68 +267,16 @@ def source_of_config(raw: Mapping[str, Any], name: str = "tiny") -> Source:
     return source
 
 
-def open_config(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    gguf_file: str | None = None,
-    tokenizer: bool = False,
-) -> Source:
-    """Open a source of which no weights will be read.
-
-    Of a Hub repository config.json alone is fetched, or the header of a GGUF file. Where a folder holds weights, their
-    headers are checked.
+def refuse_adapter(name: str, files: Iterable[str]) -> None:
+    """Refuse a PEFT adapter beside the weights: `from_pretrained` puts it on top of them, and a cut would lose it.
 
     Args:
-        model: Hub id or folder.
-        revision: Branch, tag or commit of a Hub repository.
-        token: Hub token; never stored.
-        gguf_file: Name of a GGUF file in the folder or repository, whose config is read.
-        tokenizer: Whether the tokenizer is needed: it is fetched from a Hub repository, or read from a GGUF file.
+        name: What the user called the model.
+        files: Names of its files.
 
     Raises:
-        SourceError: There is no config.json, it belongs to an adapter or to pickled weights, or the headers of a
-            folder's weights do not fit it.
+        SourceError: There is one.
     """
-    name = str(model)
-    local = _local(name)
-    if gguf_file is not None and not local.is_file():
-        return _open_gguf_config(name, local, gguf_file, revision, token, tokenizer=tokenizer)
-    if local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        source = open_source(model)
-        if any(local.glob("*.safetensors")):
-            source.check_headers()
-        return source
-    folder = download_config(name, revision, token, tokenizer=tokenizer)
-    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
-    files = repository_files(name, commit, token)
-    _refuse_adapter(name, files)
-    if files and not any(file.endswith(".safetensors") for file in files):
-        refuse_pickles(name, files)
-    return Source(name, folder, revision=commit, is_hub_id=True)
-
-
-def _open_gguf_config(
-    name: str, local: Path, gguf_file: str, revision: str | None, token: str | bool | None, *, tokenizer: bool
-) -> Source:
-    is_hub_id = not local.is_dir()
-    if is_hub_id and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise SourceError(f"{name} does not exist")
-    target, owner = temporary_folder()
-    folder, commit = local, None
-    if is_hub_id:
-        folder = target / "header"
-        folder.mkdir()
-        commit = download_gguf_header(name, gguf_file, revision, token, folder)
-    else:
-        check_gguf_file(folder, gguf_file)
-    save_gguf_config(folder, gguf_file, target, tokenizer=tokenizer)
-    return Source(name, target, revision=commit or revision, is_hub_id=is_hub_id, gguf_file=gguf_file, _owner=owner)
-
-
-def _refuse_adapter(name: str, files: Iterable[str]) -> None:
-    """Refuse a PEFT adapter beside the weights: `from_pretrained` puts it on top of them, and a cut would lose it."""
     if "adapter_config.json" in files:
         raise SourceError(
             f"{name} holds adapter_config.json: from_pretrained loads that adapter on top of the weights beside it; "
@@ -340,11 +284,19 @@ def _refuse_adapter(name: str, files: Iterable[str]) -> None:
         )
 
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""What a revision that names one state of a repository looks like."""
 
 
-def _local(name: str) -> Path:
-    """Return a name as a path; one that is too long for a path is no folder, and no Hub id either."""
+def local_path(name: str) -> Path:
+    """Return a name as a path.
+
+    Args:
+        name: What a user named.
+
+    Raises:
+        SourceError: It is too long for a path, and so no Hub id either.
+    """
     local = Path(name).expanduser()
     try:
         local.exists()
@@ -363,6 +315,18 @@ def temporary_folder() -> tuple[Path, object]:
     owner = Owner()
     weakref.finalize(owner, directory.cleanup)
     return Path(directory.name), owner
+
+
+def _from_folder(name: str, folder: Path, gguf_file: str | None, gguf_dtype: torch.dtype) -> Source:
+    if gguf_file is not None:
+        return _from_gguf(name, folder, gguf_file, gguf_dtype, revision=None, is_hub_id=False)
+    refuse_adapter(name, (path.name for path in folder.glob("adapter_*")))
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
+        raise SourceError(f"{name} holds no config.json{hint}")
+    license, details = card_license(folder)
+    return Source(name, folder, license=license, license_details=details, languages=card_languages(folder))
 
 
 def _from_gguf(

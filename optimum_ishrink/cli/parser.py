@@ -150,7 +150,9 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     _push(
         verb(
-            "push", "upload an output folder to the Hub as one commit", "ishrink push --model small --repo-id me/small"
+            "push",
+            "upload an output folder to the Hub, or to a URL",
+            "ishrink push --model small --repo-id me/small",
         )
     )
     _demo(verb("demo", "shrink SmolLM2-135M-Instruct from a PyPI package, offline", "ishrink demo --output demo"))
@@ -229,7 +231,9 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink, or any checkpoint")
+    parser.add_argument(
+        "--model", metavar="DIR", required=True, help="output folder of shrink, any checkpoint, or a URL of fsspec"
+    )
     output_flags(parser)
     architecture_flag(parser)
     add_options(parser.add_argument_group("recovery"), RecoveryOptions, defaults={"recovery": "kl"})
@@ -290,7 +294,10 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 def _push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="output folder of shrink or recover")
-    parser.add_argument("--repo-id", metavar="ID", required=True, help="user/name on the Hub")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--repo-id", metavar="ID", help="user/name on the Hub")
+    place.add_argument("--url", help="place of fsspec instead, such as s3://bucket/small")
+    parser.add_argument("--overwrite", action="store_true", help="with --url: replace what is there")
     _visibility(parser)
     add_options(parser, PushOptions, without=_VISIBILITY)
     json_flag(parser)

@@ -104,7 +104,7 @@ def _from_config(args: argparse.Namespace, model: str, config: IShrinkConfig) ->
     register_description(args)
 
     def open_model() -> Source:
-        from ..checkpoint.source import open_config
+        from ..checkpoint.config_source import open_config
 
         quiet_transformers()
         # A vocabulary that may change has to be read.

@@ -16,6 +16,7 @@ from ..core.processes import is_main_process
 from ..core.version import __version__
 from ..errors import IShrinkError, RequestError
 from .parser import Parser, add_verbs
+from .url_output import run_verb
 from .verbs import VERBS
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         # With --json, whatever a library or a task prints goes where the logs go. Of several processes one prints.
         elsewhere = sys.stderr if getattr(args, "json", False) else None if is_main_process() else StringIO()
         with redirect_stdout(elsewhere) if elsewhere else nullcontext():
-            result = VERBS[args.verb](args)
+            result = run_verb(VERBS[args.verb], args)
         if getattr(args, "json", False) and result is not None and is_main_process():
             sys.stdout.write(json.dumps(without_non_finite(result), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()

@@ -75,7 +75,7 @@ def advise(args: argparse.Namespace) -> Any:
     folder = Path(args.model).expanduser()
     binding = None if args.gguf_file or args.architecture else bind_folder(folder) if folder.is_dir() else None
     if binding is None:
-        from ..checkpoint.source import open_config
+        from ..checkpoint.config_source import open_config
 
         quiet_transformers()
         binding = open_config(args.model, revision=args.revision, gguf_file=args.gguf_file).binding

@@ -15,7 +15,7 @@ from .flags import add_options
 def model_flags(parser: argparse.ArgumentParser, *, recipe: bool = False) -> None:
     """Add the flags that say which model."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", required=not recipe, help="Hub id or folder")
+    group.add_argument("--model", metavar="M", required=not recipe, help="Hub id, folder, or a URL of fsspec")
     group.add_argument("--gguf-file", metavar="F", help="GGUF file in that folder or repository")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
     architecture_flag(group)
@@ -31,7 +31,10 @@ def architecture_flag(group: argparse.ArgumentParser | argparse._ArgumentGroup) 
 def output_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the flags of an output folder."""
     parser.add_argument(
-        "--output", metavar="DIR", required=required, help="output folder; it appears whole or not at all"
+        "--output",
+        metavar="DIR",
+        required=required,
+        help="output folder, or for some verbs a URL of fsspec; it appears whole or not at all",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
 

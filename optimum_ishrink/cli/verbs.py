@@ -87,13 +87,14 @@ def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkCo
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
     several = result.plan is not None and result.plan.model_type in composites()
     opener = "AutoModelForImageTextToText" if several else "AutoModelForCausalLM"
-    _say(args, f'Load it:  {opener}.from_pretrained("{output}", dtype="auto")')
+    if not hasattr(args, "uploads"):  # transformers opens no URL
+        _say(args, f'Load it:  {opener}.from_pretrained("{output}", dtype="auto")')
     found = _result(output, result)
     repo_id = getattr(args, "push_to_hub", None)
     if repo_id and is_main_process():
         found["commit_url"] = _upload(args, result.folder, repo_id)
         _say(args, f"Pushed:   {found['commit_url']}")
-    else:
+    elif not hasattr(args, "uploads"):
         _say(args, f"Push it:  ishrink push --model {output} --repo-id YOUR_NAME/{output.name}")
     return found
 
@@ -248,9 +249,29 @@ def _report(args: argparse.Namespace) -> Any:
 
 
 def _push(args: argparse.Namespace) -> Any:
+    if args.url is not None:
+        return _push_to_url(args)
     url = _upload(args, Path(args.model), args.repo_id)
     _say(args, f"Pushed: {url}")
     return {"commit_url": url}
+
+
+def _push_to_url(args: argparse.Namespace) -> Any:
+    """Upload a folder or file to a place of fsspec; options of the Hub do not go with it."""
+    from ..core.storage import is_url, open_storage
+    from ..core.uploading import check_upload, upload
+
+    if values := given(args, PushOptions):
+        raise RequestError(f"--{next(iter(values)).replace('_', '-')} is for --repo-id; a URL has no such thing")
+    if not is_url(args.url):
+        raise RequestError(f"{args.url} is no URL; give one of fsspec, such as s3://bucket/small, or --repo-id")
+    if not Path(args.model).exists():
+        raise RequestError(f"{args.model} does not exist; name an output folder")
+    storage = open_storage(args.url, RequestError)
+    check_upload(storage, args.overwrite)
+    upload(Path(args.model), storage)
+    _say(args, f"Uploaded: {storage.shown}")
+    return {"output": storage.shown}
 
 
 def _upload(args: argparse.Namespace, folder: Path, repo_id: str) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from safetensors.torch import load_file, save_file
 
-from optimum_ishrink.checkpoint.source import open_config
+from optimum_ishrink.checkpoint.config_source import open_config
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import SourceError
 from optimum_ishrink.vocabulary import languages

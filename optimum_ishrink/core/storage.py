@@ -1,0 +1,140 @@
+"""Places at URLs of fsspec, such as `s3://bucket/model`.
+
+Names and passwords in a URL are for the file system alone: they are in no message and in nothing that is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..errors import IShrinkError, SourceError, one_line
+from .digest import digest
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A place in a file system of fsspec.
+
+    Args:
+        files: The file system.
+        path: The place, as the file system names it.
+        shown: The URL without names, passwords and query, for messages, cards and reports.
+        secrets: Parts of the URL that no message may repeat.
+    """
+
+    files: Any
+    path: str
+    shown: str
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.shown.rpartition("/")[2]
+
+    def inside(self, name: str) -> str:
+        """Return the path of a file in it.
+
+        Args:
+            name: Its name, with `/` between folders.
+        """
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def list_files(self) -> dict[str, tuple[int, str]]:
+        """Return the files in it, in folders too: their names, sizes in bytes, and keys that change with the contents.
+
+        Raises:
+            SourceError: They cannot be listed.
+        """
+        with self.errors(SourceError, "cannot read"):
+            self.files.invalidate_cache()
+            found = self.files.find(self.path, detail=True)
+        start = len(self.path.rstrip("/")) + 1
+        return {
+            name[start:]: (int(info["size"]), digest({key: str(value) for key, value in info.items()}))
+            for name, info in found.items()
+        }
+
+    @contextmanager
+    def errors(self, kind: type[IShrinkError], what: str, hint: str = "") -> Iterator[None]:
+        """Turn whatever a file system raises, of which each has its own kinds, into one line.
+
+        Args:
+            kind: What is raised.
+            what: What went wrong; the URL and the file system's own words follow.
+            hint: What to do next.
+
+        Raises:
+            IShrinkError: Of that kind.
+        """
+        try:
+            yield
+        except IShrinkError:
+            raise
+        except Exception as error:
+            reason = one_line(error)
+            for secret in self.secrets:
+                reason = reason.replace(secret, "***")
+            raise kind(f"{what} {self.shown}: {type(error).__name__}: {reason}{hint}") from None
+
+
+def is_url(name: object) -> bool:
+    """Return whether a name is a URL rather than a path or a Hub id.
+
+    Args:
+        name: What a user named.
+    """
+    return isinstance(name, str) and _URL.match(name) is not None
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without what may be secret in it: the name and password before the host, and the query.
+
+    Args:
+        url: The URL.
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
+    """Return the place that a URL names.
+
+    Args:
+        url: The URL.
+        kind: What is raised.
+
+    Raises:
+        IShrinkError: Of that kind: no installed package knows the protocol, or the file system cannot be opened.
+    """
+    from fsspec import get_filesystem_class
+    from fsspec.core import url_to_fs
+
+    shown = without_secrets(url)
+    if "::" in url:
+        raise kind(
+            f"{shown} chains file systems with ::, which is not supported; name one place, such as s3://bucket/x"
+        )
+    parts = urlsplit(url)
+    secrets = tuple(part for part in (parts.password, parts.query) if part)
+    try:
+        get_filesystem_class(parts.scheme)
+    except ValueError:
+        raise kind(
+            f"{shown}: fsspec knows no {parts.scheme}; it knows s3, gs, abfs, hf, sftp, file and others"
+        ) from None
+    except ImportError as error:
+        raise kind(f"{shown}: {one_line(error)} (pip install it)") from None
+    try:
+        files, path = url_to_fs(url)
+    except Exception as error:
+        with Storage(None, "", shown, secrets).errors(kind, "cannot open"):
+            raise error
+    return Storage(files, str(path), shown, secrets)
