@@ -75,7 +75,7 @@ def group_of(description: Description) -> str:
     """Return the table that an architecture is in: by what its sizes count, and a hybrid's before its experts'."""
     if any(size.endswith("_kernel") or size == "block" for size in description.sizes):
         return HYBRIDS
-    if "cache" in description.sizes:
+    if description.sizes.get("cache", "0") != "0":
         return LATENT
     return MIXTURES if "experts" in description.sizes else DENSE
 

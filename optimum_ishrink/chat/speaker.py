@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from ..core.finite import check_predictions
-from ..core.key_value_cache import cache_name, has_state
+from ..core.key_value_cache import cache_name, has_state, keeps_cache
 from ..core.limits import check_tokens, max_positions
 from ..errors import DataError, RequestError
 from ..evaluation.samples import end_tokens, has_template
@@ -43,7 +43,6 @@ _ONE_ANSWER: Mapping[str, Any] = {
     "cache_implementation": None,
     "prompt_lookup_num_tokens": None,
     "return_dict_in_generate": False,
-    "use_cache": True,
 }
 """What a stream needs, whatever the generation config says."""
 
@@ -90,6 +89,9 @@ class Speaker:
         return None if made is DynamicCache else made
 
     def _new_cache(self) -> Any:
+        """Return an empty cache; None where the model's class keeps none, and reads the whole text for every token."""
+        if not keeps_cache(self.model):
+            return None
         return DynamicCache(config=self.model.config) if self._own_cache is None else self._own_cache()
 
     def read(self, messages: Sequence[Message]) -> list[int]:
@@ -238,7 +240,8 @@ class Speaker:
                 attention_mask=torch.ones_like(prompt),
                 streamer=clock,
                 tokenizer=self.tokenizer,  # for a generation config with texts to stop at
-                **{cache_name(self.model): cache},
+                use_cache=cache is not None,
+                **({} if cache is None else {cache_name(self.model): cache}),
                 **settings,
             )
 
@@ -266,7 +269,7 @@ class Speaker:
 
     def _keep_cache(self, cache: Any, tokens: list[int]) -> None:
         """Keep a cache for the next turn; the last token was written and not read."""
-        length = cache.get_seq_length()
+        length = 0 if cache is None else cache.get_seq_length()
         if self._reuse and 0 < length <= len(tokens):
             self._cache, self._cached = cache, tokens[:length]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
 from ..architectures.description import GROUPS, LAYERS, NEURONS, ROWS
+from ..core.key_value_cache import keeps_cache
 from ..errors import SourceError
 from .axes_choice import Axes
 from .observing import Observed
@@ -31,7 +34,7 @@ def assemble(tiny: Tiny, axes: Axes, sizes: Sizes, structure: Structure, fixed: 
     return {
         "model_type": tiny.model_type,
         "models": "",
-        "sizes": dict(axes.sizes),
+        "sizes": {**axes.sizes, **({} if _keeps_cache(tiny) else {"cache": "0"})},
         "dimensions": {
             key: {"fixed": fixed[key]} if key in fixed else _dimension(tiny, sizes, key) for key in DRAFTED
         },
@@ -42,6 +45,10 @@ def assemble(tiny: Tiny, axes: Axes, sizes: Sizes, structure: Structure, fixed: 
         **({"memory": {p: ", ".join(texts) for p, texts in axes.memory.items()}} if axes.memory else {}),
         **({"transposed": sorted(structure.transposed & axes.tensors.keys())} if structure.transposed else {}),
     }
+
+
+def _keeps_cache(tiny: Tiny) -> bool:
+    return keeps_cache(AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[tiny.model_type]])
 
 
 def fixed_dimensions(tiny: Tiny, axes: Axes, sizes: Sizes) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS, ROWS, 
 from ..architectures.model_class import parse_config, stored_state
 from ..architectures.slicing import is_dropped, new_name, slice_tensor
 from ..checkpoint.source import Source, source_of_config
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import cache_name, keeps_cache
 from ..errors import RequestError, ShapeError
 from ..report.plan import Plan
 from ..surgery.units import retained_units
@@ -206,8 +206,8 @@ def prove_together(subject: Subject, keys: Sequence[str]) -> list[Proof]:
     found: list[Any] = []
     with registered(subject.binding.description):
         together = _prove_one(subject, TOGETHER, _smaller(subject, keys), found.append)
-    if not found or cache_name(found[0][0]) not in inspect.signature(found[0][0].forward).parameters:
-        return [together]  # some classes have no cache
+    if not found or not keeps_cache(found[0][0]):
+        return [together]
     return [together, _prove_cache(*found[0])]
 
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.device import dtype_name
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import keeps_cache, step_reader
 from ..report.measurement import Measurement
 
 _SHORT, _LONG = 1, 2
@@ -61,15 +61,17 @@ def kv_cache_bytes_per_token(model: Any) -> float:
     """Return by how many bytes the cache of one sequence grows with a token.
 
     It is measured on the caches of two forward passes, so it holds for any kind of attention. A state that does not
-    grow, such as that of recurrent layers, is not included.
+    grow, such as that of recurrent layers, is not included. Where the class keeps no cache it is 0.
 
     Args:
         model: A loaded model; the cache is in its dtype.
     """
-    sizes = []
+    if not keeps_cache(model):
+        return 0.0
+    read, sizes = step_reader(model), []
     for length in (_SHORT, _LONG):
-        output = model(_tokens(model, length), use_cache=True, logits_to_keep=1)
-        sizes.append(_nbytes(output[cache_name(model)], set(), set()))
+        _, cache = read(_tokens(model, length), logits_to_keep=1)
+        sizes.append(_nbytes(cache, set(), set()))
     return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
 
 

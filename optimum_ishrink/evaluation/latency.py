@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import step_reader
 from ..core.progress import progress_bar
 from ..report.measurement import Measurement, median_measurement
 from .self_spread import self_spread
@@ -62,7 +62,8 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
     """Time one round: each model in turn reads the prompt, `READINGS` times, then each in turn decodes token by token.
 
     Args:
-        models: Loaded models in the order of their turns; a model that is listed twice has one KV cache per turn.
+        models: Loaded models in the order of their turns; a model that is listed twice has one KV cache per turn. One
+            whose class keeps none reads the whole text for every token.
         prompt: Token ids, shape (batch, length).
         new_tokens: Tokens to decode greedily after the first, each reading the KV cache.
 
@@ -70,22 +71,21 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
         For each turn: seconds to the first token, `READINGS` times, and of each of the `new_tokens` after it.
     """
     times: Times = [[] for _ in models]
-    caches: list[Any] = [None] * len(models)
-    names = [cache_name(model) for model in models]
+    read_before: list[Any] = [None] * len(models)
+    readers = [step_reader(model) for model in models]
     prompts = [prompt.to(model.device) for model in models]
     tokens = prompts
     for step in range(READINGS + new_tokens):
         if step < READINGS:
-            caches, tokens = [None] * len(models), list(prompts)
+            read_before, tokens = [None] * len(models), list(prompts)
         for turn, model in enumerate(models):
-            cache = {names[turn]: caches[turn]}
             _synchronize(model)
             start = time.perf_counter()
-            output = model(input_ids=tokens[turn], use_cache=True, logits_to_keep=1, **cache)
+            output, read_before[turn] = readers[turn](tokens[turn], read_before[turn], logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
             _synchronize(model)
             times[turn].append(time.perf_counter() - start)
-            caches[turn], tokens[turn] = output[names[turn]], token
+            tokens[turn] = token
     return times
 
 

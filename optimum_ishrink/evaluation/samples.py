@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core.finite import check_logits, check_predictions, kind_of
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import keeps_cache, step_reader
 from ..core.limits import check_tokens, max_positions
 from ..core.progress import progress_bar
 from ..errors import RequestError
@@ -120,22 +120,15 @@ def _greedy(
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     writing = set(range(len(prompts)))
-    cache, cache_key = None, cache_name(model)
+    read_on, read_before = step_reader(model), None
     for step in range(max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **{cache_key: cache},
-        )
+        output, read_before = read_on(ids, read_before, attention_mask=mask, position_ids=positions, logits_to_keep=1)
         if kind_of(output.logits[:, -1:]) is not None:
             for prompt, after in zip(prompts, written, strict=True):
                 read = torch.tensor([[*prompt, *after]])
                 check_predictions(model, read, name, "the prompt of a sample")
             check_logits(output.logits, model, ids, name, "the prompts of the samples")
-        cache, ids = output[cache_key], output.logits[:, -1:].argmax(-1)
+        ids = output.logits[:, -1:].argmax(-1)
         for row, token in enumerate(ids.flatten().tolist()):
             if token in ends:
                 writing.discard(row)
@@ -144,5 +137,6 @@ def _greedy(
         advance(1 if writing else max_new_tokens - step)
         if not writing:
             break
-        mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
+        mask, following = torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
+        positions = following if keeps_cache(model) else torch.cat([positions, following], dim=1)
     return written

@@ -19,7 +19,8 @@ def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, ele
     """Return the bytes of the KV cache of one sequence.
 
     A layer with a sliding window holds no more tokens than that, and one without attention none: its state, which does
-    not grow with the context, is not counted. Latent attention holds the latents that all heads share. Which layers
+    not grow with the context, is not counted. Latent attention holds the latents that all heads share, and a class
+    that keeps no cache holds nothing: the description says how many elements a token has. Which layers
     stay is not known before they are scored: those that hold most are counted, so with fewer layers it is the most
     that the cache can take.
 
@@ -32,7 +33,7 @@ def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, ele
     sizes = binding.resized(shape)
     kinds, windows = _kinds(binding.config, binding.sizes["layers"])
     tokens = _cached_tokens(kinds, windows, sizes["layers"], context, layers_with(binding, GROUPS))
-    return (sizes.get("cache") or 2 * sizes["kv"] * sizes["head_dim"]) * element_bytes * tokens
+    return sizes.get("cache", 2 * sizes["kv"] * sizes["head_dim"]) * element_bytes * tokens
 
 
 def _kinds(config: Any, layers: int) -> tuple[tuple[str, ...], tuple[int | None, ...]]:

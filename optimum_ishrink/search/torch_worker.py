@@ -51,9 +51,10 @@ def measure(request: dict[str, Any], turns: Iterable[dict[str, Any]]) -> Iterato
 def measure_memory(model: Any, prompt: Any, context: int) -> int | None:
     """Return what a loaded model takes: weights, the KV cache of a context, and activations, in bytes.
 
-    It reads the prompt, and decodes a token at the end of the context. On CUDA it is the most that torch's allocator
-    held. On the CPU it is the bytes of the weights, and by how much the process grew at most after it had loaded them:
-    libraries and what loading left behind do not count.
+    It reads the prompt, and decodes a token at the end of the context; a class that keeps no cache reads all of the
+    context again for it. On CUDA it is the most that torch's allocator held. On the CPU it is the bytes of the
+    weights, and by how much the process grew at most after it had loaded them: libraries and what loading left behind
+    do not count.
 
     Args:
         model: The model.
@@ -62,7 +63,7 @@ def measure_memory(model: Any, prompt: Any, context: int) -> int | None:
     """
     import torch
 
-    from ..core.key_value_cache import cache_name
+    from ..core.key_value_cache import keeps_cache, step_reader
 
     cuda = model.device.type == "cuda"
     tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -70,13 +71,17 @@ def measure_memory(model: Any, prompt: Any, context: int) -> int | None:
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     before = None if cuda else _reset_peak()
-    name, prompt = cache_name(model), prompt.to(model.device)
+    read, prompt = step_reader(model), prompt.to(model.device)
+    missing = max(context - 1 - prompt.shape[1], 0)
     with torch.inference_mode():
-        output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        cache, token = output[name], output.logits[:, -1:].argmax(-1)
+        output, read_before = read(prompt, logits_to_keep=1)
+        token = output.logits[:, -1:].argmax(-1)
         del output
-        fill(cache, context - 1 - prompt.shape[1])
-        model(input_ids=token, use_cache=True, logits_to_keep=1, **{name: cache})
+        if keeps_cache(model):
+            fill(read_before, missing)
+        else:  # it reads all of the context again
+            read_before = torch.cat([prompt, token.expand(-1, missing)], dim=1)
+        read(token, read_before, logits_to_keep=1)
     if cuda:
         return int(torch.cuda.max_memory_allocated(model.device))
     return None if before is None else weights + _resident("VmHWM") - before

@@ -38,7 +38,7 @@ from .on_llama_cpp import OnLlamaCpp
 from .on_pytorch import OnPyTorch
 from .options import DraftOptions
 from .own_text import Choices, OwnText, agreement
-from .refusals import check_base, check_base_class, check_same_tokens, check_vocabulary
+from .refusals import check_base, check_base_class, check_draft_class, check_same_tokens, check_vocabulary
 from .shapes_tried import Candidate, DraftMaker, shapes_to_try
 from .written_draft import write_draft
 
@@ -140,6 +140,7 @@ def _check(
     for name in options.draft_model or ():
         source = open_source(name)
         source.check_architecture()
+        check_draft_class(source)
         check_same_tokens(base, source)
         shape = {key: size for key, size in source.binding.shape.items() if base.binding.shape.get(key) != size}
         given.append(Candidate(source.display_name.split("/")[-1], shape, source))

@@ -10,7 +10,7 @@ from ..architectures.composite import check_alone
 from ..architectures.model_class import model_class
 from ..checkpoint.source import Source
 from ..configuration import IShrinkConfig
-from ..core.key_value_cache import cache_name, has_state
+from ..core.key_value_cache import cache_name, has_state, keeps_cache
 from ..errors import RequestError
 
 _VOCABULARY = ("vocab_size", "tie_embeddings")
@@ -25,7 +25,7 @@ UNIVERSAL = (
 
 
 def check_base_class(source: Source) -> None:
-    """Check that a model is a text decoder whose class transformers drafts for.
+    """Check that a model is a text decoder whose class transformers drafts for: one with a cache of keys and values.
 
     Args:
         source: The base.
@@ -37,13 +37,34 @@ def check_base_class(source: Source) -> None:
     found = model_class(source.config)
     if getattr(found, "_is_stateful", False):
         raise RequestError(_no_way_back(source))
+    if not keeps_cache(found):
+        raise RequestError(
+            f"{_no_drafts_for(source)}: its class keeps no key-value cache, which assisted generation needs; name a "
+            "base whose class keeps one"
+        )
+
+
+def check_draft_class(source: Source) -> None:
+    """Check that a draft reads one token in a step, and not all that came before.
+
+    Args:
+        source: The draft.
+
+    Raises:
+        RequestError: Its class keeps no cache.
+    """
+    if not keeps_cache(model_class(source.config)):
+        raise RequestError(
+            f"{source.display_name} cannot draft: its class ({source.raw_config.get('model_type')}) keeps no "
+            f"key-value cache, so that every step would read the whole text again; {_OTHER}"
+        )
 
 
 def check_base(source: Source, model: Any) -> None:
     """Check that a base can take back tokens that it has read, as a rejected draft asks.
 
     Args:
-        source: The base.
+        source: The base; its class keeps a cache.
         model: Its loaded model.
 
     Raises:
@@ -59,9 +80,13 @@ def check_base(source: Source, model: Any) -> None:
 
 def _no_way_back(source: Source) -> str:
     return (
-        f"transformers does not draft for {source.display_name} ({source.raw_config.get('model_type')}): its state "
-        "sums up what was read and cannot take back rejected tokens; name a base that has a key-value cache alone"
+        f"{_no_drafts_for(source)}: its state sums up what was read and cannot take back rejected tokens; name a base "
+        "that has a key-value cache alone"
     )
+
+
+def _no_drafts_for(source: Source) -> str:
+    return f"transformers does not draft for {source.display_name} ({source.raw_config.get('model_type')})"
 
 
 def check_vocabulary(config: IShrinkConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import step_reader
 from ..core.progress import progress_bar
 from ..evaluation.latency import undisturbed
 from .assisted import Drafter
@@ -32,9 +32,9 @@ class _Reader:
 
     def __init__(self, drafter: Drafter, prompt: torch.Tensor) -> None:
         self._drafter = drafter
-        self._name = cache_name(drafter.model)
-        with drafter.running() as model:
-            self._cache: Any = model(input_ids=prompt, use_cache=True)[self._name]
+        self._read = step_reader(drafter.model)
+        with drafter.running():
+            _, self._cache = self._read(prompt)
         if hasattr(self._cache, "activate_past_recording"):
             self._cache.activate_past_recording()
 
@@ -47,11 +47,10 @@ class _Reader:
         with self._drafter.running() as model:
             _synchronize(model)
             start = time.perf_counter()
-            output = model(input_ids=tokens, use_cache=True, **{self._name: self._cache})
+            output, self._cache = self._read(tokens, self._cache)
             output.logits[:, -1].argmax(-1)
             _synchronize(model)
             found = time.perf_counter() - start
-        self._cache = output[self._name]
         self._cache.crop(-tokens.shape[1])
         return found
 

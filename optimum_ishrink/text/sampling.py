@@ -9,7 +9,7 @@ import torch
 from transformers import StaticCache
 
 from ..core.finite import check_logits
-from ..core.key_value_cache import cache_name
+from ..core.key_value_cache import keeps_cache, step_reader
 from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import DataError
@@ -94,14 +94,14 @@ def _sample(
     pending = [list(prompt) for prompt in prompts]
     rows: list[list[int]] = [[] for _ in prompts]
     # A cache of fixed size: a growing one is copied at every step, which costs more here than the layers themselves.
-    cache = StaticCache(config=model.config, max_cache_len=length)
-    name = cache_name(model)
+    read_before: Any = StaticCache(config=model.config, max_cache_len=length) if keeps_cache(model) else None
+    read = step_reader(model)
     mean_nll = torch.zeros(len(prompts), dtype=torch.float64)
     for position in range(length):
         step = torch.tensor([[queue.pop(0)] for queue in pending])
         for row, token in zip(rows, step.flatten().tolist(), strict=True):
             row.append(token)
-        output = model(input_ids=step.to(model.device), use_cache=True, **{name: cache})
+        output, read_before = read(step.to(model.device), read_before, logits_to_keep=1)
         logits = output.logits[:, -1].float()
         check_logits(logits, model, torch.tensor(rows), "the model", "the text that it samples itself")
         # Inverse transform sampling: one uniform number per row, where torch.multinomial draws one per token.

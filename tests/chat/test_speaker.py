@@ -22,8 +22,9 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def test_a_streamed_answer_is_what_generate_writes() -> None:
-    talker = speaker()
+@pytest.mark.parametrize("model_type", ["llama", "openai-gpt"])
+def test_a_streamed_answer_is_what_generate_writes(model_type: str) -> None:
+    talker = speaker(model_type)
     heard: list[str] = []
     found = talker.answer([user("Hello")], GREEDY, on_text=heard.append)
     ids = torch.tensor([talker.tokenizer("<user>Hello<assistant>")["input_ids"]])
@@ -48,7 +49,7 @@ def test_a_streamed_answer_is_what_generate_writes() -> None:
     }
 
 
-@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
+@pytest.mark.parametrize(("model_type", "variant"), [*LAYOUT_CASES, ("openai-gpt", 0)])
 def test_the_cache_of_earlier_turns_changes_no_answer(model_type: str, variant: int) -> None:
     model, tokenizer = tiny_model(tiny_config(model_type, variant)), talking_tokenizer()
     reusing, fresh = (Speaker(model, tokenizer, "tiny", reuse=reuse) for reuse in (True, False))

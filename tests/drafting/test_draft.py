@@ -75,6 +75,10 @@ def _said(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_a_class_that_keeps_no_cache_is_drafted_without_one() -> None:
+    assert draft_description(tiny_raw_config("openai-gpt")).data["sizes"]["cache"] == "0"
+
+
 NEW = (
     "lara_mini",
     "hyperclovax",

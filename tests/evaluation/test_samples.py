@@ -9,8 +9,9 @@ from optimum_ishrink.evaluation.samples import PROMPTS, end_tokens, prompt_ids, 
 from tests.helpers.tiny import LAYOUT_CASES, tiny_config, tiny_model, tiny_tokenizer
 
 
-def test_samples_equal_greedy_generation() -> None:
-    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+@pytest.mark.parametrize("model_type", ["llama", "openai-gpt"])
+def test_samples_equal_greedy_generation(model_type: str) -> None:
+    model, tokenizer = tiny_model(tiny_config(model_type)), tiny_tokenizer()
     model.generation_config.update(repetition_penalty=3.0, do_sample=True)  # what a model asks for is not asked here
     found = write_samples(model, tokenizer, 8, PROMPTS[:2])
     for prompt, text in zip(PROMPTS, found, strict=False):
@@ -26,7 +27,7 @@ def test_samples_equal_greedy_generation() -> None:
     assert write_samples(model, tokenizer, 8, PROMPTS[:2]) == found
 
 
-@pytest.mark.parametrize(("model_type", "variant"), LAYOUT_CASES)
+@pytest.mark.parametrize(("model_type", "variant"), [*LAYOUT_CASES, ("openai-gpt", 0)])
 def test_batched_samples_equal_single_ones(model_type: str, variant: int) -> None:
     model, tokenizer = tiny_model(tiny_config(model_type, variant)), tiny_tokenizer()
     prompts = ["A", "A longer one.", "The longest of all three."]

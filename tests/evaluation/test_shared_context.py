@@ -29,7 +29,7 @@ def plain(model, tokenizer, asked, **settings):
     return lm._loglikelihood_tokens(asked, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("kind", in_full(sorted(VARIANTS), *LAYOUTS))
+@pytest.mark.parametrize("kind", in_full(sorted(VARIANTS), *LAYOUTS, "openai-gpt"))
 def test_answers_are_those_of_lm_eval(kind):
     tokenizer = tiny_tokenizer()
     model = tiny_model(tiny_config(kind)).eval()

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import OpenAIGPTLMHeadModel
 
 from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.errors import RequestError, SourceError
@@ -26,7 +27,7 @@ from optimum_ishrink.evaluation.fresh_process import measure_loading, run_jobs
 from optimum_ishrink.evaluation.latency import READINGS, LatencySettings, measure_latency, time_in_turn
 from optimum_ishrink.evaluation.load_worker import cached_share, evict, peak_resident_bytes, run_guarded, run_job, warm
 from optimum_ishrink.evaluation.measure_speed import check_positions
-from tests.helpers.tiny import tiny_config, tiny_model
+from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -128,6 +129,7 @@ def test_cache_bytes_are_those_of_the_keys_and_values() -> None:
         config = model.config
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         assert kv_cache_bytes_per_token(model) == numbers * dtype.itemsize, name
+    assert kv_cache_bytes_per_token(tiny_model(tiny_config("openai-gpt"))) == 0
 
 
 def test_operations_are_those_of_the_matrices_and_of_attention() -> None:
@@ -155,6 +157,24 @@ def test_a_footprint_has_its_settings() -> None:
 def job(folder: Path, **changes: Any) -> dict[str, Any]:
     common = {"dtype": "float32", "device": "cpu", "threads": 1, "prompt_length": 4, "new_tokens": 2, "cold": False}
     return {**common, "folder": str(folder), **changes}
+
+
+def test_a_class_that_keeps_no_cache_reads_all_tokens_again(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, tiny_config("openai-gpt"))
+    lengths: list[int] = []
+    call = OpenAIGPTLMHeadModel.forward
+
+    def forward(model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+        lengths.append(input_ids.shape[1])
+        return call(model, input_ids, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenAIGPTLMHeadModel, "forward", forward)
+        assert run_job(job(folder))["load_seconds"] > 0
+        assert lengths == [1, 4, 5, 6]
+        lengths.clear()
+        time_in_turn([tiny_model(tiny_config("openai-gpt"))], torch.ones(1, 4, dtype=torch.int64), 2)
+        assert lengths == [4] * READINGS + [5, 6]
 
 
 def test_checkpoints_are_loaded_in_fresh_processes(llama_folder: Path) -> None:

@@ -202,7 +202,7 @@ def facts(model_type: str) -> dict[str, Any]:
     groups, neurons = description.dimensions[GROUPS], description.dimensions[NEURONS]
     kv = BASES.get(model_type, {}).get("num_key_value_heads", 4)
     halved = HALVED.get(model_type, {})
-    latent = {"v_head_dim": config.v_head_dim} if "cache" in description.sizes else {}
+    latent = {"v_head_dim": config.v_head_dim} if description.sizes.get("cache", "0") != "0" else {}
     fewer = {
         "num_attention_heads": 4,
         "num_key_value_heads": 4 if latent else kv // 2,

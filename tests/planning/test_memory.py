@@ -38,6 +38,10 @@ def test_the_cache_has_the_counted_bytes(model_type: str, context: int) -> None:
     assert kv_cache_bytes(binding, {}, context, 4) == held
 
 
+def test_a_class_that_keeps_no_cache_holds_none() -> None:
+    assert kv_cache_bytes(bind_config(tiny_config("openai-gpt").to_dict())[1], {}, 100) == 0
+
+
 def test_with_fewer_layers_those_that_hold_most_are_counted() -> None:
     config = tiny_config("gemma3_text", layer_types=["sliding_attention"] * 3 + ["full_attention"])
     _, binding = bind_config(config.to_dict())

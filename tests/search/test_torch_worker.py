@@ -42,6 +42,14 @@ def test_a_checkpoint_is_timed_and_its_memory_measured(tmp_path: Path) -> None:
     assert len(turns) == 2 and all(turn["first"] > 0 and turn["decode"] > 0 for turn in turns)
 
 
+def test_a_class_that_keeps_no_cache_reads_the_whole_context_for_a_token(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config("openai-gpt"), 0)
+    lengths: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True)
+    torch_worker.measure_memory(model, torch.arange(20)[None], 48)
+    assert lengths == [20, 48]
+
+
 def test_memory_is_unknown_where_the_system_does_not_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

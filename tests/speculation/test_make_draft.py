@@ -193,6 +193,13 @@ def test_a_draft_with_another_tokenizer_is_refused(shrinker: IShrinker, tmp_path
     _refused(shrinker, "other cannot draft: it has another tokenizer .* in the token 'a'", draft_model=(str(other),))
 
 
+def test_classes_that_keep_no_cache_are_refused(shrinker: IShrinker, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "first-gpt", tiny_config("openai-gpt"))
+    _refused(shrinker, r"first-gpt cannot draft: its class \(openai-gpt\) keeps no key", draft_model=(str(folder),))
+    base = IShrinker.from_pretrained(folder, dtype="float32", device="cpu")
+    _refused(base, r"does not draft for .*first-gpt \(openai-gpt\): its class keeps no key-value", early_exit=(1,))
+
+
 def test_a_base_that_cannot_take_tokens_back_is_refused(how: dict[str, Any], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", tiny_config("jamba"))
     shrinker = IShrinker.from_pretrained(folder, dtype="float32", device="cpu")

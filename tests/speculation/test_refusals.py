@@ -1,4 +1,4 @@
-"""Bases that cannot take back what they have read."""
+"""Bases that cannot take back what they have read, and classes that keep no cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model:
         return {"cache": self.cache}
 
 
-def test_a_base_without_a_cache_or_with_one_that_cannot_be_cut_back() -> None:
+def test_a_base_that_returns_no_cache_or_with_one_that_cannot_be_cut_back() -> None:
     for cache in (None, SimpleNamespace(is_croppable=False)):
         with pytest.raises(RequestError, match=r"transformers does not draft for odd \(odd\): its state sums up"):
             check_base(SOURCE, Model(cache))

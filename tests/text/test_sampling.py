@@ -25,8 +25,23 @@ def test_sampling_follows_the_models_distribution_and_the_seed() -> None:
     assert uniform.unique().numel() > 0.95 * VOCAB
 
 
-def test_mean_nll_is_that_of_a_plain_forward_pass() -> None:
-    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+@pytest.mark.parametrize("model_type", ["llama", "openai-gpt"])
+def test_every_token_is_drawn_after_the_whole_text(model_type: str) -> None:
+    model, tokenizer = tiny_model(tiny_config(model_type)), tiny_tokenizer()
+    generator = torch.Generator().manual_seed(5)
+    expected = torch.full((6, 1), tokenizer.bos_token_id)
+    with torch.no_grad():
+        while expected.shape[1] < 12:
+            likely = model(input_ids=expected).logits[:, -1].softmax(-1).cumsum(-1)
+            level = torch.rand(6, 1, generator=generator) * likely[:, -1:]
+            expected = torch.cat([expected, torch.searchsorted(likely, level)], dim=1)
+    assert not (expected == tokenizer.eos_token_id).any()  # after which a new text would begin
+    assert torch.equal(sample_text(model, tokenizer, 12, 6, seed=5).input_ids, expected)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "openai-gpt"])
+def test_mean_nll_is_that_of_a_plain_forward_pass(model_type: str) -> None:
+    model, tokenizer = tiny_model(tiny_config(model_type)), tiny_tokenizer()
     for temperature in (1.0, 0.5):
         drawn = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4, temperature=temperature)
         with torch.no_grad():
