@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 """Where Linux shows control groups."""
@@ -22,6 +26,19 @@ def free_memory(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) ->
     """
     free = int(psutil.virtual_memory().available)
     return min([free, *(limit for folder in _folders(groups, own) if (limit := _left(folder)) is not None)])
+
+
+def free_on(device: torch.device) -> int:
+    """Return the bytes that are free on a device: on CUDA of its own memory, else as `free_memory` has it.
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
 
 
 def _folders(groups: Path, own: Path) -> list[Path]:

@@ -18,8 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 
-import psutil
-
+from ..core.memory import free_memory
 from ..core.progress import progress_bar
 from ..errors import RequestError
 from ..evaluation.fresh_process import HEADROOM
@@ -130,7 +129,7 @@ def run_benchmark(
     samples: dict[str, Samples] = {name: {} for name in models}
     cold, build = True, ""
     needed = sum(HEADROOM * model.nbytes + PROCESS_BYTES for model in models.values())
-    free = psutil.virtual_memory().available
+    free = free_memory()
     together = len(models) == 1 or needed <= free
 
     def add(name: str, metric: str, where: str, value: float) -> None:

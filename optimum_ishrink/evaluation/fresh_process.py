@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 
 from ..architectures.model_class import auto_class
 from ..checkpoint.loading import model_type_of
 from ..core.device import dtype_name
+from ..core.memory import free_on
 from ..core.progress import note, progress_bar
 from ..errors import SourceError
 from ..report.measurement import Measurement, median_measurement
@@ -61,7 +61,7 @@ def measure_loading(
         SourceError: A checkpoint cannot be loaded.
     """
     needed = HEADROOM * max(_nbytes(folder, dtype) for folder in folders.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_on(device)
     if free < needed:
         note(
             f"load time and peak memory are not measured: {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} free"

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from ..core.memory import free_on
 from .machine_speed import MachineSpeed, measure_speed
 from .stage_work import Work, bytes_from_disk, layer_share, work_of_recovery, work_of_shrink
 
@@ -164,7 +163,7 @@ def estimate_shrink(
         speed=speed,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        memory=_free_memory(device),
+        memory=free_on(device),
         disk=sum(work.disk_write for work in stages),
         from_disk=bytes_from_disk(binding, shape, config, element_bytes=element),
     )
@@ -177,14 +176,6 @@ def _stored_bytes(binding: Binding) -> int:
     dtype = getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None)
     named = getattr(torch, str(dtype).removeprefix("torch."), None)
     return named.itemsize if isinstance(named, torch.dtype) else 2
-
-
-def _free_memory(device: Any) -> int:
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _row(stage: StageEstimate) -> tuple[str, str, str, str]:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-import psutil
-
 from ..checkpoint.session import Session
+from ..core.memory import free_memory
 from ..edge.gguf_export import verify_file
 from ..edge.gguf_quantizations import GGUF_QUANTIZATIONS
 from ..edge.gguf_tokenizer import find_gguf_tokenizer, name_once_cut
@@ -168,7 +167,7 @@ def time_files(
         llama_cpp_requests(files, workload, threads=threads, vocabulary=vocabulary),
         workload.prompt,
         rounds=rounds,
-        together=fit_together(files, psutil.virtual_memory().available),
+        together=fit_together(files, free_memory()),
         start=start,
         figures=llama_cpp_figures(threads),
     )

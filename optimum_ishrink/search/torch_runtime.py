@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from ..architectures.config_edit import edit_config
@@ -18,6 +17,7 @@ from ..checkpoint.tensors import OutgoingTensor, read_index
 from ..checkpoint.writing import verify_checkpoint, write_config, write_weights
 from ..core.device import dtype_name
 from ..core.limits import check_lengths
+from ..core.memory import free_on
 from ..edge.llama_server import default_threads
 from ..edge.program_log import failure_reason
 from ..edge.worker_process import Program, Start, WorkerProcess
@@ -212,14 +212,12 @@ def time_checkpoints(
         "vocabulary": vocabulary,
         "context": workload.context,
     }
-    cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     needed = sum(_HEADROOM * checkpoint_nbytes(folder) + _PROCESS_BYTES for folder in folders.values())
     return time_in_turn(
         {name: {**request, "model": str(folder)} for name, folder in folders.items()},
         workload.prompt,
         rounds=rounds,
-        together=needed <= free,
+        together=needed <= free_on(device),
         start=start,
         figures=_figures,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import torch
 
-from optimum_ishrink.core.memory import free_memory
+from optimum_ishrink.core.memory import free_memory, free_on
 
 
 def group(folder: Path, **files: str) -> None:
@@ -19,6 +20,7 @@ def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
     group(tmp_path, memory__max="max\n", memory__current="5\n")
     found = free_memory(tmp_path, tmp_path / "none")
     assert 0 < found <= psutil.virtual_memory().total
+    assert 0 < free_on(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
 def test_the_tightest_limit_around_this_process_counts(tmp_path: Path) -> None:

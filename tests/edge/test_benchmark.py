@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,8 +122,7 @@ def test_models_that_memory_does_not_hold_together_answer_alone(
     turns: list[tuple[str, int]] = []
     needed = 4550 + 2 * benchmark_module.PROCESS_BYTES  # 1.3 times 3,500
     for free, alone in ((needed, False), (needed - 1, True)):
-        memory = SimpleNamespace(available=free)
-        monkeypatch.setattr(benchmark_module.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(benchmark_module, "free_memory", lambda free=free: free)
         turns.clear()
         drift = iter(x for number in range(10_000) for x in [1.0 + number / 1000])  # each process is slower
         result = run_benchmark(files, BenchmarkSettings(1, (10,), 4, 12), start=fake([], turns, drift=drift))

@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from transformers import OpenAIGPTLMHeadModel
@@ -213,7 +211,7 @@ def test_jobs_of_a_run(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [m.n for m in cold] == [1]
     assert {m.metric for m in found["shrunk"]} == {"load_seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr("optimum_ishrink.evaluation.fresh_process.free_on", lambda device: 0)
     assert measure_loading(folders, **how) == {"base": (), "shrunk": ()}
 
 

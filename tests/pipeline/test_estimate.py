@@ -111,7 +111,7 @@ def test_an_estimate_has_its_sum_its_peak_and_a_recovery_that_is_not_in_them() -
 
 
 def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimum_ishrink.pipeline.estimate._free_memory", lambda device: 1000)
+    monkeypatch.setattr("optimum_ishrink.pipeline.estimate.free_on", lambda device: 1000)
     estimate = made()
     assert any("The model does not fit" in line and "--offload" in line for line in estimate.sentences())
     memory, states = estimate.from_disk
