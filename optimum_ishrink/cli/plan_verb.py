@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import IShrinkConfig
 from ..errors import RequestError
-from .requests import open_shrinker, quiet_transformers, read_request, register_description
+from .requests import lists_criteria, open_shrinker, quiet_transformers, read_request, register_description
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..api.shrinker import IShrinker
-    from ..architectures.binding import Binding
     from ..checkpoint.source import Source
     from ..pipeline.estimate import Estimate
 
@@ -56,7 +53,7 @@ def plan(args: argparse.Namespace) -> Any:
     """
     from .show import show_criteria
 
-    if "help" in (args.importance, args.expert_importance, args.layer_importance):
+    if lists_criteria(args):
         return show_criteria(args)
     model, config = read_request(args)
     if args.output:
@@ -129,21 +126,17 @@ def _from_config(args: argparse.Namespace, model: str, config: IShrinkConfig) ->
         change = target.cost.change(value, target.whole)
         more = [("counted by the target", target.cost.words(target.whole), f"{target.cost.words(value)} ({change})")]
         found |= {"counted": target.whole, "new_counted": value}
-    estimate = _estimate(binding, shape, config) if args.estimate else None
     if not args.json:
         show_shape(model, binding.shape, shape, before, after, more)
         show_runtime(binding, config, shape)
-        if estimate is not None:
-            _show_estimate(estimate)
-    if estimate is not None:
+    if args.estimate:
+        from ..pipeline.estimate import estimate_shrink
+
+        estimate = estimate_shrink(binding, shape, config, folder=Path.cwd())
         found["estimate"] = estimate.to_json()
+        if not args.json:
+            _show_estimate(estimate)
     return found
-
-
-def _estimate(binding: Binding, shape: Mapping[str, int], config: IShrinkConfig) -> Estimate:
-    from ..pipeline.estimate import estimate_shrink
-
-    return estimate_shrink(binding, shape, config, folder=Path.cwd())
 
 
 def _show_estimate(estimate: Estimate) -> None:

@@ -42,6 +42,15 @@ def read_request(args: argparse.Namespace) -> tuple[str, IShrinkConfig]:
     return str(model), IShrinkConfig(**values)
 
 
+def lists_criteria(args: argparse.Namespace) -> bool:
+    """Return whether a request is one for the list of criteria, such as `--importance help`.
+
+    Args:
+        args: Parsed arguments.
+    """
+    return "help" in (args.importance, args.expert_importance, args.layer_importance)
+
+
 def register_description(args: argparse.Namespace) -> None:
     """Register the description of an architecture that a flag names.
 

@@ -20,7 +20,14 @@ from .describe_verb import describe
 from .draft_verb import draft
 from .flags import given
 from .plan_verb import plan, show_plan_alone
-from .requests import checked_output, open_shrinker, quiet_transformers, read_request, register_description
+from .requests import (
+    checked_output,
+    lists_criteria,
+    open_shrinker,
+    quiet_transformers,
+    read_request,
+    register_description,
+)
 from .search_verbs import advise, profile, search
 from .show import print_table, say
 
@@ -38,14 +45,10 @@ def _say(args: argparse.Namespace, text: str) -> None:
         say(text)
 
 
-def _lists_criteria(args: argparse.Namespace) -> bool:
-    return "help" in (args.importance, args.expert_importance, args.layer_importance)
-
-
 def _shrink(args: argparse.Namespace) -> Any:
     from .show import show_criteria
 
-    if _lists_criteria(args):
+    if lists_criteria(args):
         return show_criteria(args)
     model, config = read_request(args)
     if not args.output and not args.dry_run:
@@ -116,7 +119,7 @@ def _analyze(args: argparse.Namespace) -> Any:
     from ..analysis.options import AnalysisOptions
     from .show import show_analysis
 
-    if _lists_criteria(args):
+    if lists_criteria(args):
         from .show import show_criteria
 
         return show_criteria(args)
