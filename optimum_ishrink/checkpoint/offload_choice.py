@@ -9,6 +9,7 @@ import torch
 from ..core.memory import free_memory
 from ..core.processes import process_count
 from ..core.progress import note
+from ..core.sizes import size_in_words
 from ..errors import RequestError
 from .source import Source
 
@@ -80,7 +81,7 @@ def chooses_offload(
     weights, free = source.binding.num_parameters() * dtype.itemsize, free_memory()
     if weights <= SHARE * free:
         return False
-    sizes = f"{weights / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of free memory"
+    sizes = f"{size_in_words(weights)} of weights, {size_in_words(free)} of free memory"
     if reason is not None:
         note(f"offload: {source.display_name} stays in memory ({sizes}), because {reason}")
         return False

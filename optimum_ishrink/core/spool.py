@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from ..errors import OutputError, SourceError
 from .durable import disk_errors
+from .sizes import size_in_words
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -143,39 +144,28 @@ def _close(file: FileIO, path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-class Room:
-    """Makes an `OutputError` of a disk that is full: how much was to be written, where, and what moves it.
-
-    Args:
-        place: The file.
-        nbytes: What is written to it.
-    """
-
-    def __init__(self, place: Path, nbytes: int) -> None:
-        self.place = place
-        self.nbytes = nbytes
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            folder = self.place.parent
-            raise OutputError(
-                f"no room for hidden states: {_size(self.nbytes)} more do not fit in {folder}, where "
-                f"{_size(shutil.disk_usage(folder).free)} are free; "
-                "name a folder on another disk with --offload-folder"
-            ) from None
-
-
-def room_for(place: Path, nbytes: int) -> Room:
-    """Return a context in which a full disk is an error that says what to do.
+@contextmanager
+def room_for(place: Path, nbytes: int) -> Iterator[None]:
+    """Turn the error of a full disk into one that says how much was to be written, where, and what moves it.
 
     Args:
         place: The file that is written.
         nbytes: How much is written to it.
+
+    Raises:
+        OutputError: There is no room for it.
     """
-    return Room(place, nbytes)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        folder = place.parent
+        raise OutputError(
+            f"no room for hidden states: {size_in_words(nbytes)} more do not fit in {folder}, where "
+            f"{size_in_words(shutil.disk_usage(folder).free)} are free; "
+            "name a folder on another disk with --offload-folder"
+        ) from None
 
 
 def check_room(folder: Path, nbytes: int) -> None:
@@ -191,13 +181,9 @@ def check_room(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise OutputError(
-            f"no room for hidden states: about {_size(nbytes)} are needed in {folder}, where {_size(free)} are free; "
-            "name a folder on another disk with --offload-folder"
+            f"no room for hidden states: about {size_in_words(nbytes)} are needed in {folder}, where "
+            f"{size_in_words(free)} are free; name a folder on another disk with --offload-folder"
         )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes / 1e6:.2f} MB"
 
 
 class Spool:

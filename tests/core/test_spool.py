@@ -95,7 +95,7 @@ def test_a_full_disk_says_how_much_and_where(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    message = r"no room for hidden states: 0.00 MB more do not fit in .*; name a folder on another disk with --offload"
+    message = r"no room for hidden states: 0.0 MB more do not fit in .*; name a folder on another disk with --offload"
     with broken_states(tmp_path, full) as states, pytest.raises(OutputError, match=message):
         states.append(TENSORS[0])
     with pytest.raises(OutputError, match=message):
@@ -112,7 +112,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
 def test_too_little_room_is_found_beforehand(tmp_path: Path) -> None:
     check_room(tmp_path, 1)
-    with pytest.raises(OutputError, match=r"about 1000000.00 GB are needed in .*, where .* GB are free"):
+    with pytest.raises(OutputError, match=r"about 1,000,000.0 GB are needed in .*, where .* GB are free"):
         check_room(tmp_path, 10**15)
 
 

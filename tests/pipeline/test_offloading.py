@@ -241,7 +241,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path, monkeypatch: py
     base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
     usage = spool.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    message = r"no room for hidden states: about .* MB are needed in .*\.out\.offload, where 0.00 MB are free; "
+    message = r"no room for hidden states: about .* MB are needed in .*\.out\.offload, where 0.0 MB are free; "
     with pytest.raises(OutputError, match=message + r"name a folder on another disk with --offload-folder"):
         shrink(base, tmp_path / "out", text, "always")
     assert not (tmp_path / ".out.offload").exists() and not (tmp_path / "out").exists()
