@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.memory import free_on
+from ..core.sizes import size_in_words
+from ..planning.memory import stored_bytes
 from .machine_speed import MachineSpeed, measure_speed
 from .stage_work import Work, bytes_from_disk, layer_share, work_of_recovery, work_of_shrink
 
@@ -44,7 +46,7 @@ class Estimate:
         dtype: The dtype that it computes in.
         memory: Bytes of the device's memory that are free.
         disk: Bytes that are written.
-        from_disk: Bytes of memory, and of hidden states on disk, of a cut whose layers are read from disk.
+        from_disk: Bytes of memory, and on disk meanwhile, of a cut whose layers are read from disk.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -69,7 +71,7 @@ class Estimate:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return the rows of a table: stage, what it runs on, time, memory."""
         rows = [_row(stage) for stage in self.stages]
-        rows.append(("together", "", duration(self.seconds), _size(self.peak)))
+        rows.append(("together", "", duration(self.seconds), size_in_words(self.peak)))
         if self.recovery is not None:
             stage, detail, time, memory = _row(self.recovery)
             rows.append((f"{stage}, if requested", detail, time, memory))
@@ -82,14 +84,14 @@ class Estimate:
             f"Measured here ({self.device}): {speed.operations / 1e9:,.0f} GFLOP/s in {self.dtype}, "
             f"{speed.float32_operations / 1e9:,.0f} in float32; weights for sampling {speed.memory / 1e9:,.1f} GB/s; "
             f"disk {speed.disk_read / 1e9:,.2f} GB/s read, {speed.disk_write / 1e9:,.2f} GB/s written.",
-            f"Written to disk: {_size(self.disk)}.",
+            f"Written to disk: {size_in_words(self.disk)}.",
         ]
         if self.peak > self.memory:
-            memory, states = map(_size, self.from_disk)
+            needed, free, memory, disk = map(size_in_words, (self.peak, self.memory, *self.from_disk))
             lines.append(
-                f"The model does not fit: {_size(self.peak)} are needed, and {_size(self.memory)} are free. Cut on "
-                f"given text with layers from disk (--offload), it takes about {memory} of memory, and {states} on "
-                "disk for hidden states; recover it on a larger machine."
+                f"The model does not fit: {needed} are needed, and {free} are free. Cut on given text with layers "
+                f"from disk (--offload), it takes about {memory} of memory, and {disk} on disk meanwhile; recover it "
+                "on a larger machine."
             )
         lines.append(
             f"Times are arithmetic, not a run: expect them to be right within a factor of {_SPREAD:g}. Timing of the "
@@ -146,7 +148,7 @@ def estimate_shrink(
     if speed is None:
         speed = measure_speed(device, dtype, sizes["hidden"], sizes.get("ffn") or sizes["hidden"], folder)
     texts = len(config.eval_text) if config.eval_text else 1
-    stored = _stored_bytes(binding)
+    stored = stored_bytes(binding)
     element = dtype.itemsize
     stages = work_of_shrink(binding, shape, config, element_bytes=element, stored_bytes=stored, eval_texts=texts)
     recovery = None if config.recovers else work_of_recovery(binding, shape, config, element_bytes=element)
@@ -169,21 +171,8 @@ def estimate_shrink(
     )
 
 
-def _stored_bytes(binding: Binding) -> int:
-    """Return the bytes of a weight in the checkpoint; two where the config does not say."""
-    import torch
-
-    dtype = getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None)
-    named = getattr(torch, str(dtype).removeprefix("torch."), None)
-    return named.itemsize if isinstance(named, torch.dtype) else 2
-
-
 def _row(stage: StageEstimate) -> tuple[str, str, str, str]:
-    return stage.work.stage, stage.work.detail, duration(stage.seconds), _size(stage.work.memory)
-
-
-def _size(value: float) -> str:
-    return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
+    return stage.work.stage, stage.work.detail, duration(stage.seconds), size_in_words(stage.work.memory)
 
 
 def duration(seconds: float) -> str:

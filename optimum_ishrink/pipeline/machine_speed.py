@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.durable import disk_errors
-from .stage_work import SAMPLED_TOGETHER
+from ..text.sources import SAMPLED_TOGETHER
 
 if TYPE_CHECKING:
     import torch

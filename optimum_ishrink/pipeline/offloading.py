@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from ..architectures.description import LAYERS
-from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.durable import disk_errors, replace_file
 from ..core.locks import claimed_folder
@@ -21,8 +19,8 @@ from ..core.progress import note
 from ..core.spool import check_room
 from ..core.version import __version__
 from ..errors import IShrinkError, OutputError, SourceError
-from ..surgery.folds import FOLDS
 from .job import Job
+from .stage_work import room_needed
 
 _REQUEST = "request.json"
 
@@ -64,7 +62,8 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
         try:
             with disk_errors(folder):
                 _open(folder, _request(job))
-            check_room(folder, room_needed(job.session, job.config))
+            room = room_needed(job.session.source.binding, job.config, element_bytes=job.session.dtype.itemsize)
+            check_room(folder, room)
             job.session.spool_folder = folder
             yield
         except IShrinkError as error:
@@ -115,21 +114,3 @@ def _open(folder: Path, request: dict[str, Any]) -> None:
         else:
             each.unlink()
     replace_file(path, json.dumps(request).encode())
-
-
-def room_needed(session: Session, config: IShrinkConfig) -> int:
-    """Return about how many bytes a shrink keeps in its folder at most.
-
-    Args:
-        session: The run.
-        config: The request.
-    """
-    binding, size = session.source.binding, session.dtype.itemsize
-    hidden, inner = int(binding.config.hidden_size), binding.sizes.get("ffn") or 0
-    scored = min(config.importance_samples, config.calibration_samples) * config.calibration_length
-    states = (binding.shape[LAYERS] + 3) * scored * hidden * size
-    if config.compensation == "none":
-        return states
-    tokens = config.calibration_samples * config.calibration_length
-    repair = tokens * (6 * hidden + inner) * size + FOLDS * (inner * inner + inner * hidden) * 4
-    return max(states, repair)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from ..architectures.axes import input_axis, input_readers
 from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS
 from ..architectures.expressions import axis_length
+from ..core.sizes import size_in_words
 from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from ..surgery.folds import FOLDS
-from ..text.sources import equal_shares, parse_sources
+from ..text.sources import SAMPLED_TOGETHER, equal_shares, parse_sources
 
 if TYPE_CHECKING:
     from ..architectures.binding import Binding
@@ -91,13 +92,13 @@ def work_of_shrink(
     """
     job = _Sizes(binding, dict(shape), config, element_bytes)
     stored, new_stored = (binding.num_parameters(sizes) * stored_bytes for sizes in (binding.shape, shape))
-    stages = [Work("reading the model", f"{stored / 1e9:,.1f} GB", disk_read=stored, memory=job.weights)]
+    stages = [Work("reading the model", size_in_words(stored), disk_read=stored, memory=job.weights)]
     stages += _sampling(job)
     stages += _scoring(job)
     stages.append(
         Work(
             "writing the checkpoint",
-            f"{new_stored / 1e9:,.1f} GB, read again and compared",
+            f"{size_in_words(new_stored)}, read again and compared",
             disk_read=stored + new_stored,
             disk_write=new_stored,
             memory=job.weights,
@@ -180,10 +181,6 @@ def active_parameters(binding: Binding, shape: Mapping[str, int]) -> float:
         if tensor.layer is None and tensor.counts("vocab"):
             vocabularies.append(numel)
     return total - (min(vocabularies) if len(vocabularies) > 1 else 0)
-
-
-SAMPLED_TOGETHER = 64
-"""Windows that are sampled side by side (`text.sampling.sample_text`)."""
 
 
 def _sampling(job: _Sizes) -> list[Work]:
@@ -328,7 +325,7 @@ def _recovery(job: _Sizes) -> Work:
 def bytes_from_disk(
     binding: Binding, shape: Mapping[str, int], config: IShrinkConfig, *, element_bytes: int
 ) -> tuple[float, float]:
-    """Return what a cut takes whose layers are read from disk: bytes of memory, and of hidden states on disk.
+    """Return what a cut takes whose layers are read from disk: bytes of memory, and on disk meanwhile.
 
     In memory are two layers, what is outside of the layers with one copy that a product makes of the head, and the
     sums of the projection that is re-fit.
@@ -346,5 +343,25 @@ def bytes_from_disk(
     sums = max(
         (3 * 4.0 * width * (width + rows) for width, rows in _refitted(job, binding.resized(shape))), default=0.0
     )
+    return (layers + outside) * element_bytes + sums, room_needed(binding, config, element_bytes=element_bytes)
+
+
+def room_needed(binding: Binding, config: IShrinkConfig, *, element_bytes: int) -> int:
+    """Return about how many bytes a cut whose layers are read from disk keeps there at most.
+
+    While it scores, these are the hidden states after every layer; while it repairs, those of the calibration text and
+    the sums of the projection that is re-fit.
+
+    Args:
+        binding: The model.
+        config: The request.
+        element_bytes: Bytes of a hidden state's element: that of the compute dtype.
+    """
+    hidden, inner = binding.sizes["hidden"], binding.sizes.get("ffn") or 0
+    scored = min(config.importance_samples, config.calibration_samples) * config.calibration_length
+    states = (binding.sizes["layers"] + 3) * scored * hidden * element_bytes
+    if config.compensation == "none":
+        return states
     tokens = config.calibration_samples * config.calibration_length
-    return (layers + outside) * element_bytes + sums, 3.0 * tokens * job.hidden * element_bytes
+    repair = tokens * (6 * hidden + inner) * element_bytes + FOLDS * (inner * inner + inner * hidden) * 4
+    return max(states, repair)

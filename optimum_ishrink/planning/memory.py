@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,17 @@ from ..architectures.description import GROUPS
 
 _WINDOWS: Mapping[str, str] = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Kinds of layers that hold no more tokens than a key of the config says; all others hold the whole context."""
+
+
+def stored_bytes(binding: Binding) -> int:
+    """Return the bytes of a parameter in the checkpoint's dtype, as its config says; 2 where it does not.
+
+    Args:
+        binding: The model.
+    """
+    dtype = getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None)
+    bits = re.search(r"\d+", str(dtype))
+    return int(bits[0]) // 8 if bits else 2
 
 
 def kv_cache_bytes(binding: Binding, shape: Mapping[str, int], context: int, element_bytes: int = 2) -> int:

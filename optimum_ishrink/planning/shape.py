@@ -13,7 +13,7 @@ from ..architectures.shape_check import check_shape
 from ..core.limits import check_lengths
 from ..errors import ShapeError
 from .device_times import read_times
-from .memory import Memory, kv_cache_bytes
+from .memory import Memory, kv_cache_bytes, stored_bytes
 from .multiples import check_multiple, multiples_to_try
 from .options import TARGET_DIMENSIONS, ShapeOptions
 from .protection import first_reason
@@ -140,7 +140,7 @@ def target_of(binding: Binding, options: ShapeOptions, removed: int = 0) -> Targ
             on memory has room for.
     """
     assert options.target is not None
-    memory, profile = Memory(_parameter_bytes(binding), options.context), options.profile
+    memory, profile = Memory(stored_bytes(binding), options.context), options.profile
 
     def times(metric: str) -> tuple[Cost, float]:
         assert profile is not None
@@ -157,12 +157,6 @@ def target_of(binding: Binding, options: ShapeOptions, removed: int = 0) -> Targ
     if isinstance(target.cost, Memory):
         check_lengths(binding.config, "the model", context=options.context)
     return target
-
-
-def _parameter_bytes(binding: Binding) -> int:
-    """Return the bytes of a parameter in the checkpoint's dtype, as its config says; 2 where it does not."""
-    dtype = str(getattr(binding.config, "dtype", None) or getattr(binding.config, "torch_dtype", None))
-    return 4 if "float32" in dtype else 2
 
 
 def complete_shape(binding: Binding, shape: Mapping[str, int]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from ..core.limits import check_tokens
 from ..core.progress import progress_bar
 from ..errors import DataError
 from .conversations import MARK
+from .sources import SAMPLED_TOGETHER
 from .windows import beginning
 
 
@@ -39,7 +40,7 @@ def sample_text(
     count: int,
     *,
     seed: int,
-    batch_size: int = 64,
+    batch_size: int = SAMPLED_TOGETHER,
     temperature: float = 1.0,
 ) -> SampledText:
     """Sample text from the model itself, by default at temperature 1, which is the model's distribution.
@@ -54,7 +55,7 @@ def sample_text(
         length: Tokens in a window.
         count: Windows.
         seed: Seed of the sampling.
-        batch_size: Windows sampled at once; it changes the draw, so it is fixed by default.
+        batch_size: Windows sampled at once; it changes the draw.
         temperature: What logits are divided by before a token is drawn: below 1, likely tokens are drawn more often.
 
     Returns:

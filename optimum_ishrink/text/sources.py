@@ -21,6 +21,8 @@ from .rows import NoSuchForm, Row, read_row
 SELF = "self"
 """Text sampled from the model itself."""
 
+SAMPLED_TOGETHER = 64
+"""Windows of it that are sampled at once. It changes the draw, so it is fixed."""
 
 PYDOC = "pydoc"
 """Python's reference topics, which every installation of Python has: a source for tests and benchmarks."""

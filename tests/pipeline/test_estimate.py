@@ -16,7 +16,7 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError
 from optimum_ishrink.pipeline.estimate import Estimate, duration, estimate_shrink
 from optimum_ishrink.pipeline.machine_speed import MachineSpeed, measure_speed
-from optimum_ishrink.pipeline.stage_work import Work, active_parameters, work_of_shrink
+from optimum_ishrink.pipeline.stage_work import Work, active_parameters, room_needed, work_of_shrink
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
@@ -115,8 +115,8 @@ def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPa
     estimate = made()
     assert any("The model does not fit" in line and "--offload" in line for line in estimate.sentences())
     memory, states = estimate.from_disk
-    sizes, tokens = bound("llama").sizes, 64 * 256
-    assert states == 3 * tokens * sizes["hidden"] * 2
+    sizes = bound("llama").sizes
+    assert states == room_needed(bound("llama"), IShrinkConfig(), element_bytes=2)
     assert 2 * max(bound("llama").layer_parameters(sizes)) * 2 < memory
     assert estimate.to_json()["from_disk"] == {"memory": memory, "hidden_states": states}
 

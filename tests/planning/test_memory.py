@@ -13,7 +13,7 @@ from optimum_ishrink.architectures.model_class import bind_config
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.core.key_value_cache import cache_name
 from optimum_ishrink.errors import RequestError, ShapeError
-from optimum_ishrink.planning.memory import kv_cache_bytes
+from optimum_ishrink.planning.memory import kv_cache_bytes, stored_bytes
 from optimum_ishrink.planning.options import ShapeOptions
 from optimum_ishrink.planning.shape import resolve_shape
 from tests.helpers.smollm2 import BINDING
@@ -48,6 +48,13 @@ def test_with_fewer_layers_those_that_hold_most_are_counted() -> None:
     token = 2 * binding.sizes["kv"] * binding.sizes["head_dim"] * 2
     assert kv_cache_bytes(binding, {}, 100) == token * (3 * 3 + 100)
     assert kv_cache_bytes(binding, {"num_hidden_layers": 2}, 100) == token * (3 + 100)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", 4), (torch.bfloat16, 2), ("float16", 2), ("float64", 8), (None, 2)]
+)
+def test_the_bytes_of_a_stored_parameter(dtype: Any, expected: int) -> None:
+    assert stored_bytes(bind_config({**tiny_config("llama").to_dict(), "dtype": dtype})[1]) == expected
 
 
 @pytest.mark.parametrize(("share", "context"), [(0.31, 1), (0.123, 2048), (0.2, 8192)])
