@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
+from ..modeling.base import layers_of
 from ..modeling.layer_output import parts_of
 from ..modeling.layerwise import enter_layers, run_span
 from ..report.analysis import LayerSensitivity
@@ -46,7 +46,7 @@ def measure_layers(
     if not wanted:
         return
     model = reference.model
-    layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+    layers = layers_of(model, binding)
     states, how = enter_layers(model, binding, [reference.ids(i) for i in range(len(reference.windows))])
     first = layers[0](states[0], **how[0][1])
     parts = parts_of(first)

@@ -114,9 +114,7 @@ def _parts(model: Any, binding: Binding, tensors: Mapping[str, TensorInfo]) -> l
             direct[bound.layer][loaded] = info
         else:
             converted[bound.layer][name] = info
-    layers = [
-        Part(layer_module(binding, layer), direct[layer], converted[layer]) for layer in range(binding.sizes["layers"])
-    ]
+    layers = [Part(layer_module(binding, layer), direct[layer], converted[layer]) for layer in range(count)]
     return [*layers, *(Part(module, held, {}) for module, held in outer.items())]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import input_readers, layer_module
+from ..architectures.axes import input_readers
 from ..architectures.binding import Binding
 from ..core.finite import ADVICE, kind_of
 from ..core.processes import summed, summed_count
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
-from ..modeling.base import base_of
+from ..modeling.base import base_of, layers_of
 from ..modeling.layer_output import as_output, hidden_of, parts_of
 from ..modeling.layerwise import check_apart
 from .batches import Batch, Batches
@@ -44,7 +44,7 @@ class LayerRunner:
 
     def __init__(self, model: Any, binding: Binding) -> None:
         self.model = model
-        self.layers = [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+        self.layers = layers_of(model, binding)
         self._parts: int | None = None  # of a layer's output, once one has run
 
     def logits(

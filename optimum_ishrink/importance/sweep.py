@@ -21,8 +21,8 @@ from ..core.paging import kept, new_states, release
 from ..core.progress import progress_bar
 from ..core.spool import States
 from ..errors import NotFiniteError
-from ..modeling.base import base_of
-from ..modeling.given_states import given, layers_of
+from ..modeling.base import base_of, layers_of
+from ..modeling.given_states import given
 from ..modeling.layer_output import hidden_of, parts_of
 from ..modeling.layerwise import enter_layers
 from .batches import Batches

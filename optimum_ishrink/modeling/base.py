@@ -1,8 +1,11 @@
-"""The part of a model below its head."""
+"""The part of a model below its head, and its layers."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from ..architectures.axes import layer_module
+from ..architectures.binding import Binding
 
 
 def base_of(model: Any) -> Any:
@@ -19,3 +22,15 @@ def base_of(model: Any) -> Any:
         return getattr(base, "decoder", base)
     (part,) = (child for child in model.children() if hasattr(child, "config"))
     return part
+
+
+def layers_of(model: Any, binding: Binding, count: int | None = None) -> list[Any]:
+    """Return the layers of a model.
+
+    Args:
+        model: The model, or its base.
+        binding: Its binding, or that of the model that it was cut from.
+        count: Its layers, where a cut has fewer than its binding.
+    """
+    numbers = range(binding.sizes["layers"] if count is None else count)
+    return [model.get_submodule(layer_module(binding, layer)) for layer in numbers]

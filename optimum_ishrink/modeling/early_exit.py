@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..architectures.model_class import meta_model
 from ..errors import RequestError
+from .base import layers_of
 
 
 @contextmanager
@@ -69,12 +69,12 @@ def check_exits_run(config: Any, binding: Binding) -> None:
     # In 16 bits: on the meta device fused experts take no others.
     model = meta_model(config).to(torch.bfloat16).eval()
     entered: list[int] = []
-    for layer in range(binding.sizes["layers"]):
+    for layer, module in enumerate(layers_of(model, binding)):
 
         def note(*_: Any, layer: int = layer) -> None:
             entered.append(layer)
 
-        model.get_submodule(layer_module(binding, layer, layer)).register_forward_pre_hook(note)
+        module.register_forward_pre_hook(note)
     reason = ""
     try:
         with first_layers(model, 1), torch.inference_mode():

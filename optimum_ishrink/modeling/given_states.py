@@ -8,21 +8,10 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import layer_module
-from ..architectures.binding import Binding
 from ..core.paging import binding_of, release
+from .base import layers_of
 from .layer_output import as_output, parts_of
 from .layerwise import enter_layers, run_span
-
-
-def layers_of(model: Any, binding: Binding) -> list[Any]:
-    """Return the layers of a model.
-
-    Args:
-        model: The model.
-        binding: Its binding.
-    """
-    return [model.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
 
 
 @contextmanager

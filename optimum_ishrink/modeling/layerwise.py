@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..core.paging import is_paged, kept, new_states, present, release
 from ..core.spool import States
 from ..errors import RequestError
-from .base import base_of
+from .base import base_of, layers_of
 from .layer_output import as_output, hidden_of, parts_of
 
 
@@ -109,9 +108,8 @@ def enter_layers(
     count = binding.sizes["layers"] if layers is None else layers
     calls: list[dict[int, dict[str, Any]]] = [{} for _ in range(count)]
     states = new_states(model)
-    first = present(
-        model.get_submodule(layer_module(binding, 0))
-    )  # before the embedding, which would make room for it
+    modules = layers_of(model, binding, count)
+    first = present(modules[0])  # before the embedding, which would make room for it
 
     for batch in batches:
         known = len(batch) in calls[0]
@@ -125,14 +123,13 @@ def enter_layers(
 
         handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
         if not known:
-            for layer in range(count):
+            for layer, module in enumerate(modules):
 
                 def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
                     size = len(args[0] if args else kwargs["hidden_states"])
                     named = {**_by_name(module, args), **kwargs}
                     calls[layer][size] = {key: value for key, value in named.items() if key != "hidden_states"}
 
-                module = model.get_submodule(layer_module(binding, layer, layer))
                 handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         try:
             with suppress(_Stop), _uncomputed(model, binding, count):
@@ -156,7 +153,7 @@ def _uncomputed(model: Any, binding: Binding, count: int) -> Iterator[None]:
     if not is_paged(model):
         yield
         return
-    layers = [model.get_submodule(layer_module(binding, layer, layer)) for layer in range(count)]
+    layers = layers_of(model, binding, count)
     parts = 0
 
     def note(_: Any, __: Any, output: Any) -> None:

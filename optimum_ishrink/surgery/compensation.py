@@ -28,6 +28,7 @@ from ..core.paging import kept, present
 from ..core.progress import progress_bar
 from ..core.spool import States
 from ..errors import DataError
+from ..modeling.base import layers_of
 from ..modeling.experts import fused_experts
 from ..modeling.layerwise import enter_layers, run_span
 from ..report.compensation import ProjectionRepair
@@ -110,7 +111,7 @@ def compensate(
     reference, calls = enter_layers(base, binding, [ids for _, ids in batches])
     changed = experts and cut_model is not None and _changes_experts(binding, plan)
     fused = (fused_experts(base, binding), fused_experts(cut_model, binding)) if changed else ({}, {})
-    layers = [base.get_submodule(layer_module(binding, layer)) for layer in range(binding.sizes["layers"])]
+    layers = layers_of(base, binding)
 
     def through(states: States, span: Sequence[int]) -> States:
         return run_span(base, [layers[index] for index in span], [calls[index] for index in span], states)
