@@ -31,7 +31,7 @@ from .options import DRAFT_QUANTIZATION, DraftOptions
 from .own_text import Choices, OwnText
 from .shapes_tried import Candidate
 from .step_cost import PASS_LENGTHS
-from .together import BASE, decode_in_turn, timings
+from .together import BASE, decode_in_turn, first_difference, timings
 
 _TURNS = 5
 """Turns of the base and a draft, each alone, whose speeds give the cost of a step."""
@@ -213,7 +213,7 @@ class OnLlamaCpp:
                     accepted = min(found["accepted"], count)
                     counted[name] += Rounds(count, max(1, count - accepted), found["drafted"], accepted)
                     if found["tokens"] != tokens:
-                        divergent[name].append(Divergent(number, _first_difference(tokens, found["tokens"]), None))
+                        divergent[name].append(Divergent(number, first_difference(tokens, found["tokens"]), None))
             timed = [number for number, tokens in enumerate(own) if len(tokens) > 2]
             if not timed:
                 raise DataError("the base writes too few tokens after every prompt to time them; give other text")
@@ -244,8 +244,3 @@ class OnLlamaCpp:
             name = f"{candidate.source.folder.name}-{self._draft.name}.gguf"
             tokenizer = find_gguf_tokenizer(candidate.source.folder, candidate.source.load_tokenizer())
             write_gguf(candidate.source.folder, self._draft, folder / name, name=candidate.name, tokenizer=tokenizer)
-
-
-def _first_difference(own: Sequence[int], other: Sequence[int]) -> int:
-    at = (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
-    return next(at, min(len(own), len(other)))

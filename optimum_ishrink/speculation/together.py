@@ -138,10 +138,21 @@ def measure_together(
     return timings(rates, counted, divergent, len(texts))
 
 
+def first_difference(own: Sequence[int], other: Sequence[int]) -> int:
+    """Return where two outputs first differ: where the shorter one ends, if it is the beginning of the other.
+
+    Args:
+        own: Tokens of one.
+        other: Tokens of the other.
+    """
+    at = (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
+    return next(at, min(len(own), len(other)))
+
+
 def _difference(base: Any, text: OwnText, other: Sequence[int], number: int) -> Divergent:
     """Return where an output differs from what the base wrote alone."""
     own = text.written.tokens
-    at = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
+    at = first_difference(own, other)
     gap = None
     if at < min(len(own), len(other)):
         gap = logit_gap(base, text.prompt, own, other[at], at)
