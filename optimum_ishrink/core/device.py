@@ -28,6 +28,18 @@ def resolve_device(name: str) -> torch.device:
         raise RequestError(f"device must be auto, cpu or cuda, not {name!r}") from None
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has computed what it was given, so that a clock can be read.
+
+    Args:
+        device: The device; the CPU computes at once.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def cpu_capabilities() -> dict[str, Any]:
     """Return what torch knows about the CPU: its name and instruction sets; empty for versions of torch without it."""
     import torch

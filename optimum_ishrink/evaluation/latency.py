@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..core.device import synchronize
 from ..core.key_value_cache import step_reader
 from ..core.progress import progress_bar
 from ..report.measurement import Measurement, median_measurement
@@ -79,19 +80,14 @@ def time_in_turn(models: Sequence[Any], prompt: torch.Tensor, new_tokens: int) -
         if step < READINGS:
             read_before, tokens = [None] * len(models), list(prompts)
         for turn, model in enumerate(models):
-            _synchronize(model)
+            synchronize(model.device)
             start = time.perf_counter()
             output, read_before[turn] = readers[turn](tokens[turn], read_before[turn], logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
-            _synchronize(model)
+            synchronize(model.device)
             times[turn].append(time.perf_counter() - start)
             tokens[turn] = token
     return times
-
-
-def _synchronize(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 
 from ..architectures.binding import Binding
 from ..architectures.model_class import meta_model
-from ..errors import RequestError
+from ..errors import RequestError, one_line
 from .base import layers_of
 
 
@@ -80,7 +80,7 @@ def check_exits_run(config: Any, binding: Binding) -> None:
         with first_layers(model, 1), torch.inference_mode():
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"), use_cache=True)
     except Exception as error:  # a class raises whatever its first wrong size raises
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = f"{type(error).__name__}: {one_line(error, 120)}"
     remedy = "make a draft of its own with `ishrink draft`"
     if len(entered) > 1:
         raise RequestError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.device import synchronize
 from ..core.durable import disk_errors
 from ..text.sources import SAMPLED_TOGETHER
 
@@ -83,13 +84,11 @@ def measure_speed(device: torch.device, dtype: torch.dtype, width: int, inner: i
 
 def _seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """Return the median time of a call."""
-    import torch
 
     def timed() -> float:
         start = time.perf_counter()
         run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     timed()

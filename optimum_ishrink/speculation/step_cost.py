@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.device import synchronize
 from ..core.key_value_cache import step_reader
 from ..core.progress import progress_bar
 from ..evaluation.latency import undisturbed
@@ -45,19 +46,14 @@ class _Reader:
             tokens: Token ids, shape (1, number).
         """
         with self._drafter.running() as model:
-            _synchronize(model)
+            synchronize(model.device)
             start = time.perf_counter()
             output, self._cache = self._read(tokens, self._cache)
             output.logits[:, -1].argmax(-1)
-            _synchronize(model)
+            synchronize(model.device)
             found = time.perf_counter() - start
         self._cache.crop(-tokens.shape[1])
         return found
-
-
-def _synchronize(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.json_files import read_json
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -119,7 +119,7 @@ def read_tokenizer_file(folder: Path) -> TokenizerFile:
         merged = np.array([vocabulary[a + b] for a, b in pairs], dtype=np.int64)
         added = {token["content"]: int(token["id"]) for token in contents["added_tokens"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        reason = f"{type(error).__name__}: {one_line(error, 100)}"
         raise SourceError(f"{path} is damaged ({reason}); restore it from the base model") from None
     _check_added(vocabulary, added, path)
     return TokenizerFile(folder, kind, contents, vocabulary, added, joined, merged, scores, texts)
