@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 from ..errors import RequestError
-from .gguf_quantizations import CALIBRATED, PLAIN_BLOCK
+from ..options.gguf_types import PLAIN_TYPES
+from .gguf_quantizations import PLAIN_BLOCK
 
 _CHUNK = 2**18
 """Weights that are rounded at a time: what is in between then stays in the processor's cache."""
@@ -61,7 +62,7 @@ _VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "q5_1": lambda blocks: _affine(blocks, 31),
     "q8_0": _eight_bits,
 }
-assert set(_VALUES) == set(CALIBRATED)
+assert set(_VALUES) == set(PLAIN_TYPES)
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def block_values(weight: torch.Tensor, type_name: str) -> torch.Tensor:
 
     Args:
         weight: Of any shape and float dtype; the last axis is that of a row in the file, a multiple of `PLAIN_BLOCK`.
-        type_name: One of `CALIBRATED`, the types that the `gguf` package writes.
+        type_name: One of `PLAIN_TYPES`, the types that the `gguf` package writes.
 
     Returns:
         float32, of the same shape, on the same device.

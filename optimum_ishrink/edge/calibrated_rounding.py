@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .gguf_quantizations import PLAIN_BLOCK
+from .gguf_quantizations import AFFINE, PLAIN_BLOCK, SYMMETRIC
 
 if TYPE_CHECKING:
     import numpy as np
-
-_SYMMETRIC = {"q4_0": 8, "q5_0": 16}
-"""Types of which a weight is a scale times a whole number from minus this to one less."""
-
-_AFFINE = {"q4_1": 15, "q5_1": 31}
-"""Types of which a weight is a scale times a whole number from 0 to this, plus the block's least value."""
 
 _ROWS = 16_384
 """Rows that are rounded at a time: they do not depend on each other, and the head of a large vocabulary would take
@@ -39,7 +33,7 @@ def calibrated_blocks(weight: torch.Tensor, carry: torch.Tensor, type_name: str)
     Args:
         weight: The matrix, shape (rows, columns); columns are a multiple of `PLAIN_BLOCK`.
         carry: How errors are passed on, which `error_carry` finds: matrices and types that share inputs share it.
-        type_name: One of `CALIBRATED`.
+        type_name: One of `PLAIN_TYPES`.
 
     Returns:
         The bytes of each row, uint8, shape (rows, bytes).
@@ -87,9 +81,9 @@ def _round_block(
 
 
 def _limits(type_name: str) -> tuple[int, int]:
-    if type_name in _SYMMETRIC:
-        return -_SYMMETRIC[type_name], _SYMMETRIC[type_name] - 1
-    return (0, _AFFINE[type_name]) if type_name in _AFFINE else (-127, 127)
+    if type_name in SYMMETRIC:
+        return -SYMMETRIC[type_name], SYMMETRIC[type_name] - 1
+    return (0, AFFINE[type_name]) if type_name in AFFINE else (-127, 127)
 
 
 def _best_scale(block: torch.Tensor, weights: torch.Tensor, type_name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,15 +108,14 @@ def _spans(block: torch.Tensor, type_name: str) -> list[tuple[torch.Tensor, torc
     zero = torch.zeros(len(block))
     if type_name == "q8_0":  # steps so small that clipping gains nothing
         return [(_half(block.abs().amax(dim=1) / 127), zero)]
-    if type_name in _AFFINE:
+    if type_name in AFFINE:
         least, most = block.amin(dim=1), block.amax(dim=1)
         middle, half = (least + most) / 2, (most - least) / 2
         return [
-            (_half(2 * share * half / _AFFINE[type_name]), _half(middle - share * half))
-            for share in _own_share_first()
+            (_half(2 * share * half / AFFINE[type_name]), _half(middle - share * half)) for share in _own_share_first()
         ]
     furthest = block.gather(1, block.abs().argmax(dim=1, keepdim=True))[:, 0]
-    whole = furthest / -_SYMMETRIC[type_name]
+    whole = furthest / -SYMMETRIC[type_name]
     return [(_half(share * sign * whole), zero) for sign in (1, -1) for share in _own_share_first()]
 
 
@@ -144,9 +137,9 @@ def _packed(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, type_
     parts = [bytes_of(scale, "<f2")]
     if type_name == "q8_0":
         return np.concatenate([*parts, bytes_of(codes, "i1")], axis=1)
-    if type_name in _AFFINE:
+    if type_name in AFFINE:
         parts.append(bytes_of(least, "<f2"))
-    whole = (codes + _SYMMETRIC.get(type_name, 0)).to(torch.int64)
+    whole = (codes + SYMMETRIC.get(type_name, 0)).to(torch.int64)
     if type_name.startswith("q5"):
         fifth = ((whole >> 4) << torch.arange(PLAIN_BLOCK)).sum(dim=1)
         parts.append(bytes_of(fifth, "<u4"))

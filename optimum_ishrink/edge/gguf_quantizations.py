@@ -12,7 +12,13 @@ CONVERTER, NUMPY, PROGRAM = "llama.cpp's converter", "gguf", "llama-quantize"
 
 
 PLAIN_BLOCK = 32
-"""Weights in a block of the plain types."""
+"""Weights in a block of `PLAIN_TYPES`."""
+
+SYMMETRIC = {"q4_0": 8, "q5_0": 16}
+"""Plain types of which a weight is a scale times a whole number from minus this to one less."""
+
+AFFINE = {"q4_1": 15, "q5_1": 31}
+"""Plain types of which a weight is a scale times a whole number from 0 to this, plus the block's least value."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,6 @@ TENSOR_TYPES: Mapping[str, TensorType] = {
     )
 }
 """Sizes are those of ggml (a test compares them with the `gguf` package); fallbacks are those of `llama-quantize`."""
-
-
-CALIBRATED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Types that weights can be rounded to for what their matrices compute."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,7 @@ from __future__ import annotations
 import torch
 
 from .block_values import block_values
-from .gguf_quantizations import PLAIN_BLOCK
-
-_SYMMETRIC = {"q4_0": 8, "q5_0": 16}
-_AFFINE = {"q4_1": 15, "q5_1": 31}
+from .gguf_quantizations import AFFINE, PLAIN_BLOCK, SYMMETRIC
 
 _SHARES = tuple(1 - 0.025 * step for step in range(13))
 """Shares of a block's span that are tried, from all of it down to 0.7. More than all would leave no weight at the end
@@ -34,7 +31,7 @@ def kept_values(
     Args:
         weight: The matrix, shape (rows, columns); columns are a multiple of `PLAIN_BLOCK`.
         carry: How errors are passed on, which `error_carry` finds in its inputs' second moments.
-        type_name: One of `CALIBRATED`.
+        type_name: One of `PLAIN_TYPES`.
         dtype: The checkpoint's dtype.
         trained: Whether to store what was rounded instead of the values of the type: a training has then less far to
             go to the next value. It carries what is passed on of others' errors, so that a checkpoint of it is further
@@ -164,11 +161,11 @@ def _best_grid(block: torch.Tensor, weights: torch.Tensor, type_name: str, dtype
 
 def _grid(block: torch.Tensor, share: float, type_name: str, dtype: torch.dtype) -> _Grid:
     """Return the grid that nearest rounding finds in blocks whose span is a share of these blocks'."""
-    if type_name in _AFFINE:
+    if type_name in AFFINE:
         low, high = block.amin(dim=1), block.amax(dim=1)
         middle, half = (low + high) / 2, (high - low) / 2
         low, high = _held(middle - share * half, dtype), _held(middle + share * half, dtype)
-        most = _AFFINE[type_name]
+        most = AFFINE[type_name]
         scale = ((high - low) / most).half().float()
         return _Grid(scale, low.half().float(), {0: low, most: high}, (0, most), (0, most))
     furthest = block.gather(1, block.abs().argmax(dim=1, keepdim=True))[:, 0]
@@ -177,7 +174,7 @@ def _grid(block: torch.Tensor, share: float, type_name: str, dtype: torch.dtype)
         end = _held(furthest, dtype)
         scale = (end / 127).half().float()
         return _Grid(scale, zero, {127: end, -127: -end}, (127,), (-127, 127))
-    half_range = _SYMMETRIC[type_name]
+    half_range = SYMMETRIC[type_name]
     end = _held(share * furthest, dtype)
     return _Grid(
         (end / -half_range).half().float(), zero, {-half_range: end}, (-half_range,), (-half_range, half_range - 1)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 from ..options.base import Options
+from ..options.gguf_types import PLAIN_TYPES
 from ..options.option import option
 from ..text.options import SOURCES
-from .gguf_quantizations import CALIBRATED
 from .mixed_types import MIXED_TYPES, TYPES_HELP, check_quantizations
 
 FORMATS = ("gguf", "safetensors")
@@ -140,10 +140,10 @@ class ExportOptions(Options):
                 "--quantization mixed chooses a type for each matrix of a GGUF file under a budget, and needs one: "
                 "--target bytes=80MB; other quantizations take none"
             )
-        fits = self.format == "gguf" and self.quantization_name.lower() in CALIBRATED
+        fits = self.format == "gguf" and self.quantization_name.lower() in PLAIN_TYPES
         if self.rounding == CALIBRATED_ROUNDING and not (fits or self.is_mixed):
             raise RequestError(
-                f"--rounding calibrated rounds to {', '.join(CALIBRATED)} of --format gguf, not to "
+                f"--rounding calibrated rounds to {', '.join(PLAIN_TYPES)} of --format gguf, not to "
                 f"{self.quantization_name}"
             )
         if self.calibration is not None and not (self.is_mixed or self.is_calibrated):

@@ -17,18 +17,12 @@ from ..architectures.model_class import meta_model
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..errors import RequestError, ShapeError
+from ..options.gguf_types import PLAIN_TYPES
 from ..recovery.exported_weights import ExportedValues, Values
 from .block_values import block_values, check_values
 from .gguf_export import check_runs
 from .gguf_file import check_whole
-from .gguf_quantizations import (
-    CALIBRATED,
-    CONVERTER,
-    GGUF_QUANTIZATIONS,
-    TENSOR_TYPES,
-    GgufQuantization,
-    stored_as,
-)
+from .gguf_quantizations import CONVERTER, GGUF_QUANTIZATIONS, TENSOR_TYPES, GgufQuantization, stored_as
 from .gguf_tokenizer import find_gguf_tokenizer
 from .linear_layers import check_columns, layers_to_quantize, linear_layers
 from .rounded_matrices import find_rows
@@ -132,10 +126,10 @@ def read_types(path: Path) -> dict[str, str]:
         if len(tensor.shape) > 1 and tensor.tensor_type != gguf.GGMLQuantizationType.F32
     }
     for name, type_name in found.items():
-        if type_name not in (*CALIBRATED, "f16", "bf16"):
+        if type_name not in (*PLAIN_TYPES, "f16", "bf16"):
             raise RequestError(
                 f"{path.name} has {name} in {type_name}, which another program writes and cannot be trained for; "
-                f"name a file of {', '.join(CALIBRATED)}"
+                f"name a file of {', '.join(PLAIN_TYPES)}"
             )
     return found
 

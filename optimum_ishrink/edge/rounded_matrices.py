@@ -11,8 +11,9 @@ import torch
 from ..core.durable import load_tensors, save_tensors
 from ..core.progress import progress_bar
 from ..modeling.error_carry import error_carry
+from ..options.gguf_types import PLAIN_TYPES
 from .calibrated_rounding import calibrated_blocks
-from .gguf_quantizations import CALIBRATED, TENSOR_TYPES, stored_as
+from .gguf_quantizations import TENSOR_TYPES, stored_as
 from .input_moments import input_moments
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class RoundedMatrices:
         """Matrices that `round` cannot round, which have the nearest values: why, by their names in the file."""
 
     def round(self, model: Any, windows: torch.Tensor, types: Mapping[str, Collection[str]]) -> None:
-        """Round matrices that are not rounded yet. Types of another kind than `CALIBRATED` are left out.
+        """Round matrices that are not rounded yet. Types of another kind than `PLAIN_TYPES` are left out.
 
         Matrices that cannot be rounded are in `left` afterwards.
 
@@ -99,7 +100,7 @@ class RoundedMatrices:
         return {name: of for name, of in found.items() if of}
 
     def _takes(self, name: str, type_name: str) -> bool:
-        if type_name not in CALIBRATED or name not in self._tensors:
+        if type_name not in PLAIN_TYPES or name not in self._tensors:
             return False
         columns = int(self._tensors[name].shape[0])
         return stored_as(columns, TENSOR_TYPES[type_name]).name == type_name and len(self._tensors[name].shape) == 2

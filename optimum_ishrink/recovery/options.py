@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from ..options.gguf_types import PLAIN_TYPES
 from ..options.option import option
 from ..options.run import RunOptions
 from ..report.compensation import COMPENSATIONS
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 LABELS = ("text", "answers")
 STARTS = ("zero", "closed-form")
 NO_RECOVERY = "none"
-RECOVERY_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mixed", "int8", "int4")
+INTEGERS = ("int8", "int4")
+"""Quantisations of safetensors that can be trained for."""
+
+RECOVERY_FOR = (*PLAIN_TYPES, "mixed", *INTEGERS)
 """Quantisations that can be trained for: those whose values are known without another program, of GGUF and of
 safetensors."""
 
 ROUNDINGS = ("nearest", "calibrated")
-INTEGERS = ("int8", "int4")
-"""Those of `RECOVERY_FOR` that are not of GGUF."""
 
 LEARNING_RATES = {LORA: 1e-3, "other": 1e-4}
 """Peak learning rates: an adapter starts at zero and has to grow; trained weights only have to be adjusted."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..options.gguf_types import PLAIN_TYPES
 from ..options.option import option
 from ..report.compensation import COMPENSATIONS
 from ..text.options import CalibrationOptions
-
-COMPENSATION_FOR = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Types of GGUF whose scales are known without another program."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -28,9 +26,9 @@ class CompensationOptions(CalibrationOptions):
     compensation_for: str | None = option(
         None,
         metavar="TYPE",
-        choices=COMPENSATION_FOR,
+        choices=PLAIN_TYPES,
         help="after the repair, round weights for this type of GGUF, so that an export of the checkpoint in it "
-        f"changes least of what matrices compute: {', '.join(COMPENSATION_FOR)}",
+        f"changes least of what matrices compute: {', '.join(PLAIN_TYPES)}",
         doc="After the repair, round weights for this type of GGUF: the nearest values of the checkpoint in this type "
         "are then those that change least of what matrices compute on the calibration text. The checkpoint remains "
         "one of 16 bits. With recovery, `recovery_for` does so.",

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from optimum_ishrink.edge import block_values as module
 from optimum_ishrink.edge.block_values import block_values, check_values
-from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.errors import RequestError
+from optimum_ishrink.options.gguf_types import PLAIN_TYPES
 
 
 def given_back(weight: torch.Tensor, name: str) -> torch.Tensor:
@@ -21,7 +21,7 @@ def given_back(weight: torch.Tensor, name: str) -> torch.Tensor:
 
 
 @given(
-    name=st.sampled_from(CALIBRATED),
+    name=st.sampled_from(PLAIN_TYPES),
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([1e-7, 1e-3, 0.05, 1.0, 30.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -33,7 +33,7 @@ def test_the_values_are_those_of_the_gguf_package_to_the_bit(
     assert torch.equal(block_values(weight, name), given_back(weight, name))
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 def test_ties_zeros_and_constants_are_as_there(name: str) -> None:
     draw = torch.Generator().manual_seed(1)
     rows = torch.randint(-8, 9, (64, 64), generator=draw).float() / 16  # the largest of a block has both signs in many

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ishrink.edge.calibrated_rounding import calibrated_blocks
-from optimum_ishrink.edge.gguf_quantizations import CALIBRATED, TENSOR_TYPES
+from optimum_ishrink.edge.gguf_quantizations import TENSOR_TYPES
 from optimum_ishrink.modeling.error_carry import error_carry
+from optimum_ishrink.options.gguf_types import PLAIN_TYPES
 
 
 def kind(name: str) -> gguf.GGMLQuantizationType:
@@ -34,7 +35,7 @@ def loss(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tensor) -> f
     return float((inputs @ (weight - rounded).T).square().sum())
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 def test_a_row_has_the_bytes_of_its_type(name: str) -> None:
     weight = torch.randn(5, 96)
     blocks = calibrated_blocks(weight, error_carry(torch.eye(96)), name)
@@ -42,7 +43,7 @@ def test_a_row_has_the_bytes_of_its_type(name: str) -> None:
     assert blocks.shape == (5, TENSOR_TYPES[name].size(96)) == gguf.quants.quantize(weight.numpy(), kind(name)).shape
 
 
-@given(name=st.sampled_from(CALIBRATED), seed=st.integers(0, 50))
+@given(name=st.sampled_from(PLAIN_TYPES), seed=st.integers(0, 50))
 def test_what_is_computed_changes_less_than_with_nearest_values(name: str, seed: int) -> None:
     weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(seed + 1000))
     inputs = correlated(128, seed)
@@ -50,7 +51,7 @@ def test_what_is_computed_changes_less_than_with_nearest_values(name: str, seed:
     assert loss(weight, rounded, inputs) < 0.8 * loss(weight, nearest(weight, name), inputs)
 
 
-@given(name=st.sampled_from(CALIBRATED), seed=st.integers(0, 50), scale=st.sampled_from([1e-3, 0.02, 1.0, 30.0]))
+@given(name=st.sampled_from(PLAIN_TYPES), seed=st.integers(0, 50), scale=st.sampled_from([1e-3, 0.02, 1.0, 30.0]))
 def test_with_uncorrelated_inputs_no_block_is_further_than_its_nearest_values(
     name: str, seed: int, scale: float
 ) -> None:
@@ -59,7 +60,7 @@ def test_with_uncorrelated_inputs_no_block_is_further_than_its_nearest_values(
     assert float((rounded - weight).square().sum()) <= 1.0001 * float((nearest(weight, name) - weight).square().sum())
 
 
-@given(name=st.sampled_from(CALIBRATED), seed=st.integers(0, 50))
+@given(name=st.sampled_from(PLAIN_TYPES), seed=st.integers(0, 50))
 def test_weights_that_a_file_holds_already_are_kept(name: str, seed: int) -> None:
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed))
     inputs = correlated(64, seed)
@@ -68,7 +69,7 @@ def test_weights_that_a_file_holds_already_are_kept(name: str, seed: int) -> Non
     assert float((rounded - held).abs().max()) <= 2e-3 * float(held.abs().max())
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 def test_zeros_stay_and_inputs_that_were_never_seen_do_no_harm(name: str) -> None:
     weight = torch.randn(3, 64)
     weight[1] = 0

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_ishrink.edge.block_values import block_values
-from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.edge.kept_rounding import _best_grid, _round_block, kept_values
 from optimum_ishrink.modeling.error_carry import error_carry
+from optimum_ishrink.options.gguf_types import PLAIN_TYPES
 
 
 def correlated(columns: int, seed: int, tokens: int = 512) -> torch.Tensor:
@@ -22,7 +22,7 @@ def loss(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tensor) -> f
 
 
 @given(
-    name=st.sampled_from(CALIBRATED),
+    name=st.sampled_from(PLAIN_TYPES),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([0.02, 0.3, 8.0]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
@@ -46,7 +46,7 @@ def test_nearest_rounding_finds_the_chosen_values(name: str, seed: int, scale: f
     torch.testing.assert_close(errors[:, 0] * carry[0, 0], block[:, 0] - found[:, 0], atol=1e-6 * scale, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 def test_what_is_computed_changes_less_than_with_nearest_values(name: str) -> None:
     weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(5)).bfloat16()
     inputs = correlated(128, 3)
@@ -55,7 +55,7 @@ def test_what_is_computed_changes_less_than_with_nearest_values(name: str) -> No
     assert loss(weight.float(), after, inputs) < 0.8 * loss(weight.float(), before, inputs)
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 def test_zeros_and_constants_stay(name: str) -> None:
     weight = torch.zeros(4, 64)
     weight[1], weight[2] = 0.5, -0.5

@@ -16,10 +16,10 @@ from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.edge import recovery_values as module
 from optimum_ishrink.edge.block_values import block_values
 from optimum_ishrink.edge.export import export
-from optimum_ishrink.edge.gguf_quantizations import CALIBRATED
 from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.edge.recovery_values import BlockValues, check_recovery_for, exported_values, read_types
 from optimum_ishrink.errors import RequestError, ShapeError, SourceError
+from optimum_ishrink.options.gguf_types import PLAIN_TYPES
 from optimum_ishrink.recovery.options import RECOVERY_FOR
 from tests.helpers.edge_models import save_edge
 
@@ -44,7 +44,7 @@ def read_by_training(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("tools")
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", PLAIN_TYPES)
 @pytest.mark.parametrize("kind", ["tied", "float32"])
 def test_a_gguf_file_holds_what_training_reads(
     name: str, kind: str, tied_folder: Path, edge_folder: Path, tmp_path: Path
@@ -85,7 +85,7 @@ def test_quantised_safetensors_hold_what_training_reads(name: str, tied_folder: 
 
 
 def test_every_type_that_can_be_trained_for_can_be_exported() -> None:
-    assert set(RECOVERY_FOR) == {*CALIBRATED, "mixed", "int8", "int4"}
+    assert set(RECOVERY_FOR) == {*PLAIN_TYPES, "mixed", "int8", "int4"}
 
 
 @pytest.mark.usefixtures("tools")
