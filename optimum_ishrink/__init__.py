@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import (
         ArchitectureError,
         DataError,
+        DeviceMemoryError,
         IShrinkError,
         OutputError,
         PublishError,
@@ -42,6 +43,7 @@ _MODULES = {
     "Analysis": "report.analysis",
     "ArchitectureError": "errors",
     "DataError": "errors",
+    "DeviceMemoryError": "errors",
     "GgufExport": "edge.gguf_export",
     "IShrinkConfig": "configuration",
     "IShrinkError": "errors",
@@ -67,6 +69,7 @@ __all__ = [
     "Analysis",
     "ArchitectureError",
     "DataError",
+    "DeviceMemoryError",
     "GgufExport",
     "IShrinkConfig",
     "IShrinkError",

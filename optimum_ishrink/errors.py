@@ -7,7 +7,8 @@
     │   ├── SourceError            weights that cannot be used: missing, corrupt, pickled, quantised
     │   ├── DataError              calibration or evaluation text that cannot be used
     │   │   └── NotFiniteError     a model gives NaN or infinite values on it
-    │   └── OutputError            the output folder cannot be written
+    │   ├── OutputError            the output folder cannot be written
+    │   └── DeviceMemoryError      the device cannot hold one window of what is to be computed
     ├── VerificationError          the written checkpoint is not what was planned; it was removed
     ├── TrainingError              recovery stopped early; its last complete checkpoint is on disk
     └── PublishError               the upload failed; the local folder is complete
@@ -51,6 +52,10 @@ class NotFiniteError(DataError):
 
 class OutputError(RequestError):
     """The output folder cannot be written."""
+
+
+class DeviceMemoryError(RequestError):
+    """The device cannot hold what is to be computed, however few windows run at once."""
 
 
 class VerificationError(IShrinkError):

@@ -175,7 +175,7 @@ def _settings(run: _Run) -> dict[str, Any]:
         "importance": config.importance,
         "layer_importance": config.layer_importance,
         "seed": config.seed,
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_windows,
         "protected_layers": list(run.protection),
         "calibration": {
             "sources": [text.label for text in calibration],
@@ -284,7 +284,7 @@ def _quality(
             config.tasks,
             open_tasks(config.tasks, config.include_path),
             num_fewshot=config.num_fewshot,
-            batch_size=config.batch_size,
+            batch_size=config.batch_windows,
             seed=config.seed,
         )
 

@@ -78,3 +78,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return `"bfloat16"` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device; a GPU copies it while this program goes on.
+
+    Args:
+        tensor: A tensor on the CPU, which must not be changed after this.
+        device: The device.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -54,7 +54,9 @@ class EvaluatedModel:
     @cached_property
     def language_model(self) -> Any:
         """The model, wrapped for lm-eval."""
-        return language_model(self.model, self.tokenizer, self.options.batch_size)
+        return language_model(
+            self.model, self.tokenizer, self.options.batch_windows, grows=self.options.batch_size is None
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,7 +73,7 @@ class EvaluatedModel:
         """What every result depends on besides the model and its inputs."""
         found = environment(self.session.device, self.session.dtype)
         names = ("device", "accelerator", "cpu", "dtype", "versions")
-        return {**{name: getattr(found, name) for name in names}, "batch_size": self.options.batch_size}
+        return {**{name: getattr(found, name) for name in names}, "batch_size": self.options.batch_windows}
 
     def cached(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """Return a result as plain values: the cached one, or that of `measure`, which is then cached.

@@ -175,17 +175,18 @@ def _reason(error: Exception) -> str:
     return re.sub(r"(?<![\w.:/])(?:/[^\s'\"/]+)+/(?=[^\s'\"/])", "", text)[:_REASON]
 
 
-def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def language_model(model: Any, tokenizer: Any, batch_size: int, grows: bool = False) -> Any:
     """Wrap a loaded model for lm-eval.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         batch_size: Windows of 512 tokens that run at once.
+        grows: Whether more may where a GPU has room.
     """
     from .shared_context import SharedContextLM
 
-    return SharedContextLM(model, tokenizer, batch_size)
+    return SharedContextLM(model, tokenizer, batch_size, grows)
 
 
 def run_task(loaded: LoadedTasks, name: str, lm: Any, *, seed: int = 0) -> TaskResult:

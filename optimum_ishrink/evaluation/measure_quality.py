@@ -319,7 +319,7 @@ def _measure_task(
     old = collect(results[base.role], groups) if base is not None else None
 
     def measurements(figures: Mapping[str, Any]) -> tuple[Measurement, ...]:
-        how = {"seed": options.seed, "batch_size": options.batch_size}
+        how = {"seed": options.seed, "batch_size": options.batch_windows}
         return tuple(replace(each, settings={**each.settings, **how}) for each in harness_measurements(figures))
 
     return Quality(

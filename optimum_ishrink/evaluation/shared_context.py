@@ -8,7 +8,7 @@ positions that predict them have logits.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from ..core.finite import kind_of
 from ..core.key_value_cache import cache_name, has_state
 from ..core.limits import check_tokens
+from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
 from ..modeling.base import base_of
@@ -29,6 +30,11 @@ length."""
 
 _CACHED = 8
 """Cached tokens allowed per token of a batch: continuations are short, and otherwise few of them would run at once."""
+
+_MOST = 256
+"""Windows at once at most, however much memory there is: more make a GPU no faster."""
+
+_REMEDY = "evaluate without the tasks of the longest questions, or on the CPU (--device cpu)"
 
 _SPREAD = 6
 """Tokens by which contexts of a batch may differ in length: the excess is read once per continuation."""
@@ -50,11 +56,19 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         model: The causal language model.
         tokenizer: Its tokenizer.
         batch_size: Windows in a batch, of 512 tokens each.
+        grows: Whether more may run at once where a GPU has room.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, grows: bool = False) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
-        self._tokens_at_once = batch_size * WINDOW
+        self._micro = MicroBatch(
+            batch_size * WINDOW,
+            model.device,
+            what="evaluation",
+            remedy=_REMEDY,
+            most=_MOST * WINDOW if grows else None,
+            unit="tokens",
+        )
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
         """Answer requests, without lm-eval's progress bar: ours counts the same requests."""
@@ -66,14 +80,28 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
     ) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(requests)
         with progress_bar("questions", len(requests)) as advance:
-            for batch in _batches(requests, self.max_length, self._tokens_at_once):
-                for number, answer in self._answer(batch):
+            for batch in _batches(requests, self.max_length, lambda: self._micro.size):
+                for number, answer in self._answers(batch):
                     answers[number] = answer
                     name = requests[number][0]
                     if name is not None:
                         self.cache_hook.add_partial("loglikelihood", name, answer)
                 advance(sum(len(continuations) for _, continuations in batch))
         return [answer for answer in answers if answer is not None]
+
+    def _answers(self, batch: Sequence[Shared]) -> list[tuple[int, Answer]]:
+        """Return the number and the answer of every request of some contexts, fewer at once where memory runs out.
+
+        Raises:
+            DeviceMemoryError: One context does not fit.
+        """
+
+        def run(size: int) -> list[tuple[int, Answer]]:
+            at_once = max(1, size // max(1, *(len(context) for context, _ in batch)))
+            parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
+            return [found for part in parts for found in self._answer(part)]
+
+        return self._micro.whole(run)
 
     def _answer(self, batch: Sequence[Shared]) -> Iterator[tuple[int, Answer]]:
         """Yield the number and the answer of every request of some contexts.
@@ -98,7 +126,7 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
             for number, tokens in continuations
         ]
         longest = max(len(row.inputs) for row in rows)
-        at_once = max(1, self._tokens_at_once // max(longest, -(-(common + longest) // _CACHED), 1))
+        at_once = max(1, self._micro.size // max(longest, -(-(common + longest) // _CACHED), 1))
         parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         for part in parts:
             chosen = torch.tensor([row.context for row in part], device=self.device)
@@ -154,13 +182,15 @@ class _Row:
         return self.rest + self.tokens[:-1]
 
 
-def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) -> Iterator[list[Shared]]:
+def _batches(
+    requests: Sequence[Request], max_length: int, tokens_at_once: Callable[[], int]
+) -> Iterator[list[Shared]]:
     """Yield batches of contexts of similar length, the longest first, so that running out of memory happens early.
 
     Args:
         requests: The requests.
         max_length: Tokens that the model can read; longer requests lose their first ones.
-        tokens_at_once: Tokens of contexts in a batch.
+        tokens_at_once: Gives the tokens of contexts in a batch, which may change from one to the next.
     """
     shared: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for number, (_, tokens_before, continuation) in enumerate(requests):
@@ -169,7 +199,7 @@ def _batches(requests: Sequence[Request], max_length: int, tokens_at_once: int) 
     batch: list[Shared] = []
     for context, continuations in sorted(shared.items(), key=lambda entry: -len(entry[0])):
         longest = len(batch[0][0]) if batch else 0
-        if batch and (longest - len(context) > _SPREAD or (len(batch) + 1) * longest > tokens_at_once):
+        if batch and (longest - len(context) > _SPREAD or (len(batch) + 1) * longest > tokens_at_once()):
             yield batch
             batch = []
         batch.append((list(context), continuations))

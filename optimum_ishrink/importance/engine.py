@@ -66,6 +66,7 @@ def score_model(
     expert_criterion: Criterion | None = None,
     attention_mask: torch.Tensor | None = None,
     batch_size: int = 4,
+    grows: bool = False,
     group_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
@@ -82,6 +83,7 @@ def score_model(
         attention_mask: 1 for text and 0 for padding, the shape of `windows`; None when nothing is padding.
         batch_size: Windows in a batch. Criteria of gradients take one gradient per batch, so it is part of their
             definition; four keeps the logits of a vocabulary of 128k within a few GB.
+        grows: Whether criteria that it is no part of may run more windows at once, where a GPU has room.
         group_size: Consecutive neurons that are scored as one unit, each with an equal share of its score; None
             takes one, or for criteria that remove units one by one what leaves at most 32 groups in a layer.
         seed: Seed of the labels that a criterion draws from the model.
@@ -96,7 +98,7 @@ def score_model(
     """
     if not len(windows):
         raise DataError("no calibration windows")
-    batches = Batches(windows, attention_mask, batch_size, model.device)
+    batches = Batches(windows, attention_mask, batch_size, model.device, grows)
     watchers: list[Watcher] = []
     scores: dict[str, torch.Tensor] = {}
     for criterion, wanted in (
@@ -134,25 +136,56 @@ def _watch(
             stack.enter_context(watcher)
         stack.enter_context(torch.set_grad_enabled(gradients))
         advance = stack.enter_context(progress_bar(" and ".join(w.criterion.name for w in watchers), len(batches)))
-        for batch in batches:
-            for watcher in watchers:
-                watcher.begin(batch)
-            if gradients:
-                loss = backward(model, batch, seed=seed if watchers[0].samples_labels else None)
-                if not isfinite(loss):
-                    with torch.no_grad():
-                        LayerRunner(model, binding).states(batch)  # raises with the first layer that is not finite
-                    error = not_finite(model, batch.input_ids, "the model", "the calibration text")
-                    raise error or NotFiniteError(f"the loss of the calibration text is not finite ({loss}); {ADVICE}")
-            else:
-                base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
-            for watcher in watchers:
-                watcher.end()
-            advance(len(batch.input_ids))
+        before = [watcher.saved() for watcher in watchers]
+
+        def restore() -> None:
+            for watcher, saved in zip(watchers, before, strict=True):
+                watcher.restore(saved)
+
+        def run(batch: Batch) -> int:
+            before[:] = [watcher.saved() for watcher in watchers]
+            _run_batch(model, binding, batch, watchers, seed if gradients and watchers[0].samples_labels else None)
+            return len(batch.input_ids)
+
+        if any(watcher.criterion.needs == "gradients" for watcher in watchers):
+            micro = batches.micro_batch(fixed=True)  # one gradient of each batch
+            for batch in batches:
+                before[:] = [watcher.saved() for watcher in watchers]
+
+                def run_parts(size: int, batch: Batch = batch) -> None:
+                    for part in batch.parts(size):
+                        _run_batch(model, binding, part, watchers, None)
+
+                micro.whole(run_parts, undo=restore, at_most=len(batch.input_ids))
+                advance(len(batch.input_ids))
+        else:
+            for windows in batches.each(run, undo=restore):
+                advance(windows)
         scores: dict[str, torch.Tensor] = {}
         for watcher in watchers:
             scores.update(watcher.scores())
     return scores
+
+
+def _run_batch(model: Any, binding: Binding, batch: Batch, watchers: Sequence[Watcher], seed: int | None) -> None:
+    """Run one batch under watchers, and backward where gradients are watched.
+
+    Raises:
+        NotFiniteError: The loss is not finite; the message names the first layer that is not.
+    """
+    for watcher in watchers:
+        watcher.begin(batch)
+    if torch.is_grad_enabled():
+        loss = backward(model, batch, seed=seed)
+        if not isfinite(loss):
+            with torch.no_grad():
+                LayerRunner(model, binding).states(batch)  # raises with the first layer that is not finite
+            error = not_finite(model, batch.input_ids, "the model", "the calibration text")
+            raise error or NotFiniteError(f"the loss of the calibration text is not finite ({loss}); {ADVICE}")
+    else:
+        base_of(model)(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+    for watcher in watchers:
+        watcher.end()
 
 
 def _score_removed(model: Any, batches: Batches, criterion: Criterion, units: Units) -> dict[str, torch.Tensor]:
@@ -174,6 +207,7 @@ def _mix(model: Any, batches: Batches, criterion: Criterion, units: Units) -> di
             units.keys,
             attention_mask=batches.mask,
             batch_size=batches.size,
+            grows=batches.grows,
             group_size=units.group,
         )
         for name in criterion.parts

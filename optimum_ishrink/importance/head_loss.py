@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..core.device import to_device
 from ..modeling.head import CHUNK, Head, chunked_sum
 from .batches import Batch
 from .changes import sampled_loss
@@ -20,23 +21,23 @@ def backward_from(model: Any, batch: Batch, output: Any, *, seed: int | None) ->
         model: The model; the weights of its head take no gradient.
         batch: The batch.
         output: What the model's base gave for it.
-        seed: None for the mean cross-entropy of the text's next tokens, without padding; a number for the sum of the
-            cross-entropy of next tokens drawn from the model, from the same random numbers on any device and with any
-            number of processes.
+        seed: None for the mean cross-entropy of the text's next tokens, without padding, and of a part of a batch its
+            share of that; a number for the sum of the cross-entropy of next tokens drawn from the model, from the same
+            random numbers on any device and with any number of processes.
     """
     head = Head(model)
     labels = torch.zeros_like(batch.input_ids)
     labels[:, :-1] = batch.input_ids[:, 1:].clamp(min=0)  # of a part of an image no loss is counted
     counted = batch.drawn.clone() if seed is not None else torch.zeros_like(batch.mask)
-    share = 1.0
     level = torch.empty(0)
+    weights = counted.flatten().float()
     if seed is None:
         counted[:, :-1] = batch.predicted
-        share = 1 / max(int(counted.sum()), 1)
+        tokens = counted.sum() if batch.counted is None else torch.tensor(batch.counted, device=counted.device)
+        weights = counted.flatten().float() * tokens.clamp_min(1).double().reciprocal().float()
     else:
-        generator = torch.Generator().manual_seed(seed + batch.number)
-        level = torch.rand(batch.input_ids.numel(), generator=generator).to(batch.input_ids.device)
-    labels, weights = labels.flatten(), counted.flatten().float() * share
+        level = to_device(batch.levels(seed), batch.input_ids.device)
+    labels = labels.flatten()
 
     def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
         if seed is not None:

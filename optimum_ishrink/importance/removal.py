@@ -172,17 +172,23 @@ def score_spans(
     terms = 0
     by_logits = criterion.needs == "logits"
     with progress_bar(f"{criterion.name} without layers", len(batches) * len(spans)) as advance:
-        for batch in batches:
+
+        def run(batch: Batch) -> tuple[torch.Tensor, int]:
+            found = torch.zeros_like(total)
             states = runner.states(batch, without, logits=by_logits)
             for number, (start, stop) in enumerate(spans):
                 if by_logits:
                     after = runner.logits(batch, stop, states[start], without)
-                    total[number] += compare_logits(criterion, states[-1], after, batch)
+                    found[number] = compare_logits(criterion, states[-1], after, batch)
                 else:
                     values = batch.text(criterion.function(states[start], states[stop]))
-                    total[number] += values.sum(dtype=torch.float64)
+                    found[number] = values.sum(dtype=torch.float64)
                 advance(len(batch.input_ids))
-            terms += int(batch.predicted.sum()) if by_logits else batch.tokens
+            return found, int(batch.predicted.sum()) if by_logits else batch.tokens
+
+        for found, count in batches.each(run):
+            total += found
+            terms += count
     scores = (summed(total) / max(summed_count(terms, model.device), 1)).float().cpu()
     if (kind := kind_of(scores)) is not None:
         first = spans[int(scores.isfinite().int().argmin())]
@@ -219,7 +225,9 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
     sums = {key: total.double() for key, total in units.zeros(model.device).items()}
     terms = 0
     with progress_bar(criterion.name, len(batches) * sum(len(channels) for *_, channels in sites)) as advance:
-        for batch in batches:
+
+        def run(batch: Batch) -> tuple[dict[str, torch.Tensor], int]:
+            found = {key: torch.zeros_like(total) for key, total in sums.items()}
             states = runner.states(batch)
             for key, layer, module, channels in sites:
                 for unit, removed in enumerate(channels.to(model.device)):
@@ -228,9 +236,14 @@ def score_removed_units(model: Any, batches: Batches, criterion: Criterion, unit
                         after = runner.logits(batch, layer, states[layer])
                     finally:
                         handle.remove()
-                    sums[key][layer, unit] += compare_logits(criterion, states[-1], after, batch)
+                    found[key][layer, unit] += compare_logits(criterion, states[-1], after, batch)
                     advance(len(batch.input_ids))
-            terms += int(batch.predicted.sum())
+            return found, int(batch.predicted.sum())
+
+        for found, count in batches.each(run):
+            for key, total in found.items():
+                sums[key] += total
+            terms += count
     terms = summed_count(terms, model.device)
     return units.scores({key: summed(total) / max(terms, 1) for key, total in sums.items()})
 

@@ -142,7 +142,8 @@ def _compute(
                     criteria[LAYERS] if LAYERS in rest else None,
                     rest,
                     expert_criterion=criteria[EXPERTS] if EXPERTS in rest else None,
-                    batch_size=options.batch_size,
+                    batch_size=options.batch_windows,
+                    grows=options.batch_size is None,
                     group_size=size,
                     seed=options.seed,
                 )
@@ -179,7 +180,7 @@ class _RunCache:
             "calibration_length": options.calibration_length,
             "importance_samples": min(options.importance_samples, options.calibration_samples),
             "windows": None if windows is None else tensor_digest(windows),
-            "batch_size": options.batch_size,
+            "batch_size": options.batch_windows,
             "seed": options.seed,
             "dtype": dtype_name(self.session.dtype),
             "device": self.session.device.type,
@@ -254,7 +255,8 @@ def select_layers(
 
     def measure(spans: Sequence[tuple[int, int]], without: tuple[int, ...] = ()) -> torch.Tensor:
         windows = calibration.windows[: options.importance_samples]
-        batches = Batches(windows, None, options.batch_size, session.model.device)
+        grows = options.batch_size is None
+        batches = Batches(windows, None, options.batch_windows, session.model.device, grows)
         with calibration.shown_to(session.model):
             return score_spans(session.model, binding, batches, criterion, spans, without)
 

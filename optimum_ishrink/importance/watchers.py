@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -121,6 +121,20 @@ class Watcher(ABC):
         """Return every sum that grows from batch to batch, by name, for a run that may be resumed."""
         return {f"sums.{key}": total for key, total in self.sums.items()}
 
+    def saved(self) -> tuple[int, Mapping[str, torch.Tensor]]:
+        """Return copies of all that grows from batch to batch, for `restore`."""
+        return self.terms, {name: total.clone() for name, total in self.running().items()}
+
+    def restore(self, saved: tuple[int, Mapping[str, torch.Tensor]]) -> None:
+        """Go back to before a batch that could not be run to its end.
+
+        Args:
+            saved: What `saved` returned.
+        """
+        self.terms = saved[0]
+        for name, total in self.running().items():
+            total.copy_(saved[1][name])
+
     def scores(self) -> dict[str, torch.Tensor]:
         """Return config key to scores, float32 on the CPU."""
         terms = summed_count(self.terms, self.model.device)
@@ -140,7 +154,9 @@ class GradientWatcher(Watcher):
             if bound is not None and bound.layer is not None:
 
                 def reduce(weight: torch.Tensor, bound: BoundTensor = bound) -> None:
-                    assert weight.grad is not None
+                    assert weight.grad is not None and self.batch is not None
+                    if not self.batch.last:  # the gradient is that of all parts together
+                        return
                     self.units.add(self._of_batch, bound, self.criterion.function(weight.detach(), weight.grad))
                     weight.grad = None
 
@@ -148,10 +164,20 @@ class GradientWatcher(Watcher):
 
     def end(self) -> None:
         """Apply the criterion's norm or absolute value to the batch's sums, and add them."""
+        assert self.batch is not None
+        if not self.batch.last:
+            return
         for key, total in self._of_batch.items():
             self.sums[key] += self.criterion.finish(total)
             total.zero_()
         self.terms += 1
+
+    def restore(self, saved: tuple[int, Mapping[str, torch.Tensor]]) -> None:
+        """Go back to before a batch that could not be run to its end, and drop its gradients."""
+        super().restore(saved)
+        for total in self._of_batch.values():
+            total.zero_()
+        self.model.zero_grad()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)

@@ -9,6 +9,9 @@ from ..errors import RequestError, unknown_name
 from .base import Options
 from .option import option
 
+BATCH_SIZE = 4
+"""Windows in a batch where nobody named a number: more of them at once are no faster on a CPU."""
+
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float32")
 MAX_SEED = 2**32 - 1
@@ -24,7 +27,16 @@ def _check_device(name: str) -> None:
 class RunOptions(Options):
     """Options of every run."""
 
-    batch_size: int = option(4, metavar="N", help="windows or requests in a batch")
+    batch_size: int | None = option(
+        None,
+        metavar="N",
+        help="windows or requests in a batch",
+        doc="Windows or requests that run at once. By default 4 on a CPU; on a GPU scoring, sampling, recovery and "
+        "evaluation begin with a few and then take as many as fit into its free memory. Where memory runs out, the "
+        "batch is run again with half as many. `taylor` and other criteria of gradients take one gradient per batch, "
+        "so their batches have 4 windows everywhere unless this says otherwise.",
+        default_help="4 on a CPU, what fits into memory on a GPU",
+    )
     base_model: str | None = option(
         None,
         metavar="ID",
@@ -46,3 +58,8 @@ class RunOptions(Options):
         help="auto, cpu or cuda",
         doc="Where to compute: `auto` (CUDA if available), `cpu`, `cuda`, or one CUDA device such as `cuda:1`.",
     )
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows in a batch before any memory is measured: `batch_size`, or 4 where it was not named."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size

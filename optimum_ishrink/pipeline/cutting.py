@@ -121,7 +121,7 @@ def score_and_plan(job: Job) -> None:
         job.scores["key_value_similarity"] = key_value_similarity(source.tensors, source.binding)
     if config.merge_experts:
         windows = job.calibration.windows[: config.importance_samples]
-        job.scores |= compare_experts(session.model, source.binding, windows, batch_size=config.batch_size)
+        job.scores |= compare_experts(session.model, source.binding, windows, batch_size=config.batch_windows)
     removable = layers_to_remove(source, config, shape)
     order = RuntimeCheck(source.binding, config.for_runtime).order(shape)
     scores, gone = job.scores, tuple[int, ...]()
@@ -148,7 +148,7 @@ def _choice(job: Job) -> Choice:
         samples=config.calibration_samples,
         length=config.calibration_length,
         importance_samples=min(config.importance_samples, config.calibration_samples),
-        batch_size=config.batch_size,
+        batch_size=config.batch_windows,
         begins_with=job.calibration.begins_with if reads else None,
     )
     return Choice(

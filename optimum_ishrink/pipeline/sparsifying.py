@@ -14,7 +14,7 @@ def sparsify_cut(job: Job) -> None:
     if job.config.sparsity_reads_text:
         len(job.calibration.windows)  # the base may have to sample them; after that it is not needed here
         job.session.loaded = job.cutting.loaded = None
-    job.made_up = sparsify(job.cutting, planned, job.calibration, job.folder, batch_size=job.config.batch_size)
+    job.made_up = sparsify(job.cutting, planned, job.calibration, job.folder, batch_size=job.config.batch_windows)
 
 
 def count_written(job: Job) -> None:

@@ -225,7 +225,7 @@ def _scoring(job: _Sizes) -> list[Work]:
         if not passes:
             continue
         kept = criterion.needs in ("changes", "gradients")
-        batch = config.batch_size * config.calibration_length
+        batch = config.batch_windows * config.calibration_length
         found.append(
             Work(
                 f"{what} ({criterion.name})",

@@ -165,7 +165,7 @@ def prepare(
     device, dtype = session.device, session.dtype
     state = process_state(device)
     check_sharding()
-    micro = micro_batch(options.recovery_batch_size, options.batch_size, state.num_processes)
+    micro = micro_batch(options.recovery_batch_size, options.batch_windows, state.num_processes)
     pair = None
     if models.teacher is not None and options.needs_teacher_model:
         pair = pair_of(models.student, models.teacher)
@@ -257,7 +257,7 @@ def _request(session: Session, options: RecoveryOptions, models: Models, process
         "teacher": None if teacher is None else checkpoint_digest(teacher.folder),
         "plan": plan,
         **requested,
-        "batch_size": options.batch_size,
+        "batch_size": options.batch_windows,
         "seed": options.seed,
         "dtype": dtype_name(session.dtype),
         "device": session.device.type,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..core.durable import disk_errors, rename_folder
+from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
 from .targets import TopK
 from .teacher import Lesson, LiveTeacher
@@ -51,7 +52,7 @@ class CachedTeacher:
 
 
 def write_teacher_cache(
-    folder: Path, teacher: LiveTeacher | TranslatingTeacher, input_ids: torch.Tensor, *, batch_size: int, rows: int
+    folder: Path, teacher: LiveTeacher | TranslatingTeacher, input_ids: torch.Tensor, *, micro: MicroBatch, rows: int
 ) -> None:
     """Run a teacher on every window and store its top k; the folder appears whole or not at all.
 
@@ -59,11 +60,12 @@ def write_teacher_cache(
         folder: Where they are written.
         teacher: The teacher; its `k` and temperature are those of the cache.
         input_ids: All windows in the student's tokens, shape (windows, length).
-        batch_size: Windows run at once.
+        micro: How many windows run at once.
         rows: Positions whose logits are held at once.
 
     Raises:
         OutputError: There is no room.
+        DeviceMemoryError: One window does not fit into memory.
     """
     assert teacher.k is not None, "a cache holds the k most likely tokens"
     count, length = input_ids.shape
@@ -81,21 +83,25 @@ def write_teacher_cache(
             name: np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shapes[name])
             for name, dtype in _FILES.items()
         }
+
+        def run(windows: slice) -> int:
+            start, ids = windows.start, input_ids[windows]
+            lesson = teacher.teach(ids, torch.arange(start, start + len(ids)))
+            assert lesson.distribution is not None
+            total = len(ids) * (length - 1)
+            for first in range(0, total, rows):
+                part = slice(first, min(first + rows, total))
+                top = lesson.distribution(part)
+                assert isinstance(top, TopK)
+                for name, dtype in _FILES.items():
+                    flat = arrays[name][start : start + len(ids)].reshape(total, *shapes[name][2:])
+                    found = getattr(top, name).cpu().numpy().astype(dtype)
+                    flat[part if lesson.shared is None else _numbers(part, lesson.shared)] = found
+            return len(ids)
+
         with progress_bar("running the teacher once", count) as advance:
-            for start in range(0, count, batch_size):
-                ids = input_ids[start : start + batch_size]
-                lesson = teacher.teach(ids, torch.arange(start, start + len(ids)))
-                assert lesson.distribution is not None
-                total = len(ids) * (length - 1)
-                for first in range(0, total, rows):
-                    part = slice(first, min(first + rows, total))
-                    top = lesson.distribution(part)
-                    assert isinstance(top, TopK)
-                    for name, dtype in _FILES.items():
-                        flat = arrays[name][start : start + len(ids)].reshape(total, *shapes[name][2:])
-                        found = getattr(top, name).cpu().numpy().astype(dtype)
-                        flat[part if lesson.shared is None else _numbers(part, lesson.shared)] = found
-                advance(len(ids))
+            for done in micro.each(count, run):
+                advance(done)
         for array in arrays.values():
             array.flush()
         (partial / "shape.json").write_text(json.dumps({"windows": count, "length": length, "k": k}))

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from ..core.finite import not_finite
+from ..core.micro_batch import MicroBatch
 from ..errors import NotFiniteError, TrainingError
 from .exported_weights import ExportedWeights, StepOnExact
 from .sharding import set_tensors, shard_on_cpus, whole_tensors
@@ -26,6 +27,12 @@ from .work_folder import PREFIX, drop_old_checkpoints, last_step
 WEIGHTS, AVERAGE = "trained.safetensors", "average.safetensors"
 STATE = "trainer_state.json"
 
+MEMORY_REMEDY = (
+    "shorten the windows (--recovery-length), compute layers twice (--recovery-checkpointing), train an adapter "
+    "(--recovery-train lora) or store the teacher's predictions (--recovery-top-k with --recovery-cache)"
+)
+"""What to do where one window of a recovery does not fit into memory."""
+
 
 def collate(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack windows into a batch."""
@@ -35,18 +42,22 @@ def collate(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
 class RecoveryTrainer(Trainer):  # type: ignore[misc]
     """Trains a `Student`.
 
-    A step's loss is normalised by the tokens of the whole step: over batches that are accumulated and over processes.
-    So the same step gives the same gradient however it is divided.
+    A step's loss is normalised by the tokens of the whole step, over all that it is divided into and over processes,
+    so the same step gives the same gradient however it is divided. To transformers a step is one batch: how many of
+    its windows run at once is decided here, and again where memory runs out.
 
     Args:
         student: The student.
-        args: transformers' arguments; `output_dir` is the working folder.
+        args: transformers' arguments; `output_dir` is the working folder, and a batch is what one process has of a
+            step.
         text: The recovery text.
         windows: Its windows in the order of training.
         callbacks: What watches the training.
         average: The average of the weights, which is evaluated and saved in place of them; None for none.
         rates: Share of the learning rate of each parameter, by name; empty where all have the whole.
         weights: The student's weights, where the forward pass reads what an export will hold of them.
+        micro: How many windows run at once; all of a batch by default.
+        grows: Whether more may run at once where memory allows.
     """
 
     def __init__(
@@ -59,6 +70,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         weights: ExportedWeights | None = None,
         average: WeightAverage | None = None,
         rates: Mapping[str, float] | None = None,
+        micro: int | None = None,
+        grows: bool = False,
     ) -> None:
         super().__init__(
             model=student,
@@ -74,6 +87,10 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         )
         self.text, self.average, self.rates = text, average, rates or {}
         self._weights = weights
+        self._micro = MicroBatch(
+            micro or args.per_device_train_batch_size, args.device, what="recovery", remedy=MEMORY_REMEDY
+        )
+        self._grows = grows
         self.remove_callback(PrinterCallback)
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
@@ -129,6 +146,32 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         counts = self.accelerator.reduce(counts.float().to(device), reduction="sum")
         return batches, counts
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Run one step's windows forward and backward, as many at once as memory holds, and return the loss.
+
+        Where memory runs out, the gradients of the step are dropped, and it is run again with fewer windows at once.
+
+        Raises:
+            DeviceMemoryError: One window does not fit.
+        """
+        if self._grows and self.state.global_step == 1 and not self.is_fsdp_enabled:
+            # Not before: the optimiser takes its memory in the first step.
+            self._grows = False
+            trained = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)).values()
+            gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+            self._micro.let_grow(len(inputs["input_ids"]), fixed=gradients)
+
+        def run(size: int) -> torch.Tensor:
+            losses, count = [], len(inputs["input_ids"])
+            for start in range(0, count, size):
+                part = {name: values[start : start + size] for name, values in inputs.items()}
+                # Several processes add up their gradients once, after the last part.
+                with nullcontext() if start + size >= count else self.accelerator.no_sync(model):
+                    losses.append(super(RecoveryTrainer, self).training_step(model, part, num_items_in_batch))
+            return torch.stack(losses).sum()
+
+        return self._micro.whole(run, undo=model.zero_grad, at_most=len(inputs["input_ids"]))
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -148,16 +191,22 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         student = student if isinstance(student, Student) else self.model
         student.eval()
         device = self.args.device
-        first, size = self.text.trained, self.args.per_device_train_batch_size
+        first = self.text.trained
         numbers = torch.arange(first, len(self.text.input_ids))
         counts = count_tokens(self.text.labels[first:])
         sums = torch.zeros(len(student.names), device=device)
         runs = self.model_wrapped if self.is_fsdp_enabled else student
         shares = 1 if self.is_fsdp_enabled else self.accelerator.num_processes
         with nullcontext() if self.average is None else self.average.in_place():
-            for mine in torch.split(numbers[self.accelerator.process_index % shares :: shares], size):
-                ids, labels = (part[mine].to(device) for part in (self.text.input_ids, self.text.labels))
-                sums += runs(ids, labels, mine.to(device), counts)
+            mine = numbers[self.accelerator.process_index % shares :: shares]
+
+            def run(part: slice) -> torch.Tensor:
+                ids, labels = (each[mine[part]].to(device) for each in (self.text.input_ids, self.text.labels))
+                found: torch.Tensor = runs(ids, labels, mine[part].to(device), counts)
+                return found
+
+            for found in self._micro.each(len(mine), run):
+                sums += found
         if shares > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return dict(zip(student.names, sums.tolist(), strict=True))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +13,14 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..checkpoint.tensors import stored_names
-from ..core.durable import write_whole
+from ..core.micro_batch import MicroBatch
 from ..errors import RequestError, TrainingError
 from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
 from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .exported_weights import ExportedValues, ExportedWeights
+from .held_out import BEFORE, SOLVED, exit_losses, known_losses
 from .kept_zeros import KeepZeros
 from .options import RecoveryOptions
 from .sharding import whole_tensors
@@ -35,7 +34,7 @@ from .trainable import (
     train_parameters,
     trained_parameters,
 )
-from .trainer import RecoveryTrainer
+from .trainer import MEMORY_REMEDY, RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
 from .translating_teacher import TranslatingTeacher
 from .weight_average import WeightAverage
@@ -43,8 +42,6 @@ from .work_folder import last_step
 
 WARM_UP_SHARE = 0.05
 """Share of the steps in which the learning rate rises from zero; it falls by a cosine after them."""
-
-BEFORE, SOLVED = "before.json", "solved.json"
 
 
 @dataclass(frozen=True)
@@ -148,13 +145,15 @@ def choose_teacher(
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
         rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
-        write_teacher_cache(cache, teacher, text.input_ids, batch_size=batch_size, rows=rows)
+        most = None if options.batch_size else len(text.input_ids)
+        micro = MicroBatch(batch_size, model.device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
+        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=rows)
     state.wait_for_everyone()
     return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
 
 
 def training_arguments(
-    options: RecoveryOptions, folder: Path, device: torch.device, micro: int, steps: int, processes: int
+    options: RecoveryOptions, folder: Path, device: torch.device, steps: int, processes: int
 ) -> TrainingArguments:
     """Return transformers' arguments for a recovery.
 
@@ -162,15 +161,13 @@ def training_arguments(
         options: The recovery's options.
         folder: The working folder.
         device: Where to compute.
-        micro: Windows run at once in one process.
         steps: Steps in all.
         processes: How many processes share a step.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=options.recovery_batch_size // (micro * processes),
+        per_device_train_batch_size=options.recovery_batch_size // processes,  # `RecoveryTrainer` divides it
         max_steps=steps,
         learning_rate=options.peak_learning_rate,
         optim="adamw_torch",
@@ -267,9 +264,9 @@ def train(
         exit_weight=options.recovery_early_exit_weight,
         autocast=dtype if mixed else None,
     )
-    micro = micro or micro_batch(options.recovery_batch_size, options.batch_size, processes)
+    micro = micro or micro_batch(options.recovery_batch_size, options.batch_windows, processes)
     steps = text.trained * options.recovery_epochs // options.recovery_batch_size
-    arguments = training_arguments(options, folder, device, micro, steps, processes)
+    arguments = training_arguments(options, folder, device, steps, processes)
     bar, stop = ShowProgress(), StopOnSignal()
     rates = None
     if options.recovery_layer_decay < 1:
@@ -286,19 +283,21 @@ def train(
         if options.recovery_ema is None
         else WeightAverage(options.recovery_ema, trained_parameters(student)),
         rates=rates,
+        micro=micro,
+        grows=options.batch_size is None,
     )
     if trainer.is_fsdp_enabled and (sparse or rates or options.recovery_ema is not None):
         raise RequestError(
             "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
             "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
         )
-    before, loss_solved = _known_losses(trainer, folder / BEFORE), None
+    before, loss_solved = known_losses(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
         with torch.no_grad(), trainer.exact_weights():
             for stored, value in solved.items():
                 own[names[stored]].copy_(value)
-        loss_solved = _known_losses(trainer, folder / SOLVED)["loss"]
+        loss_solved = known_losses(trainer, folder / SOLVED)["loss"]
     resumed = last_step(folder)
     began = time.perf_counter()
     try:
@@ -345,7 +344,7 @@ def train(
             types=None if exported is None else exported.types,
             rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",
             held_out_loss_stored=trainer.stored_loss(),
-            early_exits=_exit_losses(options.recovery_early_exit or (), before, history),
+            early_exits=exit_losses(options.recovery_early_exit or (), before, history),
         ),
         tuple(entry["loss"] for entry in history if "loss" in entry),
         tuple(entry["learning_rate"] for entry in history if "learning_rate" in entry),
@@ -368,28 +367,3 @@ def _recompute_layers(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-
-
-def _exit_losses(
-    exits: Sequence[int], before: Mapping[str, float], history: Sequence[Mapping[str, float]]
-) -> tuple[tuple[int, float, float], ...] | None:
-    """Return the held-out loss at each early exit, before and at the best step; None without exits."""
-    if not exits:
-        return None
-    best = min((entry for entry in history if "eval_loss" in entry), key=lambda entry: entry["eval_loss"])
-    return tuple((count, before[f"exit_{count}"], best[f"eval_exit_{count}"]) for count in exits)
-
-
-def _known_losses(trainer: RecoveryTrainer, path: Path) -> dict[str, float]:
-    """Return the held-out losses before the first step; a resumed run reads what was measured then."""
-    if path.is_file():
-        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-        trainer.accelerator.wait_for_everyone()
-        return found
-    found = trainer.held_out_loss()
-    if not all(map(math.isfinite, found.values())):
-        trainer.raise_not_finite(found)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
-        write_whole(path, json.dumps(found).encode())
-    return found

@@ -121,7 +121,7 @@ def repair(
             write,
             kinds=calibration.kinds,
             cut_model=_cut_model(session, binding, plan, folder),
-            batch_size=options.batch_size,
+            batch_size=options.batch_windows,
             progress=progress,
         )
     return CompensationRecord("ridge", tuple(repairs))
@@ -162,7 +162,7 @@ def refit(
         weights.__setitem__,
         kinds=kinds,
         cut_model=load_model(folder, session.dtype, session.device),
-        batch_size=session.options.batch_size,
+        batch_size=session.options.batch_windows,
         rank=rank,
         experts=False,  # training has the weights of modules to begin with, and fused experts are none
     )

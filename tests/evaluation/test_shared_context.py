@@ -5,7 +5,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from optimum_ishrink.errors import DataError, NotFiniteError
+from optimum_ishrink.errors import DataError, DeviceMemoryError, NotFiniteError
 from optimum_ishrink.evaluation.shared_context import SharedContextLM, _batches
 from tests.helpers.tiny import LAYOUTS, VARIANTS, VOCAB, in_full, tiny_config, tiny_model, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def test_greedy_continuations_are_recognized():
 @pytest.mark.parametrize("budget", [1, 30, 10_000])
 def test_batches_hold_every_request_once(budget):
     asked = requests(questions=20)
-    batches = list(_batches(asked, 128, budget))
+    batches = list(_batches(asked, 128, lambda: budget))
     for batch in batches:
         lengths = [len(context) for context, _ in batch]
         assert max(lengths) - min(lengths) <= 6
@@ -71,7 +71,7 @@ def test_a_small_batch_changes_nothing():
     model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
     lm = SharedContextLM(model, tokenizer, batch_size=1)
     whole = lm._loglikelihood_tokens(requests())
-    lm._tokens_at_once = 1
+    lm._micro.size = 1
     assert [a[0] for a in lm._loglikelihood_tokens(requests())] == pytest.approx([a[0] for a in whole], abs=1e-5)
 
 
@@ -97,3 +97,29 @@ def test_a_token_without_an_embedding_is_named():
     model = tiny_model(tiny_config("llama"))
     with pytest.raises(DataError, match="a question has the token .* with the id 300"):
         SharedContextLM(model, tiny_tokenizer(), batch_size=1)._loglikelihood_tokens([(None, [5, VOCAB], [6])])
+
+
+def test_memory_that_runs_out_changes_nothing(capsys):
+    model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
+    whole = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(requests())
+
+    def check(_, args, kwargs):
+        if kwargs["input_ids"] is not None and kwargs["input_ids"].numel() > 40:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model.model.register_forward_pre_hook(check, with_kwargs=True)
+    short = SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(requests())
+    assert "evaluation: out of memory with 512 tokens at once; it goes on with 256" in capsys.readouterr().err
+    assert [a[0] for a in short] == pytest.approx([a[0] for a in whole], abs=1e-5)
+    assert [a[1] for a in short] == [a[1] for a in whole]
+
+
+def test_a_context_that_does_not_fit():
+    model, tokenizer = tiny_model(tiny_config("llama")).eval(), tiny_tokenizer()
+
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model.model.register_forward_pre_hook(fail)
+    with pytest.raises(DeviceMemoryError, match="evaluation ran out of memory on cpu with one token at a time"):
+        SharedContextLM(model, tokenizer, batch_size=1)._loglikelihood_tokens(requests())
