@@ -100,7 +100,20 @@ def check_logits(logits: torch.Tensor, model: Any, ids: torch.Tensor, name: str,
     """
     kind = kind_of(logits)
     if kind is not None:
-        raise not_finite(model, ids, name, label) or NotFiniteError(f"{name} gives {kind} on {label}; {ADVICE}")
+        raise where_not_finite(kind, model, ids, name, label)
+
+
+def where_not_finite(kind: str, model: Any, ids: torch.Tensor, name: str, label: str) -> NotFiniteError:
+    """Return the error of a model that gave predictions that are not finite, with the module where it can be found.
+
+    Args:
+        kind: What they hold, from `kind_of`.
+        model: The causal language model.
+        ids: What it read, shape (windows, length).
+        name: The model's name in the message.
+        label: Name of the text.
+    """
+    return not_finite(model, ids, name, label) or NotFiniteError(f"{name} gives {kind} on {label}; {ADVICE}")
 
 
 @torch.no_grad()

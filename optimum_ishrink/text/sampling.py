@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import StaticCache
 
-from ..core.finite import check_logits
+from ..core.device import to_device
+from ..core.finite import INFINITE, NAN, where_not_finite
 from ..core.key_value_cache import keeps_cache, step_reader
 from ..core.limits import check_tokens
+from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
 from ..errors import DataError
 from .conversations import MARK
@@ -55,7 +58,9 @@ def sample_text(
         length: Tokens in a window.
         count: Windows.
         seed: Seed of the sampling.
-        batch_size: Windows sampled at once; it changes the draw.
+        batch_size: As many windows in a row share their random numbers, so it is fixed by default: it changes the
+            draw. As many are sampled at once on a CPU. A GPU takes as many as it has memory for, with the same
+            numbers.
         temperature: What logits are divided by before a token is drawn: below 1, likely tokens are drawn more often.
 
     Returns:
@@ -63,61 +68,117 @@ def sample_text(
 
     Raises:
         DataError: The tokenizer has no token to start a text with.
+        NotFiniteError: The model gives NaN or infinite values.
+        DeviceMemoryError: One window does not fit into memory.
     """
     starts = _starts(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     check_tokens([token for start in starts for token in start], rows, tokenizer, "the start of a text", "the model")
-    # Sampling uses a separate generator on the CPU: the same seed gives the same draws of a given distribution,
-    # independent of torch's global generator, which does not change.
-    generator = torch.Generator().manual_seed(seed)
-    windows, mean_nll = [], []
+    levels = _levels(count, length, batch_size, seed)
+    prompts = [starts[number % len(starts)] for number in range(count)]
+    micro = MicroBatch(batch_size, model.device, what="sampling", remedy=_REMEDY, most=count)
     with progress_bar("sampling from the model itself", count * length) as advance:
-        for first in range(0, count, batch_size):
-            size = min(batch_size, count - first)
-            rows = [starts[(first + i) % len(starts)] for i in range(size)]
-            found = _sample(model, rows, length, generator, starts[0], tokenizer.eos_token_id, advance, temperature)
-            windows.append(found.input_ids)
-            mean_nll.append(found.mean_nll)
-    return SampledText(torch.cat(windows), torch.cat(mean_nll))
+        shown = 0
+
+        def count_tokens(windows: int) -> None:
+            nonlocal shown
+            shown += windows
+            advance(windows)
+
+        def run(part: slice) -> SampledText:
+            nonlocal shown
+            shown = 0
+            ending = (tokenizer.eos_token_id, starts[0])
+            return _sample(model, prompts[part], levels[part], ending, count_tokens, temperature)
+
+        found = list(micro.each(count, run, undo=lambda: advance(-shown)))
+    return SampledText(torch.cat([each.input_ids for each in found]), torch.cat([each.mean_nll for each in found]))
+
+
+_REMEDY = "shorten the windows (--calibration-length, --recovery-length), or give a text instead of self"
+
+_CHECKED = 32
+"""Tokens after which it is looked whether the model's predictions are finite: a look waits for the device."""
+
+
+def _levels(count: int, length: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Return the uniform random number of each token, shape (count, length), float32.
+
+    They are of a separate generator on the CPU: the same seed gives the same draws of a given distribution,
+    independent of torch's global generator, which does not change. A batch has its numbers token by token.
+
+    Args:
+        count: Windows.
+        length: Tokens in a window.
+        batch_size: Windows in a batch.
+        seed: Seed of the generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [min(batch_size, count - first) for first in range(0, count, batch_size)]
+    return torch.cat([torch.rand(length, size, generator=generator).T for size in sizes])
 
 
 def _sample(
     model: Any,
     prompts: list[list[int]],
-    length: int,
-    generator: torch.Generator,
-    restart: list[int],
-    eos: int | None,
-    advance: Any,
+    levels: torch.Tensor,
+    ending: tuple[int | None, list[int]],
+    advance: Callable[[int], None],
     temperature: float,
 ) -> SampledText:
-    """Extend every prompt to `length` tokens; after an end-of-text token a new document begins."""
-    pending = [list(prompt) for prompt in prompts]
-    rows: list[list[int]] = [[] for _ in prompts]
+    """Extend every prompt; after an end-of-text token a new document begins.
+
+    All of it is arithmetic on the model's device: the program launches the work of the next token while the device
+    still computes this one.
+
+    Args:
+        model: The model.
+        prompts: What each window begins with.
+        levels: A uniform random number for each token, shape (windows, length).
+        ending: The end-of-text token, if there is one, and the tokens that follow it.
+        advance: Called with the number of windows after each token.
+        temperature: What logits are divided by before a token is drawn.
+    """
+    eos, restart = ending[0], torch.tensor(ending[1], device=model.device)
+    count, length = levels.shape
+    # What is not drawn, because a prompt or what follows an end of a text has it; -1 where a token is drawn.
+    given = torch.full((count, max(length + 1 + len(restart), *map(len, prompts))), -1)
+    for row, prompt in enumerate(prompts):
+        given[row, : len(prompt)] = torch.tensor(prompt)
+    given, levels = to_device(given, model.device), to_device(levels, model.device)
+    rows = torch.empty(count, length, dtype=torch.int64, device=model.device)
     # A cache of fixed size: a growing one is copied at every step, which costs more here than the layers themselves.
-    read_before: Any = StaticCache(config=model.config, max_cache_len=length) if keeps_cache(model) else None
+    before: Any = StaticCache(config=model.config, max_cache_len=length) if keeps_cache(model) else None
     read = step_reader(model)
-    mean_nll = torch.zeros(len(prompts), dtype=torch.float64)
+    nll = torch.zeros(count, dtype=torch.float64, device=model.device)
+    odd = torch.zeros(2, dtype=torch.bool, device=model.device)
+    token = given[:, 0]
     for position in range(length):
-        step = torch.tensor([[queue.pop(0)] for queue in pending])
-        for row, token in zip(rows, step.flatten().tolist(), strict=True):
-            row.append(token)
-        output, read_before = read(step.to(model.device), read_before, logits_to_keep=1)
+        rows[:, position] = token
+        output, before = read(token[:, None], before, logits_to_keep=1)
         logits = output.logits[:, -1].float()
-        check_logits(logits, model, torch.tensor(rows), "the model", "the text that it samples itself")
+        odd |= torch.stack([logits.isnan().any(), logits.isinf().any()])
+        last = position + 1 == length
+        if (last or (position + 1) % _CHECKED == 0) and odd.any():
+            kind, tokens = NAN if odd[0] else INFINITE, rows[:, : position + 1].cpu()
+            raise where_not_finite(kind, model, tokens, "the model", "the text that it samples itself")
         # Inverse transform sampling: one uniform number per row, where torch.multinomial draws one per token.
-        cumulative = (logits / temperature).softmax(-1).cumsum(-1).cpu()
-        level = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1).flatten().tolist()
-        for queue, token in zip(pending, drawn, strict=True):
-            if not queue:
-                queue += [token, *restart] if token == eos else [token]
-        if position + 1 < length:
+        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        level = levels[:, position, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1)[:, 0]
+        if not last:
+            following = given[:, position + 1]
+            free = following < 0
+            following = torch.where(free, drawn, following)
+            if eos is not None:
+                after = slice(position + 2, position + 2 + len(restart))
+                ended = free & (following == eos)
+                given[:, after] = torch.where(ended[:, None], restart, given[:, after])
             # For the next token, whether it was drawn or is from the template.
-            following = torch.tensor([queue[0] for queue in pending], device=logits.device)
-            mean_nll += torch.nn.functional.cross_entropy(logits, following, reduction="none").double().cpu()
-        advance(len(rows))
-    return SampledText(torch.tensor(rows), mean_nll / max(1, length - 1))
+            nll += torch.nn.functional.cross_entropy(logits, following, reduction="none").double()
+            token = following
+        advance(count)
+    return SampledText(rows.cpu(), nll.cpu() / max(1, length - 1))
 
 
 def _starts(tokenizer: Any) -> list[list[int]]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimum_ishrink.errors import DataError
+from optimum_ishrink.core import micro_batch
+from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.text.sampling import sample_text
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
@@ -78,3 +79,46 @@ def test_a_tokenizer_without_a_start_token() -> None:
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(DataError, match="neither a beginning- nor an end-of-text token"):
         sample_text(tiny_model(tiny_config("llama")), tokenizer, 4, 1, seed=0)
+
+
+def test_as_many_windows_as_fit_give_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    plain = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4)
+    ran: list[int] = []
+
+    def check(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        ran.append(len(kwargs["input_ids"]))
+        if ran[-1] > 2 and len(ran) > 3:  # within a window
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    handle = model.register_forward_pre_hook(check, with_kwargs=True)
+    short = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4)
+    handle.remove()
+    assert ran[:5] == [4, 4, 4, 4, 2]
+    monkeypatch.setattr(micro_batch, "is_measured", lambda device: True)
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(micro_batch, "_start_measuring", lambda device: 0)
+    monkeypatch.setattr(micro_batch, "_most_taken", lambda device: 10**6)
+    grown = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4)
+    for found in (short, grown):
+        assert torch.equal(found.input_ids, plain.input_ids)
+        torch.testing.assert_close(found.mean_nll, plain.mean_nll, atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_that_ends_is_followed_by_another() -> None:
+    model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
+    often = 5.0 * torch.nn.functional.one_hot(torch.tensor(tokenizer.eos_token_id), VOCAB)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits + often)
+    windows = sample_text(model, tokenizer, 40, 8, seed=3).input_ids
+    ends = (windows[:, :-1] == tokenizer.eos_token_id).nonzero()
+    assert len(ends) > 8
+    assert all(windows[row, at + 1] == tokenizer.bos_token_id for row, at in ends.tolist())
+
+
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "NaN|infinite values")])
+def test_a_model_that_is_not_finite_is_found_within_a_few_tokens(value: float, kind: str) -> None:
+    model = tiny_model(tiny_config("llama"))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(NotFiniteError, match=f"the model gives ({kind}) on the text that it samples itself, first in"):
+        sample_text(model, tiny_tokenizer(), 40, 2, seed=0)
