@@ -14,7 +14,7 @@ from typing import Any
 from ..core.json_files import without_non_finite
 from ..core.processes import is_main_process
 from ..core.version import __version__
-from ..errors import IShrinkError, RequestError
+from ..errors import IShrinkError, RequestError, one_line
 from .parser import Parser, add_verbs
 from .url_output import run_verb
 from .verbs import VERBS
@@ -64,6 +64,16 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except IShrinkError as error:
         sys.stderr.write(f"ishrink {args.verb}: error: {error}\n")
         return 2 if isinstance(error, RequestError) else 1
+    except RuntimeError as error:
+        from ..core.micro_batch import ran_out
+
+        if not ran_out(error):
+            raise
+        sys.stderr.write(
+            f"ishrink {args.verb}: error: {one_line(error, 120)}; set fewer windows at once (--batch-size 1), read "
+            "the layers from disk (--offload always), shorten the windows, or choose a device with more memory\n"
+        )
+        return 2
     except KeyboardInterrupt as stop:
         what = str(stop) or "nothing was left half written"
         resume = ""

@@ -114,6 +114,32 @@ def test_ctrl_c_leaves_nothing(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_a_device_without_memory_is_one_line(
+    message: str,
+    llama_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("optimum_ishrink.evaluation.stage.Evaluation.compare_checkpoint", fail)
+    command = ["shrink", "--model", str(llama_folder), "--output", str(tmp_path / "out"), "--num-hidden-layers", "3"]
+    command += ["--layer-importance", "l2-norm", "--compensation", "none"]
+    assert main(command) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"ishrink shrink: error: {message}; set fewer windows at once (--batch-size 1)")
+    assert not any(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ishrink.core.micro_batch.ran_out", lambda error: False)
+        with pytest.raises(RuntimeError):  # what nobody expected keeps its traceback
+            main(command)
+
+
 def test_models_without_a_shared_vocabulary(
     llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
