@@ -27,8 +27,9 @@ from optimum_ishrink import IShrinkConfig
 from optimum_ishrink.checkpoint.loading import load_model, load_tokenizer
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
+from optimum_ishrink.recovery.teacher_choice import choose_teacher
 from optimum_ishrink.recovery.trainable import add_lora, keep_autocast_inputs
-from optimum_ishrink.recovery.training import choose_teacher, train
+from optimum_ishrink.recovery.training import train
 from optimum_ishrink.recovery.training_text import RecoveryText
 from optimum_ishrink.text.sources import TextSource
 from optimum_ishrink.text.windows import token_windows

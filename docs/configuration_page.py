@@ -38,6 +38,7 @@ _TITLES = {
     "CompensationOptions": "Compensation",
     "CalibrationOptions": "Calibration text",
     "RecoveryOptions": "Recovery",
+    "DistillationOptions": "Distillation",
     "QualityOptions": "Quality",
     "TaskOptions": "Tasks",
     "SpeedOptions": "Speed",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..planning.options import ShapeOptions
+from ..recovery.distillation_options import DistillationOptions
 from ..recovery.options import RecoveryOptions
 from ..speculation.options import DraftOptions
 from .flags import add_options, given
@@ -33,7 +34,8 @@ def add_draft_flags(parser: argparse.ArgumentParser) -> None:
     importance_flags(parser)
     protected = parser.add_argument_group("which layers are protected")
     add_options(protected, ShapeOptions, only=("keep_first_layers", "keep_last_layers"))
-    add_options(parser.add_argument_group("recovery of the drafts"), RecoveryOptions, hide=("--teacher",))
+    add_options(parser.add_argument_group("recovery of the drafts"), RecoveryOptions)
+    add_options(parser.add_argument_group("distillation of the drafts"), DistillationOptions, hide=("--teacher",))
     common_flags(parser)
 
 

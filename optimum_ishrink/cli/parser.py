@@ -11,6 +11,7 @@ from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
 from ..planning.options import ShapeOptions
+from ..recovery.distillation_options import DistillationOptions
 from ..recovery.options import RecoveryOptions
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..sparsity.options import SparsityOptions
@@ -197,7 +198,8 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     _shape(parser)
     importance_flags(parser)
-    add_options(parser.add_argument_group("recovery"), RecoveryOptions, hide=("--teacher",))
+    add_options(parser.add_argument_group("recovery"), RecoveryOptions)
+    add_options(parser.add_argument_group("distillation"), DistillationOptions, hide=("--teacher",))
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)
@@ -237,6 +239,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     output_flags(parser)
     architecture_flag(parser)
     add_options(parser.add_argument_group("recovery"), RecoveryOptions, defaults={"recovery": "kl"})
+    add_options(parser.add_argument_group("distillation"), DistillationOptions)
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError
 from ..options.gguf_types import PLAIN_TYPES
 from ..options.option import option
-from ..options.run import RunOptions
 from ..report.compensation import COMPENSATIONS
 from ..text.options import SOURCES
+from .distillation_options import DistillationOptions
 from .trained_parts import LORA, parse_trained
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _check_loss(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RecoveryOptions(RunOptions):
+class RecoveryOptions(DistillationOptions):
     """How the pruned model is trained, if at all."""
 
     recovery: str = option(
@@ -104,49 +104,6 @@ class RecoveryOptions(RunOptions):
         choices=LABELS,
         help="tokens that ce is computed on: text or answers",
         doc="Tokens that `ce` is computed on: all of the `text`, or those of `answers` alone.",
-    )
-    recovery_teacher: str | None = option(
-        None,
-        metavar="M",
-        path="model",
-        flags=("--teacher",),
-        help="Hub id or folder of the teacher",
-        doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer, or with a "
-        "larger one that this one was cut from.",
-        default_help="the unpruned model",
-    )
-    recovery_temperature: float = option(
-        1.0,
-        gt=0,
-        metavar="T",
-        help="temperature of kl and the other divergences",
-        doc="What logits are divided by before `kl` and the other divergences compare them.",
-    )
-    recovery_jsd_beta: float = option(
-        0.5,
-        gt=0,
-        lt=1,
-        metavar="B",
-        help="share of the teacher in the mixture of the loss jsd",
-        doc="Share of the teacher in the mixture that the loss `jsd` compares teacher and student with: near 0 it "
-        "behaves like `kl`, near 1 like `reverse-kl`.",
-    )
-    recovery_skew: float = option(
-        0.1,
-        gt=0,
-        lt=1,
-        metavar="A",
-        help="skew of the losses skew-kl and skew-reverse-kl",
-        doc="How much of a distribution itself is mixed into the one that `skew-kl` and `skew-reverse-kl` compare it "
-        "with. 0.1 is the value of the method's authors.",
-    )
-    recovery_top_k: int | None = option(
-        None,
-        metavar="K",
-        help="compare the teacher's K most likely tokens",
-        doc="Compare only the teacher's K most likely tokens one by one, and all others as one. With several epochs "
-        "or a `recovery_cache` the teacher then runs once.",
-        default_help="all tokens",
     )
     recovery_early_exit: Sequence[int] | None = option(
         None,
@@ -259,28 +216,6 @@ class RecoveryOptions(RunOptions):
         False,
         help="compute layers twice to save memory",
         doc="Compute layers a second time in the backward pass, to save memory.",
-    )
-    recovery_sampling_temperature: float = option(
-        1.0,
-        gt=0,
-        metavar="T",
-        help="temperature of sampled text",
-        doc="Temperature at which the teacher samples `self` text.",
-    )
-    recovery_sampling_filter: float = option(
-        0.1,
-        ge=0,
-        lt=1,
-        metavar="P",
-        help="share of sampled text to drop",
-        doc="Share of the sampled text that is dropped because the teacher itself finds it least likely.",
-    )
-    recovery_cache: str | None = option(
-        None,
-        metavar="DIR",
-        path="folder",
-        help="folder that stores sampled text and the teacher's top k for other runs",
-        doc="Folder in which sampled text and the teacher's top k are stored for other runs.",
     )
     recovery_keep_adapter: str | None = option(
         None,

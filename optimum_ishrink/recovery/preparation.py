@@ -19,17 +19,19 @@ from ..core.digest import digest, file_digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
 from ..core.finite import check_predictions
 from ..core.limits import check_lengths, check_tokens
-from ..options.option import own_options
+from ..options.option import options_of
+from ..options.run import RunOptions
 from ..report.plan import Plan
 from ..text.sources import parse_sources
 from ..text.token_map import TokenMap
 from ..text.windows import beginning
 from .options import RecoveryOptions
+from .process_state import process_state
 from .self_text import self_text
 from .sharding import check_sharding
 from .teacher import LayerMap
 from .teacher_text import TokenPair, pair_tokens
-from .training import micro_batch, process_state
+from .training import micro_batch
 from .training_text import RecoveryText, recovery_text
 from .work_folder import last_step, open_work
 
@@ -240,7 +242,8 @@ def _load_teacher(session: Session, options: RecoveryOptions, models: Models) ->
 
 def _request(session: Session, options: RecoveryOptions, models: Models, processes: int) -> dict[str, Any]:
     """Return everything that a recovery's result depends on, as plain values."""
-    requested = {name: value for name, value in options.to_dict().items() if name in own_options(RecoveryOptions)}
+    names = options_of(RecoveryOptions).keys() - options_of(RunOptions).keys()
+    requested = {name: value for name, value in options.to_dict().items() if name in names}
     for name in ("recovery_cache", "recovery_keep_adapter", "recovery_teacher"):
         del requested[name]
     if options.recovery_types is not None:

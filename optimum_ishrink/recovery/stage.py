@@ -24,9 +24,10 @@ from .exported_weights import ExportedValues
 from .options import RecoveryOptions
 from .preparation import Preparation, own_tokenizer, pair_of
 from .sharding import wants_sharding
+from .teacher_choice import choose_teacher
 from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
-from .training import Trained, choose_teacher, train
+from .training import Trained, train
 from .training_text import RecoveryText, recovery_text
 
 

@@ -9,24 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..checkpoint.tensors import stored_names
-from ..core.micro_batch import MicroBatch
 from ..errors import RequestError, TrainingError
-from ..modeling.head import CHUNK
 from ..report.recovery import RecoveryRecord
-from ..text.token_map import TokenMap
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .exported_weights import ExportedValues, ExportedWeights
 from .held_out import BEFORE, SOLVED, exit_losses, known_losses
 from .kept_zeros import KeepZeros
 from .options import RecoveryOptions
+from .process_state import process_state
 from .sharding import whole_tensors
 from .student import Student
-from .teacher import LayerMap, LiveTeacher, Teacher
-from .teacher_cache import CachedTeacher, write_teacher_cache
+from .teacher import LayerMap, Teacher
 from .trainable import (
     add_lora,
     keep_autocast_inputs,
@@ -34,9 +30,8 @@ from .trainable import (
     train_parameters,
     trained_parameters,
 )
-from .trainer import MEMORY_REMEDY, RecoveryTrainer
+from .trainer import RecoveryTrainer
 from .training_text import RecoveryText, TrainingWindows
-from .translating_teacher import TranslatingTeacher
 from .weight_average import WeightAverage
 from .work_folder import last_step
 
@@ -83,11 +78,6 @@ class Trained:
         return self.record.held_out_loss_before, self.record.held_out_loss_solved
 
 
-def process_state(device: torch.device) -> PartialState:
-    """Return what accelerate knows of this process and the others; it is made for a device on the first call."""
-    return PartialState(cpu=device.type == "cpu")
-
-
 def micro_batch(batch_size: int, most: int, processes: int) -> int:
     """Return how many windows one process runs at once: the most that divide its share of a step.
 
@@ -106,50 +96,6 @@ def micro_batch(batch_size: int, most: int, processes: int) -> int:
         )
     share = batch_size // processes
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
-
-
-def choose_teacher(
-    model: Any,
-    options: RecoveryOptions,
-    text: RecoveryText,
-    cache: Path | None,
-    batch_size: int,
-    tokens: TokenMap | None = None,
-) -> Teacher | None:
-    """Return the teacher: the model itself, or its stored predictions.
-
-    Args:
-        model: The teacher's model, or None.
-        options: The recovery's options.
-        text: The recovery text.
-        cache: Folder of the stored predictions; the first process fills it when it does not exist. None to run
-            the model on every batch.
-        batch_size: Windows run at once.
-        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
-    """
-    if model is None or not options.needs_teacher:
-        return None
-    live = LiveTeacher(
-        model,
-        logits=options.reads("logits"),
-        layers=options.reads("hidden_states"),
-        values=options.reads("values"),
-        k=options.recovery_top_k,
-        temperature=options.recovery_temperature,
-    )
-    teacher: LiveTeacher | TranslatingTeacher = live
-    if tokens is not None and text.teacher is not None:
-        teacher = TranslatingTeacher(live, text.teacher, tokens)
-    if cache is None or live.k is None or any(live.reads.values()):
-        return teacher
-    state = process_state(model.device)
-    if state.is_main_process and not cache.is_dir():
-        rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
-        most = None if options.batch_size else len(text.input_ids)
-        micro = MicroBatch(batch_size, model.device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
-        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=rows)
-    state.wait_for_everyone()
-    return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
 
 
 def training_arguments(

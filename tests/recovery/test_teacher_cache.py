@@ -11,7 +11,7 @@ import torch
 
 from optimum_ishrink.recovery.teacher import LiveTeacher
 from optimum_ishrink.recovery.teacher_cache import CachedTeacher
-from optimum_ishrink.recovery.training import choose_teacher
+from optimum_ishrink.recovery.teacher_choice import choose_teacher
 from tests.helpers.small_recovery import go, random_text, settings, shallow
 
 

@@ -21,8 +21,9 @@ from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
 from optimum_ishrink.recovery.teacher_cache import CachedTeacher
+from optimum_ishrink.recovery.teacher_choice import choose_teacher
 from optimum_ishrink.recovery.teacher_text import TeacherText
-from optimum_ishrink.recovery.training import choose_teacher, train
+from optimum_ishrink.recovery.training import train
 from optimum_ishrink.recovery.training_text import RecoveryText, recovery_text
 from optimum_ishrink.recovery.translating_teacher import IMPOSSIBLE, TranslatingTeacher
 from optimum_ishrink.text.token_map import TokenMap

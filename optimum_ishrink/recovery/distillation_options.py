@@ -1,0 +1,79 @@
+"""Options of distillation: who teaches, how predictions are compared, and what text is sampled for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..options.option import option
+from ..options.run import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DistillationOptions(RunOptions):
+    """How the pruned model learns from a teacher."""
+
+    recovery_teacher: str | None = option(
+        None,
+        metavar="M",
+        path="model",
+        flags=("--teacher",),
+        help="Hub id or folder of the teacher",
+        doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer, or with a "
+        "larger one that this one was cut from.",
+        default_help="the unpruned model",
+    )
+    recovery_temperature: float = option(
+        1.0,
+        gt=0,
+        metavar="T",
+        help="temperature of kl and the other divergences",
+        doc="What logits are divided by before `kl` and the other divergences compare them.",
+    )
+    recovery_jsd_beta: float = option(
+        0.5,
+        gt=0,
+        lt=1,
+        metavar="B",
+        help="share of the teacher in the mixture of the loss jsd",
+        doc="Share of the teacher in the mixture that the loss `jsd` compares teacher and student with: near 0 it "
+        "behaves like `kl`, near 1 like `reverse-kl`.",
+    )
+    recovery_skew: float = option(
+        0.1,
+        gt=0,
+        lt=1,
+        metavar="A",
+        help="skew of the losses skew-kl and skew-reverse-kl",
+        doc="How much of a distribution itself is mixed into the one that `skew-kl` and `skew-reverse-kl` compare it "
+        "with. 0.1 is the value of the method's authors.",
+    )
+    recovery_top_k: int | None = option(
+        None,
+        metavar="K",
+        help="compare the teacher's K most likely tokens",
+        doc="Compare only the teacher's K most likely tokens one by one, and all others as one. With several epochs "
+        "or a `recovery_cache` the teacher then runs once.",
+        default_help="all tokens",
+    )
+    recovery_sampling_temperature: float = option(
+        1.0,
+        gt=0,
+        metavar="T",
+        help="temperature of sampled text",
+        doc="Temperature at which the teacher samples `self` text.",
+    )
+    recovery_sampling_filter: float = option(
+        0.1,
+        ge=0,
+        lt=1,
+        metavar="P",
+        help="share of sampled text to drop",
+        doc="Share of the sampled text that is dropped because the teacher itself finds it least likely.",
+    )
+    recovery_cache: str | None = option(
+        None,
+        metavar="DIR",
+        path="folder",
+        help="folder that stores sampled text and the teacher's top k for other runs",
+        doc="Folder in which sampled text and the teacher's top k are stored for other runs.",
+    )

@@ -1,0 +1,61 @@
+"""The choice of a teacher: a model that runs beside the student, or its stored predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.micro_batch import MicroBatch
+from ..modeling.head import CHUNK
+from ..text.token_map import TokenMap
+from .options import RecoveryOptions
+from .process_state import process_state
+from .teacher import LiveTeacher, Teacher
+from .teacher_cache import CachedTeacher, write_teacher_cache
+from .trainer import MEMORY_REMEDY
+from .training_text import RecoveryText
+from .translating_teacher import TranslatingTeacher
+
+
+def choose_teacher(
+    model: Any,
+    options: RecoveryOptions,
+    text: RecoveryText,
+    cache: Path | None,
+    batch_size: int,
+    tokens: TokenMap | None = None,
+) -> Teacher | None:
+    """Return the teacher: the model itself, or its stored predictions.
+
+    Args:
+        model: The teacher's model, or None.
+        options: The recovery's options.
+        text: The recovery text.
+        cache: Folder of the stored predictions; the first process fills it when it does not exist. None to run
+            the model on every batch.
+        batch_size: Windows run at once.
+        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
+    """
+    if model is None or not options.needs_teacher:
+        return None
+    live = LiveTeacher(
+        model,
+        logits=options.reads("logits"),
+        layers=options.reads("hidden_states"),
+        values=options.reads("values"),
+        k=options.recovery_top_k,
+        temperature=options.recovery_temperature,
+    )
+    teacher: LiveTeacher | TranslatingTeacher = live
+    if tokens is not None and text.teacher is not None:
+        teacher = TranslatingTeacher(live, text.teacher, tokens)
+    if cache is None or live.k is None or any(live.reads.values()):
+        return teacher
+    state = process_state(model.device)
+    if state.is_main_process and not cache.is_dir():
+        rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
+        most = None if options.batch_size else len(text.input_ids)
+        micro = MicroBatch(batch_size, model.device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
+        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=rows)
+    state.wait_for_everyone()
+    return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
