@@ -16,6 +16,7 @@ from .importance.options import ImportanceOptions
 from .options.option import Place, argument_lines, options_of
 from .planning.options import ShapeOptions
 from .recovery.options import RecoveryOptions
+from .recovery.teachers import without_folders
 from .report.files import CONFIG_FILE
 from .sparsity.options import SparsityOptions
 from .surgery.options import CompensationOptions
@@ -232,6 +233,8 @@ def _portable(value: Any, place: Place) -> Any:
         return [_portable(item, place) for item in value]
     if value is None:
         return None
+    if place == "teachers":
+        return without_folders(value)
     path = Path(value).expanduser()
     if place == "text":
         return path.name if value.endswith((".txt", ".jsonl")) else value

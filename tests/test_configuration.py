@@ -170,6 +170,8 @@ def test_what_is_published_of_recovery_holds_no_path(tmp_path: Path) -> None:
     assert (config.recovery_data, config.recovery_cache) == (("a.txt", "org/data"), "kept")
     assert config.recovery_teacher == tmp_path.name
     assert IShrinkConfig(recovery_teacher="org/larger").portable().recovery_teacher == "org/larger"
+    several = IShrinkConfig(recovery_teacher=f"{tmp_path}:0.7, org/larger:0.3").portable()
+    assert several.recovery_teacher == f"{tmp_path.name}:0.7,org/larger:0.3"
 
 
 RECOVERY = {

@@ -23,7 +23,7 @@ from ..evaluation.options import BENCHMARK_LENGTHS
 from ..hub.destination import check_destination
 from ..hub.options import PushOptions
 from ..options.option import own_options
-from ..pipeline.job import Job, recover_job, shrink_job
+from ..pipeline.job import Job, open_teachers, recover_job, shrink_job
 from ..pipeline.runner import RECOVER, SHRINK, make_plan
 from ..pipeline.trimming import find_vocabulary
 from ..pipeline.tying import before_cut
@@ -300,10 +300,8 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         config = config.replace(recovery_teacher=name or config.recovery_teacher)
 
         def job(folder: Path) -> Job:
-            known = teacher if isinstance(teacher, Source) else None
-            if known is None and config.recovery_teacher:
-                known = open_source(config.recovery_teacher)
-            return recover_job(self.source, known, config, folder)
+            known = (teacher,) if isinstance(teacher, Source) else open_teachers(config)
+            return recover_job(self.source, known[0] if known else None, config, folder, more_teachers=known[1:])
 
         result, temporary = run_into(save_directory, RECOVER, job, name=self._result_name, overwrite=overwrite)
         remove_with(result, temporary)

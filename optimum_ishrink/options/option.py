@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 Kind = Literal["int", "float", "bool", "str", "strings", "ints", "floats"]
-Place = Literal["text", "folder", "model"]
+Place = Literal["text", "folder", "model", "teachers"]
 
 _METADATA = "option"
 
@@ -35,8 +35,8 @@ class Spec:
         flags: Other spellings of the flag.
         const: The value if the flag is given without one.
         default_help: The default in words, for defaults that depend on the model.
-        path: What kind of local path the value can be: a `text` source, a `folder`, or a `model` (folder or id). Local
-            folders are removed from what is published.
+        path: What kind of local path the value can be: a `text` source, a `folder`, a `model` (folder or id), or
+            `teachers` (models with weights). Local folders are removed from what is published.
         label: Name of a value of the option in messages; the option's name if None.
     """
 
@@ -100,8 +100,8 @@ def option(
         flags: Other spellings of the flag.
         const: The value if the flag is given without one.
         default_help: The default in words.
-        path: What kind of local path the value can be: a `text` source, a `folder`, or a `model` (folder or id). Local
-            folders are removed from what is published.
+        path: What kind of local path the value can be: a `text` source, a `folder`, a `model` (folder or id), or
+            `teachers` (models with weights). Local folders are removed from what is published.
         label: Name of a value of the option in messages; the option's name if None.
     """
     spec = Spec(help, doc, choices, check, ge, gt, lt, le, metavar, flags, const, default_help, path, label)

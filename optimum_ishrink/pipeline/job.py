@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..configuration import IShrinkConfig
 from ..core.progress import note
 from ..errors import RequestError
 from ..evaluation.stage import Evaluation
+from ..recovery.options import RecoveryOptions
 from ..recovery.training import Trained
 from ..recovery.training_text import RecoveryText
 from ..report.compensation import CompensationRecord
@@ -64,6 +65,8 @@ class Job:
         self.student: Source | None = None
         """The pruned checkpoint that `recover` starts from; None when this run cuts one."""
         self.teacher: Source | None = session.source
+        self.more_teachers: tuple[Source, ...] = ()
+        """Further models to learn from, whose predictions are averaged with the teacher's."""
         self.is_base = True
         """Whether the teacher is the unpruned model that the plan started from."""
         self.old: Report | None = None
@@ -196,11 +199,31 @@ def shrink_job(
     command = command or config.portable().command(source.display_name, output.resolve().name, *words)
     job = Job(session, config, output, command=command, on_plan=on_plan)
     if config.recovers and config.recovery_teacher:
-        job.teacher, job.is_base = open_source(config.recovery_teacher), False
+        job.teacher, *more = open_teachers(config)
+        job.more_teachers, job.is_base = tuple(more), False
     return job
 
 
-def recover_job(student: Source, teacher: Source | None, config: IShrinkConfig, output: Path) -> Job:
+def open_teachers(options: RecoveryOptions) -> tuple[Source, ...]:
+    """Open the teachers that a recovery names.
+
+    Args:
+        options: The recovery's options.
+
+    Raises:
+        SourceError: One cannot be opened.
+    """
+    return tuple(open_source(named.name) for named in options.teachers)
+
+
+def recover_job(
+    student: Source,
+    teacher: Source | None,
+    config: IShrinkConfig,
+    output: Path,
+    *,
+    more_teachers: Sequence[Source] = (),
+) -> Job:
     """Return the job of a recovery. The base that the plan names is the teacher where none is given.
 
     Args:
@@ -208,6 +231,7 @@ def recover_job(student: Source, teacher: Source | None, config: IShrinkConfig, 
         teacher: The model to learn from, or None.
         config: The request.
         output: The output folder.
+        more_teachers: Further models to learn from.
 
     Raises:
         RequestError: A teacher is needed, and none is named.
@@ -232,6 +256,7 @@ def recover_job(student: Source, teacher: Source | None, config: IShrinkConfig, 
     command = config.portable().command(student.display_name, output.resolve().name, verb="recover")
     job = Job(session, config, output, command=command)
     job.student, job.teacher, job.is_base, job.plan, job.old = student, teacher, is_base, found, old
+    job.more_teachers = tuple(more_teachers)
     return job
 
 

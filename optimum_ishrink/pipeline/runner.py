@@ -129,7 +129,9 @@ def _run_stages(pipeline: Pipeline, job: Job, overwrite: bool) -> None:
 def _inputs(job: Job) -> list[Path]:
     """Return everything on this machine that the run reads."""
     config = job.config
-    sources = [source for source in (job.session.source, job.student, job.teacher) if source is not None]
+    sources = [
+        source for source in (job.session.source, job.student, job.teacher, *job.more_teachers) if source is not None
+    ]
     texts = [*job.calibration.sources, *parse_sources(config.recovery_data), *job.evaluation.inputs.sources]
     folders = [source.folder for source in sources] + [Path(source.name) for source in sources]
     return [*folders, *(text.path for text in texts if text.path)]

@@ -309,13 +309,14 @@ def _recovery(job: _Sizes) -> Work:
     loss = config.recovery if config.recovers else "kl"
     trained = config.recovery_train != "lora"
     passes = 6.0 if trained else 4.0  # with LoRA no gradient of the weights themselves is taken
+    teachers = max(1, len(config.teachers))  # each as large as the base
     per_parameter = 12 if trained else 0  # float32 weights, and the optimiser's two moments
     batch = config.recovery_batch_size * config.recovery_length
     return Work(
         f"recovery ({loss})",
         f"{tokens:,} tokens",
-        operations=tokens * (passes * job.new_active + (2 * job.active if loss != "ce" else 0)),
-        memory=job.weights
+        operations=tokens * (passes * job.new_active + (2 * teachers * job.active if loss != "ce" else 0)),
+        memory=teachers * job.weights
         + job.new_weights
         + per_parameter * job.new_weights / job.element_bytes
         + job.activations(batch),

@@ -27,10 +27,12 @@ from ..recovery.stage import (
     check_start,
     check_targets,
     check_teacher,
+    check_teachers,
     check_text,
     check_whole_weights,
     train_prepared,
 )
+from ..recovery.teachers import describe_teachers
 from ..recovery.work_folder import discard_unused, work_folder
 from ..sparsity.matrices import parameters_of
 from ..surgery.folds import check_windows
@@ -83,7 +85,8 @@ def check_training(job: Job) -> None:
     pair = None
     if job.teacher is not None and job.teacher is not student:
         pair = check_teacher(config, job.teacher, student)
-    for source in (student, job.teacher):
+        check_teachers(job.teacher, job.more_teachers)
+    for source in (student, job.teacher, *job.more_teachers):
         if source is not None:
             check_lengths(source.config, source.display_name, recovery_length=config.recovery_length)
     read = check_text(config, job.session, student, pair if config.needs_teacher_model else None)
@@ -101,7 +104,7 @@ def train_student(job: Job) -> None:
     if not job.config.recovers:
         return
     student = job.student or Source(job.folder.name, job.folder)
-    models = Models(student, job.teacher, job.plan, job.is_base)
+    models = Models(student, job.teacher, job.plan, job.is_base, job.more_teachers)
     work = work_folder(job.output)
     try:
         prepared = prepare(job.session, job.config, models, work, job.text)
@@ -170,6 +173,16 @@ def write_recovered(job: Job) -> None:
         Source(job.folder.name, job.folder),
         adapter_base=adapter_base(job.config, job.student),
         before=job.before,
-        teacher=None if job.is_base or job.teacher is None else job.teacher.display_name,
+        teacher=_teacher_name(job),
     )
     job.trained = None  # frees its model before the result is measured
+
+
+def _teacher_name(job: Job) -> str | None:
+    """Return what reports call the teacher; None where it is the unpruned model alone, or where there is none."""
+    if job.teacher is None or (job.is_base and not job.more_teachers):
+        return None
+    if not job.more_teachers:
+        return job.teacher.display_name
+    names = tuple(source.display_name for source in (job.teacher, *job.more_teachers))
+    return describe_teachers(job.config.teachers, names)

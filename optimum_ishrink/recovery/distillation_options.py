@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..options.option import option
 from ..options.run import RunOptions
+from .teachers import NamedTeacher, parse_teachers
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -14,12 +15,14 @@ class DistillationOptions(RunOptions):
 
     recovery_teacher: str | None = option(
         None,
-        metavar="M",
-        path="model",
+        metavar="M[:W][,M[:W]...]",
+        check=parse_teachers,
+        path="teachers",
         flags=("--teacher",),
-        help="Hub id or folder of the teacher",
+        help="Hub id or folder of the teacher; of several, the mean of their predictions, with weights W",
         doc="A teacher other than the unpruned model: Hub id or folder of a model with the same tokenizer, or with a "
-        "larger one that this one was cut from.",
+        "larger one that this one was cut from. Several of one tokenizer, `A,B` or with weights `A:0.7,B:0.3`, teach "
+        "the weighted mean of their probabilities; `self` text is then sampled from the first.",
         default_help="the unpruned model",
     )
     recovery_temperature: float = option(
@@ -77,3 +80,8 @@ class DistillationOptions(RunOptions):
         help="folder that stores sampled text and the teacher's top k for other runs",
         doc="Folder in which sampled text and the teacher's top k are stored for other runs.",
     )
+
+    @property
+    def teachers(self) -> tuple[NamedTeacher, ...]:
+        """The teachers that are named, with their weights; empty where the unpruned model teaches."""
+        return () if self.recovery_teacher is None else parse_teachers(self.recovery_teacher)

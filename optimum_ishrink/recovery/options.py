@@ -233,8 +233,9 @@ class RecoveryOptions(DistillationOptions):
 
         Raises:
             RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; a
-                calibrated start is without a type of GGUF; mixed types are without a file; or early exits are without
-                a loss that reads logits; or quantised weights are to be averaged.
+                calibrated start is without a type of GGUF; mixed types are without a file; early exits are without a
+                loss that reads logits; quantised weights are to be averaged; or a loss compares the layers of several
+                teachers.
         """
         if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
             raise RequestError(
@@ -258,6 +259,13 @@ class RecoveryOptions(DistillationOptions):
                 "recovery_compensation='ridge' solves at full rank what recovery_lora_start='closed-form' solves at a "
                 "low one; choose one of them"
             )
+        if len(self.teachers) > 1 and self.recovers:
+            for term in self.terms:
+                if term.loss.teacher and term.loss.reads != "logits":
+                    raise RequestError(
+                        f"the loss {term.loss.name!r} compares layers, and of several teachers only the "
+                        "predictions can be averaged; name one teacher, or a loss of predictions, such as kl"
+                    )
         if self.recovery_early_exit and self.recovers and all(term.loss.reads != "logits" for term in self.terms):
             raise RequestError(
                 f"recovery_early_exit trains the head after some layers, and recovery={self.recovery!r} compares no "

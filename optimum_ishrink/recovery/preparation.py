@@ -47,12 +47,14 @@ class Models:
         teacher: The model to learn from, or None.
         plan: The plan that the student was cut by, or None where it is not known.
         is_base: Whether the teacher is the unpruned model that the plan started from.
+        more_teachers: Further models to learn from, with the teacher's tokens.
     """
 
     student: Source
     teacher: Source | None
     plan: Plan | None
     is_base: bool
+    more_teachers: tuple[Source, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ class Preparation:
         solution: File of the weights that the closed form gives before the training.
         micro: Windows run at once in one process.
         tokens: How the teacher's tokens correspond to the student's; None where they are the same.
+        more_teachers: The loaded models of further teachers.
     """
 
     options: RecoveryOptions
@@ -95,6 +98,7 @@ class Preparation:
     solution: Path
     micro: int
     tokens: TokenMap | None = None
+    more_teachers: tuple[Any, ...] = ()
 
     @property
     def resumes(self) -> bool:
@@ -178,6 +182,9 @@ def prepare(
     with state.main_process_first():
         open_work(work, request, write=state.is_main_process)
     teacher = _load_teacher(session, options, models)
+    more: tuple[Any, ...] = ()
+    if options.needs_teacher:
+        more = tuple(source.load_model(dtype, device) for source in models.more_teachers)
     cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
     place = [dtype_name(dtype), device.type]
 
@@ -209,10 +216,13 @@ def prepare(
             check_lengths(models.teacher.config, name, recovery_length=read.shape[1])
             check_tokens(read, models.teacher.config.vocab_size, pair.teacher, "the recovery text", name)
         check_predictions(teacher, read[:1], name, "the recovery text")
+        for source, model in zip(models.more_teachers, more, strict=False):
+            check_predictions(model, read[:1], source.display_name, "the recovery text")
     of_text = tensor_digest(*text.tensors)
     with state.main_process_first():
         open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
-    of_teacher = [request["teacher"], of_text, options.recovery_top_k, options.recovery_temperature, *place]
+    taught_by = request.get("teachers", request["teacher"])
+    of_teacher = [taught_by, of_text, options.recovery_top_k, options.recovery_temperature, *place]
     if pair is not None:
         of_teacher.append(request["tokens"])
     of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]
@@ -230,6 +240,7 @@ def prepare(
         cache / f"solved-{digest(of_solution)}.safetensors",
         micro,
         None if pair is None else pair.map,
+        more,
     )
 
 
@@ -255,7 +266,13 @@ def _request(session: Session, options: RecoveryOptions, models: Models, process
     if models.plan is not None:
         cut = models.plan.to_json()
         plan = digest({key: cut[key] for key in ("new_shape", "layers", "units")})
+    several = {}
+    if teacher is not None and models.more_teachers:
+        weights = [named.weight for named in options.teachers]
+        digests = [checkpoint_digest(source.folder) for source in (teacher, *models.more_teachers)]
+        several = {"teachers": [list(pair) for pair in zip(digests, weights, strict=True)]}
     return {
+        **several,
         "model": checkpoint_digest(models.student.folder),
         "teacher": None if teacher is None else checkpoint_digest(teacher.folder),
         "plan": plan,

@@ -117,6 +117,27 @@ def check_teacher(options: RecoveryOptions, teacher: Source, student: Source) ->
     return pair
 
 
+def check_teachers(teacher: Source, more: Sequence[Source]) -> None:
+    """Check that teachers can teach together: that all have the tokens of the first.
+
+    Args:
+        teacher: The first teacher.
+        more: The others.
+
+    Raises:
+        RequestError: One has other tokens; the message names both.
+    """
+    tokens, rows = teacher.load_tokenizer().get_vocab(), teacher.config.vocab_size
+    for other in more:
+        if other.load_tokenizer().get_vocab() == tokens and other.config.vocab_size == rows:
+            continue
+        raise RequestError(
+            f"the teachers {teacher.display_name} and {other.display_name} have different tokenizers "
+            f"({rows} and {other.config.vocab_size} rows), and only predictions of the same tokens can be averaged; "
+            "name teachers of one tokenizer"
+        )
+
+
 def check_losses(options: RecoveryOptions) -> None:
     """Check that the losses can be taken between models that read a text in different tokens.
 
@@ -270,7 +291,13 @@ def train_prepared(
     return train(
         load_model(models.student.folder, session.dtype, session.device),
         choose_teacher(
-            prepared.teacher, options, prepared.text, prepared.teacher_cache, prepared.micro, prepared.tokens
+            prepared.teacher,
+            options,
+            prepared.text,
+            prepared.teacher_cache,
+            prepared.micro,
+            prepared.tokens,
+            prepared.more_teachers,
         ),
         prepared.text,
         options,

@@ -13,6 +13,7 @@ import torch
 from ..core.durable import disk_errors, rename_folder
 from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
+from .mixed_teacher import MixedTeacher
 from .targets import TopK
 from .teacher import Lesson, LiveTeacher
 from .translating_teacher import TranslatingTeacher
@@ -52,7 +53,12 @@ class CachedTeacher:
 
 
 def write_teacher_cache(
-    folder: Path, teacher: LiveTeacher | TranslatingTeacher, input_ids: torch.Tensor, *, micro: MicroBatch, rows: int
+    folder: Path,
+    teacher: LiveTeacher | TranslatingTeacher | MixedTeacher,
+    input_ids: torch.Tensor,
+    *,
+    micro: MicroBatch,
+    rows: int,
 ) -> None:
     """Run a teacher on every window and store its top k; the folder appears whole or not at all.
 

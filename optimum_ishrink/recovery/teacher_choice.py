@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.micro_batch import MicroBatch
 from ..modeling.head import CHUNK
 from ..text.token_map import TokenMap
+from .mixed_teacher import MixedTeacher
 from .options import RecoveryOptions
 from .process_state import process_state
 from .teacher import LiveTeacher, Teacher
@@ -24,6 +26,7 @@ def choose_teacher(
     cache: Path | None,
     batch_size: int,
     tokens: TokenMap | None = None,
+    more: Sequence[Any] = (),
 ) -> Teacher | None:
     """Return the teacher: the model itself, or its stored predictions.
 
@@ -35,21 +38,27 @@ def choose_teacher(
             the model on every batch.
         batch_size: Windows run at once.
         tokens: How the teacher's tokens correspond to the student's; None where they are the same.
+        more: The models of further teachers, with the tokens of the first.
     """
     if model is None or not options.needs_teacher:
         return None
-    live = LiveTeacher(
-        model,
-        logits=options.reads("logits"),
-        layers=options.reads("hidden_states"),
-        values=options.reads("values"),
-        k=options.recovery_top_k,
-        temperature=options.recovery_temperature,
-    )
-    teacher: LiveTeacher | TranslatingTeacher = live
-    if tokens is not None and text.teacher is not None:
-        teacher = TranslatingTeacher(live, text.teacher, tokens)
-    if cache is None or live.k is None or any(live.reads.values()):
+    k, temperature = options.recovery_top_k, options.recovery_temperature
+    reads = {"layers": options.reads("hidden_states"), "values": options.reads("values")}
+    found: list[LiveTeacher | TranslatingTeacher] = []
+    for each in (model, *more):
+        # Of several the top k is that of the mixture.
+        live = LiveTeacher(
+            each, logits=options.reads("logits"), k=None if more else k, temperature=temperature, **reads
+        )
+        if tokens is None or text.teacher is None:
+            found.append(live)
+        else:
+            found.append(TranslatingTeacher(live, text.teacher, tokens))
+    teacher: LiveTeacher | TranslatingTeacher | MixedTeacher = found[0]
+    if more:
+        weights = [named.weight for named in options.teachers]
+        teacher = MixedTeacher(found, weights, k=k, temperature=temperature)
+    if cache is None or k is None or any(reads.values()):
         return teacher
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
