@@ -312,9 +312,16 @@ def _recovery(job: _Sizes) -> Work:
     teachers = max(1, len(config.teachers))  # each as large as the base
     per_parameter = 12 if trained else 0  # float32 weights, and the optimiser's two moments
     batch = config.recovery_batch_size * config.recovery_length
+    reads = 0.0
+    if config.recovery_on_policy:
+        together = config.recovery_on_policy_steps * config.recovery_batch_size
+        rounds = tokens / (together * config.recovery_length)
+        calls = ceil(together * config.recovery_on_policy / SAMPLED_TOGETHER)
+        reads = rounds * calls * config.recovery_length * job.new_weights / job.weights
     return Work(
         f"recovery ({loss})",
         f"{tokens:,} tokens",
+        weight_reads=reads,
         operations=tokens * (passes * job.new_active + (2 * teachers * job.active if loss != "ce" else 0)),
         memory=teachers * job.weights
         + job.new_weights

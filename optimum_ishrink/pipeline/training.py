@@ -23,6 +23,7 @@ from ..recovery.stage import (
     check_device,
     check_early_exits,
     check_losses,
+    check_on_policy,
     check_one_process,
     check_start,
     check_targets,
@@ -74,6 +75,7 @@ def check_training(job: Job) -> None:
         check_whole_weights(config)
         shape = None if job.student is not None else job.shape
         check_recovery_for(config.recovery_for, student, shape, _types_file(config))
+    check_on_policy(config)
     check_start(config, is_base=job.is_base and (job.student is None or job.plan is not None))
     if config.sparsifies or (job.plan is not None and job.plan.sparsity is not None):
         check_zeros(config)

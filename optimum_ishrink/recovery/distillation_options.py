@@ -58,12 +58,30 @@ class DistillationOptions(RunOptions):
         "or a `recovery_cache` the teacher then runs once.",
         default_help="all tokens",
     )
+    recovery_on_policy: float = option(
+        0.0,
+        ge=0,
+        le=1,
+        metavar="SHARE",
+        help="share of the training windows that the student itself goes on with and the teacher corrects (GKD)",
+        doc="Share of the training windows that the student itself samples as it is trained, from the beginnings of "
+        "the given ones, so that the teacher corrects what the student would say (GKD). The teacher runs on every "
+        "batch then.",
+    )
+    recovery_on_policy_steps: int = option(
+        16,
+        metavar="N",
+        help="steps that the student samples for at once",
+        doc="Steps that the student samples for at once, before the first of them. 16 steps of 8 windows, half of "
+        "them its own, are 64 windows, as many as are sampled side by side; fewer steps are nearer to the student as "
+        "it is, and sample slower.",
+    )
     recovery_sampling_temperature: float = option(
         1.0,
         gt=0,
         metavar="T",
         help="temperature of sampled text",
-        doc="Temperature at which the teacher samples `self` text.",
+        doc="Temperature at which the teacher samples `self` text, and the student its own.",
     )
     recovery_sampling_filter: float = option(
         0.1,

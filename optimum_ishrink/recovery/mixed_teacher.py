@@ -9,6 +9,7 @@ import torch
 
 from .targets import TopK, top_k
 from .teacher import Lesson, LiveTeacher
+from .teacher_text import TeacherText
 from .translating_teacher import TranslatingTeacher
 
 
@@ -42,6 +43,16 @@ class MixedTeacher:
     def rows(self) -> int:
         """How many tokens its distributions are over."""
         return self.teachers[0].rows
+
+    def follow(self, sampled: TeacherText) -> None:
+        """Let teachers who read other tokens than the student read further windows.
+
+        Args:
+            sampled: Windows that the student sampled, in the teachers' tokens.
+        """
+        for teacher in self.teachers:
+            if isinstance(teacher, TranslatingTeacher):
+                teacher.follow(sampled)
 
     @torch.no_grad()
     def teach(self, input_ids: torch.Tensor, windows: torch.Tensor) -> Lesson:

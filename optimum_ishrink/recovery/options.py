@@ -234,8 +234,8 @@ class RecoveryOptions(DistillationOptions):
         Raises:
             RequestError: It is requested at full and at low rank; dropout is, where an adapter's sum is quantised; a
                 calibrated start is without a type of GGUF; mixed types are without a file; early exits are without a
-                loss that reads logits; quantised weights are to be averaged; or a loss compares the layers of several
-                teachers.
+                loss that reads logits; quantised weights are to be averaged; a loss compares the layers of several
+                teachers; or what the student samples has no teacher, or one whose predictions are stored.
         """
         if self.recovery_rounding == "calibrated" and (self.recovery_for or INTEGERS[0]) in INTEGERS:
             raise RequestError(
@@ -266,6 +266,16 @@ class RecoveryOptions(DistillationOptions):
                         f"the loss {term.loss.name!r} compares layers, and of several teachers only the "
                         "predictions can be averaged; name one teacher, or a loss of predictions, such as kl"
                     )
+        if self.recovery_on_policy and self.recovers and not self.needs_teacher:
+            raise RequestError(
+                f"recovery_on_policy trains on what the student samples, where a teacher says what is better, and "
+                f"recovery={self.recovery!r} compares with none; add kl, or leave it out"
+            )
+        if self.recovery_on_policy and self.recovers and self.caches_teacher:
+            raise RequestError(
+                "recovery_on_policy trains on text that the student samples on the way, and stored predictions are of "
+                "the given text; leave out recovery_top_k, or recovery_cache and further epochs"
+            )
         if self.recovery_early_exit and self.recovers and all(term.loss.reads != "logits" for term in self.terms):
             raise RequestError(
                 f"recovery_early_exit trains the head after some layers, and recovery={self.recovery!r} compares no "

@@ -23,7 +23,6 @@ from ..options.option import options_of
 from ..options.run import RunOptions
 from ..report.plan import Plan
 from ..text.sources import parse_sources
-from ..text.token_map import TokenMap
 from ..text.windows import beginning
 from .options import RecoveryOptions
 from .process_state import process_state
@@ -84,7 +83,8 @@ class Preparation:
         teacher_cache: Folder of the teacher's top k, or None when the teacher runs on every batch.
         solution: File of the weights that the closed form gives before the training.
         micro: Windows run at once in one process.
-        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
+        tokenizer: The student's tokenizer.
+        pair: The same with the teacher's; None where they have the same tokens.
         more_teachers: The loaded models of further teachers.
     """
 
@@ -97,7 +97,8 @@ class Preparation:
     teacher_cache: Path | None
     solution: Path
     micro: int
-    tokens: TokenMap | None = None
+    tokenizer: Any
+    pair: TokenPair | None = None
     more_teachers: tuple[Any, ...] = ()
 
     @property
@@ -239,7 +240,8 @@ def prepare(
         cache / f"teacher-{digest(of_teacher)}" if options.caches_teacher else None,
         cache / f"solved-{digest(of_solution)}.safetensors",
         micro,
-        None if pair is None else pair.map,
+        tokenizer,
+        pair,
         more,
     )
 

@@ -21,6 +21,8 @@ from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
 from .exported_weights import ExportedValues
+from .mixed_teacher import MixedTeacher
+from .on_policy import StudentText
 from .options import RecoveryOptions
 from .preparation import Preparation, own_tokenizer, pair_of
 from .sharding import wants_sharding
@@ -29,6 +31,7 @@ from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
 from .training import Trained, train
 from .training_text import RecoveryText, recovery_text
+from .translating_teacher import TranslatingTeacher
 
 
 def check_one_process() -> None:
@@ -72,6 +75,22 @@ def check_whole_weights(options: RecoveryOptions) -> None:
         raise RequestError(
             "recovery_for quantises whole weights, and FSDP spreads them over processes; run it under torchrun "
             "without FSDP, or in one process"
+        )
+
+
+def check_on_policy(options: RecoveryOptions) -> None:
+    """Check that every process can sample from the student alone, where it is to.
+
+    Args:
+        options: The recovery's options.
+
+    Raises:
+        RequestError: accelerate is set to spread its weights over processes.
+    """
+    if options.recovery_on_policy and wants_sharding():
+        raise RequestError(
+            "recovery_on_policy samples from the student in each process, and FSDP spreads its weights over all; run "
+            "it under torchrun without FSDP, or in one process"
         )
 
 
@@ -288,17 +307,23 @@ def train_prepared(
     """
     options, models, session = prepared.options, prepared.models, prepared.session
     compares_layers = options.reads("hidden_states") or options.reads("values")
+    model, pair = load_model(models.student.folder, session.dtype, session.device), prepared.pair
+    teacher = choose_teacher(
+        prepared.teacher,
+        options,
+        prepared.text,
+        prepared.teacher_cache,
+        prepared.micro,
+        None if pair is None else pair.map,
+        prepared.more_teachers,
+    )
+    on_policy = None
+    if options.recovery_on_policy:
+        told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
+        on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
     return train(
-        load_model(models.student.folder, session.dtype, session.device),
-        choose_teacher(
-            prepared.teacher,
-            options,
-            prepared.text,
-            prepared.teacher_cache,
-            prepared.micro,
-            prepared.tokens,
-            prepared.more_teachers,
-        ),
+        model,
+        teacher,
         prepared.text,
         options,
         prepared.work,
@@ -309,6 +334,7 @@ def train_prepared(
         exported=exported,
         micro=prepared.micro,
         sparse=sparse,
+        on_policy=on_policy,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -97,15 +97,18 @@ class TokenPair:
         theirs, ours = self.map.shared(teacher_ids, ids)
         return theirs.tolist(), ours.tolist()
 
-    def read_sampled(self, windows: torch.Tensor) -> tuple[torch.Tensor, TeacherText]:
-        """Return windows that the teacher sampled, as both read them.
+    def read_sampled(
+        self, windows: torch.Tensor, by: Literal["teacher", "student"] = "teacher"
+    ) -> tuple[torch.Tensor, TeacherText]:
+        """Return windows that teacher or student sampled, as both read them.
 
-        What the teacher wrote is decoded, and its text tokenised by both. Special tokens are not decoded: text around
+        What was written is decoded, and its text tokenised by both. Special tokens are not decoded: text around
         them could be lost. A window that has fewer tokens than it had, because it ended within a character, goes on
         with the text of the next.
 
         Args:
-            windows: Token ids of the teacher, int64, shape (windows, length).
+            windows: Token ids of who sampled them, int64, shape (windows, length).
+            by: Who that was.
 
         Returns:
             Token ids of the student, of the same shape, and the windows in the teacher's tokens.
@@ -114,13 +117,13 @@ class TokenPair:
             DataError: No window has a text.
         """
         count, length = windows.shape
-        parts = [self._parts(window) for window in windows.tolist()]
+        parts = [self._parts(window, by) for window in windows.tolist()]
         found, taught = [], []
         for number in range(count):
             both, at = BothTokens(self), number
             while len(both.ids) < length:
                 if at == number + count and not both.ids:
-                    raise DataError("what the teacher samples is no text; name a text (--recovery-data)")
+                    raise DataError(f"what the {by} samples is no text; name a text (--recovery-data)")
                 for part in parts[at % count]:
                     if isinstance(part, str):
                         both.add(part)
@@ -138,22 +141,29 @@ class TokenPair:
         added = self.teacher.added_tokens_decoder.items()
         return {row: own[str(token)] for row, token in added if str(token) in own}
 
-    def _parts(self, window: list[int]) -> list[str | int]:
-        """Return a window of the teacher in parts: tokens of the student that are added tokens, and text."""
+    @cached_property
+    def _own_marks(self) -> dict[int, int]:
+        """The student's added tokens, which the teacher has all."""
+        return {row: row for row in self.tokenizer.added_tokens_decoder}
+
+    def _parts(self, window: list[int], by: str) -> list[str | int]:
+        """Return a window in parts: tokens of the student that are added tokens, and text."""
+        marks, tokenizer = (self._marks, self.teacher) if by == "teacher" else (self._own_marks, self.tokenizer)
         found: list[str | int] = []
         run: list[int] = []
         for token in window:
-            mark = self._marks.get(token)
+            mark = marks.get(token)
             if mark is None:
                 run.append(token)
             else:
-                found += [self._decode(run), mark]
+                found += [_decoded(tokenizer, run), mark]
                 run = []
         # The window may end within a character.
-        return [part for part in (*found, self._decode(run).rstrip("\ufffd")) if part != ""]
+        return [part for part in (*found, _decoded(tokenizer, run).rstrip("\ufffd")) if part != ""]
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.teacher.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class BothTokens:

@@ -17,6 +17,7 @@ from ..core.finite import not_finite
 from ..core.micro_batch import MicroBatch
 from ..errors import NotFiniteError, TrainingError
 from .exported_weights import ExportedWeights, StepOnExact
+from .on_policy import StudentText
 from .sharding import set_tensors, shard_on_cpus, whole_tensors
 from .student import Student, count_tokens
 from .trainable import trained_parameters
@@ -58,6 +59,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         weights: The student's weights, where the forward pass reads what an export will hold of them.
         micro: How many windows run at once; all of a batch by default.
         grows: Whether more may run at once where memory allows.
+        on_policy: Windows that the student samples in place of some of the text's; None for none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         rates: Mapping[str, float] | None = None,
         micro: int | None = None,
         grows: bool = False,
+        on_policy: StudentText | None = None,
     ) -> None:
         super().__init__(
             model=student,
@@ -86,11 +89,14 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             ],
         )
         self.text, self.average, self.rates = text, average, rates or {}
-        self._weights = weights
+        self._weights, self.on_policy = weights, on_policy
         self._micro = MicroBatch(
             micro or args.per_device_train_batch_size, args.device, what="recovery", remedy=MEMORY_REMEDY
         )
         self._grows = grows
+        if on_policy is not None:
+            here = self.accelerator.process_index, self.accelerator.num_processes
+            on_policy.divide(args.per_device_train_batch_size, *here)
         self.remove_callback(PrinterCallback)
         # The loss is divided by the step's tokens here, so the trainer must not divide it by the batches once more.
         self.model_accepts_loss_kwargs = True
@@ -142,6 +148,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of one step, and how many tokens they predict in all processes together."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if self.on_policy is not None and batches:
+            batches = self.on_policy.replace(batches, self.accelerator.unwrap_model(self.model_wrapped))
         counts = sum((count_tokens(batch["labels"]) for batch in batches), torch.zeros(2, dtype=torch.float64))
         counts = self.accelerator.reduce(counts.float().to(device), reduction="sum")
         return batches, counts
@@ -296,6 +304,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
                 save_tensors(partial / WEIGHTS, trained)
                 if self.average is not None:
                     save_tensors(partial / AVERAGE, self.average.values)
+        if self.on_policy is not None:
+            save_tensors(partial / self._sampled_name, self.on_policy.state)
         self._save_optimizer_and_scheduler(str(partial))
         self._save_scaler(str(partial))
         self._save_rng_state(str(partial))
@@ -316,6 +326,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self._set_trained(load_tensors(folder / WEIGHTS))
         if self.average is not None:
             self.average.resume(load_tensors(folder / AVERAGE))
+        if self.on_policy is not None:
+            self.on_policy.resume(load_tensors(folder / self._sampled_name))
+
+    @property
+    def _sampled_name(self) -> str:
+        """The file of what the student has sampled in this process."""
+        return f"sampled-{self.accelerator.process_index}.safetensors"
 
     def _set_trained(self, stored: Mapping[str, torch.Tensor]) -> None:
         with self.exact_weights():

@@ -18,6 +18,7 @@ from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .exported_weights import ExportedValues, ExportedWeights
 from .held_out import BEFORE, SOLVED, exit_losses, known_losses
 from .kept_zeros import KeepZeros
+from .on_policy import StudentText
 from .options import RecoveryOptions
 from .process_state import process_state
 from .sharding import whole_tensors
@@ -159,6 +160,7 @@ def train(
     exported: ExportedValues | None = None,
     micro: int | None = None,
     sparse: Sequence[str] = (),
+    on_policy: StudentText | None = None,
 ) -> Trained:
     """Train a model, or resume from the last checkpoint in the working folder.
 
@@ -175,6 +177,7 @@ def train(
         exported: What an export will hold of the result, where that is to be trained; None for the result itself.
         micro: Windows run at once in one process; by default what the options allow.
         sparse: Names of the model's parameters whose zeros stay.
+        on_policy: Windows that the model samples in place of some of the text's; None for none.
 
     Raises:
         TrainingError: The loss became NaN or infinite, or a signal stopped the run; the last checkpoint remains.
@@ -222,7 +225,7 @@ def train(
         student,
         arguments,
         text,
-        TrainingWindows(text, options.recovery_epochs, options.seed),
+        TrainingWindows(text, options.recovery_epochs, options.seed, places=on_policy is not None),
         [FinishWhole(), StopOnNaN(folder), stop, EarlyStoppingCallback(options.recovery_patience), bar, zeros],
         weights=weights,
         average=None
@@ -231,6 +234,7 @@ def train(
         rates=rates,
         micro=micro,
         grows=options.batch_size is None,
+        on_policy=on_policy,
     )
     if trainer.is_fsdp_enabled and (sparse or rates or options.recovery_ema is not None):
         raise RequestError(
@@ -286,6 +290,7 @@ def train(
             begins_with=text.begins_with,
             layer_decay=None if rates is None else options.recovery_layer_decay,
             ema=options.recovery_ema,
+            on_policy=None if on_policy is None else options.recovery_on_policy,
             recovery_for=None if exported is None else exported.name,
             types=None if exported is None else exported.types,
             rounding=None if exported is None else "calibrated" if options.starts_calibrated else "nearest",

@@ -234,6 +234,18 @@ def recovery_text(
     )
 
 
+def training_order(windows: int, epochs: int, seed: int) -> torch.Tensor:
+    """Return the windows of all epochs in the order they are trained on, int64, shape (epochs * windows,).
+
+    Args:
+        windows: Windows that are trained on.
+        epochs: Passes over them, each in a different order.
+        seed: Seed of the orders.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(windows, generator=generator) for _ in range(epochs)])
+
+
 class TrainingWindows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The windows of all epochs in the order they are trained on, each epoch in a different order.
 
@@ -243,16 +255,17 @@ class TrainingWindows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         text: The recovery text.
         epochs: Passes over it.
         seed: Seed of the orders.
+        places: Whether a window comes with its `place` in the training, for what replaces some of them.
     """
 
-    def __init__(self, text: RecoveryText, epochs: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.text = text
-        self.order = torch.cat([torch.randperm(text.trained, generator=generator) for _ in range(epochs)])
+    def __init__(self, text: RecoveryText, epochs: int, seed: int, *, places: bool = False) -> None:
+        self.text, self.places = text, places
+        self.order = training_order(text.trained, epochs, seed)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         window = self.order[index]
-        return {"input_ids": self.text.input_ids[window], "labels": self.text.labels[window], "window": window}
+        found = {"input_ids": self.text.input_ids[window], "labels": self.text.labels[window], "window": window}
+        return {**found, "place": torch.tensor(index)} if self.places else found

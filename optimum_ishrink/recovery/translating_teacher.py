@@ -29,7 +29,16 @@ class TranslatingTeacher:
     def __init__(self, live: LiveTeacher, text: TeacherText, tokens: TokenMap) -> None:
         assert not live.reads["values"], "attention cannot be compared between positions of different tokens"
         self.live, self.text, self.tokens = live, text, tokens
+        self._given = text
         self.model, self.k = live.model, live.k
+
+    def follow(self, sampled: TeacherText) -> None:
+        """Read further windows, which take the place of those that were sampled before them.
+
+        Args:
+            sampled: Windows that the student sampled; their numbers go on from those of the recovery text.
+        """
+        self.text = TeacherText.cat([self._given, sampled])
 
     @property
     def rows(self) -> int:

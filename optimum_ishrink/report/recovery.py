@@ -40,6 +40,7 @@ class RecoveryRecord:
         begins_with: The tokens that every window begins with; None where the tokenizer adds none to a text.
         layer_decay: Each layer's learning rate as a share of that of the next; None where all were alike.
         ema: What a step retained of the average of the weights that was saved; None where the weights were.
+        on_policy: Share of the training windows that the model itself sampled; None where the text was given.
         recovery_for: Name of the quantisation that was trained for, whose held-out losses the others are; None where
             the checkpoint's own weights were trained.
         types: With `mixed`, the types of matrices by their names in the file.
@@ -76,6 +77,7 @@ class RecoveryRecord:
     begins_with: str | None = rare_entry()
     layer_decay: float | None = rare_entry()
     ema: float | None = rare_entry()
+    on_policy: float | None = rare_entry()
     recovery_for: str | None = rare_entry()
     types: Mapping[str, str] | None = rare_entry()
     rounding: str | None = rare_entry()

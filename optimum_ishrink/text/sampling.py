@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ def sample_text(
     seed: int,
     batch_size: int = SAMPLED_TOGETHER,
     temperature: float = 1.0,
+    prompts: Sequence[list[int]] | None = None,
 ) -> SampledText:
     """Sample text from the model itself, by default at temperature 1, which is the model's distribution.
 
@@ -62,6 +64,8 @@ def sample_text(
             draw. As many are sampled at once on a CPU. A GPU takes as many as it has memory for, with the same
             numbers.
         temperature: What logits are divided by before a token is drawn: below 1, likely tokens are drawn more often.
+        prompts: What each window starts with instead, in tokens, shorter than the window. No bar is shown then: who
+            has prompts has a bar of its own.
 
     Returns:
         The windows.
@@ -75,9 +79,12 @@ def sample_text(
     rows = model.get_input_embeddings().weight.shape[0]
     check_tokens([token for start in starts for token in start], rows, tokenizer, "the start of a text", "the model")
     levels = _levels(count, length, batch_size, seed)
-    prompts = [starts[number % len(starts)] for number in range(count)]
+    begin = prompts or [starts[number % len(starts)] for number in range(count)]
     micro = MicroBatch(batch_size, model.device, what="sampling", remedy=_REMEDY, most=count)
-    with progress_bar("sampling from the model itself", count * length) as advance:
+    bar = (
+        nullcontext(lambda steps: None) if prompts else progress_bar("sampling from the model itself", count * length)
+    )
+    with bar as advance:
         shown = 0
 
         def count_tokens(windows: int) -> None:
@@ -89,7 +96,7 @@ def sample_text(
             nonlocal shown
             shown = 0
             ending = (tokenizer.eos_token_id, starts[0])
-            return _sample(model, prompts[part], levels[part], ending, count_tokens, temperature)
+            return _sample(model, begin[part], levels[part], ending, count_tokens, temperature)
 
         found = list(micro.each(count, run, undo=lambda: advance(-shown)))
     return SampledText(torch.cat([each.input_ids for each in found]), torch.cat([each.mean_nll for each in found]))
