@@ -127,7 +127,7 @@ def _levels(count: int, length: int, batch_size: int, seed: int) -> torch.Tensor
 
 def _sample(
     model: Any,
-    prompts: list[list[int]],
+    prompts: Sequence[list[int]],
     levels: torch.Tensor,
     ending: tuple[int | None, list[int]],
     advance: Callable[[int], None],
