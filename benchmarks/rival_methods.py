@@ -114,7 +114,7 @@ class Base:
         model = self.source.load_model(torch.float32, self.session.device)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".mlp." in name)
-        for window in torch.split(self.windows, self.config.batch_size):
+        for window in torch.split(self.windows, self.config.batch_windows):
             ids = window.to(self.session.device)
             with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.session.dtype is torch.bfloat16):
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -216,7 +216,7 @@ def optipfair(base: Base, size: str, folder: Path) -> None:
     """
     width, whole = int(size), base.source.binding.shape[WIDTH]
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(base.windows), batch_size=base.config.batch_size
+        torch.utils.data.TensorDataset(base.windows), batch_size=base.config.batch_windows
     )
     model = base.source.load_model(base.session.dtype, base.session.device)
     with base.library("optipfair") as library:

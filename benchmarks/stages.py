@@ -22,10 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
+from optimum_ishrink.core.json_files import read_json
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.demo import demo_config, demo_source
 from optimum_ishrink.pipeline.estimate import estimate_shrink
 from optimum_ishrink.pipeline.machine_speed import measure_speed
+from optimum_ishrink.report.files import PLAN_FILE
 from optimum_ishrink.report.plan import Plan
 
 BARS = {
@@ -76,11 +78,11 @@ def limits(folder: Path) -> dict[str, float]:
         folder: A finished demo's output.
     """
     source, config = demo_source(), demo_config("params=-15%", 0)
-    device = resolve_device(None)
+    device = resolve_device(config.device)
     sizes = source.binding.sizes
     dtype = resolve_dtype(config.dtype, device)
     speed = measure_speed(device, dtype, sizes["hidden"], sizes["ffn"], folder)
-    shape = Plan.read(folder).new_shape
+    shape = Plan.from_json(read_json(folder / PLAN_FILE)).new_shape
     found = estimate_shrink(source.binding, shape, config, folder=folder, speed=speed)
     weights = source.binding.num_parameters() * dtype.itemsize
     return {stage.work.stage: stage.work.seconds(speed, weights) for stage in found.stages}
@@ -104,10 +106,11 @@ def stages(rounds: int) -> str:
             for name, took in limits(Path(place) / f"demo-{number}").items():
                 least.setdefault(name, []).append(took)
     rows = []
-    for bar, took in measured.items():
+    for bar, times in measured.items():
+        time_taken = statistics.median(times)
         limit = statistics.median(least[BARS[bar]]) if BARS.get(bar) in least else None
-        ratio = "" if limit is None else f"{statistics.median(took) / limit:.1f}"
-        rows.append((bar, "" if limit is None else f"{limit:.1f}", f"{statistics.median(took):.0f}", ratio))
+        share = ("", "") if limit is None else (f"{limit:.1f}", f"{time_taken / limit:.1f}")
+        rows.append((bar, share[0], f"{time_taken:.0f}", share[1]))
     rows.append(("the whole demo", "", f"{statistics.median(whole):.0f}", ""))
     return markdown_table(("stage", "limit, s", "measured, s", "ratio"), rows)
 
@@ -130,7 +133,7 @@ def starts(rounds: int, model: str | None) -> str:
     for _ in range(rounds):
         for name, command in commands.items():
             times[name].append(_seconds(command))
-    rows = [(name, f"{statistics.median(took):.2f}") for name, took in times.items()]
+    rows = [(name, f"{statistics.median(each):.2f}") for name, each in times.items()]
     return markdown_table(("command", "seconds"), rows)
 
 

@@ -51,7 +51,7 @@ def benchmark_llama_cpp(
     opened = model if isinstance(model, Source) else open_for_llama_cpp(model, revision=revision)
     other = base if isinstance(base, Source) or base is None else open_for_llama_cpp(base)
     folder = None
-    if update and isinstance(opened, Source) and isinstance(other, Source) and not opened.is_hub_id:
+    if update and isinstance(opened, Source) and isinstance(other, Source) and not opened.is_copy:
         folder = opened.folder if can_update(opened.folder, other, base_model) else None
     found = time_in_llama_cpp(
         opened,

@@ -29,7 +29,7 @@ def measure(session: Session, config: IShrinkConfig, base: str | Path | Source |
     source = session.source
     other = base if isinstance(base, Source) or base is None else open_source(given_model(base, "base"))
     if update:
-        update = other is not None and not source.is_hub_id and can_update(source.folder, other, config.base_model)
+        update = other is not None and not source.is_copy and can_update(source.folder, other, config.base_model)
     models = [source] if other is None else [source, other]
     for model in models:
         model.check_architecture()

@@ -68,6 +68,11 @@ class Source:
     _owner: object = field(default=None, repr=False, compare=False)
 
     @property
+    def is_copy(self) -> bool:
+        """Whether the folder is a copy, of what is on the Hub or at a URL: nothing is changed in it."""
+        return self.is_hub_id or is_url(self.name)
+
+    @property
     def display_name(self) -> str:
         """Its name for cards and reports: a Hub id or the name of a folder, never a full path."""
         return self.name if self.is_hub_id else Path(self.name).resolve().name

@@ -1,6 +1,6 @@
 """Places at URLs of fsspec, such as `s3://bucket/model`.
 
-Names and passwords in a URL are for the file system alone: they are in no message and in nothing that is written.
+URLs are written into reports and cards, so they hold no password.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import IShrinkError, SourceError, one_line
+from ..errors import IShrinkError, RequestError, SourceError, one_line
 from .digest import digest
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -25,14 +25,12 @@ class Storage:
     Args:
         files: The file system.
         path: The place, as the file system names it.
-        shown: The URL without names, passwords and query, for messages, cards and reports.
-        secrets: Parts of the URL that no message may repeat.
+        shown: The URL, for messages, cards and reports.
     """
 
     files: Any
     path: str
     shown: str
-    secrets: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,10 +77,7 @@ class Storage:
         except IShrinkError:
             raise
         except Exception as error:
-            reason = one_line(error)
-            for secret in self.secrets:
-                reason = reason.replace(secret, "***")
-            raise kind(f"{what} {self.shown}: {type(error).__name__}: {reason}{hint}") from None
+            raise kind(f"{what} {self.shown}: {type(error).__name__}: {one_line(error)}{hint}") from None
 
 
 def is_url(name: object) -> bool:
@@ -94,14 +89,22 @@ def is_url(name: object) -> bool:
     return isinstance(name, str) and _URL.match(name) is not None
 
 
-def without_secrets(url: str) -> str:
-    """Return a URL without what may be secret in it: the name and password before the host, and the query.
+def check_no_secret(name: str) -> None:
+    """Check that a name is no URL with a password or a query, which may hold a token: names are written down.
 
     Args:
-        url: The URL.
+        name: What a user named.
+
+    Raises:
+        RequestError: It is; the message repeats neither.
     """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    parts = urlsplit(name) if is_url(name) else None
+    if parts is not None and (parts.password is not None or parts.query):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise RequestError(
+            f"the URL of {shown} holds a password or a query, and names are written into reports; give credentials "
+            "as the file system's package reads them, by the environment or its configuration file"
+        )
 
 
 def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
@@ -112,18 +115,19 @@ def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
         kind: What is raised.
 
     Raises:
+        RequestError: The URL holds a password or a query.
         IShrinkError: Of that kind: no installed package knows the protocol, or the file system cannot be opened.
     """
     from fsspec import get_filesystem_class
     from fsspec.core import url_to_fs
 
-    shown = without_secrets(url)
+    check_no_secret(url)
+    shown = url.rstrip("/")
     if "::" in url:
         raise kind(
             f"{shown} chains file systems with ::, which is not supported; name one place, such as s3://bucket/x"
         )
     parts = urlsplit(url)
-    secrets = tuple(part for part in (parts.password, parts.query) if part)
     try:
         get_filesystem_class(parts.scheme)
     except ValueError:
@@ -135,6 +139,6 @@ def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
     try:
         files, path = url_to_fs(url)
     except Exception as error:
-        with Storage(None, "", shown, secrets).errors(kind, "cannot open"):
+        with Storage(None, "", shown).errors(kind, "cannot open"):
             raise error
-    return Storage(files, str(path), shown, secrets)
+    return Storage(files, str(path), shown)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.storage import check_no_secret
 from ..errors import RequestError
 
 
@@ -30,7 +31,8 @@ def parse_teachers(text: str) -> tuple[NamedTeacher, ...]:
             is one teacher, whatever characters it has.
 
     Raises:
-        RequestError: A name is empty, a weight is not a positive number, or some teachers have one and others do not.
+        RequestError: A name is empty or a URL with a password, a weight is not a positive number, or some teachers
+            have one and others do not.
     """
     if _exists(text):
         return (NamedTeacher(text),)
@@ -39,6 +41,7 @@ def parse_teachers(text: str) -> tuple[NamedTeacher, ...]:
         name, weight = _parts(part.strip())
         if not name:
             raise RequestError(f"a teacher in {text!r} has no name; write A,B or A:0.7,B:0.3")
+        check_no_secret(name)
         found.append((name, weight))
     weights = [weight for _, weight in found if weight is not None]
     if not weights:
@@ -86,7 +89,7 @@ def _exists(text: str) -> bool:
 def _parts(part: str) -> tuple[str, float | None]:
     """Return a teacher's name and weight; None where it has none."""
     name, colon, weight_text = part.rpartition(":")
-    if not colon or _exists(part):
+    if not colon or weight_text.startswith("//") or _exists(part):  # a URL has a colon of its own
         return part, None
     try:
         weight = float(weight_text)

@@ -24,13 +24,12 @@ class FailingFileSystem(MemoryFileSystem):  # type: ignore[misc]
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        path = str(path).removeprefix("failing://").rpartition("@")[2]
-        return str(MemoryFileSystem._strip_protocol(path))
+        return str(MemoryFileSystem._strip_protocol(str(path).removeprefix("failing://")))
 
     def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
         kind = type(self)
         if kind.fails_at is not None and kind.written >= kind.fails_at:
-            raise PermissionError("secret-word is not allowed here")
+            raise PermissionError("Access Denied")
         kind.written += 1
         super().put_file(lpath, rpath, **options)
         if kind.changes is not None and rpath.endswith(kind.changes):

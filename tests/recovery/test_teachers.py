@@ -47,12 +47,21 @@ def test_teachers_as_they_are_written(tmp_path: Path) -> None:
     assert describe_teachers(parse_teachers("a:0.7,b:0.3"), names) == "0.7 a + 0.3 b"
 
 
+def test_urls_have_a_colon_of_their_own() -> None:
+    assert [(each.name, each.weight) for each in parse_teachers("s3://b/x:1,hf://o/y:3")] == [
+        ("s3://b/x", 0.25),
+        ("hf://o/y", 0.75),
+    ]
+    assert [each.name for each in parse_teachers("s3://b/x")] == ["s3://b/x"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a,,b", "a teacher in 'a,,b' has no name; write A,B or A:0.7,B:0.3"),
         ("a:0.7,b", "teacher 'b' has no weight, and others have; give all of them one, or none: A:0.7,B:0.3"),
         ("a:0,b:1", "the weight of teacher 'a' must be a positive number, not '0': a:0.5"),
+        ("s3://me:hunter2@bucket/a:1,b:1", "holds a password or a query"),
         ("a:x", "the weight of teacher 'a' must be a positive number, not 'x': a:0.5"),
     ],
 )
