@@ -39,6 +39,7 @@ _TITLES = {
     "CalibrationOptions": "Calibration text",
     "RecoveryOptions": "Recovery",
     "DistillationOptions": "Distillation",
+    "CompileOptions": "Compiled layers",
     "QualityOptions": "Quality",
     "TaskOptions": "Tasks",
     "SpeedOptions": "Speed",

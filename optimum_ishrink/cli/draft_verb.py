@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..planning.options import ShapeOptions
-from ..recovery.distillation_options import DistillationOptions
-from ..recovery.options import RecoveryOptions
 from ..speculation.options import DraftOptions
 from .flags import add_options, given
 from .requests import open_shrinker, read_request
-from .shared_flags import common_flags, importance_flags, model_flags, output_flags
+from .shared_flags import common_flags, importance_flags, model_flags, output_flags, recovery_flags
 from .show import print_table, say
 
 DRAFT = (
@@ -34,8 +32,7 @@ def add_draft_flags(parser: argparse.ArgumentParser) -> None:
     importance_flags(parser)
     protected = parser.add_argument_group("which layers are protected")
     add_options(protected, ShapeOptions, only=("keep_first_layers", "keep_last_layers"))
-    add_options(parser.add_argument_group("recovery of the drafts"), RecoveryOptions)
-    add_options(parser.add_argument_group("distillation of the drafts"), DistillationOptions, hide=("--teacher",))
+    recovery_flags(parser, "{} of the drafts", hide=("--teacher",))
     common_flags(parser)
 
 

@@ -11,8 +11,6 @@ from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
 from ..planning.options import ShapeOptions
-from ..recovery.distillation_options import DistillationOptions
-from ..recovery.options import RecoveryOptions
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..sparsity.options import SparsityOptions
 from ..vocabulary.options import VocabularyOptions
@@ -22,7 +20,15 @@ from .describe_verb import DESCRIBE, add_describe_flags
 from .draft_verb import DRAFT, add_draft_flags
 from .flags import add_options
 from .plan_verb import PLAN, add_plan_flags
-from .shared_flags import architecture_flag, common_flags, importance_flags, json_flag, model_flags, output_flags
+from .shared_flags import (
+    architecture_flag,
+    common_flags,
+    importance_flags,
+    json_flag,
+    model_flags,
+    output_flags,
+    recovery_flags,
+)
 
 DESCRIPTION = "Shrink compact language models by structured pruning, with the evidence."
 
@@ -198,8 +204,7 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     _shape(parser)
     importance_flags(parser)
-    add_options(parser.add_argument_group("recovery"), RecoveryOptions)
-    add_options(parser.add_argument_group("distillation"), DistillationOptions, hide=("--teacher",))
+    recovery_flags(parser, hide=("--teacher",))
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)
@@ -238,8 +243,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     )
     output_flags(parser)
     architecture_flag(parser)
-    add_options(parser.add_argument_group("recovery"), RecoveryOptions, defaults={"recovery": "kl"})
-    add_options(parser.add_argument_group("distillation"), DistillationOptions)
+    recovery_flags(parser, defaults={"recovery": "kl"})
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)

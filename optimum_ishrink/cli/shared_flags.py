@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ..importance.options import ImportanceOptions
 from ..options.offload import OffloadOptions
 from ..options.run import RunOptions
+from ..recovery.compile_options import CompileOptions
+from ..recovery.distillation_options import DistillationOptions
+from ..recovery.options import RecoveryOptions
 from ..surgery.options import CompensationOptions
 from ..text.options import CalibrationOptions
 from .flags import add_options
@@ -46,6 +50,21 @@ def importance_flags(parser: argparse.ArgumentParser, *, compensation: bool = Tr
     if compensation:
         add_options(group, CompensationOptions)
     add_options(group, CalibrationOptions)
+
+
+def recovery_flags(parser: argparse.ArgumentParser, title: str = "{}", **how: Any) -> None:
+    """Add the flags of a recovery.
+
+    Args:
+        parser: The verb's parser.
+        title: Titles of the groups, in which `{}` stands for what a group is about.
+        **how: Further arguments of `add_options`.
+    """
+    group = parser.add_argument_group(title.format("recovery"))
+    add_options(group, RecoveryOptions, **{name: value for name, value in how.items() if name != "hide"})
+    add_options(group, CompileOptions)
+    hide = {"hide": how["hide"]} if "hide" in how else {}
+    add_options(parser.add_argument_group(title.format("distillation")), DistillationOptions, **hide)
 
 
 def common_flags(parser: argparse.ArgumentParser, *, offload: bool = False) -> None:

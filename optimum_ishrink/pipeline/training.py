@@ -17,9 +17,11 @@ from ..errors import RequestError
 from ..recovery.exported_weights import ExportedValues
 from ..recovery.kept_zeros import check_zeros
 from ..recovery.preparation import Models, Preparation, prepare
+from ..recovery.run_training import train_prepared
 from ..recovery.stage import (
     adapter_base,
     apply,
+    check_compile,
     check_device,
     check_early_exits,
     check_losses,
@@ -31,7 +33,6 @@ from ..recovery.stage import (
     check_teachers,
     check_text,
     check_whole_weights,
-    train_prepared,
 )
 from ..recovery.teachers import describe_teachers
 from ..recovery.work_folder import discard_unused, work_folder
@@ -55,6 +56,11 @@ def check_recovery_of_cut(job: Job) -> None:
                 f"recovery_for={job.config.recovery_for!r} says what a recovery trains for, and recovery='none' "
                 "trains nothing; name a loss, such as recovery='kl', or leave it out"
             )
+        if job.config.torch_compile:
+            raise RequestError(
+                "torch_compile compiles what a recovery runs, and recovery='none' trains nothing; name a loss, such "
+                "as recovery='kl', or leave it out"
+            )
         check_early_exits(job.config, job.session.source, job.shape[LAYERS])
         return
     check_one_process()
@@ -71,6 +77,8 @@ def check_training(job: Job) -> None:
     for text in parse_sources(config.recovery_data):
         text.check()
     adapter_base(config, job.student)
+    if config.torch_compile:
+        check_compile(config, job.session)
     if config.recovery_for is not None:
         check_whole_weights(config)
         shape = None if job.student is not None else job.shape

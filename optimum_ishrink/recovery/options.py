@@ -11,6 +11,7 @@ from ..options.gguf_types import PLAIN_TYPES
 from ..options.option import option
 from ..report.compensation import COMPENSATIONS
 from ..text.options import SOURCES
+from .compile_options import CompileOptions
 from .distillation_options import DistillationOptions
 from .trained_parts import LORA, parse_trained
 
@@ -41,7 +42,7 @@ def _check_loss(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RecoveryOptions(DistillationOptions):
+class RecoveryOptions(DistillationOptions, CompileOptions):
     """How the pruned model is trained, if at all."""
 
     recovery: str = option(

@@ -58,8 +58,7 @@ class Models:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the modules of the student's layers, in order."""
-        binding = self.student.binding
-        return tuple(layer_module(binding, layer) for layer in range(binding.sizes["layers"]))
+        return layers_of(self.student)
 
     def layer_map(self) -> LayerMap:
         """Return which of the teacher's layers each of the student's layers corresponds to."""
@@ -67,6 +66,15 @@ class Models:
             return LayerMap.of_retained(self.plan.layers, self.plan.shape["num_hidden_layers"])
         assert self.teacher is not None, "losses that compare layers have a teacher"
         return LayerMap.even(self.student.binding.sizes["layers"], self.teacher.binding.sizes["layers"])
+
+
+def layers_of(source: Source) -> tuple[str, ...]:
+    """Return the names of the modules of a model's layers, in order.
+
+    Args:
+        source: The model.
+    """
+    return tuple(layer_module(source.binding, layer) for layer in range(source.binding.sizes["layers"]))
 
 
 @dataclass(frozen=True)

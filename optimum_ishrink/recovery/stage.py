@@ -1,37 +1,32 @@
-"""The stage that recovers: what it checks, the training, and what becomes of the weights."""
+"""The stage that recovers: what it checks, and what becomes of the weights; `run_training` is between the two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ..architectures.composite import check_alone
 from ..architectures.description import HEADS
-from ..checkpoint.loading import load_model
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..core.limits import check_tokens
 from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import RequestError
+from ..modeling.compiled_layers import check_compiler
 from ..modeling.early_exit import check_exits, check_exits_run
 from ..report.measurement import Measurement
 from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
-from .exported_weights import ExportedValues
-from .mixed_teacher import MixedTeacher
-from .on_policy import StudentText
 from .options import RecoveryOptions
-from .preparation import Preparation, own_tokenizer, pair_of
+from .preparation import own_tokenizer, pair_of
 from .sharding import wants_sharding
-from .teacher_choice import choose_teacher
 from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
-from .training import Trained, train
+from .training import Trained
 from .training_text import RecoveryText, recovery_text
-from .translating_teacher import TranslatingTeacher
 
 
 def check_one_process() -> None:
@@ -60,6 +55,25 @@ def check_device(session: Session) -> None:
             f"recovery trains on the first CUDA device that it sees, not on {session.device}; "
             f"set CUDA_VISIBLE_DEVICES={session.device.index} and leave out --device"
         )
+
+
+def check_compile(options: RecoveryOptions, session: Session) -> None:
+    """Check that the layers of student and teacher can be compiled.
+
+    Args:
+        options: The recovery's options.
+        session: The run.
+
+    Raises:
+        RequestError: A loss reads what is inside of layers, or there is no compiler.
+    """
+    inside = [term.loss.name for term in options.terms if term.loss.reads == "values"]
+    if inside:
+        raise RequestError(
+            f"torch_compile compiles layers, and the loss {inside[0]!r} reads what is inside of them; leave out one "
+            "of both"
+        )
+    check_compiler(session.device)
 
 
 def check_whole_weights(options: RecoveryOptions) -> None:
@@ -282,60 +296,6 @@ def check_early_exits(options: RecoveryOptions, student: Source, layers: int) ->
     )
     check_exits(options.recovery_early_exit, layers)
     check_exits_run(student.config, student.binding)
-
-
-def train_prepared(
-    prepared: Preparation,
-    *,
-    solved: Mapping[str, torch.Tensor] | None = None,
-    start: Mapping[str, torch.Tensor] | None = None,
-    sparse: Sequence[str] = (),
-    exported: ExportedValues | None = None,
-) -> Trained:
-    """Train a prepared student, or resume an unfinished training of it.
-
-    Args:
-        prepared: What `prepare` returned.
-        solved: Weights that replace the student's before the training, by their names in its checkpoint.
-        start: What an adapter adds to weights at the start, by their names.
-        sparse: Names of the student's parameters, as it is loaded, whose zeros stay.
-        exported: What an export will hold of the result, where that is to be trained.
-
-    Raises:
-        TrainingError: The training stopped before its end; the same command resumes it.
-        OutputError: There is no room for a checkpoint.
-    """
-    options, models, session = prepared.options, prepared.models, prepared.session
-    compares_layers = options.reads("hidden_states") or options.reads("values")
-    model, pair = load_model(models.student.folder, session.dtype, session.device), prepared.pair
-    teacher = choose_teacher(
-        prepared.teacher,
-        options,
-        prepared.text,
-        prepared.teacher_cache,
-        prepared.micro,
-        None if pair is None else pair.map,
-        prepared.more_teachers,
-    )
-    on_policy = None
-    if options.recovery_on_policy:
-        told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
-        on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
-    return train(
-        model,
-        teacher,
-        prepared.text,
-        options,
-        prepared.work,
-        layers=models.layers,
-        layer_map=models.layer_map() if compares_layers else None,
-        start=start,
-        solved=solved,
-        exported=exported,
-        micro=prepared.micro,
-        sparse=sparse,
-        on_policy=on_policy,
-    )
 
 
 def apply(

@@ -152,6 +152,8 @@ def test_requests_that_cannot_be_met(
     shrinker = IShrinker.from_pretrained(base, dtype="float32", device="cpu")
     with pytest.raises(RequestError, match="recovery='none' trains nothing; name a loss, such as recovery='kl'"):
         shrinker.shrink(intermediate_size=64, recovery_for="q4_0")
+    with pytest.raises(RequestError, match="torch_compile compiles what a recovery runs.*or leave it out"):
+        shrinker.shrink(intermediate_size=64, torch_compile=True)
     wrong: dict[str, Any]
     for wrong in ({"recovery_for": "mixed"}, {"recovery_for": "q4_0", "recovery_types": "x.gguf"}):
         with pytest.raises(RequestError, match="name it with recovery_types=FILE.gguf, such as a mixed export"):

@@ -55,6 +55,7 @@ def test_a_loss_between_tokens_of_two_vocabularies(
         (["--recovery-labels", "answers", "--recovery", "ce"], "is plain text without answers"),
         (["--recovery-data", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--eval-text", "TEXT"], "is given for recovery and for evaluation"),
+        (["--torch-compile", "--recovery", "attention"], "the loss 'attention' reads what is inside of them"),
         (["--keep-adapter"], "this one has no name on the Hub.*--keep-adapter USER/NAME"),
         (
             ["--keep-adapter", "me/x", "--recovery-train", "full"],

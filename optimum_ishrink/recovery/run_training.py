@@ -1,0 +1,79 @@
+"""The training of a prepared student: its model, its teacher, text of its own, compiled layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+
+from ..checkpoint.loading import load_model
+from ..modeling.compiled_layers import compiled_layers
+from .exported_weights import ExportedValues
+from .mixed_teacher import MixedTeacher
+from .on_policy import StudentText
+from .preparation import Preparation, layers_of
+from .teacher_choice import choose_teacher
+from .training import Trained, train
+from .translating_teacher import TranslatingTeacher
+
+
+def train_prepared(
+    prepared: Preparation,
+    *,
+    solved: Mapping[str, torch.Tensor] | None = None,
+    start: Mapping[str, torch.Tensor] | None = None,
+    sparse: Sequence[str] = (),
+    exported: ExportedValues | None = None,
+) -> Trained:
+    """Train a prepared student, or resume an unfinished training of it.
+
+    Args:
+        prepared: What `prepare` returned.
+        solved: Weights that replace the student's before the training, by their names in its checkpoint.
+        start: What an adapter adds to weights at the start, by their names.
+        sparse: Names of the student's parameters, as it is loaded, whose zeros stay.
+        exported: What an export will hold of the result, where that is to be trained.
+
+    Raises:
+        TrainingError: The training stopped before its end; the same command resumes it.
+        OutputError: There is no room for a checkpoint.
+    """
+    options, models, session = prepared.options, prepared.models, prepared.session
+    compares_layers = options.reads("hidden_states") or options.reads("values")
+    model, pair = load_model(models.student.folder, session.dtype, session.device), prepared.pair
+    teacher = choose_teacher(
+        prepared.teacher,
+        options,
+        prepared.text,
+        prepared.teacher_cache,
+        prepared.micro,
+        None if pair is None else pair.map,
+        prepared.more_teachers,
+    )
+    on_policy = None
+    if options.recovery_on_policy:
+        told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
+        on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
+    with ExitStack() as stack:
+        if options.torch_compile:
+            stack.enter_context(compiled_layers(model, models.layers))
+            teachers = [] if prepared.teacher is None else [prepared.teacher, *prepared.more_teachers]
+            for each, source in zip(teachers, (models.teacher, *models.more_teachers), strict=False):
+                assert source is not None, "a teacher that runs has a source"
+                stack.enter_context(compiled_layers(each, layers_of(source)))
+        return train(
+            model,
+            teacher,
+            prepared.text,
+            options,
+            prepared.work,
+            layers=models.layers,
+            layer_map=models.layer_map() if compares_layers else None,
+            start=start,
+            solved=solved,
+            exported=exported,
+            micro=prepared.micro,
+            sparse=sparse,
+            on_policy=on_policy,
+        )
