@@ -18,6 +18,7 @@ from ..recovery.exported_weights import ExportedValues
 from ..recovery.kept_zeros import check_zeros
 from ..recovery.preparation import Models, Preparation, prepare
 from ..recovery.run_training import train_prepared
+from ..recovery.sharding import check_sharding
 from ..recovery.stage import (
     adapter_base,
     apply,
@@ -25,14 +26,12 @@ from ..recovery.stage import (
     check_device,
     check_early_exits,
     check_losses,
-    check_on_policy,
     check_one_process,
     check_start,
     check_targets,
     check_teacher,
     check_teachers,
     check_text,
-    check_whole_weights,
 )
 from ..recovery.teachers import describe_teachers
 from ..recovery.work_folder import discard_unused, work_folder
@@ -80,13 +79,13 @@ def check_training(job: Job) -> None:
     if config.torch_compile:
         check_compile(config, job.session)
     if config.recovery_for is not None:
-        check_whole_weights(config)
         shape = None if job.student is not None else job.shape
         check_recovery_for(config.recovery_for, student, shape, _types_file(config))
-    check_on_policy(config)
     check_start(config, is_base=job.is_base and (job.student is None or job.plan is not None))
-    if config.sparsifies or (job.plan is not None and job.plan.sparsity is not None):
+    sparse = config.sparsifies or (job.plan is not None and job.plan.sparsity is not None)
+    if sparse:
         check_zeros(config)
+    check_sharding(config, sparse=sparse)
     check_targets(config, student)
     check_early_exits(config, student, (job.shape or student.binding.shape)[LAYERS])
     if config.compensates:

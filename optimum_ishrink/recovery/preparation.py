@@ -27,7 +27,6 @@ from ..text.windows import beginning
 from .options import RecoveryOptions
 from .process_state import process_state
 from .self_text import self_text
-from .sharding import check_sharding
 from .teacher import LayerMap
 from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch
@@ -179,7 +178,6 @@ def prepare(
     """
     device, dtype = session.device, session.dtype
     state = process_state(device)
-    check_sharding()
     micro = micro_batch(options.recovery_batch_size, options.batch_windows, state.num_processes)
     pair = None
     if models.teacher is not None and options.needs_teacher_model:

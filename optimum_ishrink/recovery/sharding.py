@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import RequestError
+from .options import RecoveryOptions
 
 
 def wants_sharding() -> bool:
@@ -34,14 +35,36 @@ def shard_on_cpus(accelerator: Accelerator) -> bool:
     return True
 
 
-def check_sharding() -> None:
-    """Check what accelerate's configuration asks for.
+def check_sharding(options: RecoveryOptions, *, sparse: bool) -> None:
+    """Check that a recovery can be sharded, where accelerate's configuration asks for it.
+
+    Args:
+        options: The recovery's options.
+        sparse: Whether zeros of the student have to stay.
 
     Raises:
-        RequestError: It is the first version of fully sharded training, whose parameters have no names of their own.
+        RequestError: It is the first version of fully sharded training, whose parameters have no names of their own,
+            or the recovery needs whole weights in every process.
     """
-    if wants_sharding() and os.environ.get("FSDP_VERSION", "1") != "2":
+    if not wants_sharding():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
         raise RequestError("recovery is sharded by FSDP2 alone; set fsdp_version: 2 in accelerate's configuration")
+    if options.recovery_for is not None:
+        raise RequestError(
+            "recovery_for quantises whole weights, and FSDP spreads them over processes; run it under torchrun "
+            "without FSDP, or in one process"
+        )
+    if options.recovery_on_policy:
+        raise RequestError(
+            "recovery_on_policy samples from the student in each process, and FSDP spreads its weights over all; run "
+            "it under torchrun without FSDP, or in one process"
+        )
+    if sparse or options.recovery_ema is not None or options.recovery_layer_decay < 1:
+        raise RequestError(
+            "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
+            "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
+        )
 
 
 def whole_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

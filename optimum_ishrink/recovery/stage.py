@@ -22,7 +22,6 @@ from ..report.recovery import RecoveryRecord
 from ..text.sources import parse_sources
 from .options import RecoveryOptions
 from .preparation import own_tokenizer, pair_of
-from .sharding import wants_sharding
 from .teacher_text import TokenPair
 from .trained_weights import save_adapter, write_solved, write_trained
 from .training import Trained
@@ -74,38 +73,6 @@ def check_compile(options: RecoveryOptions, session: Session) -> None:
             "of both"
         )
     check_compiler(session.device)
-
-
-def check_whole_weights(options: RecoveryOptions) -> None:
-    """Check that every process holds whole weights, where they are quantised while training.
-
-    Args:
-        options: The recovery's options.
-
-    Raises:
-        RequestError: accelerate is set to spread them over processes.
-    """
-    if options.recovery_for is not None and wants_sharding():
-        raise RequestError(
-            "recovery_for quantises whole weights, and FSDP spreads them over processes; run it under torchrun "
-            "without FSDP, or in one process"
-        )
-
-
-def check_on_policy(options: RecoveryOptions) -> None:
-    """Check that every process can sample from the student alone, where it is to.
-
-    Args:
-        options: The recovery's options.
-
-    Raises:
-        RequestError: accelerate is set to spread its weights over processes.
-    """
-    if options.recovery_on_policy and wants_sharding():
-        raise RequestError(
-            "recovery_on_policy samples from the student in each process, and FSDP spreads its weights over all; run "
-            "it under torchrun without FSDP, or in one process"
-        )
 
 
 def check_start(options: RecoveryOptions, *, is_base: bool) -> None:

@@ -16,7 +16,7 @@ from ..errors import RequestError, TrainingError
 from ..report.recovery import RecoveryRecord
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .exported_weights import ExportedValues, ExportedWeights
-from .held_out import BEFORE, SOLVED, exit_losses, known_losses
+from .held_out import SOLVED, exit_losses, known_losses
 from .kept_zeros import KeepZeros
 from .on_policy import StudentText
 from .options import RecoveryOptions
@@ -236,11 +236,6 @@ def train(
         grows=options.batch_size is None,
         on_policy=on_policy,
     )
-    if trainer.is_fsdp_enabled and (sparse or rates or options.recovery_ema is not None):
-        raise RequestError(
-            "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
-            "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
-        )
     before, loss_solved = known_losses(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}

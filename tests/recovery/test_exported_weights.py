@@ -10,7 +10,6 @@ import torch
 
 from optimum_ishrink import RequestError
 from optimum_ishrink.recovery.exported_weights import ExportedValues, ExportedWeights, StepOnExact
-from optimum_ishrink.recovery.stage import check_whole_weights
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
 from optimum_ishrink.recovery.trainable import add_lora, train_parameters
 from optimum_ishrink.recovery.training import train
@@ -189,12 +188,6 @@ def test_solved_weights_are_rounded_as_well(tmp_path: Path) -> None:
     torch.testing.assert_close(found.merged[name], repaired)
 
 
-def test_sharded_weights_and_dropout_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = settings(for_="q4_0")
-    check_whole_weights(options)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RequestError, match="recovery_for quantises whole weights, and FSDP spreads them"):
-        check_whole_weights(options)
-    check_whole_weights(settings())
+def test_dropout_is_refused() -> None:
     with pytest.raises(RequestError, match="set recovery_lora_dropout to 0"):
         settings(for_="q4_0", dropout=0.1)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from optimum_ishrink import RequestError
 from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.kept_zeros import KeepZeros
 from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
@@ -68,14 +67,3 @@ def test_what_cannot_change_counts_in_no_gradient() -> None:
         parameter += 1
     zeros.on_optimizer_step(None, None, None)
     assert parameter.tolist() == [2.0, 0.0, 3.0, 0.0]
-
-
-def test_weights_that_are_spread_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sharded(run.RecoveryTrainer):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(run, "RecoveryTrainer", Sharded)
-    with pytest.raises(RequestError, match="fully sharded training holds parts of the weights"):
-        go(tmp_path, sparse_model())

@@ -15,7 +15,7 @@ from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.loss import parse_loss
 from optimum_ishrink.recovery.mixed_teacher import MixedTeacher
 from optimum_ishrink.recovery.on_policy import StudentText
-from optimum_ishrink.recovery.stage import check_on_policy
+from optimum_ishrink.recovery.sharding import check_sharding
 from optimum_ishrink.recovery.student import Student
 from optimum_ishrink.recovery.targets import IGNORED
 from optimum_ishrink.recovery.teacher import LiveTeacher
@@ -222,5 +222,5 @@ def test_what_does_not_go_together(changes: dict[str, Any], message: str) -> Non
 def test_spread_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RequestError, match="run it under torchrun without FSDP, or in one process"):
-        check_on_policy(settings(on_policy=0.5))
-    check_on_policy(settings())
+        check_sharding(settings(on_policy=0.5), sparse=False)
+    check_sharding(settings(), sparse=False)

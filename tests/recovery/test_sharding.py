@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, whole_tensors
 from tests.helpers.recovery_runs import changed, recover, recovered
+from tests.helpers.small_recovery import settings
 from tests.helpers.torchrun import torchrun
 
 ROOT = Path(__file__).parents[2]
@@ -94,12 +95,25 @@ def test_only_the_second_version_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(RequestError, match="set fsdp_version: 2 in accelerate's configuration"):
-        check_sharding()
+        check_sharding(settings(), sparse=False)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    check_sharding()
+    check_sharding(settings(), sparse=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.delenv("FSDP_VERSION")
-    check_sharding()
+    check_sharding(settings(), sparse=True)
+
+
+def test_what_needs_whole_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantised, averaged, decayed = settings(for_="q4_0"), settings(ema=0.9), settings(layer_decay=0.9)
+    for options in (quantised, averaged, decayed):
+        check_sharding(options, sparse=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(RequestError, match="recovery_for quantises whole weights, and FSDP spreads them"):
+        check_sharding(quantised, sparse=False)
+    for options, sparse in ((averaged, False), (decayed, False), (settings(), True)):
+        with pytest.raises(RequestError, match="fully sharded training holds parts of the weights"):
+            check_sharding(options, sparse=sparse)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
