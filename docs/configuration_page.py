@@ -34,6 +34,7 @@ _KINDS = {
 
 _TITLES = {
     "ShapeOptions": "Shape",
+    "ScheduleOptions": "Schedule",
     "ImportanceOptions": "Importance",
     "CompensationOptions": "Compensation",
     "CalibrationOptions": "Calibration text",

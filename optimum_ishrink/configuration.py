@@ -15,6 +15,8 @@ from .evaluation.options import EvaluationOptions
 from .importance.options import ImportanceOptions
 from .options.option import Place, argument_lines, options_of
 from .planning.options import ShapeOptions
+from .planning.schedule_names import RECOVER, parse_schedule
+from .planning.schedule_options import ScheduleOptions
 from .recovery.options import RecoveryOptions
 from .recovery.teachers import without_folders
 from .report.files import CONFIG_FILE
@@ -26,6 +28,7 @@ from .vocabulary.options import VocabularyOptions
 @dataclass(frozen=True, kw_only=True, repr=False)
 class IShrinkConfig(
     ShapeOptions,
+    ScheduleOptions,
     VocabularyOptions,
     ImportanceOptions,
     CompensationOptions,
@@ -50,8 +53,8 @@ class IShrinkConfig(
         """Check that experts are merged by what a text says of them, and that weights are rounded once.
 
         Raises:
-            RequestError: The criterion for experts reads none; weights are to be trained after they are rounded; or
-                weights are to be rounded and to become zero.
+            RequestError: The criterion for experts reads none; weights are to be trained after they are rounded;
+                weights are to be rounded and to become zero; or the schedule and the recovery do not go together.
         """
         if self.compensation_for is not None and self.recovers:
             raise RequestError(
@@ -63,6 +66,7 @@ class IShrinkConfig(
                 f"sparsity={self.sparsity!r} sets weights to zero, and rounding them for {kept} changes the others by "
                 "inputs that are not theirs any more; leave out compensation_for and recovery_for, or sparsity"
             )
+        self._check_schedule()
         if not self.merge_experts:
             return
         from .importance.criterion import EXPERT_CRITERIA
@@ -72,6 +76,34 @@ class IShrinkConfig(
             raise RequestError(
                 "merge_experts weights experts by how often a text is routed to them, and "
                 f"expert_importance={self.expert_importance!r} reads none; it can be {able}"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.schedule is None:
+            return
+        stages = parse_schedule(self.schedule)
+        if self.recovers != (RECOVER in stages):
+            raise RequestError(
+                f"recovery={self.recovery!r} trains in the stages of the schedule that are called {RECOVER}, and "
+                f"{self.schedule!r} has none; add one"
+                if self.recovers
+                else f"schedule={self.schedule!r} recovers, and recovery='none' trains nothing; name a loss, such as "
+                "recovery='kl'"
+            )
+        if self.merge_key_value_heads or self.merge_experts:
+            raise RequestError(
+                "a schedule says by one plan what is left of the base, and merged heads or experts are none of its; "
+                "leave out merge_key_value_heads and merge_experts, or schedule"
+            )
+        if self.recovery_keep_adapter is not None:
+            raise RequestError(
+                "a saved adapter belongs on a pruned model that has a name, and those of a schedule have none; leave "
+                "out recovery_keep_adapter or schedule"
+            )
+        if self.recovery_for is not None and stages[-1] != RECOVER:
+            raise RequestError(
+                f"recovery_for={self.recovery_for!r} trains the result for its export, and the schedule cuts "
+                f"after its last {RECOVER}; end it with {RECOVER}"
             )
 
     def portable(self) -> IShrinkConfig:

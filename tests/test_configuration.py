@@ -218,8 +218,8 @@ def test_every_config_key_has_a_flag() -> None:
             value = {"prune": ["num_hidden_layers", "intermediate_size"], "layer_selection": "greedy"}[name]
         elif name in ("benchmark_prompt_length", "benchmark_batch_size"):
             value = (16, 32)
-        elif name in ("for_runtime", "profile"):
-            value = {"for_runtime": "llama.cpp", "profile": "device.json"}[name]
+        elif name in ("for_runtime", "profile", "schedule"):
+            value = {"for_runtime": "llama.cpp", "profile": "device.json", "schedule": "width,2x(depth)"}[name]
         elif isinstance(default, tuple) or name == "eval_text":
             value = ["x.txt"]
         else:

@@ -24,7 +24,8 @@ from ..hub.destination import check_destination
 from ..hub.options import PushOptions
 from ..options.option import own_options
 from ..pipeline.job import Job, open_teachers, recover_job, shrink_job
-from ..pipeline.runner import RECOVER, SHRINK, make_plan
+from ..pipeline.runner import RECOVER, make_plan
+from ..pipeline.scheduling import pipeline_of
 from ..pipeline.trimming import find_vocabulary
 from ..pipeline.tying import before_cut
 from ..planning.shape import resolve_shape
@@ -152,7 +153,9 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
             RequestError: The request cannot be met.
         """
         config = self._config(config, changes)
-        return make_plan(self._open(config, may_offload=True), config, check_all=check_all)
+        return make_plan(
+            self._open(config, may_offload=True), config, check_all=check_all, pipeline=pipeline_of(config)
+        )
 
     def analyze(
         self,
@@ -246,7 +249,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
             return shrink_job(session, config, folder, *command_words, command=command, on_plan=on_plan)
 
         result, temporary = run_into(
-            save_directory, SHRINK, job, name=self._result_name, overwrite=overwrite, base=self.source
+            save_directory, pipeline_of(config), job, name=self._result_name, overwrite=overwrite, base=self.source
         )
         if push_to_hub and is_main_process():
             result.push_to_hub(

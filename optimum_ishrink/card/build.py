@@ -29,6 +29,7 @@ from ..report.run import Run
 from ..report.scores import read_scores
 from ..report.search_tables import budget_header, budget_rows
 from ..report.sparsity_tables import SPARSITY_HEADER, sparsity_rows
+from ..report.stages import STAGES_HEADER, stage_rows
 from ..report.tables import (
     METRICS,
     RECOVERY_HEADER,
@@ -92,6 +93,7 @@ def render_card(
         notes=origin.notes,
         refitted=_refitted(report.compensation),
         recovered=_recovered(report),
+        stages_table=literal_table(STAGES_HEADER, stage_rows(report.stages, plan.shape)) if report.stages else "",
         shape_table=literal_table(SHAPE_HEADER, shape_rows(plan)),
         layer_table=literal_table(layer_header(plan), layer_rows(plan)),
         head_line=head_line(plan.tied_head) if plan.tied_head else "",
@@ -188,6 +190,7 @@ def _recovered(report: Report) -> dict[str, Any] | None:
         "refitted": "" if found.held_out_loss_solved is None else f"{found.held_out_loss_solved:.4f}",
         "before": f"{found.held_out_loss_before:.4f}",
         "after": f"{found.held_out_loss:.4f}",
+        "on_policy": "" if found.on_policy is None else f"{found.on_policy:.0%}",
         "trained_for": found.recovery_for,
         "rounded": found.rounding == "calibrated",
         "stored": "" if found.held_out_loss_stored is None else f"{found.held_out_loss_stored:.4f}",

@@ -11,6 +11,7 @@ from ..errors import did_you_mean
 from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions, TaskOptions
 from ..hub.options import PushOptions
 from ..planning.options import ShapeOptions
+from ..planning.schedule_options import ScheduleOptions
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..sparsity.options import SparsityOptions
 from ..vocabulary.options import VocabularyOptions
@@ -203,6 +204,7 @@ def _shrink(parser: argparse.ArgumentParser) -> None:
     output_flags(parser, required=False)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     _shape(parser)
+    add_options(parser.add_argument_group("schedule"), ScheduleOptions)
     importance_flags(parser)
     recovery_flags(parser, hide=("--teacher",))
     _quality(parser)

@@ -127,11 +127,12 @@ def show_runtime(binding: Binding, config: IShrinkConfig, shape: Mapping[str, in
         say(line + ".")
 
 
-def show_report(report: Report) -> None:
+def show_report(report: Report, plan: Plan | None = None) -> None:
     """Print what was measured.
 
     Args:
         report: The report.
+        plan: The plan, for the table of a schedule's stages; None leaves it out.
     """
     from ..report import tables
 
@@ -144,6 +145,10 @@ def show_report(report: Report) -> None:
         from ..report.sparsity_tables import SPARSITY_HEADER, sparsity_rows
 
         print_table("Zeros", SPARSITY_HEADER, sparsity_rows(report.sparsity))
+    if report.stages and plan is not None:
+        from ..report.stages import STAGES_HEADER, stage_rows
+
+        print_table("Stages", STAGES_HEADER, stage_rows(report.stages, plan.shape))
     if report.comparisons:
         print_table("Retained of the base", tables.RETAINED_HEADER, tables.retained_rows(report))
     for sample in report.samples:

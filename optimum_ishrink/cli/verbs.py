@@ -34,6 +34,7 @@ from .show import print_table, say
 if TYPE_CHECKING:
     from ..api.result import ShrinkResult
     from ..api.shrinker import IShrinker
+    from ..report.plan import Plan
     from ..report.report import Report
 
 
@@ -86,7 +87,7 @@ def _run_shrink(args: argparse.Namespace, shrinker: IShrinker, config: IShrinkCo
             show_runtime(shrinker.source.binding, config, plan.new_shape)
 
     result = shrinker.shrink(config, save_directory=output, overwrite=args.overwrite, on_plan=show, **how)
-    _show_report(args, result.report)
+    _show_report(args, result.report, result.plan)
     _say(args, f"Written to {output} (card: {output / 'README.md'})")
     several = result.plan is not None and result.plan.model_type in composites()
     opener = "AutoModelForImageTextToText" if several else "AutoModelForCausalLM"
@@ -107,11 +108,11 @@ def _result(output: Path, result: ShrinkResult) -> dict[str, Any]:
     return {"output": str(output), "plan": plan, "report": result.report.to_json()}
 
 
-def _show_report(args: argparse.Namespace, report: Report) -> None:
+def _show_report(args: argparse.Namespace, report: Report, plan: Plan | None = None) -> None:
     from .show import show_report
 
     if not args.json:
-        show_report(report)
+        show_report(report, plan)
 
 
 def _analyze(args: argparse.Namespace) -> Any:

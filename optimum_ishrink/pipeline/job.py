@@ -18,7 +18,7 @@ from ..errors import RequestError
 from ..evaluation.stage import Evaluation
 from ..recovery.options import RecoveryOptions
 from ..recovery.training import Trained
-from ..recovery.training_text import RecoveryText
+from ..recovery.training_text import RecoveryText, TextPart
 from ..report.compensation import CompensationRecord
 from ..report.measurement import Measurement
 from ..report.plan import Plan
@@ -26,6 +26,7 @@ from ..report.recovery import RecoveryRecord
 from ..report.report import Report
 from ..report.run import read_run
 from ..report.sparsity import SparsityPlan, SparsityRecord
+from ..report.stages import StageRecord
 from ..report.tied_head import HeadRecord
 from ..report.vocabulary import VocabularyRecord
 from ..text.calibration import Calibration
@@ -93,6 +94,12 @@ class Job:
         self.made_up: dict[str, float] = {}
         """By kind of matrix, the share of its outputs' energy that the zeros changed."""
         self.sparsity: SparsityRecord | None = None
+        self.part: TextPart | None = None
+        """The part of the recovery text to train on; None for all of it."""
+        self.made_of: Path | None = None
+        """The folder of the last stage of a schedule, which the result is a copy of; None without a schedule."""
+        self.stages: tuple[StageRecord, ...] = ()
+        """The stages of a schedule."""
         self.before: tuple[Measurement, ...] = ()
         self.trained: Trained | None = None
         self.recovery: RecoveryRecord | None = None
@@ -168,10 +175,12 @@ class Pipeline:
     Args:
         shared: Stages that every process takes part in, before anything is written.
         writing: Stages of the main process, which write into the output folder.
+        schedules: Whether it cuts and recovers in turn.
     """
 
     shared: tuple[Stage, ...]
     writing: tuple[Stage, ...]
+    schedules: bool = False
 
 
 def shrink_job(

@@ -39,6 +39,7 @@ def measure(job: Job) -> None:
         compensation=job.compensation if old is None else old.compensation,
         recovery=job.recovery,
         sparsity=job.sparsity,
+        stages=job.stages or (None if old is None else old.stages),
     )
 
 

@@ -18,6 +18,8 @@ def open_written(job: Job) -> None:
     tokenizer_folder = (job.student or session.source).folder
     if job.student is None and job.trim is not None:
         tokenizer_folder = job.trim.folder
+    if job.made_of is not None:
+        tokenizer_folder = job.made_of
     tokenizer = check_files(job.folder, tokenizer_folder)
     loads = config.recovers or config.evaluate or config.benchmark or config.sparsity_reads_text
     if session.offloads:

@@ -17,6 +17,7 @@ from ..configuration import IShrinkConfig
 from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
 from ..core.processes import is_main_process, wait_for_all
+from ..errors import RequestError
 from ..recovery.work_folder import work_folder
 from ..report.plan import Plan
 from ..report.report import Report
@@ -27,6 +28,7 @@ from .job import Job, Pipeline, Stage, shrink_job
 from .measuring import check_measuring, measure, write_records, write_run
 from .offloading import offloading
 from .opening import open_written
+from .schedule_folder import schedule_folder
 from .sparsifying import count_written, sparsify_cut
 from .training import check_recovery_of_cut, check_training, measure_before, train_student, write_recovered
 
@@ -100,13 +102,17 @@ def run(pipeline: Pipeline, job: Job, *, overwrite: bool = False) -> Report:
         VerificationError: The written checkpoint is not what was planned; nothing was left behind.
         TrainingError: The training stopped before its end; the same command resumes it.
     """
+    if (job.config.schedule is not None) != pipeline.schedules:
+        raise RequestError(
+            f"schedule={job.config.schedule!r} is for shrink, which cuts and recovers in turn; leave it out here"
+        )
     check_output(job.output, overwrite)
     check_not_inside(job.output, _inputs(job))
     for stage in (*pipeline.shared, *pipeline.writing):
         stage.check(job)
     # Two trainings in one working folder would remove each other's checkpoints.
-    claims = job.config.recovers and is_main_process()
-    training = claimed_folder(work_folder(job.output), "trains") if claims else nullcontext()
+    claims = (job.config.recovers or pipeline.schedules) and is_main_process()
+    training = claimed_folder(_working(job), "trains") if claims else nullcontext()
     with training, offloading(job, runs_model=runs_model(job), calibrates=calibrates(job)):
         _run_stages(pipeline, job, overwrite)
     return job.finished if is_main_process() else Run.read(job.output).report
@@ -121,9 +127,14 @@ def _run_stages(pipeline: Pipeline, job: Job, overwrite: bool) -> None:
             job.folder = folder
             for stage in pipeline.writing:
                 stage.run(job)
-        if job.config.recovers:
-            shutil.rmtree(work_folder(job.output), ignore_errors=True)
+        if job.config.recovers or job.config.schedule is not None:
+            shutil.rmtree(_working(job), ignore_errors=True)
     wait_for_all()
+
+
+def _working(job: Job) -> Path:
+    """Return where a run keeps what the same command resumes from."""
+    return work_folder(job.output) if job.config.schedule is None else schedule_folder(job.output)
 
 
 def _inputs(job: Job) -> list[Path]:
@@ -137,7 +148,9 @@ def _inputs(job: Job) -> list[Path]:
     return [*folders, *(text.path for text in texts if text.path)]
 
 
-def make_plan(session: Session, config: IShrinkConfig, *, check_all: bool = False) -> Plan:
+def make_plan(
+    session: Session, config: IShrinkConfig, *, check_all: bool = False, pipeline: Pipeline = SHRINK
+) -> Plan:
     """Return what would be removed, and write nothing.
 
     Args:
@@ -145,12 +158,13 @@ def make_plan(session: Session, config: IShrinkConfig, *, check_all: bool = Fals
         config: The request.
         check_all: Check the other stages of a shrink as well: recovery with its teacher and text, evaluation and
             timing.
+        pipeline: The stages of the shrink.
 
     Raises:
         RequestError: The request cannot be met.
     """
     job = shrink_job(session, config, Path()) if check_all else Job(session, config, Path())
-    stages = (*SHRINK.shared, *SHRINK.writing) if check_all else SHRINK.shared
+    stages = (*pipeline.shared, *pipeline.writing) if check_all else SHRINK.shared
     for stage in stages:
         stage.check(job)
     score_and_plan(job)

@@ -116,7 +116,7 @@ def train_student(job: Job) -> None:
     models = Models(student, job.teacher, job.plan, job.is_base, job.more_teachers)
     work = work_folder(job.output)
     try:
-        prepared = prepare(job.session, job.config, models, work, job.text)
+        prepared = prepare(job.session, job.config, models, work, job.text, job.part)
         exported = None
         if job.config.recovery_for is not None:
             exported = exported_values(student, job.config.recovery_for, _types_file(job.config))

@@ -30,7 +30,7 @@ from .self_text import self_text
 from .teacher import LayerMap
 from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch
-from .training_text import RecoveryText, recovery_text
+from .training_text import RecoveryText, TextPart, recovery_text
 from .work_folder import last_step, open_work
 
 TEXT = "text.json"
@@ -159,7 +159,12 @@ def own_tokenizer(session: Session, student: Source) -> Any:
 
 
 def prepare(
-    session: Session, options: RecoveryOptions, models: Models, work: Path, text: RecoveryText | None = None
+    session: Session,
+    options: RecoveryOptions,
+    models: Models,
+    work: Path,
+    text: RecoveryText | None = None,
+    part: TextPart | None = None,
 ) -> Preparation:
     """Open the working folder, load the teacher and draw the text. The student's folder is only read.
 
@@ -169,6 +174,7 @@ def prepare(
         models: The student and its teacher.
         work: The working folder; an unfinished run of the same request in it is resumed.
         text: The text where `check_text` has read it already, in the same tokens.
+        part: The part of the text to train on; None for all of it.
 
     Raises:
         RequestError: The request cannot be met, or the working folder belongs to another request.
@@ -193,6 +199,7 @@ def prepare(
     if options.needs_teacher:
         more = tuple(source.load_model(dtype, device) for source in models.more_teachers)
     cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
+    samples = cache if part is None or options.recovery_cache else part.folder
     place = [dtype_name(dtype), device.type]
 
     sampling = tokenizer if pair is None else pair.teacher
@@ -211,11 +218,13 @@ def prepare(
                 seed=options.seed,
                 temperature=options.recovery_sampling_temperature,
                 dropped=options.recovery_sampling_filter,
-                cache=cache / f"self-{digest(drawn)}.safetensors",
+                cache=samples / f"self-{digest(drawn)}.safetensors",
             )
 
     if text is None:
         text = recovery_text(options, tokenizer, sample=sample, pair=pair)
+    if part is not None:
+        text = text.part(part, options.recovery_batch_size)
     if teacher is not None and models.teacher is not None:
         read = text.input_ids if text.teacher is None else text.teacher.input_ids
         name = models.teacher.display_name

@@ -16,7 +16,7 @@ from ..errors import RequestError, TrainingError
 from ..report.recovery import RecoveryRecord
 from .callbacks import FinishWhole, ShowProgress, StopOnNaN, StopOnSignal
 from .exported_weights import ExportedValues, ExportedWeights
-from .held_out import SOLVED, exit_losses, known_losses
+from .held_out import BEFORE, SOLVED, exit_losses, known_losses
 from .kept_zeros import KeepZeros
 from .on_policy import StudentText
 from .options import RecoveryOptions

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,21 @@ HELD_OUT_MOST = 32
 
 _MOVED = 8
 """How far the start of a window is moved at most, on average, so that it is not within a token of the teacher."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """The part of a recovery text that one recovery of several trains on.
+
+    Args:
+        number: Which part, from 0.
+        parts: How many there are.
+        folder: Where text that the teacher samples is stored for all of them.
+    """
+
+    number: int
+    parts: int
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,24 @@ class RecoveryText:
     def trained(self) -> int:
         """How many windows are trained on."""
         return len(self.input_ids) - self.held_out
+
+    def part(self, part: TextPart, step: int) -> RecoveryText:
+        """Return a part of the windows to train on, with all that are held out: these are the same for all parts.
+
+        Args:
+            part: Which part.
+            step: Windows in a step; a part is a whole number of steps.
+        """
+        steps = self.trained // step
+        first, last = (number * steps // part.parts * step for number in (part.number, part.number + 1))
+        rows = torch.cat([torch.arange(first, last), torch.arange(self.trained, len(self.input_ids))])
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            labels=self.labels[rows],
+            kinds=self.kinds[rows],
+            teacher=None if self.teacher is None else self.teacher[rows],
+        )
 
 
 class Windows(NamedTuple):
@@ -175,6 +209,38 @@ def pack(
     return Windows(input_ids, input_ids.masked_fill(~labelled, IGNORED), teacher)
 
 
+def _counts(options: RecoveryOptions) -> tuple[int, int]:
+    """Return how many windows are trained on, a whole number of steps, and how many are held out."""
+    length, step = options.recovery_length, options.recovery_batch_size
+    available = options.recovery_tokens // length
+    held_out = min(max(available // HELD_OUT_SHARE, 2), HELD_OUT_MOST)
+    trained = (available - held_out) // step * step
+    if trained < 1:
+        raise DataError(
+            f"{options.recovery_tokens} tokens are {available} windows of {length}, too few for one step of {step} "
+            f"windows and {held_out} held out; give more tokens (--recovery-tokens), or smaller steps or windows"
+        )
+    return trained, held_out
+
+
+def check_parts(options: RecoveryOptions, parts: int) -> None:
+    """Check that a text can be shared by several recoveries.
+
+    Args:
+        options: Tokens, length and steps.
+        parts: How many recoveries share it.
+
+    Raises:
+        DataError: There are too few tokens for one step of each.
+    """
+    steps = _counts(options)[0] // options.recovery_batch_size
+    if steps < parts:
+        raise DataError(
+            f"{options.recovery_tokens} tokens give {steps} steps, and the schedule recovers {parts} times; give more "
+            "tokens (--recovery-tokens), or smaller steps or windows"
+        )
+
+
 def recovery_text(
     options: RecoveryOptions,
     tokenizer: Any,
@@ -196,15 +262,8 @@ def recovery_text(
             that has none.
     """
     sources, labels = parse_sources(options.recovery_data), options.recovery_labels
-    length, step = options.recovery_length, options.recovery_batch_size
-    available = options.recovery_tokens // length
-    held_out = min(max(available // HELD_OUT_SHARE, 2), HELD_OUT_MOST)
-    trained = (available - held_out) // step * step
-    if trained < 1:
-        raise DataError(
-            f"{options.recovery_tokens} tokens are {available} windows of {length}, too few for one step of {step} "
-            f"windows and {held_out} held out; give more tokens (--recovery-tokens), or smaller steps or windows"
-        )
+    length = options.recovery_length
+    trained, held_out = _counts(options)
     count = trained + held_out
     if count < len(sources):
         raise DataError(f"{len(sources)} text sources share {count} windows; give more tokens (--recovery-tokens)")

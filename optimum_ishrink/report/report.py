@@ -15,6 +15,7 @@ from .measurement import Comparison, Failure, Measurement, Sample
 from .origin import Origin
 from .recovery import RecoveryRecord
 from .sparsity import SparsityRecord
+from .stages import StageRecord
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Report:
         recovery: What recovery did; None where there was none.
         budget: What the model was searched for; None where no search made it.
         sparsity: The zeros in the matrices of the layers; None where none were requested.
+        stages: The cuts and recoveries of a schedule, in order; None where there was none.
     """
 
     base: ModelReport | None
@@ -65,6 +67,7 @@ class Report:
     recovery: RecoveryRecord | None = None
     budget: BudgetRecord | None = None
     sparsity: SparsityRecord | None = rare_entry()  # noqa: RUF009 - a field
+    stages: tuple[StageRecord, ...] | None = rare_entry()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
