@@ -194,6 +194,7 @@ def _recovered(report: Report) -> dict[str, Any] | None:
         "trained_for": found.recovery_for,
         "rounded": found.rounding == "calibrated",
         "stored": "" if found.held_out_loss_stored is None else f"{found.held_out_loss_stored:.4f}",
+        "peak_share": "" if found.peak_share is None else f"{found.peak_share:.0%}",
         "table": literal_table(RECOVERY_HEADER, rows) if rows else "",
     }
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.device import synchronize
 from ..core.durable import disk_errors
+from ..core.matmul_rate import median_seconds
 from ..text.sources import SAMPLED_TOGETHER
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ def measure_speed(device: torch.device, dtype: torch.dtype, width: int, inner: i
     width, inner = min(width, 8192), min(inner, 16384)
     weight = torch.randn(inner, width, device=device).to(dtype)
     many = torch.randn(_ROWS, width, device=device).to(dtype)
-    seconds = _seconds_of(lambda: torch.nn.functional.linear(many, weight), device)
+    seconds = median_seconds(lambda: torch.nn.functional.linear(many, weight), device, _SECONDS)
     operations = 2 * _ROWS * width * inner / seconds
     single = many.float()[:, : min(width, 2048)].contiguous()
-    gram = _seconds_of(lambda: single.T @ single, device)
+    gram = median_seconds(lambda: single.T @ single, device, _SECONDS)
     # As many matrices in turn as do not fit any cache.
     copies = [weight.clone() for _ in range(max(1, 2**28 // (weight.numel() * weight.element_size())))]
     thin = many[:SAMPLED_TOGETHER]
@@ -77,25 +76,9 @@ def measure_speed(device: torch.device, dtype: torch.dtype, width: int, inner: i
             torch.nn.functional.linear(thin, copy)
 
     size = len(copies) * weight.numel() * weight.element_size()
-    memory = size / _seconds_of(read_all, device)
+    memory = size / median_seconds(read_all, device, _SECONDS)
     written, read = _disk(folder)
     return MachineSpeed(operations, 2 * len(single) * single.shape[1] ** 2 / gram, memory, read, written)
-
-
-def _seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of a call."""
-
-    def timed() -> float:
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        return time.perf_counter() - start
-
-    timed()
-    times = [timed()]
-    while sum(times) < _SECONDS:
-        times.append(timed())
-    return sorted(times)[len(times) // 2]
 
 
 def _disk(folder: Path) -> tuple[float, float]:

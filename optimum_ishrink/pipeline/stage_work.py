@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from typing import TYPE_CHECKING
 
 from ..architectures.axes import input_axis, input_readers
 from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS
 from ..architectures.expressions import axis_length
+from ..architectures.operations import active_parameters
 from ..core.sizes import size_in_words
 from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
 from ..surgery.folds import FOLDS
@@ -156,31 +157,6 @@ def layer_share(hidden: int) -> float:
         hidden: The hidden size.
     """
     return hidden / (hidden + 500)
-
-
-def active_parameters(binding: Binding, shape: Mapping[str, int]) -> float:
-    """Return the parameters that a token is multiplied with: of experts those that it is routed to.
-
-    An embedding is looked up, so it counts only where it is the head as well.
-
-    Args:
-        binding: The model.
-        shape: Sizes by config key.
-    """
-    sizes = binding.resized(shape)
-    share = (sizes.get("top_k") or 1) / (sizes.get("experts") or 1)
-    total, vocabularies = 0.0, []
-    for tensor in binding.tensors.values():
-        # Outside the layers only what has the vocabulary's rows is a product: a table of positions is looked up.
-        kept = tensor.counts("vocab") if tensor.layer is None else tensor.layer < sizes["layers"]
-        if len(tensor.axes) < 2 or not kept or (tensor.expert or 0) >= max(sizes.get("experts") or 1, 1):
-            continue
-        numel = prod(axis_length(axis, sizes) for axis in tensor.axes)
-        fused = len(tensor.axes) > 2 and tensor.counts("experts")
-        total += numel * (share if fused or tensor.expert is not None else 1.0)
-        if tensor.layer is None and tensor.counts("vocab"):
-            vocabularies.append(numel)
-    return total - (min(vocabularies) if len(vocabularies) > 1 else 0)
 
 
 def _sampling(job: _Sizes) -> list[Work]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
 from ..checkpoint.loading import load_model
 from ..modeling.compiled_layers import compiled_layers
+from .device_use import training_operations, with_device_use
 from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
@@ -62,7 +64,7 @@ def train_prepared(
             for each, source in zip(teachers, (models.teacher, *models.more_teachers), strict=False):
                 assert source is not None, "a teacher that runs has a source"
                 stack.enter_context(compiled_layers(each, layers_of(source)))
-        return train(
+        trained = train(
             model,
             teacher,
             prepared.text,
@@ -77,3 +79,9 @@ def train_prepared(
             sparse=sparse,
             on_policy=on_policy,
         )
+    live = options.needs_teacher and prepared.teacher_cache is None
+    teachers = [source for source in (models.teacher, *models.more_teachers) if live and source is not None]
+    operations = training_operations(
+        options, models.student, teachers, trained.parameters, models.layers, trained.record.trained_parameters
+    )
+    return replace(trained, record=with_device_use(trained.record, operations, session.device, session.dtype))

@@ -47,6 +47,11 @@ class RecoveryRecord:
         rounding: How weights were rounded before the first step, `calibrated` or `nearest`; None where they were not.
         held_out_loss_stored: The held-out loss of the trained weights before they are quantised; None where training
             changed none.
+        operations_per_token: Floating-point operations that training takes for one token, the teacher's included; None
+            where the device was not measured.
+        device_peak: Those of plain products of matrices in the compute dtype, per second, on one device; None where
+            it was not measured, because the training took less than ten seconds.
+        peak_share: What the training reached of that; None where it was not measured.
         early_exits: For each early exit that was trained: the layers before it, and the held-out loss there before
             recovery and at the best step. None where none was.
     """
@@ -83,3 +88,6 @@ class RecoveryRecord:
     rounding: str | None = rare_entry()
     held_out_loss_stored: float | None = rare_entry()
     early_exits: tuple[tuple[int, float, float], ...] | None = rare_entry()
+    operations_per_token: float | None = rare_entry()
+    device_peak: float | None = rare_entry()
+    peak_share: float | None = rare_entry()

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.architectures.binding import Binding
 from optimum_ishrink.architectures.model_class import bind_config
+from optimum_ishrink.architectures.operations import active_parameters
 from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError
 from optimum_ishrink.pipeline.estimate import Estimate, duration, estimate_shrink
 from optimum_ishrink.pipeline.machine_speed import MachineSpeed, measure_speed
-from optimum_ishrink.pipeline.stage_work import Work, active_parameters, room_needed, work_of_shrink
+from optimum_ishrink.pipeline.stage_work import Work, room_needed, work_of_shrink
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 

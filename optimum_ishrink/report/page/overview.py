@@ -220,6 +220,8 @@ def _output(named: NamedReport, bases: dict[str, Model]) -> Model:
         facts["compensation"] = compensation.method if compensation else "unknown"
         trained_for = f", for {recovery.recovery_for}" if recovery and recovery.recovery_for else ""
         facts["recovery"] = f"{recovery.loss}, {recovery.tokens:,} tokens{trained_for}" if recovery else "none"
+        if recovery and recovery.peak_share is not None:
+            facts["recovery's use of the device"] = f"{recovery.peak_share:.0%} of its measured peak"
     place = (environment.accelerator, environment.cpu, environment.device, environment.dtype)
     facts["measured on"] = ", ".join(each for each in place if each)
     return Model(named.label, False, shrunk.params, shrunk.bytes, _label(named, bases), facts)
