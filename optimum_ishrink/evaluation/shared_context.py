@@ -22,7 +22,7 @@ from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
 from ..errors import NotFiniteError
 from ..modeling.base import base_of
-from ..modeling.head import CHUNK, Head
+from ..modeling.head import Head
 
 WINDOW = 512
 """Tokens per window: `batch_size` windows of this length bound the tokens in a batch, whatever a request's
@@ -221,7 +221,7 @@ def _token_likelihoods(
     Returns:
         float64 and bool, shape (tokens,), on the CPU.
     """
-    rows = max(1, CHUNK // head.model.config.get_text_config().vocab_size)
+    rows = head.rows
     likelihoods, greedy = [], []
     for start in range(0, len(labels), rows):
         targets = labels[start : start + rows]

@@ -11,13 +11,20 @@ from typing import Any
 import torch
 
 from ..core.finite import check_logits
+from ..core.micro_batch import MicroBatch, is_measured
 from ..errors import NotFiniteError
 from ..modeling.given_states import logits_by_window
+from ..modeling.head import logits_at_once
 from ..text.token_map import TokenMap
 from .shared_windows import SharedWindow
 
 _CHUNK = 2**22
 """Logits held in float32 at once: 17 MB. Above 32 MB the C library asks the kernel for fresh pages every time."""
+
+_MOST = 64
+"""Windows at once at most on a GPU: more of them make it no faster."""
+
+_REMEDY = "shorten the windows (--eval-length), or read the layers from disk (--offload always)"
 
 
 @dataclass(frozen=True)
@@ -118,20 +125,28 @@ def token_statistics(
 
     Raises:
         NotFiniteError: A model gives NaN or infinite values; the message names it, the text and the module.
+        DeviceMemoryError: One window does not fit into memory.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     run, run_base = logits_by_window(model, windows), None if base is None else logits_by_window(base, windows)
-    for index, window in enumerate(windows):
-        ids = window[None].to(model.device)
-        logits = run(index)[0, :-1]
-        base_logits = None if run_base is None else run_base(index)[0, :-1].to(logits.device)
-        found = compare_logits(logits, base_logits, ids[0, 1:])
+
+    def compare(part: slice) -> dict[str, torch.Tensor]:
+        ids = windows[part].to(model.device)
+        logits = run(part)[:, :-1].flatten(0, 1)
+        base_logits = None if run_base is None else run_base(part)[:, :-1].flatten(0, 1).to(logits.device)
+        found = compare_logits(logits, base_logits, ids[:, 1:].flatten())
         seen = [] if base_logits is None else [(base_logits, base, ids, names[1])]
         _check_finite(found, [*seen, (logits, model, ids, names[0])], label)
+        return {name: values.view(len(ids), -1) for name, values in found.items()}
+
+    # One at a time on a CPU: a second one at once saves nothing there.
+    micro = MicroBatch(1, model.device, what="evaluation", remedy=_REMEDY, most=_MOST)
+    for found in micro.each(len(windows), compare):
         for name, values in found.items():
             columns.setdefault(name, []).append(values)
-        advance(1)
-    return {name: torch.stack(values) for name, values in columns.items()}
+        for _ in found["nll"]:
+            advance(1)
+    return {name: torch.cat(values) for name, values in columns.items()}
 
 
 def _check_finite(
@@ -231,7 +246,7 @@ def compare_logits(
     """
     rows: dict[str, list[torch.Tensor]] = {}
     widest = max(each.shape[-1] for each in (logits, base_logits) if each is not None)
-    positions = max(1, _CHUNK // widest)
+    positions = max(1, (logits_at_once(logits.device) if is_measured(logits.device) else _CHUNK) // widest)
     for start in range(0, len(labels), positions):
         part = slice(start, start + positions)
         # Every figure comes from one conversion and one softmax: they cost as much as a small model's layers.

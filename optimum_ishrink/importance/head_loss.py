@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..core.device import to_device
-from ..modeling.head import CHUNK, Head, chunked_sum
+from ..modeling.head import Head, chunked_sum
 from .batches import Batch
 from .changes import sampled_loss
 
@@ -47,8 +47,9 @@ def backward_from(model: Any, batch: Batch, output: Any, *, seed: int | None) ->
         return (losses * weights[part]).sum()[None]
 
     hidden = output.last_hidden_state.flatten(0, 1)
-    rows = max(1, CHUNK // model.get_output_embeddings().weight.shape[0])
-    loss = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=rows, head_trains=False)[0]
+    loss = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=head.rows, head_trains=False)[
+        0
+    ]
     if loss.isfinite():
         loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()

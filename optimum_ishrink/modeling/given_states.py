@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core.device import to_device
 from ..core.paging import binding_of, release
 from .base import layers_of
 from .layer_output import as_output, parts_of
@@ -40,33 +41,34 @@ def given(model: Any, layers: Sequence[Any], hidden: torch.Tensor, parts: int) -
 
 
 @torch.no_grad()
-def logits_by_window(model: Any, windows: torch.Tensor) -> Callable[[int], torch.Tensor]:
-    """Return a function that gives the logits of each window, shape (1, length, vocabulary).
+def logits_by_window(model: Any, windows: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    """Return a function that gives the logits of some windows, shape (windows, length, vocabulary).
 
-    A model in memory runs when a window is asked for. One that is on disk runs here, layer by layer over all windows,
-    and its head when a window is asked for.
+    A model in memory runs when windows are asked for. One that is on disk runs here, layer by layer over all windows,
+    and its head when windows are asked for.
 
     Args:
         model: The model.
         windows: Token ids, shape (windows, length).
     """
-    ids = [window[None].to(model.device) for window in windows]
 
-    def run(index: int) -> torch.Tensor:
-        logits: torch.Tensor = model(input_ids=ids[index], use_cache=False).logits
+    def run(part: slice) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=to_device(windows[part], model.device), use_cache=False).logits
         return logits
 
     binding = binding_of(model)
-    if binding is None or not ids:
+    if binding is None or not len(windows):
         return run
+    ids = [window[None].to(model.device) for window in windows]
     layers = layers_of(model, binding)
     states, calls = enter_layers(model, binding, ids)
     parts = parts_of(layers[0](states[0], **calls[0][1]))
     states = run_span(model, layers, calls, states)
     release(model)
 
-    def run_head(index: int) -> torch.Tensor:
-        with given(model, layers, states[index], parts):
-            return run(index)
+    def run_head(part: slice) -> torch.Tensor:
+        entering = torch.cat([states[index] for index in range(len(windows))[part]])
+        with given(model, layers, entering, parts):
+            return run(part)
 
     return run_head

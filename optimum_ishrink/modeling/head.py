@@ -8,15 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..core.micro_batch import free_bytes, is_measured
 from .base import base_of
 
 CHUNK = 2**23
-"""Logits in memory at once: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
+"""Logits in memory at once on a CPU: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
+
+MOST = 2**27
+"""Logits in memory at once on a GPU, at most: a thousand positions of a vocabulary of 128,000 keep all of it busy."""
+
+_SHARE, _BYTES = 16, 40
+"""On a GPU a chunk takes one part in 16 of the free memory, at 40 bytes a logit: what a divergence holds of student
+and teacher, with its gradient, in float32."""
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Return how many logits a chunk has: on a GPU as many as its free memory allows.
+
+    Args:
+        device: Where they are computed.
+    """
+    if not is_measured(device):
+        return CHUNK
+    return min(max(CHUNK, free_bytes(device) // (_SHARE * _BYTES)), MOST)
+
 
 SumOfChunk = Callable[[torch.Tensor, slice], torch.Tensor]
 """Takes the logits of some rows and the slice of these rows; returns a float32 vector: the total, then its parts."""
@@ -45,10 +66,12 @@ class Head:
 
     Args:
         model: The causal language model.
+        at_once: Logits in memory at once; by default what the device allows when the first are computed.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, at_once: int | None = None) -> None:
         self.model = model
+        self._at_once = at_once
 
     def __call__(self, hidden: torch.Tensor, output_class: type) -> torch.Tensor:
         """Return logits of shape (tokens, vocabulary).
@@ -61,6 +84,12 @@ class Head:
         with _base_returns(self.model, output_class(last_hidden_state=states)):
             logits: torch.Tensor = self.model(inputs_embeds=states, use_cache=False).logits
         return logits[0]
+
+    @cached_property
+    def rows(self) -> int:
+        """Positions whose logits are computed at once."""
+        at_once = self._at_once or logits_at_once(self.model.device)
+        return max(1, at_once // int(self.model.config.get_text_config().vocab_size))
 
     @property
     def trains(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import RequestError
-from ..modeling.head import CHUNK, Head, chunked_sum
+from ..modeling.head import Head, chunked_sum
 from .exits import exit_states, parts_called
 from .loss import Term
 from .observe import Observed, observe
@@ -49,7 +49,7 @@ class Student(torch.nn.Module):
         exit_weight: Weight of all exits together beside the whole model, shared evenly among them.
         autocast: Dtype to compute in when the trained parameters are float32 and the rest is not; None for the
             parameters' own.
-        chunk: Logits held at once.
+        chunk: Logits held at once; by default what the device allows.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Student(torch.nn.Module):
         exits: Sequence[int] = (),
         exit_weight: float = 1.0,
         autocast: torch.dtype | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -75,8 +75,7 @@ class Student(torch.nn.Module):
         self.exits = tuple(exits)
         self.exit_weight = exit_weight
         self.autocast = autocast
-        self.chunk = chunk
-        self.head = Head(model)
+        self.head = Head(model, chunk)
         # Not a submodule: it is neither trained nor saved nor wrapped.
         object.__setattr__(self, "_teacher", teacher)
 
@@ -174,7 +173,7 @@ class Student(torch.nn.Module):
             states[:, :-1].flatten(0, 1),
             lambda rows: self.head(rows, output_class),
             of_chunk,
-            rows=max(1, self.chunk // self.model.config.get_text_config().vocab_size),
+            rows=self.head.rows,
             head_trains=self.head.trains,
         )
 

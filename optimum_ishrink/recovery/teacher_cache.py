@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.device import to_device
 from ..core.durable import disk_errors, rename_folder
 from ..core.micro_batch import MicroBatch
 from ..core.progress import progress_bar
@@ -43,12 +44,12 @@ class CachedTeacher:
         numbers = windows.cpu().numpy()
         device = input_ids.device
         log_probs, indices, log_tail = (
-            torch.from_numpy(self._arrays[name][numbers]).to(device).flatten(0, 1) for name in _FILES
+            to_device(torch.from_numpy(self._arrays[name][numbers]), device).flatten(0, 1) for name in _FILES
         )
         top = TopK(log_probs, indices.long(), log_tail)
         if self._shared is None:
             return Lesson(top.part)
-        shared = self._shared[windows.cpu()][:, :-1].flatten().to(device)
+        shared = to_device(self._shared[windows.cpu()][:, :-1].flatten(), device)
         return Lesson(lambda part: top.part(part).part(shared[part]), shared=shared)
 
 

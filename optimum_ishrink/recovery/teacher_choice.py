@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.micro_batch import MicroBatch
-from ..modeling.head import CHUNK
 from ..text.token_map import TokenMap
 from .mixed_teacher import MixedTeacher
 from .options import RecoveryOptions
@@ -62,9 +61,8 @@ def choose_teacher(
         return teacher
     state = process_state(model.device)
     if state.is_main_process and not cache.is_dir():
-        rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
         most = None if options.batch_size else len(text.input_ids)
         micro = MicroBatch(batch_size, model.device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
-        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=rows)
+        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=live.head.rows)
     state.wait_for_everyone()
     return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from ..core.device import to_device
 from ..core.durable import disk_errors, load_tensors, rename_folder, save_tensors, write_whole
 from ..core.finite import not_finite
 from ..core.micro_batch import MicroBatch
@@ -105,6 +106,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def create_accelerator_and_postprocess(self) -> None:
         """Make accelerate's own state; fully sharded training on CPUs is switched on here, as it is on GPUs."""
         super().create_accelerator_and_postprocess()
+        # Windows stay on the CPU until they run: there their numbers are looked up without waiting for a GPU.
+        self.accelerator.device_placement = False
         if shard_on_cpus(self.accelerator):
             self.is_fsdp_enabled = True
 
@@ -180,6 +183,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
         return self._micro.whole(run, undo=model.zero_grad, at_most=len(inputs["input_ids"]))
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Copy what the model reads to the device, while the device goes on; not the windows' numbers."""
+        return {
+            name: values if name == "window" else to_device(values, self.args.device)
+            for name, values in inputs.items()
+        }
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -209,8 +219,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             mine = numbers[self.accelerator.process_index % shares :: shares]
 
             def run(part: slice) -> torch.Tensor:
-                ids, labels = (each[mine[part]].to(device) for each in (self.text.input_ids, self.text.labels))
-                found: torch.Tensor = runs(ids, labels, mine[part].to(device), counts)
+                ids, labels = (to_device(each[mine[part]], device) for each in (self.text.input_ids, self.text.labels))
+                found: torch.Tensor = runs(ids, labels, mine[part], counts)
                 return found
 
             for found in self._micro.each(len(mine), run):

@@ -117,13 +117,13 @@ def training_arguments(
         per_device_train_batch_size=options.recovery_batch_size // processes,  # `RecoveryTrainer` divides it
         max_steps=steps,
         learning_rate=options.peak_learning_rate,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         weight_decay=0.0,
         max_grad_norm=1.0,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, round(WARM_UP_SHARE * steps)),
         dataloader_drop_last=True,
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=False,  # `to_device` does it for what runs next
         remove_unused_columns=False,
         label_names=["labels"],
         logging_steps=1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..modeling.head import CHUNK
 from ..text.token_map import TokenMap
 from .observe import observe
 from .targets import TopK, top_k
@@ -74,6 +73,7 @@ class TranslatingTeacher:
 
     def _carry(self, states: torch.Tensor, output_class: type) -> torch.Tensor:
         """Return log-probabilities over the student's tokens. They are logits, too: a temperature divides them."""
-        most = max(1, CHUNK // self.model.config.get_text_config().vocab_size)
-        found = [self.tokens.carry(self.live.head(part, output_class)) for part in torch.split(states, most)]
+        found = [
+            self.tokens.carry(self.live.head(part, output_class)) for part in torch.split(states, self.live.head.rows)
+        ]
         return torch.cat(found).clamp_min_(IMPOSSIBLE)

@@ -149,10 +149,9 @@ def _sample(
     eos, restart = ending[0], torch.tensor(ending[1], device=model.device)
     count, length = levels.shape
     # What is not drawn, because a prompt or what follows an end of a text has it; -1 where a token is drawn.
-    given = torch.full((count, max(length + 1 + len(restart), *map(len, prompts))), -1)
-    for row, prompt in enumerate(prompts):
-        given[row, : len(prompt)] = torch.tensor(prompt)
-    given, levels = to_device(given, model.device), to_device(levels, model.device)
+    width = max(length + 1 + len(restart), *map(len, prompts))
+    forced = torch.tensor([prompt + [-1] * (width - len(prompt)) for prompt in prompts])
+    given, levels = to_device(forced, model.device), to_device(levels, model.device)
     rows = torch.empty(count, length, dtype=torch.int64, device=model.device)
     # A cache of fixed size: a growing one is copied at every step, which costs more here than the layers themselves.
     before: Any = StaticCache(config=model.config, max_cache_len=length) if keeps_cache(model) else None

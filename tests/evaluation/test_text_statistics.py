@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimum_ishrink.core import micro_batch
 from optimum_ishrink.core.json_codec import to_plain
 from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.evaluation.environment import environment
@@ -47,6 +48,23 @@ def test_a_model_against_itself() -> None:
     assert found["agree"].all()
     assert torch.equal(found["nll"], found["base_nll"])
     assert found["nll"].shape == (5, 11)
+
+
+def test_more_windows_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, base = tiny_model(tiny_config("llama"), seed=1), tiny_model(tiny_config("llama"), seed=2)
+    plain = token_statistics(model, base, WINDOWS)
+    monkeypatch.setattr(micro_batch, "is_measured", lambda device: True)
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 4000)
+    monkeypatch.setattr(micro_batch, "_start_measuring", lambda device: 0)
+    monkeypatch.setattr(micro_batch, "_most_taken", lambda device: 1000)
+    ran: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, named: ran.append(len(named["input_ids"])), with_kwargs=True)
+    shown: list[int] = []
+    grown = token_statistics(model, base, WINDOWS, advance=shown.append)
+    assert ran == [1, 3, 1]
+    assert sum(shown) == 5
+    for name, values in plain.items():
+        torch.testing.assert_close(grown[name], values, atol=1e-5, rtol=1e-5)
 
 
 def test_perplexity_and_divergence_agree_with_a_direct_computation() -> None:
