@@ -1,7 +1,17 @@
-"""Labels against self-distillation, after arXiv:2505.18166.
+"""Ways to recover a pruned model, at an equal budget of tokens.
+
+    python benchmarks/recovery.py methods MODEL --text self,train.txt --output methods.jsonl [--tokens 100000]
+    python benchmarks/recovery.py methods-table methods.jsonl
+
+`methods` prunes a model once, by its layers and the width of its MLPs, and recovers it by each loss, with shares of
+on-policy text, with an average of the weights and with learning rates by layer; and it prunes and recovers it in turn.
+Every row trains on as many tokens of the same text, and has its divergence from the base measured on text that nothing
+was calibrated, chosen or trained on.
 
     python benchmarks/recovery.py run MODEL DATA_FOLDER --output recovery.jsonl [--shares 10,20,30,40,50]
     python benchmarks/recovery.py table recovery.jsonl
+
+Labels against self-distillation, after arXiv:2505.18166.
 
 `run` prunes the MLPs of a model by their L2 norm, and recovers each pruned model twice: with cross-entropy on the
 answers (L2PFT) and with the KL divergence to the unpruned model (L2PSD), on the same windows for the same steps. A row
@@ -14,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,6 +176,112 @@ def table(args: argparse.Namespace) -> None:
     )
 
 
+KL = {"recovery": "kl"}
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "no recovery": {},
+    "ce": {"recovery": "ce"},
+    "kl": KL,
+    "reverse-kl": {"recovery": "reverse-kl"},
+    "jsd": {"recovery": "jsd"},
+    "skew-kl": {"recovery": "skew-kl"},
+    "skew-reverse-kl": {"recovery": "skew-reverse-kl"},
+    "kl+hidden:0.1": {"recovery": "kl+hidden:0.1"},
+    "kl, on-policy 0.25": {**KL, "recovery_on_policy": 0.25},
+    "kl, on-policy 0.5": {**KL, "recovery_on_policy": 0.5},
+    "kl, on-policy 1": {**KL, "recovery_on_policy": 1.0},
+    "jsd, on-policy 0.5": {"recovery": "jsd", "recovery_on_policy": 0.5},
+    "reverse-kl, on-policy 0.5": {"recovery": "reverse-kl", "recovery_on_policy": 0.5},
+    "kl, EMA 0.99": {**KL, "recovery_ema": 0.99},
+    "kl, layer decay 0.9": {**KL, "recovery_layer_decay": 0.9},
+    "kl, width then depth": {**KL, "schedule": "width,recover,depth,recover"},
+    "kl, two steps": {**KL, "schedule": "2x(cut,recover)"},
+}
+"""The rows, each with what it adds to the same request. Those with a schedule cut the base themselves; the others
+recover one cut, as a schedule of one cut and one recovery would to the bit."""
+
+
+def compare_methods(args: argparse.Namespace) -> None:
+    """Measure the rows that are not in the output file yet."""
+    output = Path(args.output)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.is_file() else []
+    done = {row["method"] for row in rows}
+    wanted = [name for name in (args.rows.split(";") if args.rows else METHODS) if name not in done]
+    if unknown := [name for name in wanted if name not in METHODS]:
+        raise SystemExit(f"there is no row {unknown[0]!r}; rows: {'; '.join(METHODS)}")
+    work = output.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    shrinker = IShrinker.from_pretrained(args.model)
+    device = resolve_device("auto")
+    base = shrinker.source.load_model(resolve_dtype("auto", device), device)
+    held_out = TextSource(args.held_out)
+    documents = held_out.documents()
+    windows = token_windows(documents, shrinker.source.load_tokenizer(), 512, args.windows, seed=0, label="held out")
+    config = IShrinkConfig(
+        target=args.target,
+        prune=("num_hidden_layers", "intermediate_size"),
+        calibration=args.text,
+        recovery_data=args.text,
+        recovery_tokens=args.tokens,
+        # What the base samples is the same for all.
+        recovery_cache=str(work),
+        evaluate=False,
+        benchmark=False,
+    )
+    cut = work / "cut"
+    if wanted and not cut.is_dir():
+        shrinker.shrink(config, save_directory=cut)
+    for name in wanted:
+        changes, began, folder = METHODS[name], time.monotonic(), work / "result"
+        if not changes:
+            folder, recovery = cut, None
+        elif "schedule" in changes:
+            recovery = shrinker.shrink(config, save_directory=folder, overwrite=True, **changes).report.recovery
+        else:
+            pruned = IShrinker.from_pretrained(cut)
+            found = pruned.recover(config, teacher=args.model, save_directory=folder, overwrite=True, **changes)
+            recovery = found.report.recovery
+        minutes = (time.monotonic() - began) / 60
+        model = load_model(folder, base.dtype, base.device)
+        _, quality = text_measurements(model, base, windows, held_out.label, {})
+        metrics = ("kl_divergence", "top1_agreement")
+        measured = {m.metric: {"value": m.value, "stderr": m.stderr, "n": m.n} for m in quality if m.metric in metrics}
+        row: dict[str, Any] = {
+            "method": name,
+            "tokens": args.tokens,
+            "minutes": round(minutes, 1),
+            "held_out": held_out.label,
+            "loss": None if recovery is None else [recovery.held_out_loss_before, recovery.held_out_loss],
+            **measured,
+        }
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        if folder != cut:
+            shutil.rmtree(folder)
+
+
+def methods_table(args: argparse.Namespace) -> None:
+    """Print the rows of `methods` as a Markdown table, the nearest to the base first."""
+    rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: row["kl_divergence"]["value"])
+
+    def measured(row: Mapping[str, Any]) -> str:
+        return f"{row['kl_divergence']['value']:.4f} ± {row['kl_divergence']['stderr']:.4f}"
+
+    def losses(row: Mapping[str, Any]) -> str:
+        return "" if row["loss"] is None else f"{row['loss'][0]:.4f} to {row['loss'][1]:.4f}"
+
+    first = rows[0]
+    header = (
+        f"recovered with, {first['tokens']:,} tokens",
+        f"KL on {first['held_out']}, n={first['kl_divergence']['n']}",
+        "its own loss on held-out windows",
+        "minutes",
+    )
+    print(markdown_table(header, [(row["method"], measured(row), losses(row), f"{row['minutes']}") for row in rows]))
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,6 +299,19 @@ def main() -> None:
     parts = verbs.add_parser("table", help="print the rows as Markdown")
     parts.add_argument("rows")
     parts.set_defaults(run=table)
+    parts = verbs.add_parser("methods", help="prune once, recover in each way, and measure")
+    parts.add_argument("model")
+    parts.add_argument("--text", default="self", help="text to calibrate and train on (default: self)")
+    parts.add_argument("--held-out", default="pydoc", help="text to measure on (default: Python's reference topics)")
+    parts.add_argument("--windows", type=int, default=32, help="windows of it, of 512 tokens (default: 32)")
+    parts.add_argument("--target", default="params=-15%", help="how far to prune (default: params=-15%%)")
+    parts.add_argument("--tokens", type=int, default=100_000, help="tokens to recover on (default: 100,000)")
+    parts.add_argument("--rows", help="only these rows, semicolon-separated")
+    parts.add_argument("--output", default="methods.jsonl")
+    parts.set_defaults(run=compare_methods)
+    parts = verbs.add_parser("methods-table", help="print the rows of methods as Markdown")
+    parts.add_argument("rows")
+    parts.set_defaults(run=methods_table)
     args = parser.parse_args()
     args.run(args)
 
