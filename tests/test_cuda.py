@@ -144,6 +144,26 @@ def test_recovery_trains_as_on_the_cpu(
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 
+def test_the_student_samples_on_the_device(
+    llama_folder: Path, text_file: Path, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    found = IShrinker.from_pretrained(llama_folder).shrink(
+        IShrinkConfig(device="cuda", **{**quick, **SHAPE, "evaluate": False, "dtype": "bfloat16"}),
+        recovery="kl",
+        recovery_on_policy=0.5,
+        recovery_on_policy_steps=2,
+        recovery_teacher=f"{llama_folder},{llama_folder}",
+        recovery_data=[str(text_file)],
+        recovery_tokens=700,
+        recovery_length=16,
+        recovery_batch_size=4,
+        schedule="width,recover,cut,recover",
+        save_directory=tmp_path / "out",
+    )
+    assert found.report.recovery is not None and found.report.recovery.on_policy == 0.5
+    assert found.report.stages is not None and len(found.report.stages) == 4
+
+
 def test_analysis_finds_what_it_finds_on_the_cpu(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     found = {}
     for device in ("cpu", "cuda"):

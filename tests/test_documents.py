@@ -29,6 +29,7 @@ from optimum_ishrink.report.plan import CalibrationRecord, Choice, Plan
 from optimum_ishrink.report.recovery import RecoveryRecord
 from optimum_ishrink.report.report import ModelReport, Report
 from optimum_ishrink.report.sparsity import KindOfMatrix, SparsityPlan, SparsityRecord
+from optimum_ishrink.report.stages import StageRecord
 from optimum_ishrink.report.tables import METRICS, format_measurement
 from optimum_ishrink.report.tied_head import HeadRecord
 from optimum_ishrink.report.vocabulary import TokensPerByte, VocabularyRecord
@@ -191,7 +192,7 @@ def test_the_readme_shows_the_committed_report() -> None:
 RECORDS = (
     *(Report, ModelReport, Measurement, Comparison, Sample, Failure, SpeedComparison, Environment),
     *(Origin, CompensationRecord, ProjectionRepair, RecoveryRecord, Plan, Choice, CalibrationRecord),
-    *(VocabularyRecord, TokensPerByte, HeadRecord, SparsityPlan, SparsityRecord, KindOfMatrix),
+    *(VocabularyRecord, TokensPerByte, HeadRecord, SparsityPlan, SparsityRecord, KindOfMatrix, StageRecord),
 )
 
 

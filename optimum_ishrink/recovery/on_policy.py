@@ -56,7 +56,7 @@ class StudentText:
         total = len(self._order)
         self._windows_per_round = options.recovery_on_policy_steps * options.recovery_batch_size
         # Exactly the share, at places that have nothing to do with the order of the text or the processes.
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(options.seed))
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(_seed("places", options.seed)))
         self._mine = torch.zeros(total, dtype=torch.bool)
         self._mine[order[: round(options.recovery_on_policy * total)]] = True
         self._chosen = set(self._mine.nonzero()[:, 0].tolist())
@@ -123,7 +123,7 @@ class StudentText:
         if places:
             prompt = max(1, length // PROMPT_SHARE)
             prompts = self.text.input_ids[self._order[places], :prompt].tolist()
-            seed = int(digest(["on-policy", self.options.seed, number, self._process]), 16) % 2**63
+            seed = _seed("windows", self.options.seed, number, self._process)
             drawn = _sampled(
                 student, self.tokenizer, prompts, length, seed, self.options.recovery_sampling_temperature
             )
@@ -142,6 +142,11 @@ class StudentText:
         first = number * self._windows_per_round
         found: list[int] = (self._mine[first : first + self._windows_per_round].nonzero()[:, 0] + first).tolist()
         return found
+
+
+def _seed(*parts: str | int) -> int:
+    """Return a seed that has nothing to do with those of other draws."""
+    return int(digest(list(parts)), 16) % 2**63
 
 
 def _sampled(
