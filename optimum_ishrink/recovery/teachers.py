@@ -40,7 +40,7 @@ def parse_teachers(text: str) -> tuple[NamedTeacher, ...]:
     for part in text.split(","):
         name, weight = _parts(part.strip())
         if not name:
-            raise RequestError(f"a teacher in {text!r} has no name; write A,B or A:0.7,B:0.3")
+            raise RequestError(f"recovery_teacher {text!r} has a teacher without a name; write A,B or A:0.7,B:0.3")
         check_no_secret(name)
         found.append((name, weight))
     weights = [weight for _, weight in found if weight is not None]
@@ -83,7 +83,7 @@ def describe_teachers(named: tuple[NamedTeacher, ...], names: tuple[str, ...]) -
 
 
 def _exists(text: str) -> bool:
-    return Path(text).expanduser().exists()
+    return bool(text) and Path(text).expanduser().exists()
 
 
 def _parts(part: str) -> tuple[str, float | None]:

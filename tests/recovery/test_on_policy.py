@@ -221,6 +221,7 @@ def test_what_does_not_go_together(changes: dict[str, Any], message: str) -> Non
 
 def test_spread_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(RequestError, match="run it under torchrun without FSDP, or in one process"):
         check_sharding(settings(on_policy=0.5), sparse=False)
     check_sharding(settings(), sparse=False)

@@ -58,7 +58,7 @@ def test_urls_have_a_colon_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,,b", "a teacher in 'a,,b' has no name; write A,B or A:0.7,B:0.3"),
+        ("a,,b", "recovery_teacher 'a,,b' has a teacher without a name; write A,B or A:0.7,B:0.3"),
         ("a:0.7,b", "teacher 'b' has no weight, and others have; give all of them one, or none: A:0.7,B:0.3"),
         ("a:0,b:1", "the weight of teacher 'a' must be a positive number, not '0': a:0.5"),
         ("s3://me:hunter2@bucket/a:1,b:1", "holds a password or a query"),

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from optimum_ishrink import RequestError
 from optimum_ishrink.recovery import training as run
 from optimum_ishrink.recovery.trainable import add_lora, learning_rate_shares, train_parameters
 from optimum_ishrink.recovery.weight_average import WeightAverage, decay_at
@@ -128,15 +127,3 @@ def test_the_optimiser_has_them(tmp_path: Path, recorder: type[Recorder]) -> Non
     assert sum(count for _, count in recorder.groups) == len(found.parameters)
     assert max(found.learning_rates) == pytest.approx(4e-3, rel=0.2)
     assert found.record.layer_decay == 0.5
-
-
-def test_weights_that_are_spread_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sharded(run.RecoveryTrainer):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(run, "RecoveryTrainer", Sharded)
-    for change in ({"ema": 0.9}, {"layer_decay": 0.9}):
-        with pytest.raises(RequestError, match="nor recovery_ema, nor recovery_layer_decay; train in one process"):
-            go(tmp_path / next(iter(change)), trained="full", **change)
