@@ -210,7 +210,7 @@ def compare(args: argparse.Namespace) -> None:
     print("\nOne micro-batch of the trainer with a teacher:\n")
     header = ("tokens", "operations that Python launches", "share of the time in Python")
     parts = run(args, "profile")
-    print(markdown_table(header, [(p["tokens"], p["operations"], f"{p['python']:.0%}") for p in parts]))
+    print(markdown_table(header, [(str(p["tokens"]), f"{p['operations']:,}", f"{p['python']:.0%}") for p in parts]))
     if not torch.cuda.is_available():
         print("\nno GPU here: not measured on one")
 
