@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ..core.cache import cache_folder
@@ -72,11 +71,7 @@ def run_verb(verb: Callable[[argparse.Namespace], Any], args: argparse.Namespace
         result = verb(args)
     if is_main_process():
         upload(folder, storage)
-        _remove(folder)
+        shutil.rmtree(folder.parent, ignore_errors=True)
     if isinstance(result, dict) and "output" in result:
         result["output"] = storage.shown
     return result
-
-
-def _remove(output: Path) -> None:
-    shutil.rmtree(output.parent, ignore_errors=True)

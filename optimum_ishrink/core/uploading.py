@@ -11,8 +11,9 @@ from .progress import byte_bar
 from .storage import Storage
 
 _CHUNK = 2**24
-_PROBE = ".ishrink-upload"
-"""A file without contents that shows, before any long work, that something can be written at a place."""
+_SUFFIX = ".ishrink-upload"
+"""Of files beside a place: one without contents that shows, before any long work, that something can be written there,
+and one that is not whole yet."""
 
 
 def check_upload(storage: Storage, overwrite: bool) -> None:
@@ -30,7 +31,7 @@ def check_upload(storage: Storage, overwrite: bool) -> None:
         taken = bool(storage.files.exists(storage.path)) and not _is_empty(storage)
     if taken and not overwrite:
         raise OutputError(f"{storage.shown} is not empty; name another place or pass --overwrite")
-    probe = storage.path.rstrip("/") + _PROBE  # beside the place, which can be that of a file
+    probe = storage.path.rstrip("/") + _SUFFIX
     with storage.errors(OutputError, "cannot write"):
         storage.files.makedirs(probe.rpartition("/")[0], exist_ok=True)
         storage.files.pipe_file(probe, b"")
@@ -64,7 +65,7 @@ def upload(output: Path, storage: Storage) -> None:
 
 
 def _upload_file(file: Path, storage: Storage) -> None:
-    partial = storage.path + _PROBE
+    partial = storage.path + _SUFFIX
     with byte_bar(f"uploading {file.name}", 2 * file.stat().st_size) as done:
         _put(file, storage, partial, done)
         storage.files.mv(partial, storage.path)
@@ -72,19 +73,23 @@ def _upload_file(file: Path, storage: Storage) -> None:
 
 def _upload_folder(folder: Path, storage: Storage) -> None:
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    order = sorted(files, key=lambda name: (name.endswith(".json"), name.endswith("config.json"), name))
     before = set(storage.list_files()) if storage.files.exists(storage.path) else set()
-    for name in sorted(before, key=lambda name: (not name.endswith("config.json"), name)):
+    for name in sorted(before, key=_turn, reverse=True):
         if name.endswith(".json") or name not in files:
             storage.files.rm_file(storage.inside(name))
     with byte_bar(f"uploading {folder.name}", 2 * sum(path.stat().st_size for path in files.values())) as done:
-        for name in order:
+        for name in sorted(files, key=_turn):
             storage.files.makedirs(storage.inside(name).rpartition("/")[0], exist_ok=True)
             _put(files[name], storage, storage.inside(name), done)
     found = set(storage.list_files())
     if found != set(files):
         odd = sorted(found ^ set(files))[0]
         raise PublishError(f"{storage.shown} does not hold what was uploaded: {odd}; upload {folder} again")
+
+
+def _turn(name: str) -> tuple[bool, bool, str]:
+    """Return a file's place in the order of an upload, to sort by: config.json is last, after other JSON files."""
+    return name.endswith(".json"), name.rpartition("/")[2] == "config.json", name
 
 
 def _put(file: Path, storage: Storage, path: str, done: Callable[[int], None]) -> None:

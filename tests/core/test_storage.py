@@ -67,7 +67,15 @@ def test_a_file_system_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) ->
 
 def _output(folder: Path) -> Path:
     (folder / "figures").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "report.json", "figures/speed.png", "README.md"):
+    names = (
+        "config.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+        "report.json",
+        "figures/speed.png",
+        "README.md",
+    )
+    for name in names:
         (folder / name).write_bytes(name.encode() * 3)
     return folder
 
@@ -110,6 +118,16 @@ def test_an_upload_that_fails_leaves_nothing_that_loads(tmp_path: Path) -> None:
         type(files).fails_at = None
         upload(output, place)
         assert set(place.list_files()) == set(_contents(output))
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_whatever_holds_a_config_is_whole(tmp_path: Path, at: int) -> None:
+    output = _output(tmp_path / "small")
+    with failing(at=at):
+        place = open_storage("failing://bucket/small", OutputError)
+        with pytest.raises(PublishError):
+            upload(output, place)
+        assert "config.json" not in place.list_files()
 
 
 def test_the_message_of_a_failed_upload_says_how_to_try_again(tmp_path: Path) -> None:
