@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
 from ..errors import SourceError, one_line
+from .missing_files import no_gguf
 from .older_keys import add_older_keys
 
 
@@ -55,8 +56,7 @@ def check_gguf_file(folder: Path, gguf_file: str) -> None:
         SourceError: It does not; the message names those that it holds.
     """
     if not (folder / gguf_file).is_file():
-        near = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-        raise SourceError(f"{folder} holds no {gguf_file!r}; GGUF files there: {near}")
+        raise no_gguf(str(folder), gguf_file, (path.name for path in folder.iterdir()))
 
 
 def _remove_quantizer(model: Any) -> None:

@@ -24,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from ..errors import SourceError, one_line
 from .gguf_header import read_header
+from .missing_files import no_gguf
 from .tokenizer_files import TOKENIZER_PATTERNS
 
 CHECKPOINT_FILES = [
@@ -126,10 +127,7 @@ def download_gguf_header(
             size = found.size or 0
             header = read_header(fetch)
     except RemoteEntryNotFoundError:
-        names = [name for name in repository_files(repo_id, revision, token) if name.endswith(".gguf")]
-        raise SourceError(
-            f"{repo_id} holds no {gguf_file!r}; GGUF files there: {', '.join(names) or 'none'}"
-        ) from None
+        raise no_gguf(repo_id, gguf_file, repository_files(repo_id, revision, token)) from None
     except ValueError as error:
         raise SourceError(f"cannot read {gguf_file} of {repo_id}: {error}") from None
     path = folder / gguf_file

@@ -32,6 +32,7 @@ from .gguf_reading import convert_gguf, gguf_languages, gguf_license
 from .hub_download import download_checkpoint, repository_files
 from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
+from .missing_files import no_config
 from .older_keys import add_older_keys
 from .stored_names import by_parameter
 from .tensors import TensorInfo, preview, read_index, refuse_pickles, stored_names
@@ -327,9 +328,7 @@ def _from_folder(name: str, folder: Path, gguf_file: str | None, gguf_dtype: tor
         return _from_gguf(name, folder, gguf_file, gguf_dtype, revision=None, is_hub_id=False)
     refuse_adapter(name, (path.name for path in folder.glob("adapter_*")))
     if not (folder / "config.json").is_file():
-        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-        hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
-        raise SourceError(f"{name} holds no config.json{hint}")
+        raise no_config(name, (path.name for path in folder.iterdir()))
     license, details = card_license(folder)
     return Source(name, folder, license=license, license_details=details, languages=card_languages(folder))
 

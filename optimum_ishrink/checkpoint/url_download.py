@@ -12,6 +12,7 @@ from ..core.fetching import fetch_files
 from ..core.storage import Storage, open_storage
 from ..errors import SourceError
 from .hub_download import CHECKPOINT_FILES, CONFIG_FILES, SECOND_COPIES
+from .missing_files import no_config, no_gguf
 from .tensors import refuse_pickles
 
 
@@ -33,12 +34,10 @@ def fetch_checkpoint(url: str, gguf_file: str | None = None, *, weights: bool = 
     there = storage.list_files()
     if not there:
         raise SourceError(f"{storage.shown} is empty or does not exist; name the folder that holds config.json")
-    ggufs = sorted(name for name in there if name.endswith(".gguf"))
     if gguf_file is not None and gguf_file not in there:
-        raise SourceError(f"{storage.shown} holds no {gguf_file!r}; GGUF files there: {', '.join(ggufs) or 'none'}")
+        raise no_gguf(storage.shown, gguf_file, there)
     if gguf_file is None and "config.json" not in there:
-        hint = f"; it holds {ggufs[0]}: pass it as gguf_file" if ggufs else ""
-        raise SourceError(f"{storage.shown} holds no config.json{hint}")
+        raise no_config(storage.shown, there)
     allowed = [*(CHECKPOINT_FILES if weights else CONFIG_FILES), *([gguf_file] if gguf_file else [])]
     needed = {
         name: there[name]
