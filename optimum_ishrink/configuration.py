@@ -106,6 +106,15 @@ class IShrinkConfig(
                 f"after its last {RECOVER}; end it with {RECOVER}"
             )
 
+    def cut_alone(self, **changes: Any) -> IShrinkConfig:
+        """Return the request of one cut of a larger run: it has no target, and neither recovers nor measures.
+
+        Args:
+            **changes: Further values, such as the shape.
+        """
+        alone: dict[str, Any] = {"target": None, "profile": None, "prune": None, "recovery": "none"}
+        return self.replace(**alone, evaluate=False, benchmark=False, **changes)
+
     def portable(self) -> IShrinkConfig:
         """Return a copy in which local files have no folders: what is published holds no path of a machine."""
         changes = {

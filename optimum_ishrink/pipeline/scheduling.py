@@ -117,19 +117,13 @@ def _plain(job: Job) -> IShrinkConfig:
     """Return the request of a stage that neither recovers nor measures, of no shape yet."""
     source = job.session.source
     first, last = job.config.protection(source.binding.shape[LAYERS], source.binding.first_layers)
-    return job.config.replace(
+    return job.config.cut_alone(
         schedule=None,
         **dict.fromkeys(DIMENSIONS),
-        target=None,
-        profile=None,
-        prune=None,
-        recovery="none",
         recovery_for=None,
         recovery_types=None,
         recovery_rounding=None,
         recovery_early_exit=None,
-        evaluate=False,
-        benchmark=False,
         keep_first_layers=first,
         keep_last_layers=last,
     )
@@ -148,9 +142,7 @@ def _cut(job: Job, stages: tuple[ScheduledStage, ...], number: int, before: Path
     if stage.shape.get(ROWS) == shape.get(ROWS):
         config = _without_vocabulary(config)
     # Dimensions that are given without a target are those that change; what a request gave is in the shape.
-    sizes: dict[str, Any] = {
-        key: None if shape.get(key) == stage.shape.get(key) else stage.shape[key] for key in shape
-    }
+    sizes: dict[str, Any] = {key: size for key, size in stage.shape.items() if size != shape.get(key)}
     config = config.replace(**sizes)
     cuts = [at for at, each in enumerate(stages, start=1) if not each.recovers]
     if number != cuts[0]:
@@ -186,12 +178,13 @@ def _recover(job: Job, stages: tuple[ScheduledStage, ...], number: int, before: 
     teacher, *more = open_teachers(config) or (job.session.source,)
     inner = recover_job(open_source(before), teacher, config, place, more_teachers=more)
     inner.is_base = inner.is_base and not config.teachers
-    if inner.session.source.folder == job.session.source.folder:
+    same_model = inner.session.source.folder == job.session.source.folder
+    if same_model:
         inner.session.share(job.session)
     places = [at for at, each in enumerate(stages, start=1) if each.recovers]
     inner.part = TextPart(places.index(number), len(places), place.parent)
     run(RECOVER_STAGE, inner)
-    if inner.session.source.folder == job.session.source.folder:
+    if same_model:
         job.session.share(inner.session)
 
 

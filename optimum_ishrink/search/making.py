@@ -68,13 +68,7 @@ class Maker:
         for_runtime: str | None = "llama.cpp",
     ) -> None:
         self.session = session
-        self.config = config.replace(
-            target=None,
-            profile=None,
-            prune=None,
-            recovery="none",
-            evaluate=False,
-            benchmark=False,
+        self.config = config.cut_alone(
             for_runtime=for_runtime,
             # A search tries widths of this multiple, which is finer than the default of large models.
             intermediate_multiple=config.intermediate_multiple or (None if for_runtime else PLAIN_BLOCK),
