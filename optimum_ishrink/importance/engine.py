@@ -136,21 +136,24 @@ def _watch(
             stack.enter_context(watcher)
         stack.enter_context(torch.set_grad_enabled(gradients))
         advance = stack.enter_context(progress_bar(" and ".join(w.criterion.name for w in watchers), len(batches)))
-        before = [watcher.saved() for watcher in watchers]
+        before: list[Any] = []
+
+        def remember() -> None:
+            before[:] = [watcher.saved() for watcher in watchers]
 
         def restore() -> None:
             for watcher, saved in zip(watchers, before, strict=True):
                 watcher.restore(saved)
 
         def run(batch: Batch) -> int:
-            before[:] = [watcher.saved() for watcher in watchers]
+            remember()
             _run_batch(model, binding, batch, watchers, seed if gradients and watchers[0].samples_labels else None)
             return len(batch.input_ids)
 
         if any(watcher.criterion.needs == "gradients" for watcher in watchers):
             micro = batches.micro_batch(fixed=True)  # one gradient of each batch
             for batch in batches:
-                before[:] = [watcher.saved() for watcher in watchers]
+                remember()
 
                 def run_parts(size: int, batch: Batch = batch) -> None:
                     for part in batch.parts(size):

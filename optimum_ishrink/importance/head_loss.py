@@ -29,15 +29,14 @@ def backward_from(model: Any, batch: Batch, output: Any, *, seed: int | None) ->
     labels = torch.zeros_like(batch.input_ids)
     labels[:, :-1] = batch.input_ids[:, 1:].clamp(min=0)  # of a part of an image no loss is counted
     counted = batch.drawn.clone() if seed is not None else torch.zeros_like(batch.mask)
-    level = torch.empty(0)
-    weights = counted.flatten().float()
+    level, share = torch.empty(0), torch.ones((), device=counted.device)
     if seed is None:
         counted[:, :-1] = batch.predicted
         tokens = counted.sum() if batch.counted is None else torch.tensor(batch.counted, device=counted.device)
-        weights = counted.flatten().float() * tokens.clamp_min(1).double().reciprocal().float()
+        share = tokens.clamp_min(1).double().reciprocal().float()
     else:
         level = to_device(batch.levels(seed), batch.input_ids.device)
-    labels = labels.flatten()
+    labels, weights = labels.flatten(), counted.flatten().float() * share
 
     def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
         if seed is not None:
@@ -47,9 +46,8 @@ def backward_from(model: Any, batch: Batch, output: Any, *, seed: int | None) ->
         return (losses * weights[part]).sum()[None]
 
     hidden = output.last_hidden_state.flatten(0, 1)
-    loss = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=head.rows, head_trains=False)[
-        0
-    ]
+    sums = chunked_sum(hidden, lambda states: head(states, type(output)), of_chunk, rows=head.rows, head_trains=False)
+    loss = sums[0]
     if loss.isfinite():
         loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
