@@ -37,7 +37,7 @@ from optimum_ishrink.core.matmul_rate import matmul_rate
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.modeling.compiled_layers import compiled_layers
 from optimum_ishrink.recovery.device_use import training_operations
-from optimum_ishrink.recovery.preparation import layers_of
+from optimum_ishrink.recovery.preparation import layer_names
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.teacher import LiveTeacher
 from optimum_ishrink.recovery.teacher_choice import choose_teacher
@@ -96,7 +96,7 @@ def trainer_speed(args: argparse.Namespace, model: Any, teacher: Any, ids: torch
     text = RecoveryText(ids, ids, HELD_OUT, torch.zeros(len(ids), dtype=torch.int64))
     with tempfile.TemporaryDirectory(prefix="recovery-") as name, ExitStack() as stack:
         if args.way == "compiled":
-            layers = layers_of(open_source(args.pruned)), layers_of(open_source(args.model))
+            layers = layer_names(open_source(args.pruned)), layer_names(open_source(args.model))
             warm = load_model(Path(args.pruned), model.dtype, model.device)
             for each, names in ((model, layers[0]), (warm, layers[0]), (teacher, layers[1])):
                 stack.enter_context(compiled_layers(each, names))
@@ -129,7 +129,7 @@ def one_way(args: argparse.Namespace) -> None:
         source,
         [open_source(args.model)] if args.way in TEACHES else [],
         trained,
-        layers_of(source),
+        layer_names(source),
         sum(parameter.numel() for parameter in trained.values()),
     )
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

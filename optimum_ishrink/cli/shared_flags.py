@@ -60,11 +60,10 @@ def recovery_flags(parser: argparse.ArgumentParser, title: str = "{}", **how: An
         title: Titles of the groups, in which `{}` stands for what a group is about.
         **how: Further arguments of `add_options`.
     """
-    group = parser.add_argument_group(title.format("recovery"))
-    add_options(group, RecoveryOptions, **{name: value for name, value in how.items() if name != "hide"})
-    add_options(group, CompileOptions)
-    hide = {"hide": how["hide"]} if "hide" in how else {}
-    add_options(parser.add_argument_group(title.format("distillation")), DistillationOptions, **hide)
+    recovery = parser.add_argument_group(title.format("recovery"))
+    add_options(recovery, RecoveryOptions, **how)
+    add_options(recovery, CompileOptions, **how)
+    add_options(parser.add_argument_group(title.format("distillation")), DistillationOptions, **how)
 
 
 def common_flags(parser: argparse.ArgumentParser, *, offload: bool = False) -> None:

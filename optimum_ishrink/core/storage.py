@@ -136,9 +136,6 @@ def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
         ) from None
     except ImportError as error:
         raise kind(f"{shown}: {one_line(error)} (pip install it)") from None
-    try:
+    with Storage(None, "", shown).errors(kind, "cannot open"):
         files, path = url_to_fs(url)
-    except Exception as error:
-        with Storage(None, "", shown).errors(kind, "cannot open"):
-            raise error
     return Storage(files, str(path), shown)

@@ -57,7 +57,7 @@ class Models:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the modules of the student's layers, in order."""
-        return layers_of(self.student)
+        return layer_names(self.student)
 
     def layer_map(self) -> LayerMap:
         """Return which of the teacher's layers each of the student's layers corresponds to."""
@@ -67,7 +67,7 @@ class Models:
         return LayerMap.even(self.student.binding.sizes["layers"], self.teacher.binding.sizes["layers"])
 
 
-def layers_of(source: Source) -> tuple[str, ...]:
+def layer_names(source: Source) -> tuple[str, ...]:
     """Return the names of the modules of a model's layers, in order.
 
     Args:

@@ -14,7 +14,7 @@ from .device_use import training_operations, with_device_use
 from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
-from .preparation import Preparation, layers_of
+from .preparation import Preparation, layer_names
 from .teacher_choice import choose_teacher
 from .training import Trained, train
 from .translating_teacher import TranslatingTeacher
@@ -57,13 +57,13 @@ def train_prepared(
     if options.recovery_on_policy:
         told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
         on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
+    sources = [source for source in (models.teacher, *models.more_teachers) if source is not None]
     with ExitStack() as stack:
         if options.torch_compile:
-            stack.enter_context(compiled_layers(model, models.layers))
-            teachers = [] if prepared.teacher is None else [prepared.teacher, *prepared.more_teachers]
-            for each, source in zip(teachers, (models.teacher, *models.more_teachers), strict=False):
-                assert source is not None, "a teacher that runs has a source"
-                stack.enter_context(compiled_layers(each, layers_of(source)))
+            teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
+            # Where nothing needs the teachers, their sources are there and they are not.
+            for each, source in zip((model, *teachers), (models.student, *sources), strict=False):
+                stack.enter_context(compiled_layers(each, layer_names(source)))
         trained = train(
             model,
             teacher,
@@ -80,8 +80,12 @@ def train_prepared(
             on_policy=on_policy,
         )
     live = options.needs_teacher and prepared.teacher_cache is None
-    teachers = [source for source in (models.teacher, *models.more_teachers) if live and source is not None]
     operations = training_operations(
-        options, models.student, teachers, trained.parameters, models.layers, trained.record.trained_parameters
+        options,
+        models.student,
+        sources if live else (),
+        trained.parameters,
+        models.layers,
+        trained.record.trained_parameters,
     )
     return replace(trained, record=with_device_use(trained.record, operations, session.device, session.dtype))
