@@ -31,7 +31,7 @@ def fetch_checkpoint(url: str, gguf_file: str | None = None, *, weights: bool = 
         OutputError: There is no space or no permission in the cache.
     """
     storage = open_storage(url, SourceError)
-    there = storage.list_files()
+    there = storage.list_files(depth=2)  # chat templates may be in a folder
     if not there:
         raise SourceError(f"{storage.shown} is empty or does not exist; name the folder that holds config.json")
     if gguf_file is not None and gguf_file not in there:

@@ -45,15 +45,18 @@ class Storage:
         """
         return f"{self.path.rstrip('/')}/{name}"
 
-    def list_files(self) -> dict[str, tuple[int, str]]:
+    def list_files(self, depth: int | None = None) -> dict[str, tuple[int, str]]:
         """Return the files in it, in folders too: their names, sizes in bytes, and keys that change with the contents.
+
+        Args:
+            depth: 1 for files of the place itself, 2 for those of its folders as well; None for all.
 
         Raises:
             SourceError: They cannot be listed.
         """
         with self.errors(SourceError, "cannot read"):
             self.files.invalidate_cache()
-            found = self.files.find(self.path, detail=True)
+            found = self.files.find(self.path, maxdepth=depth, detail=True)
         start = len(self.path.rstrip("/")) + 1
         return {
             name[start:]: (int(info["size"]), digest({key: str(value) for key, value in info.items()}))
@@ -116,7 +119,8 @@ def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
 
     Raises:
         RequestError: The URL holds a password or a query.
-        IShrinkError: Of that kind: no installed package knows the protocol, or the file system cannot be opened.
+        IShrinkError: Of that kind: it names nothing in the file system, no installed package knows the protocol, or
+            the file system cannot be opened.
     """
     from fsspec import get_filesystem_class
     from fsspec.core import url_to_fs
@@ -128,6 +132,8 @@ def open_storage(url: str, kind: type[IShrinkError]) -> Storage:
             f"{shown} chains file systems with ::, which is not supported; name one place, such as s3://bucket/x"
         )
     parts = urlsplit(url)
+    if not (parts.netloc + parts.path).strip("/"):
+        raise kind(f"{url} names no place; name a folder, such as s3://bucket/x")
     try:
         get_filesystem_class(parts.scheme)
     except ValueError:

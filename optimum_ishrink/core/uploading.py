@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from ..errors import OutputError, PublishError
 from .progress import byte_bar
@@ -24,8 +25,11 @@ def check_upload(storage: Storage, overwrite: bool) -> None:
         overwrite: Whether what is there is replaced.
 
     Raises:
-        OutputError: Something is there, or nothing can be written there.
+        OutputError: Something is there, it is all of a bucket, or nothing can be written there.
     """
+    if not urlsplit(storage.shown).path.strip("/"):
+        # What is not of the output is removed when it is replaced.
+        raise OutputError(f"{storage.shown} is a whole bucket or host; name a folder in it, {storage.shown}/small")
     with storage.errors(OutputError, "cannot write"):
         storage.files.invalidate_cache()
         taken = bool(storage.files.exists(storage.path)) and not _is_empty(storage)

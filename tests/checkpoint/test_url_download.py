@@ -54,6 +54,16 @@ def test_of_a_config_no_weights_are_fetched(llama_folder: Path) -> None:
         assert not list(source.folder.glob("*.safetensors"))
 
 
+def test_folders_deep_below_are_not_of_the_checkpoint(llama_folder: Path) -> None:
+    with memory() as files:
+        _put(llama_folder, files, "/bucket/tiny")
+        files.pipe_file("/bucket/tiny/additional_chat_templates/tool.jinja", b"{{ 1 }}")
+        files.pipe_file("/bucket/tiny/a/b/tokenizer_config.json", b"{}")
+        folder = open_source("memory://bucket/tiny").folder
+        assert (folder / "additional_chat_templates" / "tool.jinja").is_file()
+        assert not (folder / "a").exists()
+
+
 @pytest.mark.parametrize("open_model", [open_source, open_config])
 def test_a_gguf_file_is_fetched_where_it_is_asked_for(open_model: Callable[..., Source]) -> None:
     with memory() as files:

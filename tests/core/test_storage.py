@@ -40,6 +40,8 @@ def test_a_url_with_a_secret_is_refused(url: str) -> None:
     [
         ("s3x://bucket/x", "fsspec knows no s3x; it knows s3"),
         ("zip://x.zip::s3://bucket", "chains file systems"),
+        ("memory://", "names no place; name a folder"),
+        ("file:///", "names no place; name a folder"),
     ],
 )
 def test_a_url_that_cannot_be_opened(url: str, message: str) -> None:
@@ -95,6 +97,14 @@ def test_a_folder_is_uploaded_and_fetched_as_it_is(tmp_path: Path) -> None:
         assert _contents(tmp_path / "fetched") == _contents(output)
         with pytest.raises(OutputError, match="is not empty; name another place or pass --overwrite"):
             check_upload(place, overwrite=False)
+
+
+def test_all_of_a_bucket_is_no_place_for_an_output() -> None:
+    with (
+        memory(),
+        pytest.raises(OutputError, match="is a whole bucket or host; name a folder in it, memory://bucket/"),
+    ):
+        check_upload(open_storage("memory://bucket", OutputError), overwrite=True)
 
 
 def test_what_was_there_before_goes_with_overwrite(tmp_path: Path) -> None:
