@@ -135,7 +135,7 @@ TASKS: dict[str, Task] = {"measure": measure, "predict": predict, "speculate": s
 
 
 def serve(tasks: Mapping[str, Task]) -> None:
-    """Answer line by line, then exit.
+    """Answer line by line, then exit; the answer `{"error": reason}` is the last, with exit status 1.
 
     Args:
         tasks: The tasks by name.
@@ -149,8 +149,9 @@ def serve(tasks: Mapping[str, Task]) -> None:
         for answer in tasks[request["task"]](request, lines):
             output.write(json.dumps(answer) + "\n")
             output.flush()
-    except IShrinkError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except IShrinkError as error:  # as an answer: threads of a runtime may write into any line of standard error
+        output.write(json.dumps({"error": str(error)}) + "\n")
+        output.flush()
         status = 1
     sys.stderr.flush()
     os._exit(status)

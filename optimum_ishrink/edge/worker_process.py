@@ -48,12 +48,12 @@ class Program:
     Args:
         name: What runs models in it, for messages.
         module: The module that is run.
-        failure: Returns why it failed, from what it wrote on standard error.
+        failure: Returns why it failed, from what it wrote on standard error and the error that it answered, if any.
     """
 
     name: str
     module: str
-    failure: Callable[[str], str]
+    failure: Callable[[str, str | None], str]
 
 
 LLAMA_CPP = Program("llama.cpp", f"{__package__}.worker", llama_cpp_failure)
@@ -117,16 +117,17 @@ class WorkerProcess:
                 line = self._process.stdout.readline()
         finally:
             timer.cancel()
-        if line.endswith("\n"):  # a killed process may leave half a line
-            found: dict[str, Any] = json.loads(line)
-            return found
+        answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}  # a killed process leaves half a line
+        if answer and "error" not in answer:
+            return answer
         status = self._process.wait()
         if self._timed_out:
             raise SourceError(
                 f"{self._program.name} took more than {self._limit:g} s with {self._name}; it was killed"
             )
         self._log.seek(0)
-        reason = self._program.failure(self._log.read().decode("utf-8", errors="replace"))
+        log = self._log.read().decode("utf-8", errors="replace")
+        reason = self._program.failure(log, answer.get("error"))
         if status == -_KILLED:
             reason = "its process was killed by signal 9; the machine may be out of memory"
         elif status < 0:

@@ -28,3 +28,10 @@ def test_llama_cpp_names_why_a_model_does_not_load() -> None:
     log = "llama_model_load: error loading model: missing tensor 'x'\nerror: failed to load\n"
     assert llama_cpp_failure(log) == "missing tensor 'x'"
     assert llama_cpp_failure("error: out of memory") == "out of memory"
+
+
+def test_an_answered_error_is_the_reason_whatever_the_log_says() -> None:
+    # a thread of the runtime may write after it, or into its line
+    log = "send_error: task id = 2, error: of the log\n"
+    assert failure_reason(log, "of the answer") == llama_cpp_failure(log, "of the answer") == "of the answer"
+    assert llama_cpp_failure("x: error loading model: missing tensor 'x'", "failed to load") == "missing tensor 'x'"
