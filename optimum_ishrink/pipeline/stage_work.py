@@ -17,6 +17,7 @@ from ..architectures.expressions import axis_length
 from ..architectures.operations import active_parameters
 from ..core.sizes import size_in_words
 from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from ..surgery.few_tokens import are_few
 from ..surgery.folds import FOLDS
 from ..text.sources import SAMPLED_TOGETHER, equal_shares, parse_sources
 
@@ -234,10 +235,10 @@ def _compensation(job: _Sizes) -> list[Work]:
     folds = min(sources, FOLDS) if sources > 1 else FOLDS
     products, largest = 0.0, 0.0
     for width, rows in _refitted(job, sizes):
-        sums = tokens * (1.5 * width * width + 2 * width * rows)
-        solves = (folds * _RIDGES_TRIED + 2) * (width**3 / 3 + 2 * width * width * rows / 4)
-        products += sums + solves
-        largest = max(largest, (folds + 2) * 4.0 * width * (width + rows))
+        count = _of_rows if are_few(tokens, width) else _of_sums
+        operations, nbytes = count(tokens, width, rows, folds)
+        products += operations
+        largest = max(largest, nbytes)
     streams = 3 * tokens * job.hidden * job.element_bytes
     return [
         Work(
@@ -248,6 +249,38 @@ def _compensation(job: _Sizes) -> list[Work]:
             memory=job.weights + streams + largest,
         )
     ]
+
+
+def _of_sums(tokens: int, width: int, rows: int, folds: int) -> tuple[float, float]:
+    """Return operations in float32, and bytes, of a regression by the sums over its tokens.
+
+    Args:
+        tokens: Tokens to fit on.
+        width: Inputs of the projection.
+        rows: Its outputs.
+        folds: Number of folds.
+    """
+    sums = tokens * (1.5 * width * width + 2 * width * rows)
+    solves = (folds * _RIDGES_TRIED + 2) * (width**3 / 3 + 2 * width * width * rows / 4)
+    return sums + solves, (folds + 2) * 4.0 * width * (width + rows)
+
+
+def _of_rows(tokens: int, width: int, rows: int, folds: int) -> tuple[float, float]:
+    """Return the same of a regression by the tokens themselves, where they are few.
+
+    Args:
+        tokens: Tokens to fit on.
+        width: Inputs of the projection.
+        rows: Its outputs.
+        folds: Number of folds.
+    """
+    fitted = tokens * (folds - 1) / folds
+    products = folds * (1.5 * fitted**2 + 2 * fitted * (tokens - fitted)) * width + 2 * tokens * width * rows
+    solves = folds * _RIDGES_TRIED * (fitted**3 / 3 + 2 * fitted * tokens * rows / 4)
+    # The last solution is in float64, which counts twice.
+    last = 2 * (1.5 * tokens**2 * width + tokens**3 / 3 + 2 * tokens**2 * rows + 2 * tokens * width * rows)
+    held = folds * 4.0 * fitted * tokens + tokens * (2 * width + 8 * rows) + 8 * (tokens**2 + width * rows)
+    return products + solves + last, held
 
 
 def _refitted(job: _Sizes, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -322,10 +355,15 @@ def bytes_from_disk(
     """
     job = _Sizes(binding, dict(shape), config, element_bytes)
     sizes = binding.sizes
+    tokens = config.calibration_samples * config.calibration_length
     layers = 2 * max(binding.layer_parameters(sizes))
     outside = binding.outer_parameters(sizes) + sizes["vocab"] * sizes["hidden"]
     sums = max(
-        (3 * 4.0 * width * (width + rows) for width, rows in _refitted(job, binding.resized(shape))), default=0.0
+        (
+            _of_rows(tokens, width, rows, FOLDS)[1] if are_few(tokens, width) else 3 * 4.0 * width * (width + rows)
+            for width, rows in _refitted(job, binding.resized(shape))
+        ),
+        default=0.0,
     )
     return (layers + outside) * element_bytes + sums, room_needed(binding, config, element_bytes=element_bytes)
 
@@ -347,5 +385,5 @@ def room_needed(binding: Binding, config: IShrinkConfig, *, element_bytes: int) 
     if config.compensation == "none":
         return states
     tokens = config.calibration_samples * config.calibration_length
-    repair = tokens * (6 * hidden + inner) * element_bytes + FOLDS * (inner * inner + inner * hidden) * 4
-    return max(states, repair)
+    sums = inner * (inner + hidden) if not are_few(tokens, inner) else tokens * tokens
+    return max(states, tokens * (6 * hidden + inner) * element_bytes + FOLDS * sums * 4)

@@ -10,7 +10,7 @@ no second model is in memory. Only merged KV heads and experts, which are not th
 the cut model itself.
 
 This file walks through the layers; `sites` names the projections, `cut_layer` runs a layer, `projection_refit` re-fits
-a projection, and `least_squares` holds the mathematics.
+a projection, and `least_squares` and `few_tokens` hold the mathematics.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def compensate(
         for fold, rows in enumerate(folds)
         for start in range(0, len(rows), batch_size)
     ]
-    refit = ProjectionRefit(base, [fold for fold, _ in batches], len(folds), write, rank)
+    refit = ProjectionRefit(base, [fold for fold, _ in batches], len(folds), windows.numel(), write, rank)
     reference, calls = enter_layers(base, binding, [ids for _, ids in batches])
     changed = experts and cut_model is not None and _changes_experts(binding, plan)
     fused = (fused_experts(base, binding), fused_experts(cut_model, binding)) if changed else ({}, {})

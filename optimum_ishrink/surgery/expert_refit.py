@@ -22,7 +22,7 @@ from ..core.spool import States
 from ..modeling.experts import FusedExperts, expert_inputs, gather_arguments, one_by_one
 from ..report.compensation import ProjectionRepair
 from .cut_layer import CutLayer
-from .least_squares import Moments, choose_repair
+from .few_tokens import choose_weight, empty_folds
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,10 @@ def refit_experts(
     start: float | None = None
     for expert in range(len(experts.weight)):
         weight = experts.matrix(expert).clone()
-        sums = [Moments.zeros(weight) for _ in range(number_of_folds)]
+        tokens = sum(int((batch.chosen == expert).sum()) for batch in batches)
+        if not tokens:
+            continue  # no text says anything about an expert that none of it is routed to
+        text = empty_folds(weight, number_of_folds, tokens, rank)
         reads: list[tuple[torch.Tensor, torch.Tensor]] = []
         for fold, batch in zip(folds, batches, strict=True):
             token, place = torch.where(batch.chosen == expert)
@@ -114,10 +117,8 @@ def refit_experts(
             scaled = inputs.float() * batch.gates[token, place].float()[:, None]
             reads.append((token, scaled))
             if len(token):
-                sums[fold].add(scaled, scaled @ weight.float().T + batch.missing[token])
-        if not any(len(token) for token, _ in reads):
-            continue  # no text says anything about an expert that none of it is routed to
-        solved, ridge, error, new_error = choose_repair(sums, weight, start, rank)
+                text[fold].add(scaled, scaled @ weight.float().T + batch.missing[token])
+        solved, ridge, error, new_error = choose_weight(text, weight, start, rank)
         start = start if ridge is None else ridge
         found[expert] = (solved, ProjectionRepair("", ridge, error, new_error))
         if ridge is None:

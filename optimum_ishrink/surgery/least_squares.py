@@ -17,7 +17,7 @@ RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 _START = 0.1
 _BLOCKS = 2
-_EVERY = 4
+EVERY = 4
 """Ridges are compared on every fourth output: each output is a separate regression on the same inputs."""
 _ROUNDING = 1e-6
 """Share of the target's energy below which two float32 errors are the same."""
@@ -55,21 +55,35 @@ def solve_ridge(
     Raises:
         DataError: The Gram matrix is not finite, or too singular even for this ridge.
     """
-    _check_finite(gram, cross)
+    check_finite(gram, cross)
     system = gram.to(dtype, copy=not consume)  # the only matrix of this size that is made; its diagonal grows below
     gap = cross.to(dtype) - weight.to(dtype) @ system
-    energy = system.diagonal().clone()
-    # A channel without energy has nothing to fit; the floor prevents a row of zeros.
-    strength = ridge * energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny)
-    system.diagonal().add_(strength)
+    system.diagonal().add_(ridge * ridge_scale(system.diagonal(), dtype))
     factor, info = torch.linalg.cholesky_ex(system)
     del system, gram
     if info.item():
-        raise DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
+        raise too_uniform(ridge)
     return weight.to(dtype) + torch.cholesky_solve(gap.T, factor).T
 
 
-def _check_finite(*sums: torch.Tensor) -> None:
+def ridge_scale(energy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what a ridge of 1 adds to the diagonal of the Gram matrix.
+
+    Args:
+        energy: That diagonal, `sum x^2` of each input, shape (in,).
+        dtype: Dtype of the result.
+    """
+    # A channel without energy has nothing to fit; the floor prevents a row of zeros.
+    return energy.clamp_min(float(energy.mean()) * 1e-6 + torch.finfo(dtype).tiny).to(dtype)
+
+
+def too_uniform(ridge: float) -> DataError:
+    """Return the error for a system that is singular in spite of its ridge."""
+    return DataError(f"the calibration text is too uniform to solve with a ridge of {ridge}; give more text")
+
+
+def check_finite(*sums: torch.Tensor) -> None:
+    """Raise a `NotFiniteError` unless all values are finite."""
     if (kind := kind_of(*sums)) is not None:
         raise NotFiniteError(f"the activations are not finite ({kind}); {ADVICE}")
 
@@ -202,13 +216,13 @@ def choose_repair(
         total = total + fold
         fold.put_away()
     folds[0].put_away()
-    rows = slice(None, None, _EVERY if rank is None else 1)
+    rows = slice(None, None, EVERY if rank is None else 1)
     some = [fold.of_outputs(rows) for fold in folds]
     some_weight, some_total = weight[rows], total.of_outputs(rows)
     before = sum(fold.error(some_weight) for fold in some) / len(some)
     for fold in some:
         fold.put_away()
-    _check_finite(total.gram, total.cross)
+    check_finite(total.gram, total.cross)
 
     def solve(sums: Moments, cut: torch.Tensor, ridge: float, dtype: torch.dtype) -> torch.Tensor:
         consume = rank is None and dtype == torch.float32  # sums that are only compared with are made for it alone
@@ -231,13 +245,29 @@ def choose_repair(
                 fold.put_away()
         return sum(errors) / len(errors)
 
-    allowed = [ridge for ridge in RIDGES if ridge >= least_ridge(weight.shape[1], total.tokens)] or [RIDGES[-1]]
-    ridge, after = descend(allowed, held_out_error, _START if start is None else start)
+    ridge, after = choose_ridge(weight.shape[1], total.tokens, start, before, held_out_error)
     folds.clear()
     some.clear()
-    if not after < before - _ROUNDING:
+    if ridge is None:
         return weight.double(), None, before, before
     return solve(total, weight, ridge, torch.float64), ridge, before, after
+
+
+def choose_ridge(
+    width: int, tokens: int, start: float | None, before: float, held_out_error: Callable[[float], float]
+) -> tuple[float | None, float]:
+    """Return the ridge of the lowest error on held-out text, and that error; None where the cut weight is as good.
+
+    Args:
+        width: Inputs of the projection.
+        tokens: Tokens to fit on.
+        start: Ridge to try first; None for the usual one.
+        before: The error of the weight as it was cut.
+        held_out_error: Returns the error of a ridge.
+    """
+    allowed = [ridge for ridge in RIDGES if ridge >= least_ridge(width, tokens)] or [RIDGES[-1]]
+    ridge, after = descend(allowed, held_out_error, _START if start is None else start)
+    return (ridge, after) if after < before - _ROUNDING else (None, before)
 
 
 def least_ridge(width: int, tokens: int) -> float:

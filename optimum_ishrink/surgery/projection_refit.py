@@ -1,4 +1,4 @@
-"""Re-fitting one projection: its sums over all windows, the choice of a ridge, and the new weight."""
+"""Re-fitting one projection: its text, window by window, the choice of a ridge, and the new weight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..modeling.experts import FusedExperts
 from ..report.compensation import ProjectionRepair
 from .cut_layer import CutLayer, stream_is_sum
 from .expert_refit import Routed, refit_experts
-from .least_squares import Moments, choose_repair, least_ridge
+from .few_tokens import choose_weight, empty_folds
+from .least_squares import least_ridge
 from .sites import Site
 
 
@@ -27,6 +28,7 @@ class ProjectionRefit:
         model: The base, which is in memory or on disk, and so are what enters a projection and its sums.
         folds: The fold of each batch.
         number_of_folds: Number of folds.
+        tokens: Number of tokens in all batches.
         write: Takes each new weight, by its name in the new checkpoint: float64, in the file's layout.
         rank: Maximum rank of a weight's change; None sets no limit.
     """
@@ -34,6 +36,7 @@ class ProjectionRefit:
     model: Any
     folds: Sequence[int]
     number_of_folds: int
+    tokens: int
     write: Callable[[str, torch.Tensor], None]
     rank: int | None
     _ridge: dict[str, float] = field(default_factory=dict, init=False)
@@ -87,11 +90,11 @@ class ProjectionRefit:
         is_sum = self._is_sum[site.name]
         spool = spool_of(self.model)
         zeros = None if spool is None else spool.zeros
-        sums = [Moments.zeros(site.weight, zeros) for _ in range(self.number_of_folds)]
+        text = empty_folds(site.weight, self.number_of_folds, self.tokens, self.rank, zeros)
         inputs, rests, before = new_states(self.model), new_states(self.model), 0
         for fold, hidden, wanted in zip(self.folds, current, goal, strict=True):
             if fold != before:  # batches come fold by fold
-                sums[before].put_away()
+                text[before].put_away()
                 before = fold
             seen = layer.observe(site, hidden)
             target = seen.output
@@ -103,13 +106,14 @@ class ProjectionRefit:
                 target = seen.output + (further + wanted.float() - seen.rest - seen.output) / 2
             if site.bias is not None:
                 target = target - site.bias.float()
-            sums[fold].add(seen.inputs.flatten(0, -2), target.flatten(0, -2))
+            text[fold].add(seen.inputs.flatten(0, -2), target.flatten(0, -2))
             if last and is_sum:
                 inputs.append(seen.inputs)
                 rests.append(seen.rest.to(hidden.dtype))
-        self._note_few_tokens(sum(moments.tokens for moments in sums), site)
+        self._note_few_tokens(sum(part.tokens for part in text), site)
         release(self.model)  # solving needs the room of layers, and takes far longer than to read one again
-        weight, ridge, error, new_error = choose_repair(sums, site.weight, self._ridge.get(site.name), self.rank)
+        start = self._ridge.get(site.name)
+        weight, ridge, error, new_error = choose_weight(text, site.weight, start, self.rank, zeros)
         if ridge is not None:
             self._ridge[site.name] = ridge
             self.write(name, site.stored(weight))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_ishrink import IShrinkConfig, IShrinker
@@ -17,7 +19,7 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError
 from optimum_ishrink.pipeline.estimate import Estimate, duration, estimate_shrink
 from optimum_ishrink.pipeline.machine_speed import MachineSpeed, measure_speed
-from optimum_ishrink.pipeline.stage_work import Work, room_needed, work_of_shrink
+from optimum_ishrink.pipeline.stage_work import Work, _of_rows, _of_sums, room_needed, work_of_shrink
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
@@ -85,6 +87,13 @@ def test_passes_of_a_criterion(criterion: str, passes: int) -> None:
     scored = found[f"importance ({criterion})"]
     binding = bound("llama")
     assert scored.operations == 2 * 8 * 16 * passes * active_parameters(binding, binding.shape)
+
+
+@given(st.integers(1, 4096), st.integers(64, 16384), st.integers(2, 4))
+def test_few_tokens_of_many_inputs_are_less_work_than_their_sums(tokens: int, width: int, folds: int) -> None:
+    tokens = min(tokens, 3 * width // 4)
+    few, all_sums = (count(tokens, width, width // 3, folds) for count in (_of_rows, _of_sums))
+    assert few[0] < all_sums[0] and few[1] < all_sums[1]
 
 
 def test_times_add_up() -> None:
