@@ -38,13 +38,14 @@ class EvaluatedModel:
         """Its name in messages."""
         return self.source.display_name
 
-    @cached_property
+    @property
     def model(self) -> Any:
-        """The loaded model; the run's source is loaded once for all stages."""
-        session = self.session
-        if self.source is session.source:
-            return session.model
-        return session.load(self.source)
+        """The loaded model; the run's source is loaded once for all stages, and the run may let go of it."""
+        return self.session.model if self.source is self.session.source else self._own
+
+    @cached_property
+    def _own(self) -> Any:
+        return self.session.load(self.source)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -15,6 +15,8 @@ from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
 from .preparation import Preparation, layer_names
+from .sharding import share_layers, wants_sharding
+from .teacher_cache import CachedTeacher
 from .teacher_choice import choose_teacher
 from .training import Trained, train
 from .translating_teacher import TranslatingTeacher
@@ -44,6 +46,7 @@ def train_prepared(
     options, models, session = prepared.options, prepared.models, prepared.session
     compares_layers = options.reads("hidden_states") or options.reads("values")
     model, pair = load_model(models.student.folder, session.dtype, session.device), prepared.pair
+    sources = [source for source in (models.teacher, *models.more_teachers) if source is not None]
     teacher = choose_teacher(
         prepared.teacher,
         options,
@@ -53,15 +56,18 @@ def train_prepared(
         None if pair is None else pair.map,
         prepared.more_teachers,
     )
+    teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
+    if wants_sharding() and teacher is not None and not isinstance(teacher, CachedTeacher):
+        session.loaded = None  # who needs the base later needs it whole, and in one process alone
+        # Where nothing needs the teachers, their sources are there and they are not.
+        for each, source in zip(teachers, sources, strict=False):
+            share_layers(each, layer_names(source))
     on_policy = None
     if options.recovery_on_policy:
         told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
         on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
-    sources = [source for source in (models.teacher, *models.more_teachers) if source is not None]
     with ExitStack() as stack:
         if options.torch_compile:
-            teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
-            # Where nothing needs the teachers, their sources are there and they are not.
             for each, source in zip((model, *teachers), (models.student, *sources), strict=False):
                 stack.enter_context(compiled_layers(each, layer_names(source)))
         trained = train(

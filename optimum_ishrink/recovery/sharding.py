@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import RequestError
@@ -65,6 +68,21 @@ def check_sharding(options: RecoveryOptions, *, sparse: bool) -> None:
             "fully sharded training holds parts of the weights, and has neither zeros of a sparse model, nor "
             "recovery_ema, nor recovery_layer_decay; train in one process, or in several that hold all weights each"
         )
+
+
+def share_layers(model: Any, layers: Sequence[str]) -> None:
+    """Spread the weights of a model's layers over all processes: each layer is gathered when it runs, and let go.
+
+    What is outside of the layers stays whole in each process: the loss calls the head in chunks, on its own. From then
+    on all processes have to run the model in step.
+
+    Args:
+        model: A model that is not trained.
+        layers: Names of the modules of its layers.
+    """
+    mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+    for name in layers:
+        fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)
 
 
 def whole_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,11 +14,15 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
+from optimum_ishrink.checkpoint.loading import load_model
 from optimum_ishrink.errors import RequestError
-from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, whole_tensors
+from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, share_layers, whole_tensors
+from optimum_ishrink.recovery.teacher import LiveTeacher
 from tests.helpers.recovery_runs import changed, recover, recovered
 from tests.helpers.small_recovery import settings
+from tests.helpers.tiny import save_tiny, tiny_config
 from tests.helpers.torchrun import torchrun
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +93,53 @@ def test_a_sharded_run_that_was_killed_goes_on(small: Path, flags: list[str], tm
     assert recovered(tmp_path / "two")["resumed_from_step"] >= 2
     assert json.loads((tmp_path / "two" / "ishrink_report.json").read_text())["recovery"]["processes"] == 2
     check_alike(tmp_path / "one", tmp_path / "two")
+
+
+def share(process: int, folder: Path) -> None:
+    """Run a teacher whose layers two processes share, and save what this one holds and computes."""
+    model = load_model(folder, torch.float32, torch.device("cpu"))
+    store = torch.distributed.FileStore(str(folder / "rendezvous"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=process, world_size=2)
+    try:
+        share_layers(model, [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)])
+        teacher = LiveTeacher(model, layers=True, values=True)
+        for ids in (torch.arange(12).view(2, 6), torch.arange(24).view(2, 12)):
+            lesson = teacher.teach(ids, torch.arange(2))
+        layers = [each for name, each in model.named_parameters() if ".layers." in name]
+        held = sum(each.to_local().numel() for each in layers if isinstance(each, DTensor))
+        assert lesson.distribution is not None
+        torch.save((held, lesson.distribution(slice(None)), *lesson.layers), folder / f"{process}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_hold_half_of_the_teachers_layers_each(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, tiny_config("llama"))
+    torch.multiprocessing.spawn(share, args=(folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    model = load_model(folder, torch.float32, torch.device("cpu"))
+    lesson = LiveTeacher(model, layers=True).teach(torch.arange(24).view(2, 12), torch.arange(2))
+    assert lesson.distribution is not None
+    count = sum(each.numel() for name, each in model.named_parameters() if ".layers." in name)
+    for process in range(2):
+        held, logits, *layers = torch.load(folder / f"{process}.pt", weights_only=True)
+        assert held == count // 2
+        torch.testing.assert_close(logits, lesson.distribution(slice(None)))
+        for one, two in zip(layers, lesson.layers, strict=True):
+            torch.testing.assert_close(one, two)
+
+
+@pytest.mark.slow
+def test_a_sharded_teacher_of_layers_and_values_trains_as_one_that_is_whole(
+    small: Path, flags: list[str], tmp_path: Path
+) -> None:
+    words = [*flags, "--recovery", "kl+hidden:0.1+attention:0.1"]
+    assert recover(small, tmp_path / "one", words) == 0
+    run(small, tmp_path / "two", words)
+    check_alike(tmp_path / "one", tmp_path / "two")
+    reports = [json.loads((tmp_path / each / "ishrink_report.json").read_text()) for each in ("one", "two")]
+    metrics = [[each["metric"] for each in report["shrunk"]["quality"]] for report in reports]
+    assert "kl_divergence" in metrics[0] and metrics[1] == metrics[0]  # by the base, whole again
 
 
 def test_only_the_second_version_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
