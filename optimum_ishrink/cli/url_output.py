@@ -14,7 +14,7 @@ from ..core.digest import digest
 from ..core.processes import is_main_process
 from ..core.storage import is_url, open_storage
 from ..core.uploading import check_upload, upload
-from ..errors import OutputError
+from ..errors import OutputError, RequestError
 
 UPLOADING = ("shrink", "recover", "analyze", "search", "export")
 """Verbs whose output can be at a URL: those that make a folder or file for others to read."""
@@ -68,7 +68,10 @@ def run_verb(verb: Callable[[argparse.Namespace], Any], args: argparse.Namespace
         folder.parent.mkdir(parents=True, exist_ok=True)
     args.output, args.uploads = str(folder), True
     with redirect_stdout(cast(TextIO, _Renaming(sys.stdout, str(folder), storage.shown))):
-        result = verb(args)
+        try:
+            result = verb(args)
+        except RequestError as error:  # others are about the local folder itself, such as a disk that is full
+            raise type(error)(str(error).replace(str(folder), storage.shown)) from None
     if is_main_process():
         upload(folder, storage)
         shutil.rmtree(folder.parent, ignore_errors=True)

@@ -45,6 +45,18 @@ class Storage:
         """
         return f"{self.path.rstrip('/')}/{name}"
 
+    def make_folder_of(self, path: str) -> None:
+        """Make the folder of a file, where the file system has folders.
+
+        Object stores, whose paths begin with a bucket, have none; and some would make a bucket of a name that was
+        mistyped.
+
+        Args:
+            path: The file's path.
+        """
+        if path.startswith("/") or urlsplit(self.shown).scheme in ("file", "local"):
+            self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+
     def list_files(self, depth: int | None = None) -> dict[str, tuple[int, str]]:
         """Return the files in it, in folders too: their names, sizes in bytes, and keys that change with the contents.
 

@@ -37,7 +37,7 @@ def check_upload(storage: Storage, overwrite: bool) -> None:
         raise OutputError(f"{storage.shown} is not empty; name another place or pass --overwrite")
     probe = storage.path.rstrip("/") + _SUFFIX
     with storage.errors(OutputError, "cannot write"):
-        storage.files.makedirs(probe.rpartition("/")[0], exist_ok=True)
+        storage.make_folder_of(probe)
         storage.files.pipe_file(probe, b"")
         storage.files.rm_file(probe)
 
@@ -83,7 +83,7 @@ def _upload_folder(folder: Path, storage: Storage) -> None:
             storage.files.rm_file(storage.inside(name))
     with byte_bar(f"uploading {folder.name}", 2 * sum(path.stat().st_size for path in files.values())) as done:
         for name in sorted(files, key=_turn):
-            storage.files.makedirs(storage.inside(name).rpartition("/")[0], exist_ok=True)
+            storage.make_folder_of(storage.inside(name))
             _put(files[name], storage, storage.inside(name), done)
     found = set(storage.list_files())
     if found != set(files):

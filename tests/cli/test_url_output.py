@@ -49,6 +49,13 @@ def test_what_is_at_the_url_is_what_a_folder_would_hold(
         assert json.loads(capsys.readouterr().out)["output"] == "memory://bucket/small"
 
 
+def test_a_refusal_names_the_url(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with memory():
+        words = ["export", "--model", str(llama_folder), "--format", "gguf", "--output", "memory://bucket/file"]
+        assert main(words) == 2
+        assert "memory://bucket/file does not end in .gguf" in capsys.readouterr().err
+
+
 def test_a_failed_upload_can_be_tried_again(
     llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

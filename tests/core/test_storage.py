@@ -7,7 +7,7 @@ import pytest
 
 from optimum_ishrink.core import storage as storages
 from optimum_ishrink.core.fetching import fetch_files
-from optimum_ishrink.core.storage import is_url, open_storage
+from optimum_ishrink.core.storage import Storage, is_url, open_storage
 from optimum_ishrink.core.uploading import check_upload, upload
 from optimum_ishrink.errors import OutputError, PublishError, RequestError, SourceError
 from tests.helpers.memory_storage import failing, memory
@@ -105,6 +105,20 @@ def test_all_of_a_bucket_is_no_place_for_an_output() -> None:
         pytest.raises(OutputError, match="is a whole bucket or host; name a folder in it, memory://bucket/"),
     ):
         check_upload(open_storage("memory://bucket", OutputError), overwrite=True)
+
+
+def test_folders_are_made_where_there_are_any(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    class Bucket:
+        def makedirs(self, path: str, exist_ok: bool) -> None:
+            made.append(path)
+
+    Storage(Bucket(), "bucket/place", "s3://bucket/place").make_folder_of("bucket/place/file")
+    assert not made  # it might make a bucket
+    Storage(Bucket(), "/place", "sftp://host/place").make_folder_of("/place/a/file")
+    Storage(Bucket(), "C:/place", "file:///C:/place").make_folder_of("C:/place/file")
+    assert made == ["/place/a", "C:/place"]
 
 
 def test_what_was_there_before_goes_with_overwrite(tmp_path: Path) -> None:
