@@ -1,6 +1,6 @@
 """Ways to make the KV cache smaller, at equal bytes, on a long context.
 
-    python benchmarks/kv_cache.py MODEL --text test.txt --calibration train.txt [--pruned two=DIR,one=DIR]
+    python benchmarks/kv_cache.py MODEL --text test.txt --calibration train.txt [--pruned "two=DIR;one=DIR"]
 
 The rows are the divergence from the unpruned model by position in windows of 4,096 tokens:
 
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text to measure on")
     parser.add_argument("--calibration", type=Path, required=True, help="text that latents are chosen on")
     parser.add_argument("--windows", type=int, default=6)
-    parser.add_argument("--pruned", default="", help="checkpoints with fewer KV heads, as name=DIR,name=DIR")
+    parser.add_argument("--pruned", default="", help="checkpoints with fewer KV heads, as name=DIR;name=DIR")
     parser.add_argument("--output", type=Path, default=Path("kv.jsonl"))
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -255,7 +255,7 @@ def main() -> None:
         "cache in q5_0": (22 / 64, lambda: (model, "q5_0")),
         "cache in q4_0": (18 / 64, lambda: (model, "q4_0")),
     }
-    for named in filter(None, args.pruned.split(",")):
+    for named in filter(None, args.pruned.split(";")):
         name, folder = named.split("=")
         pruned = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         share = pruned.config.num_key_value_heads / config.num_key_value_heads

@@ -79,6 +79,15 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the main process's tensor in every process; in the others, one of the same shape is overwritten."""
+    if process_count() > 1:
+        import torch
+
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
+
+
 def from_main_process(value: Any) -> Any:
     """Return the main process's value in every process."""
     if process_count() == 1:

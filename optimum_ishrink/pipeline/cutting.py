@@ -8,7 +8,7 @@ from ..architectures.description import LAYERS, ROWS
 from ..checkpoint.writing import copy_checkpoint
 from ..core.json_files import write_json
 from ..core.limits import check_lengths
-from ..core.processes import process_count
+from ..core.processes import is_main_process, process_count
 from ..edge.recovery_values import check_recovery_for
 from ..errors import RequestError
 from ..importance.expert_outputs import compare_experts
@@ -46,7 +46,7 @@ def check_cut(job: Job) -> None:
     job.shape = check_shape(source, job.config, rows, removed, may_stay=job.config.sparsifies)
     job.sparsity_plan = plan_sparsity(job.config, whole, job.shape)
     if job.cuts_units:
-        check_compensation(job.config, source.binding)
+        check_compensation(job.config, source.binding, process_count())
     if job.config.compensation_for is not None:
         check_recovery_for(job.config.compensation_for, whole, job.shape)
     whole.check()
@@ -173,12 +173,16 @@ def write_cut(job: Job) -> None:
 
 
 def repair_cut(job: Job) -> None:
-    """Repair the cut checkpoint in closed form, and round it for the type that it is made for."""
+    """Repair the cut checkpoint in closed form, and round it for the type that it is made for.
+
+    Processes share the repair; the main one writes, and rounds alone.
+    """
     if job.cuts_units:
         job.compensation = repair(job.cutting, job.config, job.calibration, job.cut_plan, job.folder)
     else:
         job.compensation = CompensationRecord("none")
-    round_cut(job)
+    if is_main_process():
+        round_cut(job)
 
 
 def copy_student(job: Job) -> None:

@@ -162,10 +162,12 @@ class Stage:
     Args:
         run: Does the work and leaves its record in the job.
         check: Checks all that can be known before long work, in the job as it was made.
+        together: Whether every process takes part, where it is a stage that writes.
     """
 
     run: Callable[[Job], None]
     check: Callable[[Job], None] = no_check
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Pipeline:
 
     Args:
         shared: Stages that every process takes part in, before anything is written.
-        writing: Stages of the main process, which write into the output folder.
+        writing: Stages that write into the output folder: of the main process, but for those that all run together.
         schedules: Whether it cuts and recovers in turn.
     """
 

@@ -2,8 +2,9 @@
 
     source -> importance -> plan -> checkpoint -> recovery -> report -> card
 
-A run is a list of stages and one runner. All checks come first, then the stages that every process shares, then, in
-the main process alone, the stages that write into a hidden folder, which is renamed to the output folder at the end.
+A run is a list of stages and one runner. All checks come first, then the stages that every process shares, then those
+that write into a hidden folder, which is renamed to the output folder at the end. Of these the main process runs most
+alone; compensation and recovery are shared as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..checkpoint.session import Session
 from ..configuration import IShrinkConfig
 from ..core.locks import claimed_folder
 from ..core.output import check_not_inside, check_output, staged_folder
-from ..core.processes import is_main_process, wait_for_all
+from ..core.processes import from_main_process, is_main_process, wait_for_all
 from ..errors import RequestError
 from ..recovery.work_folder import work_folder
 from ..report.plan import Plan
@@ -42,10 +43,10 @@ SHRINK = Pipeline(
     shared=(PLAN,),
     writing=(
         Stage(write_cut),
-        Stage(repair_cut),
+        Stage(repair_cut, together=True),
         Stage(sparsify_cut),
         Stage(measure_before),
-        Stage(train_student, check_recovery_of_cut),
+        Stage(train_student, check_recovery_of_cut, together=True),
         Stage(write_recovered),
         Stage(count_written),
         Stage(open_written),
@@ -60,7 +61,7 @@ CUT = Pipeline(
     shared=(PLAN,),
     writing=(
         Stage(write_cut),
-        Stage(repair_cut),
+        Stage(repair_cut, together=True),
         Stage(sparsify_cut),
         Stage(count_written),
         Stage(open_written),
@@ -122,13 +123,16 @@ def _run_stages(pipeline: Pipeline, job: Job, overwrite: bool) -> None:
     """Run the stages; what is written is renamed to the output folder before the other processes go on."""
     for stage in pipeline.shared:
         stage.run(job)
-    if is_main_process():
-        with staged_folder(job.output, overwrite=overwrite) as folder:
-            job.folder = folder
-            for stage in pipeline.writing:
+    main = is_main_process()
+    with staged_folder(job.output, overwrite=overwrite) if main else nullcontext() as folder:
+        job.folder = from_main_process(folder)
+        for stage in pipeline.writing:
+            if stage.together:
+                wait_for_all()  # until the main process has written what the stage reads
+            if main or stage.together:
                 stage.run(job)
-        if job.config.recovers or job.config.schedule is not None:
-            shutil.rmtree(_working(job), ignore_errors=True)
+    if main and (job.config.recovers or job.config.schedule is not None):
+        shutil.rmtree(_working(job), ignore_errors=True)
     wait_for_all()
 
 

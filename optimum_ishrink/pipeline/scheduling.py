@@ -18,6 +18,7 @@ from ..checkpoint.writing import copy_checkpoint
 from ..configuration import IShrinkConfig
 from ..core.device import dtype_name
 from ..core.json_files import write_json
+from ..core.processes import process_count
 from ..core.progress import note
 from ..errors import RequestError, ShapeError
 from ..evaluation.options import EvaluationOptions
@@ -27,7 +28,6 @@ from ..planning.composition import composed
 from ..planning.schedule import ScheduledStage, describe_stages, scheduled_stages
 from ..planning.schedule_names import parse_schedule
 from ..planning.stage import check_shape
-from ..recovery.stage import check_one_process
 from ..recovery.training_text import TextPart, check_parts
 from ..report.files import CONFIG_FILE, SCORES_FILE
 from ..report.run import Run
@@ -65,7 +65,8 @@ def check_scheduled(job: Job) -> None:
     Raises:
         RequestError: A stage makes no sense, or its shape is not one that the model can have.
     """
-    check_one_process()
+    if process_count() > 1:
+        raise RequestError("a schedule runs in one process; leave out schedule, or start one")
     check_cut(job)
     check_recovery_of_cut(job)
     stages = _stages(job)

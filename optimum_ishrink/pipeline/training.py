@@ -11,7 +11,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
 from ..configuration import IShrinkConfig
 from ..core.limits import check_lengths
-from ..core.processes import is_main_process
+from ..core.processes import is_main_process, process_count
 from ..edge.recovery_values import check_recovery_for, exported_values
 from ..errors import RequestError
 from ..recovery.exported_weights import ExportedValues
@@ -26,7 +26,6 @@ from ..recovery.stage import (
     check_device,
     check_early_exits,
     check_losses,
-    check_one_process,
     check_start,
     check_targets,
     check_teacher,
@@ -34,6 +33,7 @@ from ..recovery.stage import (
     check_text,
 )
 from ..recovery.teachers import describe_teachers
+from ..recovery.training import micro_batch
 from ..recovery.work_folder import discard_unused, work_folder
 from ..sparsity.matrices import parameters_of
 from ..surgery.folds import check_windows
@@ -62,7 +62,6 @@ def check_recovery_of_cut(job: Job) -> None:
             )
         check_early_exits(job.config, job.session.source, job.shape[LAYERS])
         return
-    check_one_process()
     if job.cuts_rows:
         check_losses(job.config)
     check_training(job)
@@ -71,6 +70,7 @@ def check_recovery_of_cut(job: Job) -> None:
 def check_training(job: Job) -> None:
     """Check what a training needs, whichever checkpoint it starts from."""
     config, student = job.config, job.student or job.session.source
+    micro_batch(config.recovery_batch_size, config.batch_windows, process_count())  # a step is shared evenly
     student.check()
     check_device(job.session)
     for text in parse_sources(config.recovery_data):

@@ -28,18 +28,6 @@ from .training import Trained
 from .training_text import RecoveryText, recovery_text
 
 
-def check_one_process() -> None:
-    """Check that one process runs: several can share a recovery, but only one can cut.
-
-    Raises:
-        RequestError: `torchrun` started several.
-    """
-    if process_count() > 1:
-        raise RequestError(
-            "shrink runs in one process; cut with --recovery none, then run `ishrink recover` in several processes"
-        )
-
-
 def check_device(session: Session) -> None:
     """Check that transformers' trainer can use the run's device.
 

@@ -25,6 +25,7 @@ from ..architectures.axes import layer_module
 from ..architectures.binding import Binding
 from ..architectures.description import EXPERTS, NEURONS, TOP_K
 from ..core.paging import kept, present
+from ..core.processes import process_count, process_share
 from ..core.progress import progress_bar
 from ..core.spool import States
 from ..errors import DataError
@@ -72,6 +73,7 @@ def compensate(
     rank: int | None = None,
     experts: bool = True,
     progress: RepairProgress | None = None,
+    shared: bool = False,
 ) -> list[ProjectionRepair]:
     """Repair a cut checkpoint, from the first layer to the last.
 
@@ -92,6 +94,7 @@ def compensate(
         rank: Maximum rank of a weight's change; None sets no limit.
         experts: Whether experts are re-fitted, too, where they are fewer or narrower.
         progress: Where finished layers are stored; None stores none.
+        shared: Whether all processes call this, and share the windows.
 
     Returns:
         What became of each projection.
@@ -100,14 +103,18 @@ def compensate(
         DataError: There are too few windows to hold any out, or activations that are not finite; the message names
             the layer.
     """
-    check_windows(len(windows))
+    processes = process_count() if shared else 1
+    check_windows(len(windows), least=processes)
+    batch_size = min(batch_size, len(windows) // processes)  # so that each process has a batch
     folds = make_folds(len(windows), kinds)
     batches = [
         (fold, windows[rows][start : start + batch_size])
         for fold, rows in enumerate(folds)
         for start in range(0, len(rows), batch_size)
     ]
-    refit = ProjectionRefit(base, [fold for fold, _ in batches], len(folds), windows.numel(), write, rank)
+    if shared:
+        batches = list(process_share(batches))
+    refit = ProjectionRefit(base, [fold for fold, _ in batches], len(folds), windows.numel(), write, rank, shared)
     reference, calls = enter_layers(base, binding, [ids for _, ids in batches])
     changed = experts and cut_model is not None and _changes_experts(binding, plan)
     fused = (fused_experts(base, binding), fused_experts(cut_model, binding)) if changed else ({}, {})

@@ -18,6 +18,7 @@ from ..architectures.axes import down_projection
 from ..architectures.binding import Binding, BoundTensor
 from ..architectures.slicing import Keep, new_name
 from ..core.paging import kept, present
+from ..core.processes import summed_count
 from ..core.spool import States
 from ..modeling.experts import FusedExperts, expert_inputs, gather_arguments, one_by_one
 from ..report.compensation import ProjectionRepair
@@ -88,7 +89,13 @@ def _calls(module: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], 
 
 
 def refit_experts(
-    experts: FusedExperts, batches: Sequence[Routed], folds: Sequence[int], number_of_folds: int, rank: int | None
+    experts: FusedExperts,
+    batches: Sequence[Routed],
+    folds: Sequence[int],
+    number_of_folds: int,
+    rank: int | None,
+    *,
+    shared: bool = False,
 ) -> dict[int, tuple[torch.Tensor, ProjectionRepair]]:
     """Re-fit the projections of a layer's experts in turn, in place.
 
@@ -98,6 +105,7 @@ def refit_experts(
         folds: The fold of each batch.
         number_of_folds: Number of folds.
         rank: Maximum rank of a weight's change; None sets no limit.
+        shared: Whether each process has a part of the batches.
 
     Returns:
         For each expert its new weight, float64, shape (out, in), and what became of it, without a name.
@@ -107,9 +115,11 @@ def refit_experts(
     for expert in range(len(experts.weight)):
         weight = experts.matrix(expert).clone()
         tokens = sum(int((batch.chosen == expert).sum()) for batch in batches)
+        if shared:
+            tokens = summed_count(tokens, weight.device)
         if not tokens:
             continue  # no text says anything about an expert that none of it is routed to
-        text = empty_folds(weight, number_of_folds, tokens, rank)
+        text = empty_folds(weight, number_of_folds, tokens, rank, shared=shared)
         reads: list[tuple[torch.Tensor, torch.Tensor]] = []
         for fold, batch in zip(folds, batches, strict=True):
             token, place = torch.where(batch.chosen == expert)
@@ -118,7 +128,7 @@ def refit_experts(
             reads.append((token, scaled))
             if len(token):
                 text[fold].add(scaled, scaled @ weight.float().T + batch.missing[token])
-        solved, ridge, error, new_error = choose_weight(text, weight, start, rank)
+        solved, ridge, error, new_error = choose_weight(text, weight, start, rank, shared=shared)
         start = start if ridge is None else ridge
         found[expert] = (solved, ProjectionRepair("", ridge, error, new_error))
         if ridge is None:

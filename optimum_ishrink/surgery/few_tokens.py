@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 
+from ..core.processes import broadcast, from_main_process, is_main_process, process_count
 from ..core.spool import put_away
 from .least_squares import EVERY, Moments, check_finite, choose_repair, choose_ridge, ridge_scale, too_uniform
 
@@ -68,7 +69,13 @@ def are_few(tokens: int, width: int) -> bool:
 
 
 def empty_folds(
-    weight: torch.Tensor, folds: int, tokens: int, rank: int | None, make: Make | None = None
+    weight: torch.Tensor,
+    folds: int,
+    tokens: int,
+    rank: int | None,
+    make: Make | None = None,
+    *,
+    shared: bool = False,
 ) -> list[Moments] | list[Rows]:
     """Return what each fold of the text is added to: rows where tokens are few, else sums.
 
@@ -78,8 +85,9 @@ def empty_folds(
         tokens: Tokens that will be added, in all folds.
         rank: Maximum rank of the weight's change; a limit needs the sums.
         make: Makes the large sums; None makes them on the weight's device.
+        shared: Whether several processes have parts of the text, which takes sums.
     """
-    if rank is None and are_few(tokens, weight.shape[1]):
+    if rank is None and not (shared and process_count() > 1) and are_few(tokens, weight.shape[1]):
         return [Rows() for _ in range(folds)]
     return [Moments.zeros(weight, make) for _ in range(folds)]
 
@@ -90,6 +98,8 @@ def choose_weight(
     start: float | None = None,
     rank: int | None = None,
     make: Make | None = None,
+    *,
+    shared: bool = False,
 ) -> tuple[torch.Tensor, float | None, float, float]:
     """Return what `choose_repair` returns, for folds of either kind.
 
@@ -99,6 +109,7 @@ def choose_weight(
         start: Ridge to try first, such as the best of the layer below.
         rank: Maximum rank of the weight's change; None sets no limit.
         make: Makes the products of tokens; None makes them on the weight's device.
+        shared: Whether several processes have parts of the text: all of them call this, and one solves.
 
     Raises:
         DataError: The activations are not finite, or too uniform.
@@ -108,7 +119,14 @@ def choose_weight(
     folds.clear()
     if rows:
         return choose_repair_by_rows(rows, weight, start, make)
-    return choose_repair(sums, weight, start, rank)
+    if not shared:
+        return choose_repair(sums, weight, start, rank)
+    for fold in sums:
+        fold.share()
+    found = choose_repair(sums, weight, start, rank) if is_main_process() else None
+    ridge, error, new_error = from_main_process(None if found is None else found[1:])
+    solved = weight.to(torch.float64, memory_format=torch.contiguous_format, copy=True) if found is None else found[0]
+    return broadcast(solved.contiguous()), ridge, error, new_error
 
 
 def choose_repair_by_rows(

@@ -10,20 +10,24 @@ FOLDS = 4
 """Number of parts: one for each source of the text, or a quarter each."""
 
 
-def check_windows(count: int, *, samples: str = "calibration_samples", off: str = "compensation='none'") -> None:
+def check_windows(
+    count: int, *, least: int = FOLDS, samples: str = "calibration_samples", off: str = "compensation='none'"
+) -> None:
     """Check that there are enough calibration windows to hold some out.
 
     Args:
         count: Number of windows.
+        least: Number of processes that share them, each of which needs one.
         samples: The option that sets their number, for the message.
         off: The option that turns compensation off, for the message.
 
     Raises:
-        DataError: There are fewer than `FOLDS`.
+        DataError: There are fewer than `FOLDS`, or than processes.
     """
-    if count < FOLDS:
+    least = max(least, FOLDS)
+    if count < least:
         raise DataError(
-            f"compensation needs at least {FOLDS} calibration windows, not {count}; raise {samples}, or "
+            f"compensation needs at least {least} calibration windows, not {count}; raise {samples}, or "
             f"turn it off with {off}"
         )
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ..core.finite import ADVICE, kind_of
+from ..core.processes import summed, summed_count
 from ..core.spool import put_away
 from ..errors import DataError, NotFiniteError
 
@@ -152,6 +153,12 @@ class Moments:
         upper = self.gram.triu_()
         lower = upper.triu(1).T
         return Moments(upper.add_(lower), self.cross, self.energy, self.tokens)
+
+    def share(self) -> None:
+        """Add the sums of all processes, which all have to call it."""
+        for sums in (self.gram, self.cross, self.energy):
+            summed(sums)
+        self.tokens = summed_count(self.tokens, self.gram.device)
 
     def put_away(self) -> None:
         """Let the memory of the large sums go until they are used again, where they are mapped to a file."""

@@ -31,6 +31,7 @@ class ProjectionRefit:
         tokens: Number of tokens in all batches.
         write: Takes each new weight, by its name in the new checkpoint: float64, in the file's layout.
         rank: Maximum rank of a weight's change; None sets no limit.
+        shared: Whether each process has a part of the batches.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class ProjectionRefit:
     tokens: int
     write: Callable[[str, torch.Tensor], None]
     rank: int | None
+    shared: bool
     _ridge: dict[str, float] = field(default_factory=dict, init=False)
     """The last ridge of the projections of one name."""
     _is_sum: dict[str, bool] = field(default_factory=dict, init=False)
@@ -90,7 +92,7 @@ class ProjectionRefit:
         is_sum = self._is_sum[site.name]
         spool = spool_of(self.model)
         zeros = None if spool is None else spool.zeros
-        text = empty_folds(site.weight, self.number_of_folds, self.tokens, self.rank, zeros)
+        text = empty_folds(site.weight, self.number_of_folds, self.tokens, self.rank, zeros, shared=self.shared)
         inputs, rests, before = new_states(self.model), new_states(self.model), 0
         for fold, hidden, wanted in zip(self.folds, current, goal, strict=True):
             if fold != before:  # batches come fold by fold
@@ -110,10 +112,10 @@ class ProjectionRefit:
             if last and is_sum:
                 inputs.append(seen.inputs)
                 rests.append(seen.rest.to(hidden.dtype))
-        self._note_few_tokens(sum(part.tokens for part in text), site)
+        self._note_few_tokens(site)
         release(self.model)  # solving needs the room of layers, and takes far longer than to read one again
         start = self._ridge.get(site.name)
-        weight, ridge, error, new_error = choose_weight(text, site.weight, start, self.rank, zeros)
+        weight, ridge, error, new_error = choose_weight(text, site.weight, start, self.rank, zeros, shared=self.shared)
         if ridge is not None:
             self._ridge[site.name] = ridge
             self.write(name, site.stored(weight))
@@ -137,10 +139,10 @@ class ProjectionRefit:
             experts: The experts of the cut layer.
             batches: What they read, one entry per batch.
         """
-        return refit_experts(experts, batches, self.folds, self.number_of_folds, self.rank)
+        return refit_experts(experts, batches, self.folds, self.number_of_folds, self.rank, shared=self.shared)
 
-    def _note_few_tokens(self, tokens: int, site: Site) -> None:
-        width = site.weight.shape[1]
+    def _note_few_tokens(self, site: Site) -> None:
+        tokens, width = self.tokens, site.weight.shape[1]
         if tokens < width and site.name not in self._ridge:
             note(
                 f"compensation: {tokens:,} calibration tokens are fewer than the {width:,} inputs of {site.name}, "

@@ -15,6 +15,7 @@ from ..checkpoint.source import Source
 from ..checkpoint.stored_names import read_by_parameter
 from ..checkpoint.tensors import DTYPES, overwrite_tensor
 from ..core.json_files import read_json
+from ..core.processes import is_main_process
 from ..core.progress import byte_bar, note
 from ..modeling.layerwise import check_apart
 from ..report.compensation import CompensationRecord
@@ -28,19 +29,20 @@ from .repair_progress import RepairProgress
 from .shards import WrittenShards, plan_mark
 
 
-def check_compensation(options: CompensationOptions, binding: Binding) -> None:
+def check_compensation(options: CompensationOptions, binding: Binding, processes: int = 1) -> None:
     """Check that the calibration text has enough windows for the repair, and that the model can be repaired.
 
     Args:
         options: The request.
         binding: The model.
+        processes: Processes that share the windows.
 
     Raises:
         DataError: The text has too few.
         RequestError: The model's layers cannot be run one by one.
     """
     if options.compensation == "ridge":
-        check_windows(options.calibration_samples)
+        check_windows(options.calibration_samples, least=processes)
         check_apart(binding, "compensation", "use compensation none")
 
 
@@ -90,6 +92,8 @@ def repair(
 ) -> CompensationRecord:
     """Repair a cut checkpoint in closed form on the calibration text, as far as the options request it.
 
+    Every process calls it with the same text, of which each reads its share; the main one writes.
+
     Args:
         session: The run; its source is the base.
         options: The request.
@@ -107,6 +111,8 @@ def repair(
         overwrite_tensor(tensors[name], stored)
 
     def write(name: str, weight: torch.Tensor) -> None:
+        if not is_main_process():
+            return
         stored = weight.to(DTYPES[tensors[name].dtype]).cpu()
         overwrite_tensor(tensors[name], stored)
         if progress is not None:
@@ -123,6 +129,7 @@ def repair(
             cut_model=_cut_model(session, binding, plan, folder),
             batch_size=options.batch_windows,
             progress=progress,
+            shared=True,
         )
     return CompensationRecord("ridge", tuple(repairs))
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
 from optimum_ishrink.cli.program import main
+from optimum_ishrink.core.json_files import read_json
 from tests.helpers.command_words import flags
 from tests.helpers.local_tasks import add_task
 from tests.helpers.tiny import edit_json, save_tiny, tiny_config
@@ -109,17 +112,66 @@ def test_a_class_that_derives_another_list_is_kept_right(tmp_path: Path) -> None
     assert result.model.config.layer_types == [kinds[layer] for layer in result.plan.layers]
 
 
+def shrink_twice(words: list[str], folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Run `shrink` in one process and in two, and return the weights of both."""
+    folder.mkdir()
+    assert main(["shrink", *words, "--output", str(folder / "one")]) == 0
+    command = [*torchrun(), "shrink", *words, "--output", str(folder / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    return [load_file(folder / name / "model.safetensors") for name in ("one", "two")]
+
+
+def check_alike(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_two_processes_repair_with_scores_from_the_cache(
     llama_folder: Path, quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process draws the calibration text to score, and all have to take part in the draw for the repair."""
     monkeypatch.setenv("ISHRINK_CACHE", str(tmp_path / "cache"))
-    words = ["shrink", "--model", str(llama_folder), "--intermediate-size", "16", *flags(quick)]
+    words = ["--model", str(llama_folder), "--intermediate-size", "16", *flags(quick)]
     words += ["--calibration-samples", "8", "--no-evaluate", "--no-benchmark"]
-    assert main([*words, "--output", str(tmp_path / "one")]) == 0
-    command = [*torchrun(), *words, "--output", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    check_alike(*shrink_twice(words, tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "shape"),
+    [
+        ("llama", ["--num-hidden-layers", "3", "--num-key-value-heads", "2", "--merge-key-value-heads"]),
+        ("olmoe", ["--num-experts", "3"]),
+    ],
+)
+def test_two_processes_repair_as_one_does(model_type: str, shape: list[str], text_file: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", tiny_config(model_type))
+    words = ["--model", str(folder), *shape, "--calibration", str(text_file), "--calibration-samples", "9"]
+    words += ["--calibration-length", "16", "--no-evaluate", "--no-benchmark", "--dtype", "float32", "--device", "cpu"]
+    check_alike(*shrink_twice(words, tmp_path / "out"))
+    one, two = (read_json(tmp_path / "out" / name / "ishrink_report.json") for name in ("one", "two"))
+    ridges = [[each["ridge"] for each in report["compensation"]["repairs"]] for report in (one, two)]
+    assert any(ridges[0]) and ridges[0] == ridges[1]
+
+
+@pytest.mark.slow
+def test_two_processes_cut_recover_and_measure_in_one_run(
+    llama_folder: Path, text_file: Path, other_text: Path, tmp_path: Path
+) -> None:
+    words = f"""
+        --model {llama_folder} --num-hidden-layers 3 --intermediate-size 16 --calibration {text_file}
+        --calibration-samples 8 --calibration-length 16 --recovery kl --recovery-data {text_file}
+        --recovery-tokens 700 --recovery-length 16 --recovery-train full --recovery-batch-size 4 --batch-size 4
+        --recovery-compensation ridge --eval-text {other_text} --eval-samples 3 --eval-length 16
+        --no-benchmark --dtype float32 --device cpu
+    """.split()
+    check_alike(*shrink_twice(words, tmp_path / "out"))
+    one, two = (read_json(tmp_path / "out" / name / "ishrink_report.json") for name in ("one", "two"))
+    assert two["recovery"]["processes"] == 2 and one["recovery"]["processes"] == 1
+    assert [each["metric"] for each in two["shrunk"]["quality"]] == [
+        each["metric"] for each in one["shrunk"]["quality"]
+    ]

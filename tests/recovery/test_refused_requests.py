@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker, RequestError
+from optimum_ishrink.errors import DataError
 from optimum_ishrink.recovery.stage import check_device
 from tests.helpers.recovery_runs import changed, recover
 from tests.helpers.tiny import save_tiny, tiny_config
@@ -102,14 +103,19 @@ def test_a_teacher_has_to_be_named_where_there_is_none(
     assert recover(small, tmp_path / "out", [*flags[2:], "--no-evaluate"], "--recovery", "ce") == 0
 
 
-def test_shrink_does_not_run_in_several_processes(
+def test_what_several_processes_cannot_share_is_refused_before_the_cut(
     llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="shrink runs in one process; cut with --recovery none, then run"):
-        IShrinker.from_pretrained(llama_folder).shrink(
-            IShrinkConfig(num_hidden_layers=3, recovery="kl"), save_directory=tmp_path / "out"
-        )
+    shrinker, config = IShrinker.from_pretrained(llama_folder), IShrinkConfig(num_hidden_layers=3, recovery="kl")
+    for module in ("scheduling", "training", "cutting"):
+        monkeypatch.setattr(f"optimum_ishrink.pipeline.{module}.process_count", lambda: 3)
+    with pytest.raises(RequestError, match="a schedule runs in one process; leave out schedule, or start one"):
+        shrinker.shrink(config, schedule="cut,recover", save_directory=tmp_path / "out")
+    with pytest.raises(RequestError, match="a step of 8 windows cannot be shared by 3 processes"):
+        shrinker.shrink(config, recovery_batch_size=8, save_directory=tmp_path / "out")
+    monkeypatch.setattr("optimum_ishrink.pipeline.cutting.process_count", lambda: 9)
+    with pytest.raises(DataError, match="compensation needs at least 9 calibration windows, not 8; raise"):
+        shrinker.shrink(num_hidden_layers=3, calibration_samples=8, save_directory=tmp_path / "out")
 
 
 def test_recovery_is_checked_before_the_cut(
