@@ -66,7 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-CUT = "--target params=-15% --prune num_hidden_layers,num_key_value_heads,intermediate_size"
+CUT = "--target params=-15% --prune intermediate_size"
 SAMPLES, LENGTH = 16, 256
 """Windows of calibration text and their tokens: 4,096 in all."""
 
