@@ -3,26 +3,32 @@
     python -m benchmarks.offload --shape llama-3.2-1b --offload never,always --text notes.txt --tokenizer DIR
     python -m benchmarks.offload --shape llama-3.1-8b --offload always --text notes.txt --tokenizer DIR
     python -m benchmarks.offload --layers 2 --cut "--num-key-value-heads 4 --intermediate-size 7680" ...
+    python -m benchmarks.offload --shape llama-3.2-1b --offload always --kills 20 --text notes.txt --tokenizer DIR
 
 Each run is `ishrink shrink --target params=-15%` on 4,096 tokens of the text, with the default criteria and
 compensation, without evaluation and timing, in a process of its own. The vocabulary stays: the tokenizer that is
 written beside the weights has fewer tokens than they have rows, and those rows alone would go. The weights are random,
 bfloat16, written to disk tensor by tensor; only the shape is that of the named model. Peak memory is that of the
 process (`ru_maxrss`), in which the pages that the kernel caches of files do not count. Beside the time on the clock is
-that of the processor, which other programs disturb less. One line of JSON is printed for each run.
+that of the processor, which other programs disturb less. One line of JSON is printed for each run. With `--kills`
+the last run is done once more, and its process is killed so many times at random moments; the result has to have the
+same bytes, and what its processes took together is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +110,64 @@ def make_checkpoint(folder: Path, shape: dict[str, Any], tokenizer: Path) -> Non
     write_weights(outgoing, folder)
 
 
+def command(folder: Path, offload: str, text: Path, output: Path, cut: list[str]) -> list[str]:
+    """Return the command that shrinks a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        offload: `never` or `always`.
+        text: The calibration text.
+        output: The output folder.
+        cut: Arguments that say what is cut.
+    """
+    words = [sys.executable, "-m", "optimum_ishrink", "shrink", "--model", str(folder), *cut]
+    words += ["--calibration", str(text), "--calibration-samples", str(SAMPLES), "--calibration-length", str(LENGTH)]
+    return [
+        *words,
+        "--no-evaluate",
+        "--no-benchmark",
+        "--no-score-cache",
+        "--offload",
+        offload,
+        "--output",
+        str(output),
+    ]
+
+
+def run_killed(words: list[str], output: Path, undisturbed: Path, kills: int, seconds: float) -> dict[str, Any]:
+    """Run a command whose process is killed at random moments, and compare its result.
+
+    Args:
+        words: The command.
+        output: Its output folder.
+        undisturbed: That of the same command, which was not killed.
+        kills: How many times, at most: it may be done before.
+        seconds: How long it takes undisturbed.
+    """
+    chance = random.Random(0)
+    start, killed = time.perf_counter(), 0
+    while killed < kills and not output.exists():
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            # Ten seconds of each life are imports, so that the moments are spread over the whole of the work.
+            process.wait(10 + chance.uniform(0, 2 * seconds / kills))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    if not output.exists():
+        subprocess.run(words, check=True)
+    files = sorted(path.name for path in undisturbed.glob("*.safetensors"))
+    same = all(filecmp.cmp(undisturbed / name, output / name, shallow=False) for name in files)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "kills": killed,
+        "same_bytes": same and bool(files),
+        "seconds": round(time.perf_counter() - start),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime),
+    }
+
+
 def run(folder: Path, offload: str, text: Path, output: Path, limit: float | None, cut: list[str]) -> dict[str, Any]:
     """Shrink a checkpoint in a process of its own, and return what it took.
 
@@ -115,9 +179,7 @@ def run(folder: Path, offload: str, text: Path, output: Path, limit: float | Non
         limit: Seconds after which the run is stopped; None for no limit.
         cut: Arguments that say what is cut.
     """
-    words = [sys.executable, "-m", "optimum_ishrink", "shrink", "--model", str(folder), *cut]
-    words += ["--calibration", str(text), "--calibration-samples", str(SAMPLES), "--calibration-length", str(LENGTH)]
-    words += ["--no-evaluate", "--no-benchmark", "--no-score-cache", "--offload", offload, "--output", str(output)]
+    words = command(folder, offload, text, output, cut)
     start = time.perf_counter()
     process = subprocess.Popen(words)
     finished = True
@@ -151,6 +213,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="stop a run after so many seconds, and report its peak until then")
     parser.add_argument("--cut", default=CUT, help=f"what is cut (default: {CUT.replace('%', '%%')})")
     parser.add_argument("--layers", type=int, help="write so many layers, for less time (default: those of the shape)")
+    parser.add_argument("--kills", type=int, default=0, help="kill a second run so many times, and compare")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="ishrink-offload-bench-") as name:
         place = Path(name)
@@ -161,15 +224,26 @@ def main() -> None:
             make_checkpoint(base, {**shape, "num_hidden_layers": depth}, args.tokenizer)
         nbytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         for offload in args.offload.split(","):
-            # The peak of child processes is one figure for all of them, so each run has a parent of its own.
-            done = os.fork()
-            if not done:
-                found = run(base, offload, args.text, place / offload, args.limit, args.cut.split())
-                sys.stdout.write(json.dumps({"shape": args.shape, "gb": round(nbytes / 1e9, 2), **found}) + "\n")
-                sys.stdout.flush()
-                os._exit(0)
-            os.waitpid(done, 0)
+            cut, began = args.cut.split(), time.perf_counter()
+            _in_process(args.shape, nbytes, partial(run, base, offload, args.text, place / offload, args.limit, cut))
+            if args.kills:
+                seconds, again = time.perf_counter() - began, place / "killed"
+                words = command(base, offload, args.text, again, cut)
+                _in_process(
+                    args.shape, nbytes, partial(run_killed, words, again, place / offload, args.kills, seconds)
+                )
+                shutil.rmtree(again, ignore_errors=True)
             shutil.rmtree(place / offload, ignore_errors=True)
+
+
+def _in_process(shape: str, nbytes: int, what: Callable[[], dict[str, Any]]) -> None:
+    """Print what a function returns, called in a process of its own: the peak of child processes is one figure."""
+    done = os.fork()
+    if not done:
+        sys.stdout.write(json.dumps({"shape": shape, "gb": round(nbytes / 1e9, 2), **what()}) + "\n")
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(done, 0)
 
 
 if __name__ == "__main__":
