@@ -29,13 +29,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.checkpoint.loading import load_model
 from optimum_ishrink.cli.program import main as ishrink
 from optimum_ishrink.core.device import resolve_device, resolve_dtype
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.evaluation.harness import evaluate_tasks, open_tasks
-from optimum_ishrink.evaluation.text_quality import text_measurements
+from optimum_ishrink.evaluation.passages import TextWindows
+from optimum_ishrink.evaluation.text_quality import text_measurements, window_figures
 from optimum_ishrink.text.sources import TextSource
 from optimum_ishrink.text.windows import token_windows
 
@@ -232,7 +235,7 @@ def compare_methods(args: argparse.Namespace) -> None:
     if wanted and not cut.is_dir():
         shrinker.shrink(config, save_directory=cut)
     for name in wanted:
-        changes, began, folder = METHODS[name], time.monotonic(), work / "result"
+        changes, began, folder = METHODS[name], time.monotonic(), work / f"row-{list(METHODS).index(name)}"
         if not changes:
             folder, recovery = cut, None
         elif "schedule" in changes:
@@ -243,16 +246,15 @@ def compare_methods(args: argparse.Namespace) -> None:
             recovery = found.report.recovery
         minutes = (time.monotonic() - began) / 60
         model = load_model(folder, base.dtype, base.device)
-        _, quality = text_measurements(model, base, windows, held_out.label, {})
-        metrics = ("kl_divergence", "top1_agreement")
-        measured = {m.metric: {"value": m.value, "stderr": m.stderr, "n": m.n} for m in quality if m.metric in metrics}
+        _, figures = window_figures(model, base, TextWindows(windows), held_out.label)
         row: dict[str, Any] = {
             "method": name,
             "tokens": args.tokens,
             "minutes": round(minutes, 1),
             "held_out": held_out.label,
             "loss": None if recovery is None else [recovery.held_out_loss_before, recovery.held_out_loss],
-            **measured,
+            "divergence": figures.divergence,
+            "agreement": figures.agreement,
         }
         with output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -262,24 +264,31 @@ def compare_methods(args: argparse.Namespace) -> None:
 
 
 def methods_table(args: argparse.Namespace) -> None:
-    """Print the rows of `methods` as a Markdown table, the nearest to the base first."""
+    """Print the rows of `methods` as a Markdown table, the nearest to the base first, with differences from `kl`."""
     rows = [json.loads(line) for line in Path(args.rows).read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: row["kl_divergence"]["value"])
-
-    def measured(row: Mapping[str, Any]) -> str:
-        return f"{row['kl_divergence']['value']:.4f} ± {row['kl_divergence']['stderr']:.4f}"
+    usual = next(np.array(row["divergence"]) for row in rows if row["method"] == "kl")
+    rows.sort(key=lambda row: float(np.mean(row["divergence"])))
 
     def losses(row: Mapping[str, Any]) -> str:
         return "" if row["loss"] is None else f"{row['loss'][0]:.4f} to {row['loss'][1]:.4f}"
 
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        found = np.array(row["divergence"])
+        less, agreement = found - usual, float(np.mean(row["agreement"]))
+        error = less.std(ddof=1) / len(less) ** 0.5
+        difference = f"{less.mean():+.4f} ± {error:.4f}" if less.any() else ""
+        return row["method"], f"{found.mean():.4f}", difference, f"{agreement:.4f}", losses(row), f"{row['minutes']}"
+
     first = rows[0]
     header = (
         f"recovered with, {first['tokens']:,} tokens",
-        f"KL on {first['held_out']}, n={first['kl_divergence']['n']}",
+        f"KL on {first['held_out']}, n={len(usual)}",
+        "less that of `kl`, window by window",
+        "agreement",
         "its own loss on held-out windows",
         "minutes",
     )
-    print(markdown_table(header, [(row["method"], measured(row), losses(row), f"{row['minutes']}") for row in rows]))
+    print(markdown_table(header, list(map(cells, rows))))
 
 
 def main() -> None:
