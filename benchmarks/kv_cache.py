@@ -248,6 +248,11 @@ def main() -> None:
     with torch.no_grad():
         reference = [model(window[None]).logits[0] for window in text]
     config = model.config
+    attention = model.model.layers[0].self_attn
+    if config.rope_parameters["rope_type"] != "default" or attention.k_proj.bias is not None:
+        raise SystemExit("latents are made of models with plain rotations and no biases")
+    if hasattr(attention, "q_norm"):
+        raise SystemExit("latents are made of models without norms of queries and keys")
     size = 2 * config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
     one = model.model.layers[0].self_attn.head_dim
     rows: dict[str, tuple[float, Any]] = {

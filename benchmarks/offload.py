@@ -150,7 +150,8 @@ def run_killed(words: list[str], output: Path, undisturbed: Path, kills: int, se
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             # Ten seconds of each life are imports, so that the moments are spread over the whole of the work.
-            process.wait(10 + chance.uniform(0, 2 * seconds / kills))
+            if process.wait(10 + chance.uniform(0, 2 * seconds / kills)):
+                raise SystemExit(f"the command failed with status {process.returncode}")
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

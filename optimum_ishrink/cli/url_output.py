@@ -70,7 +70,9 @@ def run_verb(verb: Callable[[argparse.Namespace], Any], args: argparse.Namespace
     with redirect_stdout(cast(TextIO, _Renaming(sys.stdout, str(folder), storage.shown))):
         try:
             result = verb(args)
-        except RequestError as error:  # others are about the local folder itself, such as a disk that is full
+        except OutputError:  # of the local folder itself, such as a disk that is full
+            raise
+        except RequestError as error:
             raise type(error)(str(error).replace(str(folder), storage.shown)) from None
     if is_main_process():
         upload(folder, storage)

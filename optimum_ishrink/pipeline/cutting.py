@@ -94,7 +94,7 @@ def trim(job: Job) -> None:
         job.trim = Trim(source, None, head)
     else:
         return
-    if job.cuts_units or job.config.sparsity_reads_text:
+    if job.cuts_units or job.config.sparsity_reads_text or job.config.compensation_for is not None:
         job.session.loaded = None  # one model in memory is enough
         whole = job.calibration if job.kept_rows is not None else None
         job.calibration = Calibration(job.config, job.cutting, whole=whole)
@@ -104,16 +104,16 @@ def score_and_plan(job: Job) -> None:
     """Score what changes, and choose what is retained."""
     trim(job)
     config, shape = job.config, job.shape
+    if process_count() > 1 and _reads_calibration(job):
+        len(job.calibration.windows)  # all processes take part in a draw, and later stages run in one of them
     if job.trim is not None and not job.cuts_units:
         alone = plan(job.trim.configs, config, shape, {}, _choice(job), name=job.session.base_name)
         _set_plan(job, alone)
         return
     session = job.cutting
     source = session.source
-    # All processes take part in the draw, and the repair runs in one of them.
-    shared = process_count() > 1 and config.compensation != "none"
     samples_itself = any(text.is_self for text in job.calibration.sources)
-    if shared or (_reads_calibration(job) and not samples_itself):
+    if _reads_calibration(job) and not samples_itself:
         len(job.calibration.windows)  # a text that is too short, or that the model cannot read, ends the run here
     keys = _scored(job)
     job.scores = score(session, config, job.calibration, keys)

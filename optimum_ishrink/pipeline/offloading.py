@@ -62,7 +62,8 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
         try:
             with disk_errors(folder):
                 _open(folder, _request(job))
-            room = room_needed(job.session.source.binding, job.config, element_bytes=job.session.dtype.itemsize)
+            binding, nbytes = job.session.source.binding, job.session.dtype.itemsize
+            room = room_needed(binding, job.shape or binding.shape, job.config, element_bytes=nbytes)
             check_room(folder, room)
             job.session.spool_folder = folder
             yield

@@ -13,7 +13,6 @@ from ..checkpoint.tensors import overwrite_tensor
 from ..edge.calibrated_start import calibrated_start
 from ..edge.recovery_values import exported_values
 from ..recovery.exported_weights import ExportedValues
-from ..text.calibration import Calibration
 from .job import Job
 
 ROUNDING_WINDOWS = 64
@@ -57,12 +56,9 @@ def round_cut(job: Job) -> None:
         return
     assert job.compensation is not None, "the cut is repaired before it is rounded"
     student = Source(job.folder.name, job.folder)
-    calibration = job.calibration
-    if job.trim is not None and not job.cuts_units:  # the text is still in the base's tokens
-        calibration = Calibration(job.config, job.cutting, whole=calibration if job.kept_rows is not None else None)
     exported = exported_values(student, wanted)
     tensors = student.tensors
-    found = rounded_weights(student, exported, job.session, calibration.windows, {}, trained=False)
+    found = rounded_weights(student, exported, job.session, job.calibration.windows, {}, trained=False)
     for name, weight in found.items():
         overwrite_tensor(tensors[name], weight)
     job.compensation = replace(job.compensation, rounded_for=wanted)

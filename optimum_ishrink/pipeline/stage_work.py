@@ -365,10 +365,10 @@ def bytes_from_disk(
         ),
         default=0.0,
     )
-    return (layers + outside) * element_bytes + sums, room_needed(binding, config, element_bytes=element_bytes)
+    return (layers + outside) * element_bytes + sums, room_needed(binding, shape, config, element_bytes=element_bytes)
 
 
-def room_needed(binding: Binding, config: IShrinkConfig, *, element_bytes: int) -> int:
+def room_needed(binding: Binding, shape: Mapping[str, int], config: IShrinkConfig, *, element_bytes: int) -> int:
     """Return about how many bytes a cut whose layers are read from disk keeps there at most.
 
     While it scores, these are the hidden states after every layer; while it repairs, those of the calibration text and
@@ -376,6 +376,7 @@ def room_needed(binding: Binding, config: IShrinkConfig, *, element_bytes: int) 
 
     Args:
         binding: The model.
+        shape: The complete new shape.
         config: The request.
         element_bytes: Bytes of a hidden state's element: that of the compute dtype.
     """
@@ -385,5 +386,8 @@ def room_needed(binding: Binding, config: IShrinkConfig, *, element_bytes: int) 
     if config.compensation == "none":
         return states
     tokens = config.calibration_samples * config.calibration_length
-    sums = inner * (inner + hidden) if not are_few(tokens, inner) else tokens * tokens
-    return max(states, tokens * (6 * hidden + inner) * element_bytes + FOLDS * sums * 4)
+    refitted = _refitted(_Sizes(binding, dict(shape), config, element_bytes), binding.resized(shape))
+    sums = max(
+        (tokens * tokens if are_few(tokens, width) else width * (width + rows) for width, rows in refitted), default=0
+    )
+    return int(max(states, tokens * (6 * hidden + inner) * element_bytes + FOLDS * sums * 4))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from ..checkpoint.loading import load_model
+from ..core.processes import process_count
 from ..modeling.compiled_layers import compiled_layers
 from .device_use import training_operations, with_device_use
 from .exported_weights import ExportedValues
@@ -57,7 +58,7 @@ def train_prepared(
         prepared.more_teachers,
     )
     teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
-    if wants_sharding() and teacher is not None and not isinstance(teacher, CachedTeacher):
+    if wants_sharding() and process_count() > 1 and teacher is not None and not isinstance(teacher, CachedTeacher):
         session.loaded = None  # who needs the base later needs it whole, and in one process alone
         # Where nothing needs the teachers, their sources are there and they are not.
         for each, source in zip(teachers, sources, strict=False):

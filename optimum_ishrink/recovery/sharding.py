@@ -80,6 +80,7 @@ def share_layers(model: Any, layers: Sequence[str]) -> None:
         model: A model that is not trained.
         layers: Names of the modules of its layers.
     """
+    model.requires_grad_(False)  # what is trained has to be of one dtype in each layer, and a router may be in float32
     mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
     for name in layers:
         fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)

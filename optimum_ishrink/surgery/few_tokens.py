@@ -253,7 +253,7 @@ def solve_by_rows(
     if info.item():
         raise too_uniform(ridge)
     dual = torch.cholesky_solve(left.double(), factor).T
-    found = weight.double()
+    found = weight.to(torch.float64, copy=True)
     for columns in _blocks(inputs):
         found[:, columns].addmm_(dual, inputs[:, columns].double() / scale[columns])
     return found

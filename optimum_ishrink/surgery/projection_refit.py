@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core.paging import new_states, release, spool_of
+from ..core.processes import from_main_process
 from ..core.progress import note
 from ..core.spool import InMemory, States, filled
 from ..modeling.experts import FusedExperts
@@ -88,7 +89,8 @@ class ProjectionRefit:
             DataError: The activations are not finite, or too uniform.
         """
         if site.name not in self._is_sum:
-            self._is_sum[site.name] = stream_is_sum(layer.base, site.name, current[0], layer.calls)
+            is_sum = stream_is_sum(layer.base, site.name, current[0], layer.calls)
+            self._is_sum[site.name] = from_main_process(is_sum) if self.shared else is_sum  # they read other windows
         is_sum = self._is_sum[site.name]
         spool = spool_of(self.model)
         zeros = None if spool is None else spool.zeros

@@ -126,9 +126,23 @@ def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPa
     assert any("The model does not fit" in line and "--offload" in line for line in estimate.sentences())
     memory, states = estimate.from_disk
     sizes = bound("llama").sizes
-    assert states == room_needed(bound("llama"), IShrinkConfig(), element_bytes=2)
+    model = bound("llama")
+    shape = {**model.shape, "intermediate_size": 16}
+    assert states == room_needed(model, shape, IShrinkConfig(), element_bytes=2)
     assert 2 * max(bound("llama").layer_parameters(sizes)) * 2 < memory
     assert estimate.to_json()["from_disk"] == {"memory": memory, "hidden_states": states}
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_the_room_is_that_of_tokens_where_they_are_few(few: bool) -> None:
+    model = bound("llama")
+    config = IShrinkConfig(calibration_samples=2, calibration_length=4 if few else 4096)
+    width = model.shape["intermediate_size"] // 2
+    room = room_needed(model, {**model.shape, "intermediate_size": width}, config, element_bytes=2)
+    tokens, hidden = 2 * config.calibration_length, model.sizes["hidden"]
+    sums = 4 * 4 * (tokens**2 if few else width * (width + hidden))
+    states = (model.sizes["layers"] + 3) * tokens * hidden * 2
+    assert room == max(states, tokens * (6 * hidden + model.sizes["ffn"]) * 2 + sums)
 
 
 def test_durations() -> None:

@@ -159,6 +159,21 @@ def test_two_processes_repair_as_one_does(model_type: str, shape: list[str], tex
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [["--sparsity", "2:4"], ["--num-hidden-layers", "3", "--compensation-for", "q8_0"]],
+    ids=lambda how: how[-1],
+)
+def test_text_that_one_process_reads_is_drawn_by_all(how: list[str], tmp_path: Path) -> None:
+    if "--compensation-for" in how:
+        pytest.importorskip("gguf")
+    folder = save_tiny(tmp_path / "base", tiny_config("llama", intermediate_size=32))
+    words = ["--model", str(folder), *how, "--compensation", "none", "--calibration-samples", "8"]
+    words += ["--calibration-length", "16", "--importance", "l2-norm", "--no-evaluate", "--no-benchmark"]
+    check_alike(*shrink_twice([*words, "--dtype", "float32", "--device", "cpu"], tmp_path / "out"))
+
+
+@pytest.mark.slow
 def test_two_processes_cut_recover_and_measure_in_one_run(
     llama_folder: Path, text_file: Path, other_text: Path, tmp_path: Path
 ) -> None:
