@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import log_softmax, scaled_dot_product_attention
+from torch.nn.functional import log_softmax, pad, scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from optimum_ishrink.core.table import markdown_table
@@ -167,13 +167,11 @@ class Latent:
         q = torch.cat([_turned(queries[..., : self.kept, :], cos, sin), queries[..., self.kept :, :].flatten(-3)], -1)
         k = torch.cat([_turned(keys, cos, sin), rest], -1)
         values = values.repeat_interleave(self.heads // self.groups, 2)
-        found = scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.expand(-1, -1, self.heads, -1).transpose(1, 2),
-            values.transpose(1, 2),
-            is_causal=True,
-            scale=self.attention.scaling,
-        )
+        # Without values of the same width, PyTorch on a CPU holds the scores of all pairs of positions.
+        values = pad(values, (0, q.shape[-1] - self.size))
+        dtype = hidden_states.dtype
+        q, k, v = (each.to(dtype).transpose(1, 2) for each in (q, k.expand(-1, -1, self.heads, -1), values))
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention.scaling)[..., : self.size]
         return self.attention.o_proj(found.transpose(1, 2).flatten(2).to(hidden_states.dtype)), None
 
     def _folded(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -269,11 +267,12 @@ def main() -> None:
         rank = size * heads // config.num_key_value_heads
         share = rank / size
         rows[f"low rank, {rank}"] = (share, lambda rank=rank: (low_rank(model, grams, rank), None))
-        for fold in (1, 2, 4):
-            for normed in (False, True):
-                name = f"{'normed ' if normed else ''}latent, {one} + {rank - one}, folds of {fold}"
-                make = partial(with_latents, model, grams, rank - one, fold, normed=normed)
-                rows[name] = (share, lambda make=make: (make(), None))
+        # The norm and smaller latents only add to what is lost, so they are measured once.
+        largest = heads == config.num_key_value_heads - 1
+        for fold, normed in ((1, False), (1, True), (2, False), (4, False)) if largest else ((1, False),):
+            name = f"{'normed ' if normed else ''}latent, {one} + {rank - one}, folds of {fold}"
+            make = partial(with_latents, model, grams, rank - one, fold, normed=normed)
+            rows[name] = (share, lambda make=make: (make(), None))
     done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.is_file() else []
     for name, (share, make) in rows.items():
         if name in {row["name"] for row in done}:
