@@ -197,6 +197,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "reverse-kl, on-policy 0.5": {"recovery": "reverse-kl", "recovery_on_policy": 0.5},
     "kl, EMA 0.99": {**KL, "recovery_ema": 0.99},
     "kl, layer decay 0.9": {**KL, "recovery_layer_decay": 0.9},
+    "kl, all weights": {**KL, "recovery_train": "full"},
+    "jsd, all weights": {"recovery": "jsd", "recovery_train": "full"},
+    "skew-reverse-kl, all weights": {"recovery": "skew-reverse-kl", "recovery_train": "full"},
     "kl, width then depth": {**KL, "schedule": "width,recover,depth,recover"},
     "kl, two steps": {**KL, "schedule": "2x(cut,recover)"},
 }

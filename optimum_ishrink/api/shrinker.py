@@ -29,6 +29,7 @@ from ..pipeline.scheduling import pipeline_of
 from ..pipeline.trimming import find_vocabulary
 from ..pipeline.tying import before_cut
 from ..planning.shape import resolve_shape
+from ..recovery.options import USUAL_LOSS
 from ..report.analysis import Analysis
 from ..report.plan import Plan
 from ..report.report import Report
@@ -275,7 +276,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         Under `torchrun` all processes train and the first one writes.
 
         Args:
-            config: The options; the defaults when None. `recovery="none"` means `kl` here.
+            config: The options; the defaults when None. `recovery="none"` means `skew-reverse-kl` here.
             teacher: The model to learn from; by default `recovery_teacher`, or the base that the plan names.
             save_directory: The output folder. Without it the result is in a temporary folder that exists as long as
                 the result, and a training that stops cannot be resumed.
@@ -292,7 +293,7 @@ class IShrinker(PushToHub, FindsModels, ShowsModels, TalksFromSource):
         """
         config = self._config(config, changes)
         if not config.recovers:
-            config = config.replace(recovery="kl")
+            config = config.replace(recovery=USUAL_LOSS)
         name = teacher.display_name if isinstance(teacher, Source) else None
         if name is None and teacher is not None:
             name = str(given_model(teacher, "teacher"))

@@ -12,6 +12,7 @@ from ..evaluation.options import BENCHMARK_LENGTHS, QualityOptions, SpeedOptions
 from ..hub.options import PushOptions
 from ..planning.options import ShapeOptions
 from ..planning.schedule_options import ScheduleOptions
+from ..recovery.options import USUAL_LOSS
 from ..search.options import AdviceOptions, ProfileOptions, SearchOptions
 from ..sparsity.options import SparsityOptions
 from ..vocabulary.options import VocabularyOptions
@@ -245,7 +246,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     )
     output_flags(parser)
     architecture_flag(parser)
-    recovery_flags(parser, defaults={"recovery": "kl"})
+    recovery_flags(parser, defaults={"recovery": USUAL_LOSS})
     _quality(parser)
     _speed(parser)
     add_options(parser, QualityOptions, only=SWITCHES)

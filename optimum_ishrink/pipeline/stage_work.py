@@ -17,6 +17,7 @@ from ..architectures.expressions import axis_length
 from ..architectures.operations import active_parameters
 from ..core.sizes import size_in_words
 from ..importance.criterion import EXPERT_CRITERIA, LAYER_CRITERIA, UNIT_CRITERIA, Criterion
+from ..recovery.options import USUAL_LOSS
 from ..surgery.few_tokens import are_few
 from ..surgery.folds import FOLDS
 from ..text.sources import SAMPLED_TOGETHER, equal_shares, parse_sources
@@ -301,7 +302,7 @@ def _refitted(job: _Sizes, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
 
 
 def work_of_recovery(binding: Binding, shape: Mapping[str, int], config: IShrinkConfig, *, element_bytes: int) -> Work:
-    """Return the work of a recovery; one by `kl` where the config names none.
+    """Return the work of a recovery; one by `skew-reverse-kl` where the config names none.
 
     Args:
         binding: The base.
@@ -315,7 +316,7 @@ def work_of_recovery(binding: Binding, shape: Mapping[str, int], config: IShrink
 def _recovery(job: _Sizes) -> Work:
     config = job.config
     tokens = config.recovery_tokens * config.recovery_epochs
-    loss = config.recovery if config.recovers else "kl"
+    loss = config.recovery if config.recovers else USUAL_LOSS
     trained = config.recovery_train != "lora"
     passes = 6.0 if trained else 4.0  # with LoRA no gradient of the weights themselves is taken
     teachers = max(1, len(config.teachers))  # each as large as the base

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LABELS = ("text", "answers")
 STARTS = ("zero", "closed-form")
 NO_RECOVERY = "none"
+USUAL_LOSS = "skew-reverse-kl"
+"""What `recover` trains with unless told: the best on text of another kind (docs/experiments/recovery.md)."""
+
 INTEGERS = ("int8", "int4")
 """Quantisations of safetensors that can be trained for."""
 
@@ -52,7 +55,7 @@ class RecoveryOptions(DistillationOptions, CompileOptions):
         help="none, or losses: ce, kl, reverse-kl, jsd, skew-kl, skew-reverse-kl, hidden, attention; sums such as "
         "kl+hidden:0.1",
         doc="Sum of losses to train the result with, such as `kl` or `kl+hidden:0.1`; `none` trains nothing. The verb "
-        "`recover` takes `kl` by default.",
+        "`recover` takes `skew-reverse-kl` by default: of all losses it was the best on text of another kind.",
     )
     recovery_for: str | None = option(
         None,

@@ -113,7 +113,7 @@ def test_an_estimate_has_its_sum_its_peak_and_a_recovery_that_is_not_in_them() -
     assert found.seconds == sum(stage.seconds for stage in found.stages)
     assert found.peak == max(stage.work.memory for stage in found.stages)
     assert found.recovery is not None
-    assert found.rows()[-1][0] == "recovery (kl), if requested"
+    assert found.rows()[-1][0] == "recovery (skew-reverse-kl), if requested"
     requested = made(recovery="kl")
     assert requested.recovery is None
     assert requested.seconds == pytest.approx(found.seconds + found.recovery.seconds, rel=0.7)
@@ -176,5 +176,5 @@ def test_the_verb_reads_the_config_alone(
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "Estimate for this machine" in shown
-    assert "recovery (kl), if requested" in shown
+    assert "recovery (skew-reverse-kl), if requested" in shown
     assert "--estimate chooses nothing" in refusal([*words, "--output", str(tmp_path / "plan.json")], capsys)

@@ -75,6 +75,7 @@ def test_the_file_is_as_far_from_the_base_as_training_said(
     monkeypatch.setattr(module, "train_prepared", kept)
     result = IShrinker.from_pretrained(worse, dtype="float32", device="cpu").recover(
         teacher=base,
+        recovery="kl",
         recovery_for="q4_0",
         recovery_train=trained,
         recovery_data=str(text_file),
