@@ -159,9 +159,9 @@ class Latent:
         keys = (states @ self.rotated.T).view(batch, length, 1, -1, self.kept, 2)
         latent = states @ self.down.T
         if self.normed:
-            if not self.scale:
-                self.scale = float(latent.square().mean().sqrt())
-            latent = latent * self.scale / latent.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+            size = latent.square().mean(-1, keepdim=True).sqrt()
+            self.scale = self.scale or float(size.mean())  # nearest to the latents of the first window, in squares
+            latent = latent * self.scale / size
         rest = (latent @ self.up_key.T).view(batch, length, 1, -1)
         values = (latent @ self.up_value.T).view(batch, length, self.groups, self.size)
         q = torch.cat([_turned(queries[..., : self.kept, :], cos, sin), queries[..., self.kept :, :].flatten(-3)], -1)
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="text that latents are chosen on")
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--pruned", default="", help="checkpoints with fewer KV heads, as name=DIR;name=DIR")
+    parser.add_argument("--fold", type=int, default=1, help="neighbouring frequencies that latents take for one")
     parser.add_argument("--output", type=Path, default=Path("kv.jsonl"))
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -263,16 +264,12 @@ def main() -> None:
         pruned = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         share = pruned.config.num_key_value_heads / config.num_key_value_heads
         rows[name] = (share, lambda pruned=pruned: (pruned, None))
-    for heads in range(config.num_key_value_heads - 1, 0, -1):
-        rank = size * heads // config.num_key_value_heads
-        share = rank / size
-        rows[f"low rank, {rank}"] = (share, lambda rank=rank: (low_rank(model, grams, rank), None))
-        # The norm and smaller latents only add to what is lost, so they are measured once.
-        largest = heads == config.num_key_value_heads - 1
-        for fold, normed in ((1, False), (1, True), (2, False), (4, False)) if largest else ((1, False),):
-            name = f"{'normed ' if normed else ''}latent, {one} + {rank - one}, folds of {fold}"
-            make = partial(with_latents, model, grams, rank - one, fold, normed=normed)
-            rows[name] = (share, lambda make=make: (make(), None))
+    rank = size * (config.num_key_value_heads - 1) // config.num_key_value_heads  # as large as one head less
+    rows[f"low rank, {rank}"] = (rank / size, lambda: (low_rank(model, grams, rank), None))
+    for normed in (False, True):
+        name = f"{'normed ' if normed else ''}latent, {one} + {rank - one}, folds of {args.fold}"
+        make = partial(with_latents, model, grams, rank - one, args.fold, normed=normed)
+        rows[name] = (rank / size, lambda make=make: (make(), None))
     done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.is_file() else []
     for name, (share, make) in rows.items():
         if name in {row["name"] for row in done}:
