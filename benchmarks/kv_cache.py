@@ -146,13 +146,11 @@ class Latent:
         turn = self.turn.float().view(-1, self.groups, self.fold, self.turn.shape[2])
         return torch.einsum("...ghpfo,fgob->...ghfbp", pairs, turn).flatten(-5, -4)
 
-    def __call__(self, hidden_states: torch.Tensor, position_embeddings: Any, **_: Any) -> tuple[torch.Tensor, None]:
+    def __call__(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         """Run it."""
         batch, length = hidden_states.shape[:2]
         states = hidden_states.float()
-        frequency = position_embeddings[0][..., : self.half].float(), position_embeddings[1][..., : self.half].float()
-        # A fold turns at its middle frequency, which the angles of its members give on average.
-        cos, sin = self._folded(*frequency)
+        cos, sin = self._folded(length)
         queries = self.to_turned(
             self.attention.q_proj(hidden_states).float().view(batch, length, self.heads, self.size)
         )
@@ -174,12 +172,12 @@ class Latent:
         found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention.scaling)[..., : self.size]
         return self.attention.o_proj(found.transpose(1, 2).flatten(2).to(hidden_states.dtype)), None
 
-    def _folded(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine of each fold's geometric mean frequency, shape (batch, length, 1, folds, 1)."""
+    def _folded(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosine and sine of each fold's geometric mean frequency, shape (1, length, 1, folds, 1)."""
         base = self.attention.config.rope_parameters["rope_theta"]
         exponents = torch.arange(self.half).view(-1, self.fold).float().mean(1) / self.half
-        angles = torch.arange(cos.shape[1])[:, None].float() * base**-exponents
-        shape = (1, cos.shape[1], 1, len(exponents), 1)
+        angles = torch.arange(length)[:, None].float() * base**-exponents
+        shape = (1, length, 1, len(exponents), 1)
         return angles.cos().view(shape), angles.sin().view(shape)
 
 

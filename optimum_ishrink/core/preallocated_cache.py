@@ -45,7 +45,7 @@ class PreallocatedLayer(StaticLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """Return how many tokens attention reads with further ones, and the place of the first."""
-        further = query_length if isinstance(query_length, int) else len(query_length)  # positions, until 5.12
+        further = query_length if isinstance(query_length, int) else len(query_length)  # older versions give positions
         return self.tokens + further, 0
 
     def get_seq_length(self, *args: Any) -> int:
