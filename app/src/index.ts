@@ -90,6 +90,7 @@ class ChatPage {
     does("copy-markdown", () => void this.copy(asMarkdown(this.conversation)));
     does("export", () => download("conversation.json", asJson(this.conversation, this.site, this.settings), "application/json"));
     does("clear", () => this.clear());
+    menu.hidden = false;
     document.addEventListener("click", (event) => {
       if (menu.open && event.target instanceof Node && !menu.contains(event.target)) menu.open = false;
     });
@@ -215,7 +216,7 @@ class ChatPage {
 
   private showRunning(): void {
     const running = this.running !== null;
-    byId("send", HTMLButtonElement).disabled = false; // until the page has started there is nothing to send to
+    byId("send", HTMLButtonElement).disabled = false; // until the page has started nothing hears a click
     byId("send").hidden = running;
     byId("stop").hidden = !running;
     for (const input of byId("shown").querySelectorAll("input")) input.disabled = running;

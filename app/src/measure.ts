@@ -46,6 +46,7 @@ class MeasurePage {
     this.profile = site.probes === null ? null : new ProfilePanel(site.probes, (run) => this.measureProfile(run));
     this.tellDownload();
     this.showReport();
+    byId("measure", HTMLButtonElement).disabled = false; // until the page has started nothing hears a click
     if (query.get("run") === "1") void this.measure();
     if (query.get("profile") === "1") this.profile?.start();
   }

@@ -23,10 +23,22 @@ SMALL = (" The", " river", " is", " wide.", f" See {HTML}", " It", " flows", " e
 BASE = (" The", " river", " is", " long", " and", " wide.", " It", " flows.")
 
 
+def holds(page: Any, expression: str) -> bool:
+    """Return whether an expression is true; not so while one document takes the place of another."""
+    from playwright.sync_api import Error
+
+    try:
+        return bool(page.evaluate(expression))
+    except Error as error:
+        if "context was destroyed" not in str(error):
+            raise
+        return False
+
+
 def until(page: Any, expression: str, seconds: float = 30) -> None:
     """Wait until an expression is true. Playwright's own way evaluates text in the page, which its policy forbids."""
     end = time.monotonic() + seconds
-    while not page.evaluate(expression):
+    while not holds(page, expression):
         assert time.monotonic() < end, f"not within {seconds} s: {expression}"
         page.wait_for_timeout(30)
 

@@ -116,6 +116,28 @@ def test_a_page_loads_nothing_from_elsewhere(visit: Visit, server: str, name: st
     assert " style=" not in text and "onclick" not in text
 
 
+@pytest.mark.parametrize("name", ["index.html", "measure.html"])
+def test_no_control_is_offered_before_it_is_heard(visit: Visit, server: str, name: str) -> None:
+    page = visit("about:blank")
+    held: list[Any] = []
+    page.route("**/models.json", lambda route: held.append(route))
+    page.goto(server + name)
+    while not held:
+        page.wait_for_timeout(30)
+    usable = page.evaluate(
+        """[...document.querySelectorAll('button, summary')].filter((one) => one.checkVisibility() && !one.disabled)
+             .map((one) => one.id || one.ariaLabel || one.textContent)"""
+    )
+    assert usable == {"index.html": [], "measure.html": ["Settings"]}[name]  # it opens by itself
+    held.pop().continue_()
+    page.click({"index.html": "#open-settings", "measure.html": "#measure"}[name])
+    if name == "index.html":
+        assert "from the model's generation config" in page.locator("#temperature-hint").inner_text()
+    else:
+        until(page, "document.documentElement.dataset.measured === 'running'")
+        page.click("#stop")
+
+
 def test_a_page_opened_as_a_file_says_how_to_serve_it(visit: Visit, page_folder: Path) -> None:
     page = visit((page_folder / "index.html").as_uri(), reports=False)
     page.wait_for_selector("text=ishrink app --model MODEL --serve", state="visible")
