@@ -27,6 +27,7 @@ from ..text.windows import beginning
 from .options import RecoveryOptions
 from .process_state import process_state
 from .self_text import self_text
+from .sharding import loading_device, share_layers, shares_weights
 from .teacher import LayerMap
 from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch
@@ -93,6 +94,7 @@ class Preparation:
         tokenizer: The student's tokenizer.
         pair: The same with the teacher's; None where they have the same tokens.
         more_teachers: The loaded models of further teachers.
+        teachers_shared: Whether the processes share the weights of the teachers' layers already.
     """
 
     options: RecoveryOptions
@@ -107,6 +109,7 @@ class Preparation:
     tokenizer: Any
     pair: TokenPair | None = None
     more_teachers: tuple[Any, ...] = ()
+    teachers_shared: bool = False
 
     @property
     def resumes(self) -> bool:
@@ -194,10 +197,11 @@ def prepare(
         request["tokens"] = tensor_digest(pair.map.carried)
     with state.main_process_first():
         open_work(work, request, write=state.is_main_process)
-    teacher = _load_teacher(session, options, models)
+    shared = shares_weights() and _runs_in_step(options)
+    teacher = _load_teacher(session, options, models, shared=shared)
     more: tuple[Any, ...] = ()
     if options.needs_teacher:
-        more = tuple(source.load_model(dtype, device) for source in models.more_teachers)
+        more = tuple(_load(source, session, shared=shared) for source in models.more_teachers)
     cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
     samples = cache if part is None or options.recovery_cache else part.folder
     place = [dtype_name(dtype), device.type]
@@ -258,14 +262,33 @@ def prepare(
         tokenizer,
         pair,
         more,
+        shared and teacher is not None,
     )
 
 
-def _load_teacher(session: Session, options: RecoveryOptions, models: Models) -> Any:
+def _runs_in_step(options: RecoveryOptions) -> bool:
+    """Whether the teachers run in all processes at once alone, and never in the first one on its own."""
+    samples = any(source.is_self for source in parse_sources(options.recovery_data))
+    return not (samples or options.caches_teacher or options.starts_from_cut)
+
+
+def _load_teacher(session: Session, options: RecoveryOptions, models: Models, *, shared: bool) -> Any:
     """Return the teacher's model, or None when nothing needs it."""
     if models.teacher is None or not options.needs_teacher_model:
         return None
-    return session.model if models.is_base else models.teacher.load_model(session.dtype, session.device)
+    if models.is_base and not shared:
+        return session.model
+    if shared:
+        session.loaded = None  # the base, which may be there, whole, from before
+    return _load(models.teacher, session, shared=shared)
+
+
+def _load(source: Source, session: Session, *, shared: bool) -> Any:
+    """Return a teacher's model: whole on the device, or this process' share of its layers alone."""
+    if not shared:
+        return source.load_model(session.dtype, session.device)
+    model = source.load_model(session.dtype, loading_device(session.device))
+    return share_layers(model, layer_names(source), session.device)
 
 
 def _request(session: Session, options: RecoveryOptions, models: Models, processes: int) -> dict[str, Any]:

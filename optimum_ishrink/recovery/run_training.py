@@ -9,14 +9,13 @@ from dataclasses import replace
 import torch
 
 from ..checkpoint.loading import load_model
-from ..core.processes import process_count
 from ..modeling.compiled_layers import compiled_layers
 from .device_use import training_operations, with_device_use
 from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
 from .preparation import Preparation, layer_names
-from .sharding import share_layers, wants_sharding
+from .sharding import loading_device, share_layers, shares_weights
 from .teacher_cache import CachedTeacher
 from .teacher_choice import choose_teacher
 from .training import Trained, train
@@ -46,7 +45,8 @@ def train_prepared(
     """
     options, models, session = prepared.options, prepared.models, prepared.session
     compares_layers = options.reads("hidden_states") or options.reads("values")
-    model, pair = load_model(models.student.folder, session.dtype, session.device), prepared.pair
+    model = load_model(models.student.folder, session.dtype, loading_device(session.device))
+    pair = prepared.pair
     sources = [source for source in (models.teacher, *models.more_teachers) if source is not None]
     teacher = choose_teacher(
         prepared.teacher,
@@ -58,11 +58,11 @@ def train_prepared(
         prepared.more_teachers,
     )
     teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
-    if wants_sharding() and process_count() > 1 and teacher is not None and not isinstance(teacher, CachedTeacher):
+    if shares_weights() and not prepared.teachers_shared and not isinstance(teacher, CachedTeacher | None):
         session.loaded = None  # who needs the base later needs it whole, and in one process alone
         # Where nothing needs the teachers, their sources are there and they are not.
         for each, source in zip(teachers, sources, strict=False):
-            share_layers(each, layer_names(source))
+            share_layers(each, layer_names(source), session.device)
     on_policy = None
     if options.recovery_on_policy:
         told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
@@ -77,6 +77,7 @@ def train_prepared(
             prepared.text,
             options,
             prepared.work,
+            device=session.device,
             layers=models.layers,
             layer_map=models.layer_map() if compares_layers else None,
             start=start,

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..core.processes import process_count
 from ..errors import RequestError
 from .options import RecoveryOptions
 
@@ -70,20 +71,44 @@ def check_sharding(options: RecoveryOptions, *, sparse: bool) -> None:
         )
 
 
-def share_layers(model: Any, layers: Sequence[str]) -> None:
-    """Spread the weights of a model's layers over all processes: each layer is gathered when it runs, and let go.
+def shares_weights() -> bool:
+    """Whether the processes of this run share the weights of what they train."""
+    return wants_sharding() and process_count() > 1
 
-    What is outside of the layers stays whole in each process: the loss calls the head in chunks, on its own. From then
-    on all processes have to run the model in step.
+
+def loading_device(device: torch.device) -> torch.device:
+    """Return where a model is loaded that is trained: what is shared later need not fit a device before.
+
+    On the CPU the weights stay in the checkpoint's mapped file, which the processes of a machine read together, until
+    each takes its share of a layer to its device.
 
     Args:
-        model: A model that is not trained.
+        device: Where to compute.
+    """
+    return torch.device("cpu") if shares_weights() else device
+
+
+def share_layers(model: Any, layers: Sequence[str], device: torch.device) -> Any:
+    """Spread the weights of a model's layers over all processes: each layer is gathered when it runs, and let go.
+
+    What is outside of the layers is whole on each process' device: the loss calls the head in chunks, on its own. From
+    then on all processes have to run the model in step.
+
+    Args:
+        model: A model that is not trained, on any device.
         layers: Names of the modules of its layers.
+        device: Where to compute.
+
+    Returns:
+        The model.
     """
     model.requires_grad_(False)  # what is trained has to be of one dtype in each layer, and a router may be in float32
-    mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for name in layers:
-        fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)
+        fully_shard(
+            model.get_submodule(name), mesh=mesh, reshard_after_forward=True
+        )  # one layer on the device at once
+    return model.to(device)
 
 
 def whole_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -153,6 +153,7 @@ def train(
     options: RecoveryOptions,
     folder: Path,
     *,
+    device: torch.device | None = None,
     layers: Sequence[str],
     layer_map: LayerMap | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
@@ -170,6 +171,7 @@ def train(
         text: The recovery text.
         options: The recovery's options.
         folder: The working folder, as `open_work` left it.
+        device: Where to compute; by default where the model is, which is elsewhere only until processes share it.
         layers: Names of the modules of the model's layers, in order.
         layer_map: Which of the teacher's layers each layer corresponds to.
         start: What an adapter adds to weights at the start, by their names.
@@ -186,7 +188,7 @@ def train(
         RequestError: The parameters to train are not there, or zeros are to stay in parameters that are spread over
             processes.
     """
-    device = model.device
+    device = device or model.device
     processes = process_state(device).num_processes
     dtype = model.dtype
     adapter = None

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from optimum_ishrink.checkpoint.loading import load_model
 from optimum_ishrink.errors import RequestError
-from optimum_ishrink.recovery.sharding import check_sharding, set_tensors, share_layers, whole_tensors
+from optimum_ishrink.recovery.sharding import check_sharding, loading_device, set_tensors, share_layers, whole_tensors
 from optimum_ishrink.recovery.teacher import LiveTeacher
 from tests.helpers.recovery_runs import changed, recover, recovered
 from tests.helpers.small_recovery import settings
@@ -76,6 +76,21 @@ def test_two_processes_that_share_the_weights_train_as_one(
 
 
 @pytest.mark.slow
+def test_a_teacher_that_samples_first_is_shared_afterwards(small: Path, flags: list[str], tmp_path: Path) -> None:
+    words = [*changed(flags, recovery_data="self"), "--no-evaluate", "--recovery", "kl"]
+    assert recover(small, tmp_path / "one", words) == 0
+    run(small, tmp_path / "two", words)
+    check_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_models_that_are_shared_are_loaded_beside_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    assert loading_device(device) == device
+    monkeypatch.setattr("optimum_ishrink.recovery.sharding.shares_weights", lambda: True)
+    assert loading_device(device) == torch.device("cpu")
+
+
+@pytest.mark.slow
 def test_a_sharded_run_that_was_killed_goes_on(small: Path, flags: list[str], tmp_path: Path) -> None:
     words = [*changed(flags, recovery_tokens="3200"), "--no-evaluate", "--recovery-train", "full"]
     assert recover(small, tmp_path / "one", words) == 0
@@ -101,7 +116,8 @@ def share(process: int, folder: Path) -> None:
     store = torch.distributed.FileStore(str(folder / "rendezvous"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=process, world_size=2)
     try:
-        share_layers(model, [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)])
+        layers = [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)]
+        assert share_layers(model, layers, torch.device("cpu")) is model
         teacher = LiveTeacher(model, layers=True, values=True)
         for ids in (torch.arange(12).view(2, 6), torch.arange(24).view(2, 12)):
             lesson = teacher.teach(ids, torch.arange(2))
