@@ -82,25 +82,26 @@ class TokenMap:
         receivers, group = torch.unique(self.carried[rest], return_inverse=True)
         return _Sources(self.carried < 0, first.masked_fill(~filled, 0), ~filled, rest, receivers, group)
 
-    def carry(self, logits: torch.Tensor) -> torch.Tensor:
+    def carry(self, logits: torch.Tensor, log_p: torch.Tensor | None = None) -> torch.Tensor:
         """Return the larger model's next-token distribution over the smaller vocabulary.
 
         Rows of the larger vocabulary without a token are left out before: the distribution is that over its tokens.
 
         Args:
             logits: The larger model's, shape (..., base rows).
+            log_p: Their log-softmax in float32, where it is known already.
 
         Returns:
             Natural log-probabilities, float32, shape (..., rows). Rows that nothing is carried to have -inf. Where
             nothing was removed it is the log-softmax of the logits.
         """
-        logits = logits.float()
-        if self.is_identity:
-            return logits.log_softmax(-1)
-        of = self._sources.to(logits.device)
-        if of.nowhere.any():
-            logits = logits.masked_fill(of.nowhere, -torch.inf)
-        log_p = logits.log_softmax(-1)
+        of = None if self.is_identity else self._sources.to(logits.device)
+        if of is not None and of.nowhere.any():
+            log_p = logits.float().masked_fill(of.nowhere, -torch.inf).log_softmax(-1)
+        elif log_p is None:
+            log_p = logits.float().log_softmax(-1)
+        if of is None:
+            return log_p
         found = log_p.index_select(-1, of.first)
         if of.empty.any():
             found = found.masked_fill(of.empty, -torch.inf)
