@@ -20,6 +20,10 @@ from .base import base_of
 CHUNK = 2**23
 """Logits in memory at once on a CPU: 32 MB in float32. Smaller chunks make the head's matrix product thin and slow."""
 
+BLOCK = 2**20
+"""Logits compared at once on a CPU, of those of a chunk: 4 MB in float32, so that what one step of a loss writes is
+near when the next one reads it."""
+
 MOST = 2**27
 """Logits in memory at once on a GPU, at most: a thousand positions of a vocabulary of 128,000 keep all of it busy."""
 
@@ -114,9 +118,14 @@ class _GradientAhead(torch.autograd.Function):
         for part in _parts(len(hidden), rows):
             with torch.enable_grad():
                 states = hidden[part].detach().requires_grad_()
-                found = of_chunk(head(states), part)
-                (gradient[part],) = torch.autograd.grad(found[0], states)
-            sums = found.detach() if sums is None else sums + found.detach()
+                logits = head(states)
+                upward = torch.empty_like(logits)
+                for block in _parts(len(logits), _rows_of_block(logits)):
+                    leaf = logits[block].detach().requires_grad_()
+                    found = of_chunk(leaf, slice(part.start + block.start, part.start + block.stop))
+                    (upward[block],) = torch.autograd.grad(found[0], leaf)
+                    sums = found.detach() if sums is None else sums + found.detach()
+                (gradient[part],) = torch.autograd.grad(logits, states, upward)
         ctx.save_for_backward(gradient)
         assert sums is not None
         return sums
@@ -125,6 +134,11 @@ class _GradientAhead(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[0][0].to(gradient.dtype), None, None, None
+
+
+def _rows_of_block(logits: torch.Tensor) -> int:
+    """Return how many rows of logits are compared at once, of those that a matrix product gave."""
+    return len(logits) if is_measured(logits.device) else max(1, BLOCK // logits.shape[-1])
 
 
 def _parts(length: int, rows: int) -> Iterator[slice]:

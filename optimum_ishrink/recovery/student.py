@@ -14,7 +14,7 @@ from .exits import exit_states, parts_called
 from .loss import Term
 from .observe import Observed, observe
 from .targets import IGNORED, Targets
-from .teacher import LayerMap, Lesson, Teacher
+from .teacher import ChunkOfTeacher, LayerMap, Lesson, Teacher
 
 
 def count_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -153,10 +153,11 @@ class Student(torch.nn.Module):
         if lesson.shared is not None:
             within = input_ids[:, 1:].flatten().masked_fill(lesson.shared, IGNORED)
 
+        taught = ChunkOfTeacher(lesson, len(following), self.head.rows)
+
         def of_chunk(logits: torch.Tensor, part: slice) -> torch.Tensor:
-            teacher = None if lesson.distribution is None else lesson.distribution(part)
             missing = None if within is None else within[part]
-            targets = Targets(following[part], teacher, self.temperature, missing, self.jsd_beta, self.skew)
+            targets = Targets(following[part], taught(part), self.temperature, missing, self.jsd_beta, self.skew)
             total = torch.zeros((), device=logits.device)
             values = []
             with torch.autocast(logits.device.type, enabled=False):

@@ -32,6 +32,43 @@ class Lesson:
     shared: torch.Tensor | None = None
 
 
+class ChunkOfTeacher:
+    """A teacher's distribution by blocks of rows, computed for a whole chunk of them at once.
+
+    Losses go through a chunk in small blocks, while the product with the teacher's head wants many rows.
+
+    Args:
+        lesson: What the teacher computed for a batch.
+        total: Rows of the batch.
+        rows: Rows in a chunk; no block crosses a multiple of it.
+    """
+
+    def __init__(self, lesson: Lesson, total: int, rows: int) -> None:
+        self.lesson = lesson
+        self.total, self.rows = total, rows
+        self._begin = -1
+        self._found: torch.Tensor | TopK = torch.empty(0)
+
+    def __call__(self, block: slice) -> torch.Tensor | TopK | None:
+        """Return the distribution of some rows; where not all are shared with the teacher, of those that are.
+
+        Args:
+            block: The rows.
+        """
+        if self.lesson.distribution is None:
+            return None
+        begin = block.start - block.start % self.rows
+        if begin != self._begin:
+            self._found = torch.empty(0)  # let go of the last chunk first
+            self._found = self.lesson.distribution(slice(begin, min(begin + self.rows, self.total)))
+            self._begin = begin
+        inner = slice(block.start - begin, block.stop - begin)
+        if self.lesson.shared is not None:
+            before, within = (int(self.lesson.shared[each].sum()) for each in (slice(begin, block.start), block))
+            inner = slice(before, before + within)
+        return self._found.part(inner) if isinstance(self._found, TopK) else self._found[inner]
+
+
 class Teacher(Protocol):
     """Anything that a student can learn from."""
 

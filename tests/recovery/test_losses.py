@@ -239,7 +239,9 @@ def gradients(model: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("frozen_head", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "gpt2"])
-def test_chunks_give_what_all_positions_give(model_type: str, frozen_head: bool) -> None:
+def test_chunks_and_blocks_give_what_all_positions_give(
+    model_type: str, frozen_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, teacher = (tiny_model(tiny_config(model_type), seed) for seed in (0, 1))
     model.get_output_embeddings().requires_grad_(not frozen_head)
     if frozen_head:
@@ -252,7 +254,8 @@ def test_chunks_give_what_all_positions_give(model_type: str, frozen_head: bool)
     targets = Targets(labels[:, 1:].flatten(), wanted)
     terms = [kl(whole, targets).mean(), cross_entropy(whole, targets).sum() / 12]
     expected = gradients(model, terms[0] + 0.5 * terms[1])
-    for chunk in (1, 4 * 300, 10**6):
+    for chunk, block in ((1, 1), (5 * 300, 2 * 300), (4 * 300, 10**6), (10**6, 10**6), (10**6, 1)):
+        monkeypatch.setattr("optimum_ishrink.modeling.head.BLOCK", block)
         found = step(model, teacher, "kl+ce:0.5", chunk=chunk, labels=labels)
         torch.testing.assert_close(found[1:].detach(), torch.stack(terms).detach(), atol=1e-5, rtol=1e-5)
         for name, gradient in gradients(model, found[0]).items():

@@ -78,15 +78,16 @@ def loss_of(model: Any, teacher: Any, ids: torch.Tensor, windows: torch.Tensor, 
 # The loss of a step.
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("temperature", "block"), [(1.0, 7), (2.0, 3), (1.0, 1)])
 def test_the_loss_is_the_carried_divergence_and_within_tokens_the_cross_entropy(
-    text: RecoveryText, temperature: float
+    text: RecoveryText, temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("optimum_ishrink.modeling.head.BLOCK", block * len(ROWS))
     windows = torch.tensor([3, 0, 5])
     ids = text.input_ids[windows]
     assert text.teacher is not None
     taught = text.teacher[windows]
-    model, teacher = student(), base()
+    model, teacher = student().requires_grad_(False), base()  # a head that is not trained is compared in blocks
     found = loss_of(model, translating(text, teacher), ids, windows, temperature=temperature, chunk=7 * len(ROWS))
     total = torch.zeros(())
     with torch.no_grad():
