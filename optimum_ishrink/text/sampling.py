@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StaticCache
 
 from ..core.device import to_device
 from ..core.finite import INFINITE, NAN, where_not_finite
 from ..core.key_value_cache import keeps_cache, step_reader
 from ..core.limits import check_tokens
 from ..core.micro_batch import MicroBatch
+from ..core.preallocated_cache import preallocated_cache
 from ..core.progress import progress_bar
 from ..errors import DataError
 from .conversations import MARK
@@ -108,6 +108,10 @@ _CHECKED = 32
 """Tokens after which it is looked whether the model's predictions are finite: a look waits for the device."""
 
 
+_BLOCK = 256
+"""Tokens whose probabilities are summed first."""
+
+
 def _levels(count: int, length: int, batch_size: int, seed: int) -> torch.Tensor:
     """Return the uniform random number of each token, shape (count, length), float32.
 
@@ -153,8 +157,7 @@ def _sample(
     forced = torch.tensor([prompt + [-1] * (width - len(prompt)) for prompt in prompts])
     given, levels = to_device(forced, model.device), to_device(levels, model.device)
     rows = torch.empty(count, length, dtype=torch.int64, device=model.device)
-    # A cache of fixed size: a growing one is copied at every step, which costs more here than the layers themselves.
-    before: Any = StaticCache(config=model.config, max_cache_len=length) if keeps_cache(model) else None
+    before: Any = preallocated_cache(model.config, length) if keeps_cache(model) else None
     read = step_reader(model)
     nll = torch.zeros(count, dtype=torch.float64, device=model.device)
     odd = torch.zeros(2, dtype=torch.bool, device=model.device)
@@ -163,15 +166,14 @@ def _sample(
         rows[:, position] = token
         output, before = read(token[:, None], before, logits_to_keep=1)
         logits = output.logits[:, -1].float()
-        odd |= torch.stack([logits.isnan().any(), logits.isinf().any()])
+        total = logits.sum(-1)  # one pass, which carries NaN and infinity on
+        odd |= torch.stack([total.isnan().any(), total.isinf().any()])
         last = position + 1 == length
         if (last or (position + 1) % _CHECKED == 0) and odd.any():
             kind, tokens = NAN if odd[0] else INFINITE, rows[:, : position + 1].cpu()
             raise where_not_finite(kind, model, tokens, "the model", "the text that it samples itself")
-        # Inverse transform sampling: one uniform number per row, where torch.multinomial draws one per token.
-        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
-        level = levels[:, position, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, level).clamp_(max=cumulative.shape[1] - 1)[:, 0]
+        likely = (logits if temperature == 1 else logits / temperature).softmax(-1)
+        drawn = draw(likely, levels[:, position])
         if not last:
             following = given[:, position + 1]
             free = following < 0
@@ -181,10 +183,36 @@ def _sample(
                 ended = free & (following == eos)
                 given[:, after] = torch.where(ended[:, None], restart, given[:, after])
             # For the next token, whether it was drawn or is from the template.
-            nll += torch.nn.functional.cross_entropy(logits, following, reduction="none").double()
+            nll += (logits.logsumexp(-1) - logits.gather(1, following[:, None])[:, 0]).double()
             token = following
         advance(count)
     return SampledText(rows.cpu(), nll.cpu() / max(1, length - 1))
+
+
+def draw(likely: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Draw a token for each row by inverse transform sampling: one uniform number, where torch.multinomial takes many.
+
+    The sum up to each token is taken in two steps, over blocks of tokens and then in the block that holds the level:
+    a running sum over a whole vocabulary is slow on a CPU.
+
+    Args:
+        likely: Probabilities, shape (rows, vocabulary), float32.
+        levels: Uniform random numbers, shape (rows,).
+
+    Returns:
+        Token ids, shape (rows,).
+    """
+    rows, count = likely.shape
+    whole = count // _BLOCK * _BLOCK
+    sums = torch.cat([likely[:, :whole].view(rows, -1, _BLOCK).sum(-1), likely[:, whole:].sum(-1, keepdim=True)], -1)
+    running = sums.cumsum(-1)
+    level = levels[:, None] * running[:, -1:]
+    block = torch.searchsorted(running, level).clamp_(max=sums.shape[1] - 1)
+    before = running.gather(1, block) - sums.gather(1, block)
+    tokens = block * _BLOCK + torch.arange(_BLOCK, device=likely.device)
+    inside = likely.gather(1, tokens.clamp(max=count - 1)) * (tokens < count)
+    place = torch.searchsorted(before + inside.cumsum(-1), level).clamp_(max=_BLOCK - 1)
+    return tokens.gather(1, place)[:, 0].clamp_(max=count - 1)
 
 
 def _starts(tokenizer: Any) -> list[list[int]]:

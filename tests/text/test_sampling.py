@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optimum_ishrink.core import micro_batch
 from optimum_ishrink.errors import DataError, NotFiniteError
-from optimum_ishrink.text.sampling import sample_text
+from optimum_ishrink.text.sampling import draw, sample_text
 from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -24,6 +26,29 @@ def test_sampling_follows_the_models_distribution_and_the_seed() -> None:
     uniform = sample_text(model, tokenizer, 26, 60, seed=0).input_ids[:, 1:].flatten()
     assert uniform.bincount(minlength=VOCAB).max() <= 20
     assert uniform.unique().numel() > 0.95 * VOCAB
+
+
+@given(st.integers(1, 700), st.integers(0, 99))
+def test_a_draw_is_where_the_running_sum_reaches_the_level(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    likely = torch.randn(9, count, generator=generator, dtype=torch.float64).mul(3).softmax(-1)
+    levels = torch.rand(9, generator=generator, dtype=torch.float64)
+    levels[0], levels[1] = 0.0, 1.0
+    drawn = draw(likely, levels)
+    running = likely.cumsum(-1)
+    assert ((drawn >= 0) & (drawn < count)).all()
+    upper = running.gather(1, drawn[:, None])[:, 0]
+    lower = upper - likely.gather(1, drawn[:, None])[:, 0]
+    assert (lower <= levels + 1e-12).all() and (levels <= upper + 1e-12).all()
+
+
+def test_a_draw_in_float32_from_a_large_vocabulary_is_that_in_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    likely = torch.randn(64, 128_256, generator=generator).mul(3).softmax(-1)
+    levels = torch.rand(64, generator=generator)
+    drawn = draw(likely, levels)
+    assert (drawn == draw(likely.double(), levels.double())).float().mean() > 0.95  # but for rounding at a border
+    assert (likely.gather(1, drawn[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "openai-gpt"])
