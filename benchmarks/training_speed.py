@@ -37,10 +37,10 @@ from optimum_ishrink.core.matmul_rate import matmul_rate
 from optimum_ishrink.core.table import markdown_table
 from optimum_ishrink.modeling.compiled_layers import compiled_layers
 from optimum_ishrink.recovery.device_use import training_operations
-from optimum_ishrink.recovery.preparation import layer_names
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.teacher import LiveTeacher
 from optimum_ishrink.recovery.teacher_choice import choose_teacher
+from optimum_ishrink.recovery.teacher_models import layer_names
 from optimum_ishrink.recovery.trainable import add_lora, keep_autocast_inputs, trained_parameters
 from optimum_ishrink.recovery.training import train
 from optimum_ishrink.recovery.training_text import RecoveryText
@@ -105,7 +105,9 @@ def trainer_speed(args: argparse.Namespace, model: Any, teacher: Any, ids: torch
             train(warm, LiveTeacher(teacher), short, how, Path(name) / "warm", layers=[], micro=MICRO)
             del warm
         cache = Path(name) / "cache" if args.way == "cached" else None
-        learnt = choose_teacher(teacher, how, text, cache, MICRO)
+        learnt = choose_teacher(
+            lambda: () if teacher is None else (teacher,), how, text, cache, MICRO, device=model.device
+        )
         found = train(model, learnt, text, how, Path(name) / "work", layers=[], micro=MICRO)
     return found.record.tokens_per_second
 

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from ..core.finite import check_predictions
-from ..core.key_value_cache import cache_name, has_state, keeps_cache
+from ..core.key_value_cache import cache_name, has_state, keeps_cache, own_cache
 from ..core.limits import check_tokens, max_positions
 from ..errors import DataError, RequestError
 from ..evaluation.samples import end_tokens, has_template
@@ -83,10 +83,7 @@ class Speaker:
     @cached_property
     def _own_cache(self) -> type[Any] | None:
         """The kind of cache that the model makes itself, where its class takes no other."""
-        first = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
-        with torch.no_grad():
-            made = type(getattr(self.model(input_ids=first, use_cache=True), cache_name(self.model)))
-        return None if made is DynamicCache else made
+        return own_cache(self.model)
 
     def _new_cache(self) -> Any:
         """Return an empty cache; None where the model's class keeps none, and reads the whole text for every token."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 
 def has_state(cache: Any) -> bool:
@@ -46,6 +47,18 @@ def keeps_cache(model: Any) -> bool:
         model: The model, or its class.
     """
     return cache_name(model) in inspect.signature(model.forward).parameters
+
+
+def own_cache(model: Any) -> type[Any] | None:
+    """Return the kind of cache that a model makes itself, where its class takes no other; it reads one token for that.
+
+    Args:
+        model: The model; its class takes a cache.
+    """
+    first = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        made = type(getattr(model(input_ids=first, use_cache=True), cache_name(model)))
+    return None if made is DynamicCache else made
 
 
 def step_reader(model: Any) -> Callable[..., tuple[Any, Any]]:

@@ -126,6 +126,7 @@ class _GradientAhead(torch.autograd.Function):
                     (upward[block],) = torch.autograd.grad(found[0], leaf)
                     sums = found.detach() if sums is None else sums + found.detach()
                 (gradient[part],) = torch.autograd.grad(logits, states, upward)
+            del logits, leaf, upward  # each as large as a chunk
         ctx.save_for_backward(gradient)
         assert sums is not None
         return sums

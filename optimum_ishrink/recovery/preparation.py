@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..architectures.axes import layer_module
 from ..checkpoint.fingerprint import checkpoint_digest
 from ..checkpoint.session import Session
 from ..checkpoint.source import Source
 from ..core.device import dtype_name
 from ..core.digest import digest, file_digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
-from ..core.finite import check_predictions
 from ..core.limits import check_lengths, check_tokens
 from ..options.option import options_of
 from ..options.run import RunOptions
@@ -27,8 +25,8 @@ from ..text.windows import beginning
 from .options import RecoveryOptions
 from .process_state import process_state
 from .self_text import self_text
-from .sharding import loading_device, share_layers, shares_weights
 from .teacher import LayerMap
+from .teacher_models import TeacherModels, layer_names
 from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch
 from .training_text import RecoveryText, TextPart, recovery_text
@@ -68,15 +66,6 @@ class Models:
         return LayerMap.even(self.student.binding.sizes["layers"], self.teacher.binding.sizes["layers"])
 
 
-def layer_names(source: Source) -> tuple[str, ...]:
-    """Return the names of the modules of a model's layers, in order.
-
-    Args:
-        source: The model.
-    """
-    return tuple(layer_module(source.binding, layer) for layer in range(source.binding.sizes["layers"]))
-
-
 @dataclass(frozen=True)
 class Preparation:
     """Everything that is known before the first step.
@@ -87,14 +76,12 @@ class Preparation:
         session: Device and dtype.
         work: The working folder.
         text: The training text.
-        teacher: The teacher's loaded model, or None when nothing needs it.
+        teachers: The models of the teachers.
         teacher_cache: Folder of the teacher's top k, or None when the teacher runs on every batch.
         solution: File of the weights that the closed form gives before the training.
         micro: Windows run at once in one process.
         tokenizer: The student's tokenizer.
         pair: The same with the teacher's; None where they have the same tokens.
-        more_teachers: The loaded models of further teachers.
-        teachers_shared: Whether the processes share the weights of the teachers' layers already.
     """
 
     options: RecoveryOptions
@@ -102,14 +89,12 @@ class Preparation:
     session: Session
     work: Path
     text: RecoveryText
-    teacher: Any
+    teachers: TeacherModels
     teacher_cache: Path | None
     solution: Path
     micro: int
     tokenizer: Any
     pair: TokenPair | None = None
-    more_teachers: tuple[Any, ...] = ()
-    teachers_shared: bool = False
 
     @property
     def resumes(self) -> bool:
@@ -197,11 +182,10 @@ def prepare(
         request["tokens"] = tensor_digest(pair.map.carried)
     with state.main_process_first():
         open_work(work, request, write=state.is_main_process)
-    shared = shares_weights() and _runs_in_step(options)
-    teacher = _load_teacher(session, options, models, shared=shared)
-    more: tuple[Any, ...] = ()
-    if options.needs_teacher:
-        more = tuple(_load(source, session, shared=shared) for source in models.more_teachers)
+    sources: tuple[Source, ...] = ()
+    if models.teacher is not None and options.needs_teacher_model:
+        sources = (models.teacher, *(models.more_teachers if options.needs_teacher else ()))
+    teachers = TeacherModels(session, sources, is_base=models.is_base)
     cache = Path(options.recovery_cache).expanduser() if options.recovery_cache else work
     samples = cache if part is None or options.recovery_cache else part.folder
     place = [dtype_name(dtype), device.type]
@@ -215,7 +199,7 @@ def prepare(
         drawn += [begin] if (begin := beginning(sampling)) else []
         with state.main_process_first():
             return self_text(
-                teacher,
+                teachers.whole,
                 sampling,
                 options.recovery_length,
                 count,
@@ -229,15 +213,11 @@ def prepare(
         text = recovery_text(options, tokenizer, sample=sample, pair=pair)
     if part is not None:
         text = text.part(part, options.recovery_batch_size)
-    if teacher is not None and models.teacher is not None:
-        read = text.input_ids if text.teacher is None else text.teacher.input_ids
-        name = models.teacher.display_name
-        if pair is not None:
-            check_lengths(models.teacher.config, name, recovery_length=read.shape[1])
-            check_tokens(read, models.teacher.config.vocab_size, pair.teacher, "the recovery text", name)
-        check_predictions(teacher, read[:1], name, "the recovery text")
-        for source, model in zip(models.more_teachers, more, strict=False):
-            check_predictions(model, read[:1], source.display_name, "the recovery text")
+    read = text.input_ids if text.teacher is None else text.teacher.input_ids
+    if sources and pair is not None:
+        name = sources[0].display_name
+        check_lengths(sources[0].config, name, recovery_length=read.shape[1])
+        check_tokens(read, sources[0].config.vocab_size, pair.teacher, "the recovery text", name)
     of_text = tensor_digest(*text.tensors)
     with state.main_process_first():
         open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
@@ -249,46 +229,24 @@ def prepare(
     of_solution += [options.recovery_compensation_samples, *place]
     if options.starts_calibrated:
         of_solution += [options.recovery_for, request["recovery_types"]]
+    stored = cache / f"teacher-{digest(of_teacher)}" if options.caches_teacher else None
+    if options.needs_teacher and stored is None:
+        teachers.check(teachers.in_step(), read[:1], "the recovery text")
+    elif state.is_main_process and (options.starts_from_cut or (stored is not None and not stored.is_dir())):
+        teachers.check(teachers.all_whole(), read[:1], "the recovery text")
     return Preparation(
         options,
         models,
         session,
         work,
         text,
-        teacher,
-        cache / f"teacher-{digest(of_teacher)}" if options.caches_teacher else None,
+        teachers,
+        stored,
         cache / f"solved-{digest(of_solution)}.safetensors",
         micro,
         tokenizer,
         pair,
-        more,
-        shared and teacher is not None,
     )
-
-
-def _runs_in_step(options: RecoveryOptions) -> bool:
-    """Whether the teachers run in all processes at once alone, and never in the first one on its own."""
-    samples = any(source.is_self for source in parse_sources(options.recovery_data))
-    return not (samples or options.caches_teacher or options.starts_from_cut)
-
-
-def _load_teacher(session: Session, options: RecoveryOptions, models: Models, *, shared: bool) -> Any:
-    """Return the teacher's model, or None when nothing needs it."""
-    if models.teacher is None or not options.needs_teacher_model:
-        return None
-    if models.is_base and not shared:
-        return session.model
-    if shared:
-        session.loaded = None  # the base, which may be there, whole, from before
-    return _load(models.teacher, session, shared=shared)
-
-
-def _load(source: Source, session: Session, *, shared: bool) -> Any:
-    """Return a teacher's model: whole on the device, or this process' share of its layers alone."""
-    if not shared:
-        return source.load_model(session.dtype, session.device)
-    model = source.load_model(session.dtype, loading_device(session.device))
-    return share_layers(model, layer_names(source), session.device)
 
 
 def _request(session: Session, options: RecoveryOptions, models: Models, processes: int) -> dict[str, Any]:

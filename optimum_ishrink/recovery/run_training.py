@@ -14,10 +14,11 @@ from .device_use import training_operations, with_device_use
 from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
-from .preparation import Preparation, layer_names
-from .sharding import loading_device, share_layers, shares_weights
+from .preparation import Preparation
+from .sharding import loading_device
 from .teacher_cache import CachedTeacher
 from .teacher_choice import choose_teacher
+from .teacher_models import layer_names
 from .training import Trained, train
 from .translating_teacher import TranslatingTeacher
 
@@ -45,31 +46,29 @@ def train_prepared(
     """
     options, models, session = prepared.options, prepared.models, prepared.session
     compares_layers = options.reads("hidden_states") or options.reads("values")
-    model = load_model(models.student.folder, session.dtype, loading_device(session.device))
-    pair = prepared.pair
-    sources = [source for source in (models.teacher, *models.more_teachers) if source is not None]
+    pair, teachers = prepared.pair, prepared.teachers
+    stored = prepared.teacher_cache
     teacher = choose_teacher(
-        prepared.teacher,
+        teachers.in_step if stored is None else teachers.all_whole,
         options,
         prepared.text,
-        prepared.teacher_cache,
+        stored,
         prepared.micro,
         None if pair is None else pair.map,
-        prepared.more_teachers,
+        device=session.device,
     )
-    teachers = () if prepared.teacher is None else (prepared.teacher, *prepared.more_teachers)
-    if shares_weights() and not prepared.teachers_shared and not isinstance(teacher, CachedTeacher | None):
-        session.loaded = None  # who needs the base later needs it whole, and in one process alone
-        # Where nothing needs the teachers, their sources are there and they are not.
-        for each, source in zip(teachers, sources, strict=False):
-            share_layers(each, layer_names(source), session.device)
+    live = teacher is not None and not isinstance(teacher, CachedTeacher)
+    if not live:
+        teachers.release()  # whoever needs the base later reads it again
+    model = load_model(models.student.folder, session.dtype, loading_device(session.device))
     on_policy = None
     if options.recovery_on_policy:
         told = teacher if isinstance(teacher, TranslatingTeacher | MixedTeacher) and pair is not None else None
         on_policy = StudentText(options, prepared.text, prepared.tokenizer, pair=pair, teacher=told)
     with ExitStack() as stack:
         if options.torch_compile:
-            for each, source in zip((model, *teachers), (models.student, *sources), strict=False):
+            sources = (models.student, *teachers.sources)
+            for each, source in zip((model, *(teachers.in_step() if live else ())), sources, strict=False):
                 stack.enter_context(compiled_layers(each, layer_names(source)))
         trained = train(
             model,
@@ -87,11 +86,10 @@ def train_prepared(
             sparse=sparse,
             on_policy=on_policy,
         )
-    live = options.needs_teacher and prepared.teacher_cache is None
     operations = training_operations(
         options,
         models.student,
-        sources if live else (),
+        teachers.sources if live else (),
         trained.parameters,
         models.layers,
         trained.record.trained_parameters,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..text.sampling import sample_text
 
 
 def self_text(
-    model: Any,
+    load: Callable[[], Any],
     tokenizer: Any,
     length: int,
     count: int,
@@ -28,7 +29,7 @@ def self_text(
     with the highest perplexity is dropped, and so many more are sampled.
 
     Args:
-        model: The model.
+        load: Returns the model; called where the text is not stored yet.
         tokenizer: Its tokenizer.
         length: Tokens in a window.
         count: Windows wanted.
@@ -43,7 +44,7 @@ def self_text(
     if cache is not None and cache.is_file():
         return load_tensors(cache)["input_ids"].long()
     drawn = -(-count // (1 - dropped)) if dropped else count
-    found = sample_text(model, tokenizer, length, int(drawn), seed=seed, temperature=temperature)
+    found = sample_text(load(), tokenizer, length, int(drawn), seed=seed, temperature=temperature)
     windows = found.input_ids
     if len(windows) > count:
         windows = windows[found.mean_nll.argsort(stable=True)[:count].sort().values]

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..core.processes import process_count
@@ -109,6 +109,32 @@ def share_layers(model: Any, layers: Sequence[str], device: torch.device) -> Any
             model.get_submodule(name), mesh=mesh, reshard_after_forward=True
         )  # one layer on the device at once
     return model.to(device)
+
+
+def share_student(accelerator: Accelerator, student: Any) -> Any:
+    """Spread what is trained over the processes, as accelerate does when a training begins.
+
+    The losses before the first step need it on the device already, and it may not fit one device whole.
+
+    Args:
+        accelerator: accelerate's state of this process.
+        student: The student.
+
+    Returns:
+        The student, of another class.
+    """
+    return fsdp2_prepare_model(accelerator, student)
+
+
+def gather_no_more(student: Any) -> None:
+    """Let go of weights that are gathered still: without a backward pass the outermost ones stay.
+
+    Args:
+        student: A student that processes share.
+    """
+    for module in student.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -58,15 +58,21 @@ class ChunkOfTeacher:
         if self.lesson.distribution is None:
             return None
         begin = block.start - block.start % self.rows
+        end = min(begin + self.rows, self.total)
         if begin != self._begin:
-            self._found = torch.empty(0)  # let go of the last chunk first
-            self._found = self.lesson.distribution(slice(begin, min(begin + self.rows, self.total)))
-            self._begin = begin
+            self._forget()
+            self._found, self._begin = self.lesson.distribution(slice(begin, end)), begin
         inner = slice(block.start - begin, block.stop - begin)
         if self.lesson.shared is not None:
             before, within = (int(self.lesson.shared[each].sum()) for each in (slice(begin, block.start), block))
             inner = slice(before, before + within)
-        return self._found.part(inner) if isinstance(self._found, TopK) else self._found[inner]
+        found = self._found.part(inner) if isinstance(self._found, TopK) else self._found[inner]
+        if block.stop == end:
+            self._forget()  # what is kept for a backward pass may hold this object
+        return found
+
+    def _forget(self) -> None:
+        self._begin, self._found = -1, torch.empty(0)
 
 
 class Teacher(Protocol):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.micro_batch import MicroBatch
+from ..modeling.head import Head
 from ..text.token_map import TokenMap
 from .mixed_teacher import MixedTeacher
 from .options import RecoveryOptions
@@ -19,50 +22,59 @@ from .translating_teacher import TranslatingTeacher
 
 
 def choose_teacher(
-    model: Any,
+    load: Callable[[], Sequence[Any]],
     options: RecoveryOptions,
     text: RecoveryText,
     cache: Path | None,
     batch_size: int,
     tokens: TokenMap | None = None,
-    more: Sequence[Any] = (),
+    *,
+    device: torch.device,
 ) -> Teacher | None:
-    """Return the teacher: the model itself, or its stored predictions.
+    """Return the teacher: its model, or its stored predictions.
 
     Args:
-        model: The teacher's model, or None.
+        load: Returns the models of the teachers; called in each process that runs them.
         options: The recovery's options.
         text: The recovery text.
         cache: Folder of the stored predictions; the first process fills it when it does not exist. None to run
-            the model on every batch.
+            the models on every batch.
         batch_size: Windows run at once.
-        tokens: How the teacher's tokens correspond to the student's; None where they are the same.
-        more: The models of further teachers, with the tokens of the first.
+        tokens: How the teachers' tokens correspond to the student's; None where they are the same.
+        device: Where to compute.
     """
-    if model is None or not options.needs_teacher:
+    if not options.needs_teacher:
         return None
+    inside = options.reads("hidden_states") or options.reads("values")
+    if cache is None or options.recovery_top_k is None or inside:
+        return _live(load(), options, text, tokens)
+    state = process_state(device)
+    if state.is_main_process and not cache.is_dir():
+        models = load()
+        teacher = _live(models, options, text, tokens)
+        assert teacher is not None, "losses that compare with a teacher have one"
+        most = None if options.batch_size else len(text.input_ids)
+        micro = MicroBatch(batch_size, device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
+        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=Head(models[-1]).rows)
+    state.wait_for_everyone()
+    return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
+
+
+def _live(
+    models: Sequence[Any], options: RecoveryOptions, text: RecoveryText, tokens: TokenMap | None
+) -> LiveTeacher | TranslatingTeacher | MixedTeacher | None:
+    """Return the teacher that runs its models, or None without any."""
     k, temperature = options.recovery_top_k, options.recovery_temperature
     reads = {"layers": options.reads("hidden_states"), "values": options.reads("values")}
     found: list[LiveTeacher | TranslatingTeacher] = []
-    for each in (model, *more):
+    for model in models:
         # Of several the top k is that of the mixture.
-        live = LiveTeacher(
-            each, logits=options.reads("logits"), k=None if more else k, temperature=temperature, **reads
-        )
+        each = None if len(models) > 1 else k
+        live = LiveTeacher(model, logits=options.reads("logits"), k=each, temperature=temperature, **reads)
         if tokens is None or text.teacher is None:
             found.append(live)
         else:
             found.append(TranslatingTeacher(live, text.teacher, tokens))
-    teacher: LiveTeacher | TranslatingTeacher | MixedTeacher = found[0]
-    if more:
-        weights = [named.weight for named in options.teachers]
-        teacher = MixedTeacher(found, weights, k=k, temperature=temperature)
-    if cache is None or k is None or any(reads.values()):
-        return teacher
-    state = process_state(model.device)
-    if state.is_main_process and not cache.is_dir():
-        most = None if options.batch_size else len(text.input_ids)
-        micro = MicroBatch(batch_size, model.device, what="the teacher", remedy=MEMORY_REMEDY, most=most)
-        write_teacher_cache(cache, teacher, text.input_ids, micro=micro, rows=live.head.rows)
-    state.wait_for_everyone()
-    return CachedTeacher(cache, None if text.teacher is None else text.teacher.shared)
+    if len(found) < 2:
+        return found[0] if found else None
+    return MixedTeacher(found, [named.weight for named in options.teachers], k=k, temperature=temperature)

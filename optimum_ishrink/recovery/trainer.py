@@ -19,7 +19,7 @@ from ..core.micro_batch import MicroBatch
 from ..errors import NotFiniteError, TrainingError
 from .exported_weights import ExportedWeights, StepOnExact
 from .on_policy import StudentText
-from .sharding import set_tensors, shard_on_cpus, whole_tensors
+from .sharding import gather_no_more, set_tensors, shard_on_cpus, share_student, whole_tensors
 from .student import Student, count_tokens
 from .trainable import trained_parameters
 from .training_text import RecoveryText, TrainingWindows
@@ -62,6 +62,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         grows: Whether more may run at once where memory allows.
         on_policy: Windows that the student samples in place of some of the text's; None for none.
     """
+
+    model: Any
+    model_wrapped: Any
 
     def __init__(
         self,
@@ -110,6 +113,11 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.device_placement = False
         if shard_on_cpus(self.accelerator):
             self.is_fsdp_enabled = True
+
+    def share_weights(self) -> None:
+        """Spread the student over the processes now, where they share its weights, and not only when it trains."""
+        if self.is_fsdp_enabled:
+            self.model = self.model_wrapped = share_student(self.accelerator, self.model)
 
     def exact_weights(self, *, changed: bool = True) -> AbstractContextManager[None]:
         """Hold the exact weights for a while, where the forward pass reads what an export will hold of them.
@@ -225,6 +233,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
             for found in self._micro.each(len(mine), run):
                 sums += found
+        if self.is_fsdp_enabled:
+            gather_no_more(runs)
         if shares > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         return dict(zip(student.names, sums.tolist(), strict=True))

@@ -21,7 +21,7 @@ from .kept_zeros import KeepZeros
 from .on_policy import StudentText
 from .options import RecoveryOptions
 from .process_state import process_state
-from .sharding import whole_tensors
+from .sharding import set_tensors, whole_tensors
 from .student import Student
 from .teacher import LayerMap, Teacher
 from .trainable import (
@@ -238,12 +238,14 @@ def train(
         grows=options.batch_size is None,
         on_policy=on_policy,
     )
+    places = {id(parameter): place for place, parameter in student.named_parameters()}
+    trainer.share_weights()
     before, loss_solved = known_losses(trainer, folder / BEFORE), None
     if solved:
         names = {stored: name for name, stored in stored_names(list(own), list(solved)).items()}
-        with torch.no_grad(), trainer.exact_weights():
-            for stored, value in solved.items():
-                own[names[stored]].copy_(value)
+        now = dict(student.named_parameters())  # where they are shared, others than before
+        with trainer.exact_weights():
+            set_tensors({stored: now[places[id(own[names[stored]])]] for stored in solved}, solved)
         loss_solved = known_losses(trainer, folder / SOLVED)["loss"]
     resumed = last_step(folder)
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from ..core.device import to_device
 from ..core.finite import INFINITE, NAN, where_not_finite
-from ..core.key_value_cache import keeps_cache, step_reader
+from ..core.key_value_cache import keeps_cache, own_cache, step_reader
 from ..core.limits import check_tokens
 from ..core.micro_batch import MicroBatch
 from ..core.preallocated_cache import preallocated_cache
@@ -78,6 +79,7 @@ def sample_text(
     starts = _starts(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     check_tokens([token for start in starts for token in start], rows, tokenizer, "the start of a text", "the model")
+    takes_cache = keeps_cache(model) and own_cache(model) is None
     levels = _levels(count, length, batch_size, seed)
     begin = prompts or [starts[number % len(starts)] for number in range(count)]
     micro = MicroBatch(batch_size, model.device, what="sampling", remedy=_REMEDY, most=count)
@@ -96,7 +98,9 @@ def sample_text(
             nonlocal shown
             shown = 0
             ending = (tokenizer.eos_token_id, starts[0])
-            return _sample(model, begin[part], levels[part], ending, count_tokens, temperature)
+            return _sample(
+                model, begin[part], levels[part], ending, count_tokens, temperature, takes_cache=takes_cache
+            )
 
         found = list(micro.each(count, run, undo=lambda: advance(-shown)))
     return SampledText(torch.cat([each.input_ids for each in found]), torch.cat([each.mean_nll for each in found]))
@@ -136,6 +140,8 @@ def _sample(
     ending: tuple[int | None, list[int]],
     advance: Callable[[int], None],
     temperature: float,
+    *,
+    takes_cache: bool,
 ) -> SampledText:
     """Extend every prompt; after an end-of-text token a new document begins.
 
@@ -149,6 +155,7 @@ def _sample(
         ending: The end-of-text token, if there is one, and the tokens that follow it.
         advance: Called with the number of windows after each token.
         temperature: What logits are divided by before a token is drawn.
+        takes_cache: Whether the model takes a cache that is made for it.
     """
     eos, restart = ending[0], torch.tensor(ending[1], device=model.device)
     count, length = levels.shape
@@ -157,14 +164,17 @@ def _sample(
     forced = torch.tensor([prompt + [-1] * (width - len(prompt)) for prompt in prompts])
     given, levels = to_device(forced, model.device), to_device(levels, model.device)
     rows = torch.empty(count, length, dtype=torch.int64, device=model.device)
-    before: Any = preallocated_cache(model.config, length) if keeps_cache(model) else None
+    before: Any = preallocated_cache(model.config, length) if takes_cache else None
     read = step_reader(model)
+    # Not every class asks the cache how much it holds.
+    tells_places = keeps_cache(model) and "position_ids" in inspect.signature(model.forward).parameters
     nll = torch.zeros(count, dtype=torch.float64, device=model.device)
     odd = torch.zeros(2, dtype=torch.bool, device=model.device)
     token = given[:, 0]
     for position in range(length):
         rows[:, position] = token
-        output, before = read(token[:, None], before, logits_to_keep=1)
+        place = {"position_ids": torch.full((count, 1), position, device=model.device)} if tells_places else {}
+        output, before = read(token[:, None], before, logits_to_keep=1, **place)
         logits = output.logits[:, -1].float()
         total = logits.sum(-1)  # one pass, which carries NaN and infinity on
         odd |= torch.stack([total.isnan().any(), total.isinf().any()])

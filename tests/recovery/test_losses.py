@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from optimum_ishrink.recovery.losses.kl import kl
 from optimum_ishrink.recovery.observe import observe
 from optimum_ishrink.recovery.student import Student, count_tokens
 from optimum_ishrink.recovery.targets import IGNORED, Targets, TopK, top_k
-from optimum_ishrink.recovery.teacher import LayerMap, LiveTeacher
+from optimum_ishrink.recovery.teacher import ChunkOfTeacher, LayerMap, Lesson, LiveTeacher
 from tests.helpers.tiny import ALL_VARIANTS, FULL, IN_FULL, tiny_config, tiny_model, tiny_raw_config
 
 TOKENS = torch.tensor([[5, 9, 3, 7, 11, 2, 8, 4], [6, 1, 14, 9, 9, 12, 3, 10]])
@@ -260,6 +260,23 @@ def test_chunks_and_blocks_give_what_all_positions_give(
         torch.testing.assert_close(found[1:].detach(), torch.stack(terms).detach(), atol=1e-5, rtol=1e-5)
         for name, gradient in gradients(model, found[0]).items():
             torch.testing.assert_close(gradient, expected[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_chunk_of_the_teacher_is_computed_once_and_not_kept() -> None:
+    rows, asked = torch.arange(14.0).view(7, 2), []
+
+    def distribution(part: slice) -> torch.Tensor:
+        asked.append(part)
+        return rows[part]
+
+    taught = ChunkOfTeacher(Lesson(distribution), 7, 4)
+    blocks = [slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7)]
+    assert torch.equal(torch.cat([cast(torch.Tensor, taught(block)) for block in blocks]), rows)
+    assert asked == [slice(0, 4), slice(4, 7)]
+    assert torch.equal(cast(torch.Tensor, taught(slice(0, 4))), rows[:4])  # once more, for a backward pass
+    held = [value for value in vars(taught).values() if isinstance(value, torch.Tensor)]
+    assert all(not value.numel() for value in held)
+    assert ChunkOfTeacher(Lesson(), 7, 4)(slice(0, 2)) is None
 
 
 @pytest.mark.parametrize("loss", ["hidden", "attention", "kl+hidden:0.1+attention:0.2"])

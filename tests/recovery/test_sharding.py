@@ -20,8 +20,9 @@ from optimum_ishrink.checkpoint.loading import load_model
 from optimum_ishrink.errors import RequestError
 from optimum_ishrink.recovery.sharding import check_sharding, loading_device, set_tensors, share_layers, whole_tensors
 from optimum_ishrink.recovery.teacher import LiveTeacher
+from optimum_ishrink.recovery.trainer import RecoveryTrainer
 from tests.helpers.recovery_runs import changed, recover, recovered
-from tests.helpers.small_recovery import settings
+from tests.helpers.small_recovery import go, settings
 from tests.helpers.tiny import save_tiny, tiny_config
 from tests.helpers.torchrun import torchrun
 
@@ -64,7 +65,16 @@ def check_alike(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [["--recovery-train", "full"], []], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--recovery-train", "full"],
+        [],
+        ["--recovery-compensation", "ridge"],
+        ["--recovery-train", "full", "--recovery-compensation", "ridge"],
+    ],
+    ids=["full", "lora", "re-fit", "re-fit-full"],
+)
 def test_two_processes_that_share_the_weights_train_as_one(
     how: list[str], small: Path, flags: list[str], tmp_path: Path
 ) -> None:
@@ -88,6 +98,20 @@ def test_models_that_are_shared_are_loaded_beside_the_device(monkeypatch: pytest
     assert loading_device(device) == device
     monkeypatch.setattr("optimum_ishrink.recovery.sharding.shares_weights", lambda: True)
     assert loading_device(device) == torch.device("cpu")
+
+
+def test_the_student_is_shared_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    measure = RecoveryTrainer.held_out_loss
+
+    def held_out_loss(trainer: RecoveryTrainer) -> dict[str, float]:
+        seen.append("runs")
+        return measure(trainer)
+
+    monkeypatch.setattr(RecoveryTrainer, "held_out_loss", held_out_loss)
+    monkeypatch.setattr(RecoveryTrainer, "share_weights", lambda _: seen.append("is shared"))
+    go(tmp_path)
+    assert seen[:2] == ["is shared", "runs"] and seen.count("is shared") == 1
 
 
 @pytest.mark.slow

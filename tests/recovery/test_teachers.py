@@ -99,8 +99,9 @@ def test_two_identical_teachers_train_as_one(tmp_path: Path) -> None:
 def test_the_top_k_of_a_mixture_is_stored_like_that_of_a_teacher(tmp_path: Path) -> None:
     text = random_text(8)
     how = settings(top_k=8, epochs=2, teacher="a:0.7,b:0.3")
-    found = choose_teacher(shallow(), how, text, tmp_path / "cache", 3, more=[another()])
-    live = choose_teacher(shallow(), how, text, None, 3, more=[another()])
+    models, device = (shallow(), another()), torch.device("cpu")
+    found = choose_teacher(lambda: models, how, text, tmp_path / "cache", 3, device=device)
+    live = choose_teacher(lambda: models, how, text, None, 3, device=device)
     assert isinstance(found, CachedTeacher) and isinstance(live, MixedTeacher) and live.rows == 300
     stored, fresh = (each.teach(text.input_ids[:2], torch.arange(2)).distribution for each in (found, live))
     assert stored is not None and fresh is not None

@@ -133,16 +133,16 @@ def test_self_text_leaves_out_what_is_unlikely(tmp_path: Path, monkeypatch: pyte
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     drawn = sample_text(model, tokenizer, 12, 10, seed=3)
     cache = tmp_path / "deep" / "self.safetensors"
-    words = self_text(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache)
+    words = self_text(lambda: model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache)
     kept = drawn.mean_nll.argsort()[:8].sort().values
     assert torch.equal(words, drawn.input_ids[kept])
     monkeypatch.setattr("optimum_ishrink.recovery.self_text.sample_text", None)
-    assert torch.equal(self_text(model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache), words)
+    assert torch.equal(self_text(lambda: model, tokenizer, 12, 8, seed=3, dropped=0.2, cache=cache), words)
 
 
 def test_a_low_temperature_draws_what_is_likely() -> None:
     model, tokenizer = tiny_model(tiny_config("llama")), tiny_tokenizer()
     cold, warm = (sample_text(model, tokenizer, 12, 8, seed=3, temperature=t).mean_nll.mean() for t in (0.3, 1.0))
     assert cold < warm
-    plain = self_text(model, tokenizer, 12, 8, seed=3, dropped=0.0)
+    plain = self_text(lambda: model, tokenizer, 12, 8, seed=3, dropped=0.0)
     assert torch.equal(plain, sample_text(model, tokenizer, 12, 8, seed=3).input_ids)

@@ -38,7 +38,7 @@ ROWS = rows_without(GONE)
 PAIR = trimmed_pair(GONE)
 
 
-DEPTH = 2
+DEPTH, CPU = 2, torch.device("cpu")
 
 
 def base(variant: int = 0) -> Any:
@@ -253,11 +253,12 @@ def test_the_cache_gives_the_same_curve(text: RecoveryText, tmp_path: Path) -> N
     changes: dict[str, Any] = {"top_k": 8, "epochs": 2, "temperature": 1.5}
     live = go(tmp_path / "live", text, translating(text, k=8, temperature=1.5), **changes)
     how = settings(**changes)
-    cached = choose_teacher(base(), how, text, tmp_path / "cache", 3, PAIR.map)
+    cached = choose_teacher(lambda: (base(),), how, text, tmp_path / "cache", 3, PAIR.map, device=CPU)
     assert isinstance(cached, CachedTeacher)
     found = go(tmp_path / "cached", text, cached, **changes)
     torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(live.losses), atol=1e-3, rtol=1e-3)
-    assert isinstance(choose_teacher(base(), settings(), text, None, 3, PAIR.map), TranslatingTeacher)
+    live = choose_teacher(lambda: (base(),), settings(), text, None, 3, PAIR.map, device=CPU)
+    assert isinstance(live, TranslatingTeacher)
 
 
 # The whole way, from a request to a folder.
@@ -382,6 +383,6 @@ def test_two_processes_give_the_curve_of_one(folders: tuple[Path, Path], words_f
 def test_the_same_tokens_take_the_ordinary_way() -> None:
     text = random_text(8)
     assert text.teacher is None and len(text.tensors) == 2
-    assert isinstance(choose_teacher(base(), settings(), text, None, 2), LiveTeacher)
+    assert isinstance(choose_teacher(lambda: (base(),), settings(), text, None, 2, device=CPU), LiveTeacher)
     lesson = LiveTeacher(base()).teach(text.input_ids[:2], torch.arange(2))
     assert lesson.shared is None

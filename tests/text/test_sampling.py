@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optimum_ishrink.core import micro_batch
 from optimum_ishrink.errors import DataError, NotFiniteError
 from optimum_ishrink.text.sampling import draw, sample_text
-from tests.helpers.tiny import VOCAB, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import PROOF_CASES, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 
 
 def test_sampling_follows_the_models_distribution_and_the_seed() -> None:
@@ -119,7 +119,7 @@ def test_as_many_windows_as_fit_give_the_same_text(monkeypatch: pytest.MonkeyPat
     handle = model.register_forward_pre_hook(check, with_kwargs=True)
     short = sample_text(model, tokenizer, 12, 10, seed=3, batch_size=4)
     handle.remove()
-    assert ran[:5] == [4, 4, 4, 4, 2]
+    assert ran[:5] == [1, 4, 4, 4, 2]  # one token first: it shows which cache the class makes
     monkeypatch.setattr(micro_batch, "is_measured", lambda device: True)
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 10**9)
     monkeypatch.setattr(micro_batch, "_start_measuring", lambda device: 0)
@@ -147,3 +147,14 @@ def test_a_model_that_is_not_finite_is_found_within_a_few_tokens(value: float, k
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
     with pytest.raises(NotFiniteError, match=f"the model gives ({kind}) on the text that it samples itself, first in"):
         sample_text(model, tiny_tokenizer(), 40, 2, seed=0)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), PROOF_CASES)
+def test_the_likelihood_is_that_of_one_pass_over_the_text(model_type: str, variant: int) -> None:
+    model = tiny_model(tiny_config(model_type, variant))
+    found = sample_text(model, tiny_tokenizer(), 14, 4, seed=0)
+    with torch.no_grad():
+        logits = model(input_ids=found.input_ids, use_cache=False).logits[:, :-1].float()
+    following = found.input_ids[:, 1:].flatten()
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following, reduction="none")
+    torch.testing.assert_close(found.mean_nll.float(), nll.view(4, -1).mean(1), atol=1e-3, rtol=1e-4)
