@@ -149,8 +149,8 @@ def run_killed(words: list[str], output: Path, undisturbed: Path, kills: int, se
     while killed < kills and not output.exists():
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            # Ten seconds of each life are imports, so that the moments are spread over the whole of the work.
-            if process.wait(10 + chance.uniform(0, 2 * seconds / kills)):
+            # Ten seconds and more of each life are imports: the last kill is near the end of the work, and not after.
+            if process.wait(10 + chance.uniform(0, 1.7 * seconds / kills)):
                 raise SystemExit(f"the command failed with status {process.returncode}")
         except subprocess.TimeoutExpired:
             process.kill()
