@@ -15,7 +15,7 @@ from .exported_weights import ExportedValues
 from .mixed_teacher import MixedTeacher
 from .on_policy import StudentText
 from .preparation import Preparation
-from .sharding import loading_device
+from .sharding import loading_device, shares_weights
 from .teacher_cache import CachedTeacher
 from .teacher_choice import choose_teacher
 from .teacher_models import layer_names
@@ -58,7 +58,7 @@ def train_prepared(
         device=session.device,
     )
     live = teacher is not None and not isinstance(teacher, CachedTeacher)
-    if not live:
+    if not live or shares_weights():
         teachers.release()  # whoever needs the base later reads it again
     model = load_model(models.student.folder, session.dtype, loading_device(session.device))
     on_policy = None
