@@ -49,6 +49,20 @@ class _Reader:
         """Go on behind a string."""
         self.skip(self.number("Q"))
 
+    def texts(self, kind: int) -> list[str] | None:
+        """Read a value that is a string, or several; go on behind any other, and return None."""
+        if kind == _STRING:
+            return [self.string()]
+        if kind != _ARRAY:
+            self.skip_value(kind)
+            return None
+        inner, count = self.number("I"), self.number("Q")
+        if inner == _STRING:
+            return [self.string() for _ in range(count)]
+        for _ in range(count):
+            self.skip_value(inner)
+        return None
+
     def skip_value(self, kind: int) -> None:
         """Go on behind a value."""
         if kind == _STRING:
@@ -110,11 +124,32 @@ def read_places(fetch: Callable[[int, int], bytes]) -> tuple[int, list[TensorPla
     return reader.place + -reader.place % alignment, tensors
 
 
+def read_texts(fetch: Callable[[int, int], bytes], prefix: str) -> dict[str, list[str]]:
+    """Return the strings, and the lists of strings, in a GGUF file's header whose names begin alike.
+
+    Args:
+        fetch: As of `read_header`.
+        prefix: What the names begin with, such as `general.`; values of other names are not read.
+
+    Raises:
+        ValueError: The file is not GGUF of version 2 or 3, or its header is damaged.
+    """
+    reader, _, values = _begin(fetch)
+    found = {}
+    for _ in range(values):
+        key, kind = reader.string(), reader.number("I")
+        if not key.startswith(prefix):
+            reader.skip_value(kind)
+        elif (texts := reader.texts(kind)) is not None:
+            found[key] = texts
+    return found
+
+
 _ALIGNMENT, _UINT32 = "general.alignment", 4
 
 
-def _read(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, list[TensorPlace]]:
-    """Return a reader that has read the header, the alignment of the weights, and the tensors."""
+def _begin(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, int]:
+    """Return a reader in front of the first value, the number of tensors, and that of values."""
     reader = _Reader(fetch)
     begin = reader.skip(4)
     if reader.data[begin:4] != b"GGUF":
@@ -122,7 +157,13 @@ def _read(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, list[Tensor
     version = reader.number("I")
     if version not in (2, 3):
         raise ValueError(f"it is GGUF of version {version}; 2 and 3 are read")
-    count, values, alignment = reader.number("Q"), reader.number("Q"), 32
+    return reader, reader.number("Q"), reader.number("Q")
+
+
+def _read(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, list[TensorPlace]]:
+    """Return a reader that has read the header, the alignment of the weights, and the tensors."""
+    reader, count, values = _begin(fetch)
+    alignment = 32
     for _ in range(values):
         key, kind = reader.string(), reader.number("I")
         if key == _ALIGNMENT and kind == _UINT32:

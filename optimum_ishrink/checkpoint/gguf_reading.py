@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
 from ..errors import SourceError, one_line
+from .gguf_header import read_texts
 from .missing_files import no_gguf
 from .older_keys import add_older_keys
 
@@ -67,23 +68,29 @@ def _remove_quantizer(model: Any) -> None:
         del model.config.quantization_config
 
 
-def gguf_license(path: Path) -> tuple[str | None, dict[str, str]]:
-    """Return the licence that a GGUF file names, with its name and link."""
-    from gguf import GGUFReader
+def gguf_metadata(path: Path) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
+    """Return the licence that a GGUF file names, its name and link, and the languages.
 
-    entries = GGUFReader(path).fields
-    found = {
-        key: str(entry.contents())
-        for key in ("license", "license_name", "license_link")
-        if (entry := entries.get("general." + key.replace("_", "."))) is not None
-    }
-    return found.pop("license", None), found
+    The file's header is read here: the gguf package takes seconds for the list of tokens, which is of no use.
 
+    Args:
+        path: The file.
 
-def gguf_languages(path: Path) -> tuple[str, ...]:
-    """Return the languages that a GGUF file names."""
-    from gguf import GGUFReader
+    Raises:
+        SourceError: Its header cannot be read.
+    """
+    with path.open("rb") as file:
 
-    entry = GGUFReader(path).fields.get("general.languages")
-    found = [] if entry is None else entry.contents()
-    return tuple(map(str, found if isinstance(found, list) else [found]))
+        def fetch(begin: int, end: int) -> bytes:
+            file.seek(begin)
+            return file.read(end - begin)
+
+        try:
+            entries = read_texts(fetch, "general.")
+        except ValueError as error:
+            raise SourceError(f"cannot read {path} as GGUF ({error})") from None
+    found = {}
+    for key in ("license", "license_name", "license_link"):
+        if value := entries.get("general." + key.replace("_", ".")):
+            found[key] = value[0]
+    return found.pop("license", None), found, tuple(entries.get("general.languages", ()))

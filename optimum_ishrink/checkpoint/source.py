@@ -28,7 +28,7 @@ from ..errors import SourceError
 from .card_metadata import card_languages, card_license
 from .comparing import same_bytes
 from .generation import check_generation_config
-from .gguf_reading import convert_gguf, gguf_languages, gguf_license
+from .gguf_reading import convert_gguf, gguf_metadata
 from .hub_download import download_checkpoint, repository_files
 from .loaded_model import check_loaded, check_name, unwrapped
 from .loading import load_model, load_tokenizer
@@ -338,7 +338,7 @@ def _from_gguf(
 ) -> Source:
     converted, owner = temporary_folder()
     lost = convert_gguf(folder, gguf_file, dtype, converted)
-    license, details = gguf_license(folder / gguf_file)
+    license, details, languages = gguf_metadata(folder / gguf_file)
     if not license:
         license, details = card_license(folder)
     source = Source(
@@ -349,7 +349,7 @@ def _from_gguf(
         license=license,
         license_details=details,
         gguf_file=gguf_file,
-        languages=gguf_languages(folder / gguf_file) or card_languages(folder),
+        languages=languages or card_languages(folder),
         notes=(f"read from {gguf_file} and dequantised to {dtype_name(dtype)}", *filter(None, [lost])),
         _owner=owner,
     )

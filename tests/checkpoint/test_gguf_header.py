@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, save_gguf_config
+from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, read_texts, save_gguf_config
+from optimum_ishrink.checkpoint.gguf_reading import gguf_metadata
 from optimum_ishrink.errors import SourceError
 
 VALUES = st.one_of(
@@ -55,6 +56,24 @@ def test_the_header_is_all_before_the_weights(
     assert [tensor.name for tensor in found.tensors] == [tensor.name for tensor in whole.tensors]
 
 
+@given(
+    values=st.dictionaries(st.text("abc", min_size=1, max_size=4), VALUES, max_size=5), prefix=st.sampled_from("abc")
+)
+def test_texts_are_those_that_the_gguf_package_reads(
+    values: dict[str, object], prefix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = write(tmp_path_factory.mktemp("texts") / "a.gguf", values)
+    data = path.read_bytes()
+    found = read_texts(lambda start, stop: data[start:stop], prefix)
+    expected = {}
+    for name, field in gguf.GGUFReader(path).fields.items():
+        value = field.contents()
+        several = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        if name.startswith(prefix) and (several or isinstance(value, str)):
+            expected[name] = value if several else [value]
+    assert found == expected
+
+
 def test_no_more_is_fetched_than_the_header_needs(tmp_path: Path) -> None:
     data = write(tmp_path / "a.gguf", {"tokens": ["x" * 40] * 60_000}).read_bytes()
     asked = []
@@ -83,6 +102,10 @@ def test_a_damaged_header_is_refused(damage: object, words: str, tmp_path: Path)
     data = damage(write(tmp_path / "a.gguf", {"a": 1}).read_bytes())
     with pytest.raises(ValueError, match=words):
         read_header(lambda start, stop: data[start:stop])
+    (tmp_path / "damaged.gguf").write_bytes(data)
+    if "cut off" not in words or not data:  # what is asked for may come before
+        with pytest.raises(SourceError, match=f"cannot read .*damaged.gguf as GGUF .*{words}"):
+            gguf_metadata(tmp_path / "damaged.gguf")
 
 
 def test_a_file_without_a_config_is_refused(tmp_path: Path) -> None:
