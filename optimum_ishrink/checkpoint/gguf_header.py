@@ -59,8 +59,7 @@ class _Reader:
         inner, count = self.number("I"), self.number("Q")
         if inner == _STRING:
             return [self.string() for _ in range(count)]
-        for _ in range(count):
-            self.skip_value(inner)
+        self.skip_values(inner, count)
         return None
 
     def skip_value(self, kind: int) -> None:
@@ -68,16 +67,19 @@ class _Reader:
         if kind == _STRING:
             self.skip_string()
         elif kind == _ARRAY:
-            inner, count = self.number("I"), self.number("Q")
-            if inner in _SIZES:
-                self.skip(_SIZES[inner] * count)
-                return
-            for _ in range(count):
-                self.skip_value(inner)
+            self.skip_values(self.number("I"), self.number("Q"))
         elif kind in _SIZES:
             self.skip(_SIZES[kind])
         else:
             raise ValueError(f"its header has a value of the unknown type {kind}")
+
+    def skip_values(self, kind: int, count: int) -> None:
+        """Go on behind several values of one type."""
+        if kind in _SIZES:
+            self.skip(_SIZES[kind] * count)
+            return
+        for _ in range(count):
+            self.skip_value(kind)
 
 
 @dataclass(frozen=True)
