@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.generation import GENERATION_CONFIG
+from ..checkpoint.whole_gguf import check_whole
 from ..core.json_files import read_json
-from ..edge.gguf_file import check_whole
 from ..edge.gguf_quantizations import EMBEDDING, GGUF_QUANTIZATIONS, HEAD
 from ..errors import SourceError, one_line
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import SourceError, one_line
+from .gguf_once import read_once
 
 CHUNK = 2**20
 """Bytes that are fetched at a time. The list of tokens makes headers long: up to some 16 MiB."""
@@ -193,10 +194,11 @@ def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: b
         SourceError: The file cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
-        if tokenizer:
-            read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-            read.save_pretrained(target)
+        with read_once():
+            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+            if tokenizer:
+                read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+                read.save_pretrained(target)
     except Exception as error:  # transformers raises many types for a file that is not valid GGUF
         reason = one_line(error)
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None

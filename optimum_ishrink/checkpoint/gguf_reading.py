@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
 from ..errors import SourceError, one_line
 from .gguf_header import read_texts
+from .gguf_once import read_once
 from .missing_files import no_gguf
 from .older_keys import add_older_keys
+from .whole_gguf import check_whole
 
 
 def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path) -> str | None:
@@ -30,18 +33,27 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
         What `add_older_keys` returns.
 
     Raises:
-        SourceError: The file is missing or cannot be read.
+        SourceError: The file is missing, cut short, cannot be read, or has no values for some of the model's weights.
     """
     check_gguf_file(folder, gguf_file)
+    check_whole(folder / gguf_file)
     try:
         # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost.
-        with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+        with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()), read_once():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=gguf_file, dtype=dtype, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
             advance(1)
     except Exception as error:  # transformers raises many types for a file that is not valid GGUF
         reason = one_line(error)
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    if missing := sorted(loaded["missing_keys"]):  # transformers draws values for them at random, and goes on
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{folder / gguf_file} has no values that transformers {transformers.__version__} can read for "
+            f"{missing[0]}{more}; name the checkpoint that it was made of, or another file"
+        )
     _remove_quantizer(model)
     # transformers takes the name of the training run from the file; a path or a name here would only mislead.
     model.config._name_or_path = ""

@@ -16,12 +16,12 @@ from ..architectures.composite import check_alone
 from ..architectures.model_class import meta_model
 from ..checkpoint.source import Source
 from ..checkpoint.tensors import DTYPES, read_tensor
+from ..checkpoint.whole_gguf import check_whole
 from ..errors import RequestError, ShapeError
 from ..options.gguf_types import PLAIN_TYPES
 from ..recovery.exported_weights import ExportedValues, Values
 from .block_values import block_values, check_values
 from .gguf_export import check_runs
-from .gguf_file import check_whole
 from .gguf_quantizations import CONVERTER, GGUF_QUANTIZATIONS, TENSOR_TYPES, GgufQuantization, stored_as
 from .gguf_tokenizer import find_gguf_tokenizer
 from .linear_layers import check_columns, layers_to_quantize, linear_layers

@@ -1,0 +1,30 @@
+"""One reading of a GGUF file's header, and of its tensors' names, for the several that transformers does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
+from unittest.mock import patch
+
+_LOCK = Lock()
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within the block, transformers opens a GGUF file once.
+
+    It opens it for the config, for the tokenizer, and for the weights, and makes the table of the names of an
+    architecture's tensors once for each module of the model. Both take the gguf package seconds for a common file: of
+    the time in which SmolLM2-135M is read, more than half. Neither is changed by who reads it. Two threads that read
+    files wait for one another.
+    """
+    import gguf
+
+    with (
+        _LOCK,
+        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+    ):
+        yield
