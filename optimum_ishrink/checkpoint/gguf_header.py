@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -17,7 +18,26 @@ CHUNK = 2**20
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value by its type's number in GGUF."""
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""How the module `struct` reads it."""
 _STRING, _ARRAY = 8, 9
+
+Value = str | int | float | list[str]
+"""A value of a header that `read_values` reads."""
+
+
+def file_fetcher(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """Return what fetches a part of an open file: from its first byte to the one behind the last.
+
+    Args:
+        file: The file.
+    """
+
+    def fetch(begin: int, end: int) -> bytes:
+        file.seek(begin)
+        return file.read(end - begin)
+
+    return fetch
 
 
 class _Reader:
@@ -50,10 +70,14 @@ class _Reader:
         """Go on behind a string."""
         self.skip(self.number("Q"))
 
-    def texts(self, kind: int) -> list[str] | None:
-        """Read a value that is a string, or several; go on behind any other, and return None."""
+    def value(self, kind: int) -> Value | None:
+        """Read a value that is a number, a string, or several strings; go on behind any other, and return None."""
         if kind == _STRING:
-            return [self.string()]
+            return self.string()
+        if kind in _FORMS:
+            begin = self.skip(_SIZES[kind])
+            found: int | float = struct.unpack_from("<" + _FORMS[kind], self.data, begin)[0]
+            return found
         if kind != _ARRAY:
             self.skip_value(kind)
             return None
@@ -127,8 +151,8 @@ def read_places(fetch: Callable[[int, int], bytes]) -> tuple[int, list[TensorPla
     return reader.place + -reader.place % alignment, tensors
 
 
-def read_texts(fetch: Callable[[int, int], bytes], prefix: str) -> dict[str, list[str]]:
-    """Return the strings, and the lists of strings, in a GGUF file's header whose names begin alike.
+def read_values(fetch: Callable[[int, int], bytes], prefix: str) -> dict[str, Value]:
+    """Return the numbers, strings and lists of strings in a GGUF file's header whose names begin alike.
 
     Args:
         fetch: As of `read_header`.
@@ -138,13 +162,13 @@ def read_texts(fetch: Callable[[int, int], bytes], prefix: str) -> dict[str, lis
         ValueError: The file is not GGUF of version 2 or 3, or its header is damaged.
     """
     reader, _, values = _begin(fetch)
-    found = {}
+    found: dict[str, Value] = {}
     for _ in range(values):
         key, kind = reader.string(), reader.number("I")
         if not key.startswith(prefix):
             reader.skip_value(kind)
-        elif (texts := reader.texts(kind)) is not None:
-            found[key] = texts
+        elif (value := reader.value(kind)) is not None:
+            found[key] = value
     return found
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..core.progress import progress_bar
 from ..errors import SourceError, one_line
-from .gguf_header import read_texts
+from .gguf_header import file_fetcher, read_values
 from .gguf_once import read_once
+from .gguf_settings import check_all_read, complete_config, read_settings
 from .missing_files import no_gguf
 from .older_keys import add_older_keys
 from .whole_gguf import check_whole
@@ -33,18 +34,29 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
         What `add_older_keys` returns.
 
     Raises:
-        SourceError: The file is missing, cut short, cannot be read, or has no values for some of the model's weights.
+        SourceError: The file is missing, cut short, or cannot be read; it lacks values of the model's weights, or has
+            something that would be lost.
     """
     check_gguf_file(folder, gguf_file)
     check_whole(folder / gguf_file)
+    settings = read_settings(folder / gguf_file)
     try:
-        # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost.
-        with progress_bar(f"reading {gguf_file}", 1) as advance, redirect_stderr(StringIO()), read_once():
+        # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost. Once
+        # it is this thread's turn, not before: what is redirected is the whole process's.
+        with (
+            progress_bar(f"reading {gguf_file}", 1) as advance,
+            read_once() as known,
+            redirect_stderr(StringIO()),
+        ):
+            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+            complete_config(config, settings)
             model, loaded = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=gguf_file, dtype=dtype, output_loading_info=True
+                folder, gguf_file=gguf_file, config=config, dtype=dtype, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
             advance(1)
+    except SourceError:
+        raise
     except Exception as error:  # transformers raises many types for a file that is not valid GGUF
         reason = one_line(error)
         raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
@@ -54,6 +66,8 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
             f"{folder / gguf_file} has no values that transformers {transformers.__version__} can read for "
             f"{missing[0]}{more}; name the checkpoint that it was made of, or another file"
         )
+    if known:
+        check_all_read(settings, known)
     _remove_quantizer(model)
     # transformers takes the name of the training run from the file; a path or a name here would only mislead.
     model.config._name_or_path = ""
@@ -92,17 +106,16 @@ def gguf_metadata(path: Path) -> tuple[str | None, dict[str, str], tuple[str, ..
         SourceError: Its header cannot be read.
     """
     with path.open("rb") as file:
-
-        def fetch(begin: int, end: int) -> bytes:
-            file.seek(begin)
-            return file.read(end - begin)
-
         try:
-            entries = read_texts(fetch, "general.")
+            entries = read_values(file_fetcher(file), "general.")
         except ValueError as error:
             raise SourceError(f"cannot read {path} as GGUF ({error})") from None
+    texts = {
+        name: [str(each) for each in (value if isinstance(value, list) else [value])]
+        for name, value in entries.items()
+    }
     found = {}
     for key in ("license", "license_name", "license_link"):
-        if value := entries.get("general." + key.replace("_", ".")):
+        if value := texts.get("general." + key.replace("_", ".")):
             found[key] = value[0]
-    return found.pop("license", None), found, tuple(entries.get("general.languages", ()))
+    return found.pop("license", None), found, tuple(texts.get("general.languages", ()))

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from ..errors import SourceError
-from .gguf_header import read_places
+from .gguf_header import file_fetcher, read_places
 
 
 def check_is_gguf(path: Path) -> None:
@@ -40,13 +40,8 @@ def check_whole(path: Path) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     with path.open("rb") as file:
-
-        def fetch(begin: int, end: int) -> bytes:
-            file.seek(begin)
-            return file.read(end - begin)
-
         try:
-            weights, tensors = read_places(fetch)
+            weights, tensors = read_places(file_fetcher(file))
         except ValueError as error:
             raise SourceError(f"cannot read {path} as GGUF ({error}); download or export it again") from None
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items() if isinstance(kind, GGMLQuantizationType)}

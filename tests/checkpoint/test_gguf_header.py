@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, read_texts, save_gguf_config
+from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, read_values, save_gguf_config
 from optimum_ishrink.checkpoint.gguf_reading import gguf_metadata
 from optimum_ishrink.errors import SourceError
 
@@ -59,18 +59,18 @@ def test_the_header_is_all_before_the_weights(
 @given(
     values=st.dictionaries(st.text("abc", min_size=1, max_size=4), VALUES, max_size=5), prefix=st.sampled_from("abc")
 )
-def test_texts_are_those_that_the_gguf_package_reads(
+def test_values_are_those_that_the_gguf_package_reads(
     values: dict[str, object], prefix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = write(tmp_path_factory.mktemp("texts") / "a.gguf", values)
     data = path.read_bytes()
-    found = read_texts(lambda start, stop: data[start:stop], prefix)
+    found = read_values(lambda start, stop: data[start:stop], prefix)
     expected = {}
     for name, field in gguf.GGUFReader(path).fields.items():
         value = field.contents()
-        several = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        if name.startswith(prefix) and (several or isinstance(value, str)):
-            expected[name] = value if several else [value]
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        if name.startswith(prefix) and (texts or not isinstance(value, list)):
+            expected[name] = value
     assert found == expected
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import gguf
 import pytest
@@ -64,6 +66,17 @@ def test_the_file_is_opened_once_and_read_the_same(
     assert all(torch.equal(once[name], often[name]) for name in once)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "often" / name).read_bytes()
+
+
+def test_threads_that_read_at_once_leave_the_error_stream_as_it_was(folder: Path, tmp_path: Path) -> None:
+    before = sys.stderr
+    threads = [Thread(target=convert, args=(folder, tmp_path / str(number))) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.stderr is before
+    assert all((tmp_path / str(number) / "model.safetensors").is_file() for number in range(2))
 
 
 def test_a_file_is_read_anew_the_next_time(tmp_path: Path) -> None:
