@@ -54,6 +54,7 @@ class Source:
         gguf_file: Name of the GGUF file that it was read from, or None.
         languages: The languages that the source's card names, as codes of the Hub.
         in_memory: Whether it was saved from a model object.
+        read_from: The GGUF file itself, where there is one: the folder is made anew for each run.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Source:
     gguf_file: str | None = None
     languages: tuple[str, ...] = ()
     in_memory: bool = False
+    read_from: Path | None = None
     _owner: object = field(default=None, repr=False, compare=False)
 
     @property
@@ -349,6 +351,7 @@ def _from_gguf(
         license=license,
         license_details=details,
         gguf_file=gguf_file,
+        read_from=folder / gguf_file,
         languages=languages or card_languages(folder),
         notes=(f"read from {gguf_file} and dequantised to {dtype_name(dtype)}", *filter(None, [lost])),
         _owner=owner,

@@ -115,7 +115,8 @@ class Job:
         if self.trim is None:
             return self.session
         session = Session(self.trim.source, self.config, may_offload=self.session.may_offload)
-        session.spool_folder = self.session.spool_folder
+        session.spool_folder, session.needs_whole = self.session.spool_folder, self.session.needs_whole
+        session.offloads = self.session.offloads  # decided once for a run, whatever is free by now
         return session
 
     @property

@@ -23,6 +23,8 @@ from .job import Job
 from .stage_work import room_needed
 
 _REQUEST = "request.json"
+_FINISHED = "*-*.json"
+"""What finished layers are noted in."""
 
 
 def offload_folder(config: IShrinkConfig, output: Path) -> Path:
@@ -64,12 +66,12 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
                 _open(folder, _request(job))
             binding, nbytes = job.session.source.binding, job.session.dtype.itemsize
             room = room_needed(binding, job.shape or binding.shape, job.config, element_bytes=nbytes)
-            check_room(folder, room)
+            check_room(folder, room - sum(each.stat().st_size for each in folder.glob("*.states")))
             job.session.spool_folder = folder
             yield
         except IShrinkError as error:
             # A full disk or a file that cannot be read can be mended; anything else would fail again.
-            if isinstance(error, (OutputError, SourceError)) and any(folder.glob("*-*.json")):
+            if isinstance(error, (OutputError, SourceError)) and any(folder.glob(_FINISHED)):
                 note(f"finished layers are in {folder}; the same command resumes from there")
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +82,10 @@ def offloading(job: Job, *, runs_model: bool, calibrates: bool) -> Iterator[None
 def _request(job: Job) -> dict[str, Any]:
     """Return everything that the contents of the folder depend on."""
     source, config = job.session.source, job.config
-    files = sorted({info.file for info in source.tensors.values()} | {source.folder / "config.json"})
+    if source.read_from is not None:
+        files = [source.read_from]
+    else:
+        files = sorted({info.file for info in source.tensors.values()} | {source.folder / "config.json"})
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     request = {
         "config": {**config.to_dict(), "offload": None, "offload_folder": None},
@@ -89,6 +94,7 @@ def _request(job: Job) -> dict[str, Any]:
         "versions": [__version__, torch.__version__],
         "threads": torch.get_num_threads(),
         "dtype": str(job.session.dtype),
+        "stored": sorted({str(info.dtype) for info in source.tensors.values()}),
     }
     found: dict[str, Any] = json.loads(json.dumps(request))
     return found
@@ -109,6 +115,8 @@ def _open(folder: Path, request: dict[str, Any]) -> None:
             if each.name not in used:
                 each.unlink()
         return
+    if any(folder.glob(_FINISHED)):
+        note(f"finished layers in {folder} are of another request, or of a model that has changed: they are removed")
     for each in folder.iterdir():
         if each.is_dir():
             shutil.rmtree(each)

