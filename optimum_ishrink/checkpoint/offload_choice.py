@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..architectures.binding import Binding
 from ..core.memory import free_memory
 from ..core.processes import process_count
 from ..core.progress import note
@@ -24,21 +25,22 @@ SAMPLES_ITSELF = (
 """Why a run on a model's own text needs the whole model in memory."""
 
 
-def refusal(source: Source, device: torch.device, options: Any, needs_whole: str | None) -> str | None:
+def refusal(
+    binding: Binding, device: torch.device, options: Any, needs_whole: str | None, *, in_memory: bool = False
+) -> str | None:
     """Return why a model cannot be read from disk layer by layer; None where it can.
 
     Args:
-        source: The model.
+        binding: The model.
         device: Where it is computed.
         options: The request; of its options those count that it has.
         needs_whole: Why the run needs the whole model in memory; None where it does not.
+        in_memory: Whether it was given as an object.
     """
-    if source.in_memory:
+    if in_memory:
         return "the model was given as an object, which is in memory; save it and give its folder"
-    if source.binding.joined is not None:
-        return (
-            f"the layers of {source.binding.description.model_type} cannot be run one by one: {source.binding.joined}"
-        )
+    if binding.joined is not None:
+        return f"the layers of {binding.description.model_type} cannot be run one by one: {binding.joined}"
     if device.type != "cpu":
         return f"layers are read from disk for the CPU alone, not for {device.type}; pass device cpu"
     if process_count() > 1:
@@ -50,6 +52,16 @@ def refusal(source: Source, device: torch.device, options: Any, needs_whole: str
     if getattr(options, "recovers", False):
         return "recovery trains a whole model; pass recovery none, and recover the result on a larger machine"
     return needs_whole
+
+
+def outgrows(weights: float, free: float) -> bool:
+    """Return whether weights take so much of the free memory that layers are read from disk by themselves.
+
+    Args:
+        weights: Bytes of the weights.
+        free: Bytes of memory that are free.
+    """
+    return weights > SHARE * free
 
 
 def chooses_offload(
@@ -70,7 +82,7 @@ def chooses_offload(
     asked = getattr(options, "offload", "never")
     if asked == "never":
         return False
-    reason = refusal(source, device, options, needs_whole)
+    reason = refusal(source.binding, device, options, needs_whole, in_memory=source.in_memory)
     if asked == "always":
         if reason is not None:
             raise RequestError(f"offload='always': {reason}; or leave offload out")
@@ -79,7 +91,7 @@ def chooses_offload(
     if device.type != "cpu":
         return False  # what a CUDA device holds is not what this measures
     weights, free = source.binding.num_parameters() * dtype.itemsize, free_memory()
-    if weights <= SHARE * free:
+    if not outgrows(weights, free):
         return False
     sizes = f"{size_in_words(weights)} of weights, {size_in_words(free)} of free memory"
     if reason is not None:

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             raise
         sys.stderr.write(
             f"ishrink {args.verb}: error: {one_line(error, 120)}; set fewer windows at once (--batch-size 1), read "
-            "the layers from disk (--offload always), shorten the windows, or choose a device with more memory\n"
+            "the layers from disk (--offload always --device cpu), shorten the windows, or choose a device with more "
+            "memory\n"
         )
         return 2
     except KeyboardInterrupt as stop:

@@ -66,6 +66,7 @@ class MicroBatch:
         most: Windows at once at most, where the number may grow with free memory; None where it may not, because the
             user named it, or it is part of what is computed.
         unit: What is counted.
+        in_step: Whether all processes run each batch together, so that one of several cannot go back alone.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class MicroBatch:
         remedy: str,
         most: int | None = None,
         unit: str = "windows",
+        in_step: bool = False,
     ) -> None:
         self.size = size
         self.device = device
         self.what, self.remedy, self.unit = what, remedy, unit
+        self._in_step = in_step
         self._most: int | None = None
         self._fixed = 0
         if most is not None:
@@ -122,7 +125,12 @@ class MicroBatch:
             yield found
 
     def whole(
-        self, run: Callable[[int], Result], *, undo: Callable[[], None] | None = None, at_most: int | None = None
+        self,
+        run: Callable[[int], Result],
+        *,
+        undo: Callable[[], None] | None = None,
+        at_most: int | None = None,
+        at_least: int = 1,
     ) -> Result:
         """Run something that takes the number of windows at once; where memory runs out, again with fewer.
 
@@ -130,6 +138,7 @@ class MicroBatch:
             run: Takes the number of windows.
             undo: Removes what a run that failed has left behind; None where it leaves nothing.
             at_most: Windows that there are.
+            at_least: With fewer than this, the same would be run.
 
         Raises:
             DeviceMemoryError: One window does not fit.
@@ -139,7 +148,7 @@ class MicroBatch:
             try:
                 found = run(self.size)
             except RuntimeError as error:
-                self._reduce(error, at_most)
+                self._reduce(error, at_most, at_least)
             else:
                 if before is not None:
                     self._grow(_most_taken(self.device) - before, min(self.size, at_most or self.size))
@@ -151,7 +160,7 @@ class MicroBatch:
             if is_measured(self.device):
                 torch.cuda.empty_cache()
 
-    def _reduce(self, error: RuntimeError, at_most: int | None) -> None:
+    def _reduce(self, error: RuntimeError, at_most: int | None, at_least: int) -> None:
         """Halve the number of windows, and say so.
 
         Raises:
@@ -161,12 +170,14 @@ class MicroBatch:
         if not ran_out(error):
             raise error
         tried = self.size if at_most is None else min(self.size, at_most)
-        if tried == 1:
-            one = self.unit.removesuffix("s")
+        if tried <= at_least:
+            least = f"one {self.unit.removesuffix('s')} at a time"
+            if at_least > 1:
+                least = f"{tried:,} {self.unit} at once, and fewer cannot be run"
             raise DeviceMemoryError(
-                f"{self.what} ran out of memory on {self.device} with one {one} at a time; {self.remedy}"
+                f"{self.what} ran out of memory on {self.device} with {least}; {self.remedy}"
             ) from None
-        if process_count() > 1:
+        if self._in_step and process_count() > 1:
             raise DeviceMemoryError(
                 f"{self.what} ran out of memory on {self.device} with {tried} {self.unit} at once in each of "
                 f"{process_count()} processes, and one of several cannot go back alone; "

@@ -6,7 +6,7 @@ URLs are written into reports and cards, so they hold no password.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ class Storage:
             found = self.files.find(self.path, maxdepth=depth, detail=True)
         start = len(self.path.rstrip("/")) + 1
         return {
-            name[start:]: (int(info["size"]), digest({key: str(value) for key, value in info.items()}))
+            name[start:]: (int(info["size"]), digest({key: str(info[key]) for key in info.keys() - _read_times(info)}))
             for name, info in found.items()
         }
 
@@ -93,6 +93,12 @@ class Storage:
             raise
         except Exception as error:
             raise kind(f"{what} {self.shown}: {type(error).__name__}: {one_line(error)}{hint}") from None
+
+
+def _read_times(info: Mapping[str, Any]) -> set[str]:
+    """Return the keys of what a file system says of a file that change when the file is only read."""
+    keys = {"atime", "accessTime", "last_accessed_on"}
+    return keys | {"time"} if "mtime" in info else keys  # beside the time of a change it is that of the last reading
 
 
 def is_url(name: object) -> bool:

@@ -95,13 +95,22 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         Raises:
             DeviceMemoryError: One context does not fit.
         """
+        longest = max(1, *(len(context) for context, _ in batch))
+        # What one continuation counts for, in a model whose continuations do not read their contexts again.
+        rows = [
+            max(len(tokens), -(-(len(context) + len(tokens)) // _CACHED))
+            for context, continuations in batch
+            for _, tokens in continuations
+        ]
+        shortest = min(*rows, *(max(1, len(context)) for context, _ in batch))
 
         def run(size: int) -> list[tuple[int, Answer]]:
-            at_once = max(1, size // max(1, *(len(context) for context, _ in batch)))
+            at_once = max(1, size // longest)
             parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
             return [found for part in parts for found in self._answer(part)]
 
-        return self._micro.whole(run)
+        most = max(len(batch) * longest, len(rows) * max(rows))
+        return self._micro.whole(run, at_most=most, at_least=2 * shortest - 1)
 
     def _answer(self, batch: Sequence[Shared]) -> Iterator[tuple[int, Answer]]:
         """Yield the number and the answer of every request of some contexts.

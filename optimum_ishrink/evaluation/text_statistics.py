@@ -24,7 +24,7 @@ _CHUNK = 2**20
 _MOST = 64
 """Windows at once at most on a GPU: more of them make it no faster."""
 
-_REMEDY = "shorten the windows (--eval-length), or read the layers from disk (--offload always)"
+_REMEDY = "shorten the windows (--eval-length), or read the layers from disk (--offload always --device cpu)"
 
 
 @dataclass(frozen=True)

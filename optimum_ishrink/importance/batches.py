@@ -167,6 +167,6 @@ class Batches:
 Result = TypeVar("Result")
 
 _REMEDY = (
-    "shorten the windows (--calibration-length), read the layers from disk (--offload always) or score by weights "
-    "alone (--importance l2-norm)"
+    "shorten the windows (--calibration-length), read the layers from disk (--offload always --device cpu) or score "
+    "by weights alone (--importance l2-norm)"
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ from ..core.memory import free_on
 from ..core.sizes import size_in_words
 from ..planning.memory import stored_bytes
 from .machine_speed import MachineSpeed, measure_speed
-from .stage_work import Work, bytes_from_disk, layer_share, work_of_recovery, work_of_shrink
+from .stage_work import SAMPLING, Work, bytes_from_disk, layer_share, work_of_recovery, work_of_shrink
 
 if TYPE_CHECKING:
+    import torch
+
     from ..architectures.binding import Binding
     from ..configuration import IShrinkConfig
 
@@ -47,6 +49,7 @@ class Estimate:
         memory: Bytes of the device's memory that are free.
         disk: Bytes that are written.
         from_disk: Bytes of memory, and on disk meanwhile, of a cut whose layers are read from disk.
+        offloads: Whether this run would read them from disk.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -57,6 +60,7 @@ class Estimate:
     memory: int
     disk: float
     from_disk: tuple[float, float]
+    offloads: bool = False
 
     @property
     def seconds(self) -> float:
@@ -86,12 +90,17 @@ class Estimate:
             f"disk {speed.disk_read / 1e9:,.2f} GB/s read, {speed.disk_write / 1e9:,.2f} GB/s written.",
             f"Written to disk: {size_in_words(self.disk)}.",
         ]
-        if self.peak > self.memory:
-            needed, free, memory, disk = map(size_in_words, (self.peak, self.memory, *self.from_disk))
+        needed, free, memory, disk = map(size_in_words, (self.peak, self.memory, *self.from_disk))
+        if self.offloads:
+            lines.append(
+                f"Layers are read from disk one by one (--offload): instead of {needed}, that takes about {memory} of "
+                f"memory, and {disk} on disk meanwhile."
+            )
+        elif self.peak > self.memory:
             lines.append(
                 f"The model does not fit: {needed} are needed, and {free} are free. Cut on given text with layers "
-                f"from disk (--offload), it takes about {memory} of memory, and {disk} on disk meanwhile; recover it "
-                "on a larger machine."
+                f"from disk (--offload always --device cpu), it takes about {memory} of memory, and {disk} on disk "
+                "meanwhile; recover it on a larger machine."
             )
         lines.append(
             f"Times are arithmetic, not a run: expect them to be right within a factor of {_SPREAD:g}. Timing of the "
@@ -115,6 +124,7 @@ class Estimate:
             "free_memory": self.memory,
             "disk": self.disk,
             "from_disk": {"memory": self.from_disk[0], "hidden_states": self.from_disk[1]},
+            "offload": self.offloads,
             "recovery": None if self.recovery is None else entry(self.recovery),
         }
 
@@ -168,7 +178,22 @@ def estimate_shrink(
         memory=free_on(device),
         disk=sum(work.disk_write for work in stages),
         from_disk=bytes_from_disk(binding, shape, config, element_bytes=element),
+        offloads=_offloads(binding, config, device, binding.num_parameters() * element, stages),
     )
+
+
+def _offloads(
+    binding: Binding, config: IShrinkConfig, device: torch.device, weights: int, stages: Sequence[Work]
+) -> bool:
+    """Return whether the run would read layers from disk."""
+    from ..checkpoint.offload_choice import SAMPLES_ITSELF, outgrows, refusal
+
+    if config.offload == "never":
+        return False
+    samples = any(work.stage == SAMPLING for work in stages)
+    if refusal(binding, device, config, SAMPLES_ITSELF if samples else None) is not None:
+        return False
+    return config.offload == "always" or outgrows(weights, free_on(device))
 
 
 def _row(stage: StageEstimate) -> tuple[str, str, str, str]:

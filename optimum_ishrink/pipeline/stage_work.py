@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..configuration import IShrinkConfig
     from .machine_speed import MachineSpeed
 
+SAMPLING = "sampling text"
+"""The stage in which a model samples its own text."""
+
 _RIDGES_TRIED = 4
 """Ridges that the search tries for a projection: it begins at the best of the layer below and looks on both sides."""
 
@@ -179,7 +182,7 @@ def _sampling(job: _Sizes) -> list[Work]:
         return []
     return [
         Work(
-            "sampling text",
+            SAMPLING,
             f"{tokens:,} tokens of the model's own",
             weight_reads=steps,
             memory=job.weights,

@@ -95,9 +95,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.text, self.average, self.rates = text, average, rates or {}
         self._weights, self.on_policy = weights, on_policy
         self._micro = MicroBatch(
-            micro or args.per_device_train_batch_size, args.device, what="recovery", remedy=MEMORY_REMEDY
+            micro or args.per_device_train_batch_size,
+            args.device,
+            what="recovery",
+            remedy=MEMORY_REMEDY,
+            in_step=True,
         )
-        self._grows = grows
+        self._grows, self._steps = grows, 0
         if on_policy is not None:
             here = self.accelerator.process_index, self.accelerator.num_processes
             on_policy.divide(args.per_device_train_batch_size, *here)
@@ -173,9 +177,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         Raises:
             DeviceMemoryError: One window does not fit.
         """
-        if self._grows and self.state.global_step == 1 and not self.is_fsdp_enabled:
-            # Not before: the optimiser takes its memory in the first step.
-            self._grows = False
+        self._steps += 1
+        if self._grows and self._steps == 2 and not self.is_fsdp_enabled:
+            # Not before: the optimiser takes its memory in the first step of this process.
             trained = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped)).values()
             gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
             self._micro.let_grow(len(inputs["input_ids"]), fixed=gradients)

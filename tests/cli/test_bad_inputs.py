@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -127,8 +128,6 @@ def test_a_description_that_is_none(name: str, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_an_output_that_cannot_be(verb: str, output: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import re
-
     words = shlex.split(f"{verb} --model model --output {output}")
     assert re.search(message, refusal(words, capsys)), message
 
@@ -224,6 +223,6 @@ def test_a_request_that_cannot_be_met(command: str, message: str, capsys: pytest
 @pytest.mark.parametrize("name", ["half.gguf", "text.gguf"])
 def test_a_file_that_is_no_gguf(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(f"shrink --model . --gguf-file {name} --output out --intermediate-size 16")
-    assert f"cannot read {name} as GGUF" in refusal(words, capsys, notes=True)
+    assert re.search(rf"{re.escape(name)} (is not a|as) GGUF", refusal(words, capsys, notes=True))
     pytest.importorskip("xllamacpp", reason="pip install 'optimum-ishrink[edge]'")
     assert name in refusal(["benchmark", "--runtime", "llama.cpp", "--model", name], capsys)

@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
-def a_batch(size: int, most: int | None = None) -> MicroBatch:
-    return MicroBatch(size, CPU, what="scoring", remedy="shorten the windows", most=most)
+def a_batch(size: int, most: int | None = None, *, in_step: bool = False) -> MicroBatch:
+    return MicroBatch(size, CPU, what="scoring", remedy="shorten the windows", most=most, in_step=in_step)
 
 
 def holding(windows: int, seen: list[slice]) -> Callable[[slice], int]:
@@ -84,7 +84,8 @@ def test_one_of_several_processes_cannot_go_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(micro_batch, "process_count", lambda: 2)
     expected = "with 4 windows at once in each of 2 processes, .* set --batch-size to 2 or less"
     with pytest.raises(DeviceMemoryError, match=expected):
-        list(a_batch(4).each(4, holding(2, [])))
+        list(a_batch(4, in_step=True).each(4, holding(2, [])))
+    assert list(a_batch(4).each(4, holding(2, []))) == [2, 2]  # where each process works by itself
 
 
 def test_other_errors_are_not_caught() -> None:

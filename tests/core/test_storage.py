@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pytest
@@ -97,6 +99,17 @@ def test_a_folder_is_uploaded_and_fetched_as_it_is(tmp_path: Path) -> None:
         assert _contents(tmp_path / "fetched") == _contents(output)
         with pytest.raises(OutputError, match="is not empty; name another place or pass --overwrite"):
             check_upload(place, overwrite=False)
+
+
+def test_reading_a_file_does_not_change_its_key() -> None:
+    info: dict[str, Any] = {"size": 2, "time": 1, "mtime": 1, "atime": 1}
+    files = SimpleNamespace(invalidate_cache=lambda: None, find=lambda *_, **__: {"/small/config.json": dict(info)})
+    place = Storage(files, "/small", "sftp://host/small")
+    first = place.list_files()
+    info |= {"time": 2, "atime": 2}  # as sftp and smb have them
+    assert place.list_files() == first
+    info["mtime"] = 2
+    assert place.list_files() != first
 
 
 def test_all_of_a_bucket_is_no_place_for_an_output() -> None:

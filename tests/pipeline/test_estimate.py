@@ -133,6 +133,21 @@ def test_the_text_says_when_the_memory_is_too_small(monkeypatch: pytest.MonkeyPa
     assert estimate.to_json()["from_disk"] == {"memory": memory, "hidden_states": states}
 
 
+def test_the_text_says_when_layers_would_come_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(**options: object) -> str:
+        estimate = made(**options)
+        assert estimate.to_json()["offload"] == estimate.offloads
+        return " ".join(estimate.sentences())
+
+    from_disk = "Layers are read from disk one by one (--offload): instead of"
+    assert from_disk in said(calibration=("pydoc",), offload="always")
+    assert from_disk not in said(calibration=("pydoc",))
+    monkeypatch.setattr("optimum_ishrink.pipeline.estimate.free_on", lambda device: 1000)
+    assert from_disk in said(calibration=("pydoc",)) and "does not fit" not in said(calibration=("pydoc",))
+    assert "(--offload always --device cpu)" in said(calibration=("pydoc",), offload="never")
+    assert from_disk not in said()  # the model samples its own text
+
+
 @pytest.mark.parametrize("few", [True, False])
 def test_the_room_is_that_of_tokens_where_they_are_few(few: bool) -> None:
     model = bound("llama")

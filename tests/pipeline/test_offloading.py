@@ -319,9 +319,9 @@ def test_the_decoder_of_a_vision_language_model_can_come_from_disk(model_type: s
 
 def test_rounding_after_the_repair_needs_the_whole_model(tmp_path: Path) -> None:
     source = open_source(save_tiny(tmp_path / "base", tiny_config("llama")))
-    reason = offload_choice.refusal(source, torch.device("cpu"), IShrinkConfig(compensation_for="q4_0"), None)
+    reason = offload_choice.refusal(source.binding, torch.device("cpu"), IShrinkConfig(compensation_for="q4_0"), None)
     assert reason is not None and reason.startswith("rounding after the repair runs the whole model")
-    assert offload_choice.refusal(source, torch.device("cpu"), IShrinkConfig(), None) is None
+    assert offload_choice.refusal(source.binding, torch.device("cpu"), IShrinkConfig(), None) is None
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,42 @@ def test_memory_that_runs_out_in_the_backward_pass(tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(torch.tensor(short.losses), torch.tensor(plain.losses), atol=1e-4, rtol=1e-4)
 
 
-def test_it_grows_after_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = random_text(28)
-    plain = go(tmp_path / "plain", text=text, batch_size=8)
+@pytest.fixture
+def large_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU pass for a device that counts its memory, and has plenty."""
     monkeypatch.setattr(micro_batch, "is_measured", lambda device: True)
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 10**9)
     monkeypatch.setattr(micro_batch, "_start_measuring", lambda device: 0)
     monkeypatch.setattr(micro_batch, "_most_taken", lambda device: 10**6)
+
+
+@pytest.mark.usefixtures("large_device")
+def test_it_grows_again_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"text": random_text(44), "batch_size": 8, "micro_batch_size": None, "save_steps": 2}
+    with monkeypatch.context() as patch:
+        ran = limited(patch, 99)
+        run = Student.forward
+
+        def stopped(*args: Any, **named: Any) -> Any:
+            if len(ran) == 7:
+                raise KeyboardInterrupt
+            return run(*args, **named)
+
+        patch.setattr(Student, "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "work", **how)
+    ran = limited(monkeypatch, 99)
+    found = go(tmp_path / "work", **how)
+    assert found.record.resumed_from_step == 2
+    assert ran == [4, 4, 4, 4, 4, 8, 4]  # two steps of eight, held out, one at once, held out
+
+
+@pytest.mark.usefixtures("large_device")
+def test_it_grows_after_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = random_text(28)
+    with monkeypatch.context() as patch:
+        patch.setattr(micro_batch, "is_measured", lambda device: False)
+        plain = go(tmp_path / "plain", text=text, batch_size=8)
     ran = limited(monkeypatch, 99)
     grown = go(tmp_path / "grown", text=text, batch_size=8, micro_batch_size=None)
     assert ran == [4, 4, 4, 4, 4, 8, 4]  # held out, two steps of eight, one at once, held out
