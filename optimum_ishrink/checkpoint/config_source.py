@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..core.storage import is_url
 from ..errors import SourceError
-from .gguf_header import save_gguf_config
-from .gguf_reading import check_gguf_file
+from .gguf_reading import check_gguf_file, save_gguf_config
 from .hub_download import download_config, download_gguf_header, repository_files
 from .source import COMMIT, Source, local_path, open_source, refuse_adapter, temporary_folder
 from .tensors import refuse_pickles

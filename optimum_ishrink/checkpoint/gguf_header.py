@@ -1,17 +1,11 @@
-"""The header of a GGUF file: where it ends, and the config and the tokenizer in it. Weights are not read."""
+"""The header of a GGUF file: where it ends, the values in it, and where the tensors are. Weights are not read."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
-
-from transformers import AutoConfig, AutoTokenizer
-
-from ..errors import SourceError, one_line
-from .gguf_once import read_once
 
 CHUNK = 2**20
 """Bytes that are fetched at a time. The list of tokens makes headers long: up to some 16 MiB."""
@@ -203,28 +197,3 @@ def _read(fetch: Callable[[int, int], bytes]) -> tuple[_Reader, int, list[Tensor
         lengths = tuple(reader.number("Q") for _ in range(reader.number("I")))
         tensors.append(TensorPlace(name, lengths, reader.number("I"), reader.number("Q")))
     return reader, alignment, tensors
-
-
-def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: bool = False) -> None:
-    """Save the config in a GGUF file as config.json, and its tokenizer where that is needed.
-
-    Args:
-        folder: The folder that holds the file.
-        gguf_file: Its name.
-        target: An existing folder.
-        tokenizer: Whether the tokenizer's files are saved as well; a long list of tokens takes seconds.
-
-    Raises:
-        SourceError: The file cannot be read.
-    """
-    try:
-        with read_once():
-            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
-            if tokenizer:
-                read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-                read.save_pretrained(target)
-    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
-        reason = one_line(error)
-        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
-    config._name_or_path = ""
-    config.save_pretrained(target)

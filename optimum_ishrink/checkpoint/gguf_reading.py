@@ -76,6 +76,34 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
     return add_older_keys(target, tokenizer)
 
 
+def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: bool = False) -> None:
+    """Save the config in a GGUF file as config.json, and its tokenizer where that is needed.
+
+    Args:
+        folder: The folder that holds the file.
+        gguf_file: Its name. Its weights need not be there.
+        target: An existing folder.
+        tokenizer: Whether the tokenizer's files are saved as well; a long list of tokens takes seconds.
+
+    Raises:
+        SourceError: The file cannot be read, or has something that would be lost.
+    """
+    try:
+        with read_once():
+            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+            complete_config(config, read_settings(folder / gguf_file), weights=False)
+            if tokenizer:
+                read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+                read.save_pretrained(target)
+    except SourceError:
+        raise
+    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
+        reason = one_line(error)
+        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    config._name_or_path = ""
+    config.save_pretrained(target)
+
+
 def check_gguf_file(folder: Path, gguf_file: str) -> None:
     """Check that a folder holds a GGUF file.
 

@@ -81,12 +81,13 @@ def read_settings(path: Path) -> GgufSettings:
     return GgufSettings(path, short, {tensor.name: tensor for tensor in tensors}, weights)
 
 
-def complete_config(config: Any, settings: GgufSettings) -> None:
+def complete_config(config: Any, settings: GgufSettings, *, weights: bool = True) -> None:
     """Put into a config what the file says of its model, where transformers has left the class's default.
 
     Args:
         config: What transformers has read; it is changed.
         settings: The file's header.
+        weights: Whether the weights are there. Without them a scaling that is stored among them is left out.
 
     Raises:
         SourceError: The file describes something that is not known here, which would be lost.
@@ -101,7 +102,7 @@ def complete_config(config: Any, settings: GgufSettings) -> None:
     _set_head_size(config, settings)
     rotary = getattr(config, "rope_parameters", None)
     if rotary:
-        _set_rotary(config, rotary, settings)
+        _set_rotary(config, rotary, settings, weights)
 
 
 def _set_window(config: Any, settings: GgufSettings) -> None:
@@ -124,7 +125,7 @@ def _set_head_size(config: Any, settings: GgufSettings) -> None:
         raise settings.not_read(f"heads of {config.head_dim} dimensions, and no scale of their attention")
 
 
-def _set_rotary(config: Any, rotary: dict[str, Any], settings: GgufSettings) -> None:
+def _set_rotary(config: Any, rotary: dict[str, Any], settings: GgufSettings, weights: bool) -> None:
     """Set the base, and the scaling, of rotary positions."""
     nested = FULL in rotary or SLIDING in rotary
     main: dict[str, Any] = rotary.get(FULL, {}) if nested else rotary
@@ -138,7 +139,7 @@ def _set_rotary(config: Any, rotary: dict[str, Any], settings: GgufSettings) -> 
     if turned is not None and not nested and int(size * share) != turned:
         raise settings.not_read(f"rotary positions in {turned:g} of {size} dimensions of a head")
     scaling = _scaling(settings)
-    if ROPE_FREQS in settings.tensors:
+    if ROPE_FREQS in settings.tensors and weights:
         scaling = _frequency_scaling(settings, main["rope_theta"], size)
     main.update(scaling)
 

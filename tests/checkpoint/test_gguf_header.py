@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, read_values, save_gguf_config
-from optimum_ishrink.checkpoint.gguf_reading import gguf_metadata
+from optimum_ishrink.checkpoint.gguf_header import CHUNK, read_header, read_values
+from optimum_ishrink.checkpoint.gguf_reading import gguf_metadata, save_gguf_config
 from optimum_ishrink.errors import SourceError
 
 VALUES = st.one_of(

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from optimum_ishrink.checkpoint.config_source import open_config
 from optimum_ishrink.checkpoint.gguf_header import TensorPlace
 from optimum_ishrink.checkpoint.gguf_settings import (
     ROPE_FREQS,
@@ -92,6 +93,9 @@ def test_a_model_predicts_the_same_when_it_is_read_from_its_export(
     options = ExportOptions(threads=1, verify=False, quantization="f32")
     export_gguf(open_source(tmp_path / "tiny"), options, tmp_path / "tiny.gguf")
     found = open_source(tmp_path, gguf_file="tiny.gguf", gguf_dtype=torch.float32)
+    header = open_config(tmp_path, gguf_file="tiny.gguf").raw_config
+    for key in ("hidden_size", "head_dim", "sliding_window", "attention_bias"):
+        assert header.get(key) == found.raw_config.get(key)
     ids = torch.arange(3, 203)[None]
     with torch.no_grad():
         read = found.load_model(torch.float32, torch.device("cpu"))(ids).logits
