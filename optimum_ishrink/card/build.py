@@ -18,6 +18,7 @@ from ..core.table import Row, escape_cell, literal_table, markdown_table
 from ..errors import SourceError
 from ..report.budget import BudgetRecord
 from ..report.compensation import CompensationRecord
+from ..report.conditions import conditions
 from ..report.draft import DRAFT_FILE, DraftRecord
 from ..report.draft_tables import DRAFT_HEADER, draft_rows, draft_sentences
 from ..report.files import CONFIG_FILE, PLAN_FILE, SCORES_FILE
@@ -175,7 +176,9 @@ def _recovered(report: Report) -> dict[str, Any] | None:
             format_measurement(after[before.metric, before.dataset]),
         )
         for before in found.before
-        if (before.metric, before.dataset) in after
+        if (now := after.get((before.metric, before.dataset))) is not None
+        # Measured again since, on other windows or elsewhere, it says nothing of what recovery did.
+        and conditions(before, "quality", report) == conditions(now, "quality", report)
     ]
     return {
         "parameters": f"{found.trained_parameters:,}",

@@ -8,6 +8,9 @@ The verdict, from 95% intervals over paired answers of the two models:
   larger loss would have shown.
 - `too few questions to tell` (for a text, `too few windows to tell`): neither. Figures other than right or wrong
   need at least ten questions for any other verdict.
+
+Figures that may be below zero, such as log-likelihoods, have no ratio: there the interval of the difference takes its
+place, and 5% of the base's figure is the margin.
 """
 
 from __future__ import annotations
@@ -104,6 +107,12 @@ def verdict(
             return "worse"
     elif count < _FEWEST:
         return inconclusive
+    if found.ratio is None:
+        ends = found.difference_low, found.difference_high
+        lost, gained = ends if higher_is_better else (-ends[1], -ends[0])
+        if p_value is None and gained < 0:
+            return "worse"
+        return "no worse" if lost >= -MARGIN * abs(found.base) else inconclusive
     low, high = found.ratio_low, found.ratio_high
     # The retained share at worst and at best, so that higher is better whatever the metric.
     worst, best = (low, high) if higher_is_better else (_inverse(high), _inverse(low))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.digest import file_digest
 from ..errors import DataError, NotFiniteError, unknown_name
 from ..report.measurement import Measurement
 from .task_groups import GROUPS, TaskRequest, requested_tasks
@@ -109,12 +110,14 @@ class LoadedTasks:
         tasks: Name to lm-eval's task.
         groups: Name to lm-eval's group of them.
         builtin: Whether they are lm-eval's own, not from a folder of task files.
+        files: Hash of that folder's files, which may have code that a task only calls.
     """
 
     request: TaskRequest
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
     builtin: bool = False
+    files: str = ""
 
     def fingerprint(self, name: str) -> str:
         """Return a hash of a task's settings and of the text of its questions and examples.
@@ -125,6 +128,7 @@ class LoadedTasks:
         task = self.tasks[name]
         settings = json.dumps(task.dump_config(), sort_keys=True, default=str)
         found = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", settings).encode())  # addresses of functions
+        found.update(self.files.encode())
         examples = task.fewshot_docs() if task.get_config("num_fewshot") else None
         for documents in (task.eval_docs, examples or ()):
             for document in documents:
@@ -159,7 +163,20 @@ def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTa
         if default != 0:
             task.set_config("num_fewshot", (default or 0) if request.num_fewshot is None else request.num_fewshot)
         task.set_fewshot_seed(seed=seed)
-    return LoadedTasks(request, loaded["tasks"], loaded["groups"], builtin=manager.include_path is None)
+    folder: str | None = manager.include_path
+    return LoadedTasks(
+        request,
+        loaded["tasks"],
+        loaded["groups"],
+        builtin=folder is None,
+        files="" if folder is None else _code(folder),
+    )
+
+
+def _code(folder: str) -> str:
+    """Return a hash of the code and the settings in a folder of task files."""
+    kinds = (".py", ".yaml", ".yml", ".jinja", ".j2")
+    return file_digest(sorted(path for path in Path(folder).rglob("*") if path.suffix in kinds and path.is_file()))
 
 
 def _set_seeds(seed: int) -> None:

@@ -45,12 +45,13 @@ class PairedInterval:
     """Ratio and difference of two figures, with confidence intervals.
 
     Args:
-        ratio: The shrunk model's figure over the base's; None when the base's is 0.
+        ratio: The shrunk model's figure over the base's; None when the base's is 0, or one may be below it.
         ratio_low: Lower end of its interval; None when there is no ratio.
         ratio_high: Upper end; None when it is not bounded, because the base's figure may be 0.
         difference: The shrunk model's figure minus the base's.
         difference_low: Lower end of its interval.
         difference_high: Upper end.
+        base: The base's figure.
     """
 
     ratio: float | None
@@ -59,6 +60,7 @@ class PairedInterval:
     difference: float
     difference_low: float
     difference_high: float
+    base: float
 
 
 def mcnemar(base_only: int, shrunk_only: int) -> float:
@@ -106,14 +108,16 @@ def paired_interval(
     drawn_base, drawn_shrunk = transform(drawn).T
     ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = (float(end) for end in np.quantile(drawn_shrunk - drawn_base, ends))
-    ratio_low = ratio_high = None
-    if base:
+    ratio = ratio_low = ratio_high = None
+    # Of figures below zero, such as log-likelihoods, a share that is retained would say the opposite.
+    if base > 0 and min(shrunk, drawn_base.min(), drawn_shrunk.min()) >= 0:
+        ratio = shrunk / base
         with np.errstate(divide="ignore", invalid="ignore"):
             # A draw in which the base is never right has no ratio; it counts as infinite.
             ratios = np.where(drawn_base != 0, drawn_shrunk / drawn_base, np.inf)
         found = [float(end) for end in np.quantile(ratios, ends, method="nearest")]
         ratio_low, ratio_high = (end if math.isfinite(end) else None for end in found)
-    return PairedInterval(shrunk / base if base else None, ratio_low, ratio_high, shrunk - base, low, high)
+    return PairedInterval(ratio, ratio_low, ratio_high, shrunk - base, low, high, base)
 
 
 def _draw_answers(values: Floats, generator: np.random.Generator) -> Floats:

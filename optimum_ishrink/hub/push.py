@@ -19,7 +19,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
-from ..checkpoint.tensors import INDEX_NAME, WEIGHTS_NAME, read_index
+from ..checkpoint.tensors import INDEX_NAME, WEIGHTS_NAME, preview, read_index
 from ..core.json_files import read_json
 from ..core.progress import note
 from ..errors import IShrinkError, PublishError, RequestError, SourceError
@@ -33,6 +33,8 @@ from .terms import inherit_terms
 _CARD = "README.md"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _RESULTS = (".eval_results/*.yaml",)
+_ATTRIBUTES = ".gitattributes"
+"""What a repository holds from the beginning."""
 
 
 def push_folder(
@@ -57,7 +59,8 @@ def push_folder(
         repo_id: `user/name`, or `name` for the logged-in user.
         private: Keep the repository private; one that is public is made private before anything is sent.
         private_until_complete: Create a new repository as private, and make it public once its commit is complete and
-            verified. A repository that is already public remains public.
+            verified. A repository that is already public remains public; one that is private and holds anything else
+            is refused, because that would become public, too.
         token: Hub token, used for this call alone; None takes the stored login.
         revision: Branch to commit to.
         commit_message: Message of the commit.
@@ -182,8 +185,7 @@ class _Push:
         before = self._info()
         if private and not before.private:
             self._set_private(True)
-        self.hidden = until_complete and bool(before.private)
-        if until_complete and not self.hidden:
+        if until_complete and not before.private:
             note(f"{self.repo_id} is already public and remains public; readers see the old files until the commit")
         additions = {
             name: CommitOperationAdd(name, file.path if file.content is None else file.content)
@@ -192,6 +194,9 @@ class _Push:
         remote = self._tree(before.sha)
         surplus = sorted(remote.keys() - files.keys())
         changed = _differences(files, additions, remote)
+        if until_complete and before.private:
+            self._check_new(remote, files, whole=not changed)
+            self.hidden = True
         stale = _matching(surplus, _WEIGHTS)
         if stale or _matching(changed, _WEIGHTS):
             # The Hub's benchmark pages would show scores of other weights under this name.
@@ -204,6 +209,25 @@ class _Push:
         if self.hidden:
             self._set_private(False)
         return url
+
+    def _check_new(self, remote: Mapping[str, RepoFile], files: Mapping[str, LocalFile], *, whole: bool) -> None:
+        """Check that nothing becomes public but what is pushed: the repository is new, or an earlier push's.
+
+        Args:
+            remote: The files of the branch.
+            files: What is pushed.
+            whole: Whether it holds all that is pushed, as it is pushed.
+
+        Raises:
+            RequestError: It holds something else.
+        """
+        everywhere = {**remote, **(self._tree(None) if self.revision else {})}
+        held = everywhere.keys() - {_ATTRIBUTES}
+        if held and not (whole and held <= files.keys()):
+            raise RequestError(
+                f"{self.repo_id} exists, is private, and holds {preview(sorted(held))}; --private-until-complete "
+                "makes a new repository public: push without it, or name another repository"
+            )
 
     def _commit(
         self,

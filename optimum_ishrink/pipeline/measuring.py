@@ -32,9 +32,13 @@ def measure(job: Job) -> None:
     measured = job.evaluation.compare_checkpoint if compares else job.evaluation.measure_checkpoint
     report = measured(job.folder, name=job.name)
     old = job.old
+    base = report.base
+    if not compares and old is not None and old.base is not None:
+        elsewhere = old.environment != report.environment
+        base = old.base.measured_in(old.environment) if elsewhere else old.base
     job.report = replace(
         report,
-        base=report.base if compares or old is None else old.base,
+        base=base,
         origin=_origin(job),
         compensation=job.compensation if old is None else old.compensation,
         recovery=job.recovery,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import PartialState
 
 from ..checkpoint.fingerprint import checkpoint_digest
@@ -17,6 +18,7 @@ from ..core.device import dtype_name
 from ..core.digest import digest, file_digest, tensor_digest
 from ..core.durable import load_tensors, save_tensors
 from ..core.limits import check_lengths, check_tokens
+from ..core.version import __version__
 from ..options.option import options_of
 from ..options.run import RunOptions
 from ..report.plan import Plan
@@ -31,6 +33,9 @@ from .teacher_text import TokenPair, pair_tokens
 from .training import micro_batch
 from .training_text import RecoveryText, TextPart, recovery_text
 from .work_folder import last_step, open_work
+
+_VERSIONS = (__version__, torch.__version__, transformers.__version__)
+"""What a teacher computes with: nothing that another version has stored is read."""
 
 TEXT = "text.json"
 
@@ -195,8 +200,15 @@ def prepare(
     def sample(count: int) -> torch.Tensor:
         drawn: list[Any] = [request["teacher"], count, options.recovery_length, options.seed, *place]
         drawn += [options.recovery_sampling_temperature, options.recovery_sampling_filter]
-        # The tokenizer is no part of the teacher's digest, and says what windows begin with.
-        drawn += [begin] if (begin := beginning(sampling)) else []
+        # The tokenizer is no part of the teacher's digest, and says what windows begin with, and what follows an end.
+        # Not what its template gives: some write the date.
+        drawn += [
+            beginning(sampling),
+            sampling.chat_template,
+            sampling.bos_token_id,
+            sampling.eos_token_id,
+            *_VERSIONS,
+        ]
         with state.main_process_first():
             return self_text(
                 teachers.whole,
@@ -222,7 +234,7 @@ def prepare(
     with state.main_process_first():
         open_work(work, {"text": of_text}, name=TEXT, write=state.is_main_process)
     taught_by = request.get("teachers", request["teacher"])
-    of_teacher = [taught_by, of_text, options.recovery_top_k, options.recovery_temperature, *place]
+    of_teacher = [taught_by, of_text, options.recovery_top_k, options.recovery_temperature, *place, *_VERSIONS]
     if pair is not None:
         of_teacher.append(request["tokens"])
     of_solution = [request["model"], request["plan"], request["teacher"], of_text, options.recovery_compensation]

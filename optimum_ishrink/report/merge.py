@@ -33,15 +33,16 @@ def merge_reports(old: Report, new: Report) -> Report:
     shrunk = merged(old.shrunk, new.shrunk)
     replaced = {(entry.metric, entry.dataset) for entry in (*new.shrunk.quality, *new.shrunk.speed)}
     retained = tuple(entry for entry in old.comparisons if (entry.metric, entry.dataset) not in replaced)
-    measured = {entry.dataset for entry in shrunk.quality}
-    failures = {failure.dataset: failure for failure in (*old.failures, *new.failures)}
+    measured = {entry.dataset for entry in new.shrunk.quality}
+    remaining = {failure.dataset: failure for failure in old.failures if failure.dataset not in measured}
+    failures = {**remaining, **{failure.dataset: failure for failure in new.failures}}
     return replace(
         old,
         base=base,
         shrunk=shrunk,
         comparisons=(*retained, *new.comparisons),
         samples=new.samples or old.samples,
-        failures=tuple(failure for name, failure in failures.items() if name not in measured),
+        failures=tuple(failures.values()),
     )
 
 

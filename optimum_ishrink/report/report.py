@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.json_codec import from_plain, rare_entry, to_plain
 from .budget import BudgetRecord
 from .compensation import CompensationRecord
+from .conditions import conditions
 from .environment import Environment
 from .files import SCHEMA, read_schema
 from .measurement import Comparison, Failure, Measurement, Sample
@@ -35,6 +36,18 @@ class ModelReport:
     bytes: int
     quality: tuple[Measurement, ...] = ()
     speed: tuple[Measurement, ...] = ()
+
+    def measured_in(self, environment: Environment) -> ModelReport:
+        """Return it with the environment of every figure that names none: for a report of another environment.
+
+        Args:
+            environment: Where they were measured.
+        """
+
+        def placed(entries: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+            return tuple(each if each.environment else each.with_environment(environment) for each in entries)
+
+        return replace(self, quality=placed(self.quality), speed=placed(self.speed))
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,13 @@ class Report:
     def pairs(self, part: str) -> Iterator[tuple[Measurement | None, Measurement]]:
         """Yield each of the shrunk model's measurements with the base's of the same metric and data, if there is one.
 
+        Figures that were measured otherwise, such as on other windows or another machine, are none to compare with.
+
         Args:
             part: `"quality"` or `"speed"`.
         """
         base = {(m.metric, m.dataset): m for m in getattr(self.base, part)} if self.base else {}
         for measurement in getattr(self.shrunk, part):
-            yield base.get((measurement.metric, measurement.dataset)), measurement
+            found = base.get((measurement.metric, measurement.dataset))
+            alike = found is not None and conditions(found, part, self) == conditions(measurement, part, self)
+            yield found if alike else None, measurement

@@ -9,6 +9,7 @@ import torch
 from optimum_ishrink.analysis.saved_state import State
 from optimum_ishrink.checkpoint.fingerprint import model_fingerprint
 from optimum_ishrink.checkpoint.source import open_source
+from optimum_ishrink.core.json_files import write_json
 from optimum_ishrink.errors import OutputError
 from optimum_ishrink.report.analysis import LayerSensitivity, SparsityLevel
 from optimum_ishrink.report.measurement import Measurement
@@ -138,3 +139,6 @@ def test_the_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
     assert fingerprint("c", seed=1) != fingerprint("a")
     edit_json(tmp_path / "b" / "tokenizer_config.json", model_max_length=7)
     assert model_fingerprint(open_source(tmp_path / "b")) != fingerprint("a")
+    fingerprint("d")
+    write_json(tmp_path / "d" / "generation_config.json", {"eos_token_id": [1, 2]})
+    assert model_fingerprint(open_source(tmp_path / "d")) != fingerprint("a")

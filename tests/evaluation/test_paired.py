@@ -94,6 +94,31 @@ def test_a_base_that_is_never_right_has_no_ratio() -> None:
     assert rarely.ratio_high is None  # many draws have no right answer of the base
 
 
+@pytest.mark.parametrize(
+    ("base", "shrunk", "higher_is_better", "expected"),
+    [
+        (-7.0, -10.0, True, "worse"),
+        (-3.0, -2.0, True, "no worse"),
+        (-3.0, -2.0, False, "worse"),
+        (-2.0, -3.0, False, "no worse"),
+        (-0.5, 0.5, True, "no worse"),
+        (0.5, -0.5, True, "worse"),
+        (-7.0, -7.01, True, "no worse"),
+        (-1.0, -1.0, True, "too few questions to tell"),
+    ],
+)
+def test_figures_below_zero_are_compared_by_their_difference(
+    base: float, shrunk: float, higher_is_better: bool, expected: str
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1 if base != shrunk else 1, (2, 40))
+    noise -= noise.mean(axis=1, keepdims=True)
+    stratum = Stratum(1.0, (base + noise[0]).tolist(), (shrunk + noise[1]).tolist())
+    found = compare("score", "quiz", [stratum], higher_is_better=higher_is_better)
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (None, None, None)
+    assert found.difference == pytest.approx(shrunk - base)
+    assert found.verdict == expected
+
+
 def test_strata_are_weighted() -> None:
     small, large = answers(2, 2, 0, 0), answers(10, 0, 0, 30)
     alike = [Stratum(1.0, each.base, each.shrunk) for each in (small, large)]

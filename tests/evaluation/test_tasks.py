@@ -206,6 +206,10 @@ def test_the_fingerprint_depends_on_settings_questions_and_examples(tmp_path: Pa
     rows = (tmp_path / "quiz.jsonl").read_text()
     (tmp_path / "quiz.jsonl").write_text(rows.replace("quiz 3?", "quiz 33?"))
     assert fingerprint() != first
+    (tmp_path / "quiz.jsonl").write_text(rows)
+    assert fingerprint() == first
+    (tmp_path / "scores.py").write_text("def called_by_a_function_of_a_task(): ...")
+    assert fingerprint() != first
 
 
 def test_errors_of_a_task_are_one_line(tmp_path: Path) -> None:

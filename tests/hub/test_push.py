@@ -111,6 +111,29 @@ def test_a_new_repository_is_private_until_the_upload_is_complete(server: HubSer
     assert not server.repos["me/small"].private
 
 
+@pytest.mark.parametrize("changed", ["config.json", "notes.md"])
+def test_a_private_repository_with_other_files_is_not_made_public(
+    changed: str, server: HubServer, folder: Path
+) -> None:
+    kept = folder / changed
+    before = kept.read_bytes() if kept.exists() else None
+    kept.write_text('{"model_type": "qwen2"}')
+    push_folder(folder, "me/mine", private=True)
+    if before is None:
+        kept.unlink()
+    else:
+        kept.write_bytes(before)
+    with pytest.raises(RequestError, match="me/mine exists, is private, and holds .*; --private-until-complete makes"):
+        push_folder(folder, "me/mine", private_until_complete=True)
+    assert server.repos["me/mine"].private
+
+
+def test_an_upload_whose_end_was_lost_is_made_public(server: HubServer, folder: Path) -> None:
+    push_folder(folder, "me/small", private=True)
+    push_folder(folder, "me/small", private_until_complete=True)
+    assert not server.repos["me/small"].private
+
+
 def test_the_hubs_copy_is_read_back(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = HubServer._make_commit
 

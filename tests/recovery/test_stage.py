@@ -250,3 +250,7 @@ def test_sampled_text_and_the_teachers_predictions_behind_bos_are_stored_apart(
     assert recover(small, tmp_path / "begun", how) == 0
     assert stored() == tuple(2 * count for count in before)
     assert recovered(tmp_path / "begun")["begins_with"] == "<s>"
+    again = "{% for m in messages %}<v>{{ m.content }}{% endfor %}"
+    beginning_tokenizer(template=again).save_pretrained(teacher)
+    assert recover(small, tmp_path / "otherwise", how) == 0
+    assert stored() == tuple(3 * count for count in before)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ RECOVERY = RecoveryRecord(
     before=(Measurement("kl_divergence", "t", 0.1, None, 4),),
 )
 REPORT = Report(
-    ModelReport("base", 100, 200, (Measurement("perplexity", "t", 2.0, None, 1, {}),)),
+    ModelReport("base", 100, 200, (Measurement("perplexity", "t", 2.0, None, 4, {"length": 8}),)),
     ModelReport("small", 85, 170, (Measurement("perplexity", "t", 3.0, 0.1, 4, {"length": 8}),)),
     make_environment(runtime="a build", cores=2),
     (Comparison("acc", "t", 4, None, None, None, 0.1, 0.0, 0.2, True, 1, 2, 0.5, "worse", {"seed": 0}),),
@@ -128,6 +129,23 @@ def test_an_analysis_survives_a_round_trip(tmp_path: Path) -> None:
 def test_a_damaged_analysis_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         Analysis.from_json({**ANALYSIS.to_json(), **change})
+
+
+@pytest.mark.parametrize("change", [{"n": 8}, {"settings": {"length": 16}}])
+def test_what_was_measured_otherwise_is_nothing_to_compare_with(change: dict[str, Any]) -> None:
+    base = replace(REPORT.shrunk.quality[0], **change)
+    report = replace(REPORT, base=ModelReport("base", 100, 200, (base,)))
+    assert list(report.pairs("quality")) == [(None, REPORT.shrunk.quality[0])]
+
+
+def test_figures_keep_where_they_were_measured() -> None:
+    speed = Measurement("decode_tokens_per_second", "prompt 8", 9.0, None, 4)
+    old, new = make_environment(cores=2), make_environment(cores=64)
+    base = ModelReport("base", 100, 200, (), (speed,)).measured_in(old)
+    assert base.speed[0].environment == old and base.measured_in(new) == base
+    report = Report(base, ModelReport("small", 85, 170, (), (speed,)), new)
+    assert [pair[0] for pair in report.pairs("speed")] == [None]
+    assert [pair[0] for pair in replace(report, environment=old).pairs("speed")] == [base.speed[0]]
 
 
 def test_measurements_are_paired_by_metric_and_data() -> None:

@@ -9,10 +9,10 @@ from statistics import median
 from typing import Any
 
 from ...core.table import Row
+from ..conditions import RELATIVE, Conditions, conditions, differences, identity
 from ..measurement import Measurement
 from ..report import ModelReport, Report
 from ..tables import METRICS, format_measurement
-from .conditions import RELATIVE, Conditions, conditions, differences, identity
 from .reading import NamedReport
 
 _LOWER_IS_BETTER = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optimum_ishrink.report.page.conditions import conditions
+from optimum_ishrink.report.conditions import conditions
 from optimum_ishrink.report.page.overview import build_overview, overview_rows
 from optimum_ishrink.report.page.reading import NamedReport
 from optimum_ishrink.report.report import ModelReport, Report

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..measurement import Measurement
-from ..report import ModelReport, Report
+from .measurement import Measurement
+
+if TYPE_CHECKING:
+    from .report import ModelReport, Report
 
 Conditions = tuple[tuple[str, Any], ...]
 """Names and values, sorted; equal for figures that can be compared."""
