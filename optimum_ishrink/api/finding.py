@@ -149,4 +149,4 @@ class FindsModels(Speculates):
         """
         config = self._config(config, changes)
         binding, shape, _ = shape_alone(None, config, lambda: self.source)
-        return estimate_shrink(binding, shape, config, folder=Path.cwd())
+        return estimate_shrink(binding, shape, config, folder=Path.cwd(), in_memory=self.source.in_memory)

@@ -16,7 +16,7 @@ _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 """How the module `struct` reads it."""
 _STRING, _ARRAY = 8, 9
 
-Value = str | int | float | list[str]
+Value = str | int | float | list[str] | list[int]
 """A value of a header that `read_values` reads."""
 
 
@@ -65,7 +65,7 @@ class _Reader:
         self.skip(self.number("Q"))
 
     def value(self, kind: int) -> Value | None:
-        """Read a value that is a number, a string, or several strings; go on behind any other, and return None."""
+        """Read a value that is a number, a string, or several of a kind; go on behind any other, and return None."""
         if kind == _STRING:
             return self.string()
         if kind in _FORMS:
@@ -78,6 +78,9 @@ class _Reader:
         inner, count = self.number("I"), self.number("Q")
         if inner == _STRING:
             return [self.string() for _ in range(count)]
+        if inner in _FORMS:
+            begin = self.skip(_SIZES[inner] * count)
+            return list(struct.unpack_from(f"<{count}{_FORMS[inner]}", self.data, begin))
         self.skip_values(inner, count)
         return None
 
@@ -146,7 +149,7 @@ def read_places(fetch: Callable[[int, int], bytes]) -> tuple[int, list[TensorPla
 
 
 def read_values(fetch: Callable[[int, int], bytes], prefix: str) -> dict[str, Value]:
-    """Return the numbers, strings and lists of strings in a GGUF file's header whose names begin alike.
+    """Return the numbers, strings and lists of either in a GGUF file's header whose names begin alike.
 
     Args:
         fetch: As of `read_header`.

@@ -16,8 +16,10 @@ from ..errors import SourceError, one_line
 from .gguf_header import file_fetcher, read_values
 from .gguf_once import read_once
 from .gguf_settings import check_all_read, complete_config, read_settings
+from .gguf_vocabulary import complete_tokenizer
 from .missing_files import no_gguf
 from .older_keys import add_older_keys
+from .tensors import preview
 from .whole_gguf import check_whole
 
 
@@ -54,6 +56,7 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
                 folder, gguf_file=gguf_file, config=config, dtype=dtype, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+            complete_tokenizer(tokenizer, settings)
             advance(1)
     except SourceError:
         raise
@@ -68,6 +71,8 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
         )
     if known:
         check_all_read(settings, known)
+    elif unread := sorted(loaded["unexpected_keys"]):
+        raise settings.not_read(preview(unread))
     _remove_quantizer(model)
     # transformers takes the name of the training run from the file; a path or a name here would only mislead.
     model.config._name_or_path = ""
@@ -91,9 +96,11 @@ def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: b
     try:
         with read_once():
             config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
-            complete_config(config, read_settings(folder / gguf_file), weights=False)
+            settings = read_settings(folder / gguf_file)
+            complete_config(config, settings, weights=False)
             if tokenizer:
                 read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+                complete_tokenizer(read, settings)
                 read.save_pretrained(target)
     except SourceError:
         raise

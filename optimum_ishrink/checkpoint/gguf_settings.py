@@ -23,7 +23,10 @@ _DIVISORS: Mapping[str, Any] = read_json(Path(__file__).with_suffix(".json"))["r
 """The scaling, but for its factor, of every published model whose rotary frequencies have divisors."""
 
 _YARN = ("type", "factor", "original_context_length", "finetuned")
-"""What is known of YaRN under `rope.scaling.`; the rest has the defaults that transformers has."""
+"""What a header says of YaRN under `rope.scaling.` without naming any of its further settings."""
+
+_YARN_SETTINGS = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+"""Further settings that transformers has, by their names there."""
 
 _FLOAT32 = 0
 """Number of the type in GGUF."""
@@ -155,10 +158,13 @@ def _scaling(settings: GgufSettings) -> dict[str, Any]:
         return {"rope_type": "linear", "factor": factor}
     before = settings.number("rope.scaling.original_context_length")
     prefix = "rope.scaling."
-    known = all(name.removeprefix(prefix) in _YARN for name in settings.values if name.startswith(prefix))
-    if kind == "yarn" and factor is not None and before is not None and known:
-        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": int(before)}
-    raise settings.not_read(f"rotary positions with the scaling {kind!r}")
+    named = {name.removeprefix(prefix) for name in settings.values if name.startswith(prefix)}
+    others = sorted(named - {*_YARN, *_YARN_SETTINGS})
+    if kind == "yarn" and factor is not None and before is not None and not others:
+        more = {own: settings.number(prefix + name) for name, own in _YARN_SETTINGS.items() if name in named}
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": int(before), **more}
+    by = f" by {', '.join(others)}" if kind == "yarn" and others else ""
+    raise settings.not_read(f"rotary positions with the scaling {kind!r}{by}")
 
 
 def _frequency_scaling(settings: GgufSettings, base: float, size: int) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..architectures.description import ROWS
+from ..checkpoint.known_pre_tokenizers import KnownPreTokenizer
 from ..errors import RequestError, SourceError, did_you_mean
 from ..report.run import read_plan
 from ..text.token_map import is_byte_level
 from .pieces import MODEL_FILE
-from .pre_tokenizers import KnownPreTokenizer, converter_name, converter_names, find_known
+from .pre_tokenizers import converter_name, converter_names, find_known
 
 
 @dataclass(frozen=True)

@@ -12,55 +12,16 @@ import importlib.util
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..core.json_codec import from_plain
+from ..checkpoint.known_pre_tokenizers import KnownPreTokenizer, known_pre_tokenizers
 from ..text.token_map import is_byte_level
 
-TABLE = "pre_tokenizers.json"
 _FUNCTION = "get_vocab_base_pre"
-
-
-@dataclass(frozen=True)
-class KnownPreTokenizer:
-    """A pre-tokenizer that llama.cpp has code for. A test compares the two.
-
-    Args:
-        names: Its names in llama.cpp, which split alike; the first where nothing says which.
-        normalizer: The section of tokenizer.json, without what changes no token. llama.cpp composes no characters:
-            with NFC the tokens are equal for text that is composed already, as nearly all is.
-        pre_tokenizer: The section of tokenizer.json.
-        ignore_merges: Whether a word that is a token is taken whole.
-        unlike: Unicode categories, or their first letters, of characters beyond ASCII by which llama.cpp may split a
-            word otherwise, in published models too: its expressions are simpler.
-    """
-
-    names: tuple[str, ...]
-    normalizer: Any
-    pre_tokenizer: Any
-    ignore_merges: bool
-    unlike: tuple[str, ...] = ()
-
-    def may_differ(self, line: str) -> bool:
-        """Return whether a line has characters by which llama.cpp may split it otherwise.
-
-        Args:
-            line: The line.
-        """
-        return any(not letter.isascii() and unicodedata.category(letter).startswith(self.unlike) for letter in line)
-
-
-@cache
-def known_pre_tokenizers() -> tuple[KnownPreTokenizer, ...]:
-    """Return the pre-tokenizers whose code in llama.cpp was compared with the tokenizers library."""
-    entries = json.loads(Path(__file__).with_name(TABLE).read_text(encoding="utf-8"))
-    return tuple(from_plain(KnownPreTokenizer, entry, kind="pre-tokenizer") for entry in entries)
 
 
 def find_known(tokenizer: Any) -> KnownPreTokenizer | None:

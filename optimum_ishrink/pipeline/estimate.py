@@ -50,6 +50,7 @@ class Estimate:
         disk: Bytes that are written.
         from_disk: Bytes of memory, and on disk meanwhile, of a cut whose layers are read from disk.
         offloads: Whether this run would read them from disk.
+        refusal: Why it cannot, where that is requested; else None.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -61,6 +62,7 @@ class Estimate:
     disk: float
     from_disk: tuple[float, float]
     offloads: bool = False
+    refusal: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -91,6 +93,8 @@ class Estimate:
             f"Written to disk: {size_in_words(self.disk)}.",
         ]
         needed, free, memory, disk = map(size_in_words, (self.peak, self.memory, *self.from_disk))
+        if self.refusal is not None:
+            lines.append(f"offload='always' will be refused: {self.refusal}.")
         if self.offloads:
             lines.append(
                 f"Layers are read from disk one by one (--offload): instead of {needed}, that takes about {memory} of "
@@ -136,6 +140,7 @@ def estimate_shrink(
     *,
     folder: Path,
     speed: MachineSpeed | None = None,
+    in_memory: bool = False,
 ) -> Estimate:
     """Estimate a shrink on this machine.
 
@@ -145,6 +150,7 @@ def estimate_shrink(
         config: The request.
         folder: A folder on the disk that would be written.
         speed: The machine's speeds; None measures them, which takes some seconds.
+        in_memory: Whether the model is an object, and not in files.
 
     Raises:
         RequestError: The device is not there.
@@ -169,6 +175,7 @@ def estimate_shrink(
     def timed(work: Work) -> StageEstimate:
         return StageEstimate(work, work.seconds(reached, binding.num_parameters() * element))
 
+    offloads, refused = _offloads(binding, config, device, binding.num_parameters() * element, stages, in_memory)
     return Estimate(
         stages=tuple(map(timed, stages)),
         recovery=None if recovery is None else timed(recovery),
@@ -178,22 +185,29 @@ def estimate_shrink(
         memory=free_on(device),
         disk=sum(work.disk_write for work in stages),
         from_disk=bytes_from_disk(binding, shape, config, element_bytes=element),
-        offloads=_offloads(binding, config, device, binding.num_parameters() * element, stages),
+        offloads=offloads,
+        refusal=refused,
     )
 
 
 def _offloads(
-    binding: Binding, config: IShrinkConfig, device: torch.device, weights: int, stages: Sequence[Work]
-) -> bool:
-    """Return whether the run would read layers from disk."""
+    binding: Binding,
+    config: IShrinkConfig,
+    device: torch.device,
+    weights: int,
+    stages: Sequence[Work],
+    in_memory: bool,
+) -> tuple[bool, str | None]:
+    """Return whether the run would read layers from disk, and why not where that is requested."""
     from ..checkpoint.offload_choice import SAMPLES_ITSELF, outgrows, refusal
 
     if config.offload == "never":
-        return False
+        return False, None
     samples = any(work.stage == SAMPLING for work in stages)
-    if refusal(binding, device, config, SAMPLES_ITSELF if samples else None) is not None:
-        return False
-    return config.offload == "always" or outgrows(weights, free_on(device))
+    reason = refusal(binding, device, config, SAMPLES_ITSELF if samples else None, in_memory=in_memory)
+    if config.offload == "always":
+        return reason is None, reason
+    return reason is None and outgrows(weights, free_on(device)), None
 
 
 def _row(stage: StageEstimate) -> tuple[str, str, str, str]:

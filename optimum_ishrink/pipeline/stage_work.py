@@ -12,7 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ..architectures.axes import input_axis, input_readers
-from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS
+from ..architectures.description import EXPERTS, GROUPS, LAYERS, NEURONS, ROWS
 from ..architectures.expressions import axis_length
 from ..architectures.operations import active_parameters
 from ..core.sizes import size_in_words
@@ -99,8 +99,11 @@ def work_of_shrink(
     job = _Sizes(binding, dict(shape), config, element_bytes)
     stored, new_stored = (binding.num_parameters(sizes) * stored_bytes for sizes in (binding.shape, shape))
     stages = [Work("reading the model", size_in_words(stored), disk_read=stored, memory=job.weights)]
-    stages += _sampling(job)
-    stages += _scoring(job)
+    scoring, repair = _scoring(job), _compensation(job)
+    reads = any(work.operations or work.float32_operations for work in (*scoring, *repair)) or ROWS in job.cut
+    reads = reads or config.sparsity_reads_text or config.compensation_for is not None
+    stages += _sampling(job, calibrates=reads)
+    stages += scoring
     stages.append(
         Work(
             "writing the checkpoint",
@@ -110,7 +113,7 @@ def work_of_shrink(
             memory=job.weights,
         )
     )
-    stages += _compensation(job)
+    stages += repair
     if config.recovers:
         stages.append(_recovery(job))
     if config.evaluate:
@@ -164,10 +167,11 @@ def layer_share(hidden: int) -> float:
     return hidden / (hidden + 500)
 
 
-def _sampling(job: _Sizes) -> list[Work]:
-    """Text that the model itself samples, for calibration and for recovery."""
-    config = job.config
-    asked = [(config.calibration, config.calibration_samples, config.calibration_length)]
+def _sampling(job: _Sizes, *, calibrates: bool) -> list[Work]:
+    """Text that the model itself samples, for calibration, where that is read, and for recovery."""
+    config, asked = job.config, []
+    if calibrates:
+        asked.append((config.calibration, config.calibration_samples, config.calibration_length))
     if config.recovers:
         windows = ceil(config.recovery_tokens / config.recovery_length)
         asked.append((config.recovery_data, windows, config.recovery_length))

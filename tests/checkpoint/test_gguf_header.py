@@ -68,8 +68,7 @@ def test_values_are_those_that_the_gguf_package_reads(
     expected = {}
     for name, field in gguf.GGUFReader(path).fields.items():
         value = field.contents()
-        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        if name.startswith(prefix) and (texts or not isinstance(value, list)):
+        if name.startswith(prefix) and len(field.types) < 3:  # no arrays of arrays
             expected[name] = value
     assert found == expected
 

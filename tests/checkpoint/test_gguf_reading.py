@@ -41,7 +41,7 @@ def test_the_licence_is_read_from_a_gguf(tmp_path: Path, monkeypatch: pytest.Mon
     model = tiny_model(tiny_config("llama"))
     monkeypatch.setattr(
         "optimum_ishrink.checkpoint.gguf_reading.AutoModelForCausalLM.from_pretrained",
-        lambda *_, **__: (model, {"missing_keys": set()}),
+        lambda *_, **__: (model, {"missing_keys": set(), "unexpected_keys": set()}),
     )
     monkeypatch.setattr("optimum_ishrink.checkpoint.gguf_reading.AutoTokenizer.from_pretrained", tokenizer)
     source = open_source(tmp_path, gguf_file="m.gguf")

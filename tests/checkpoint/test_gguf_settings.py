@@ -38,7 +38,14 @@ BY_LAYER = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 2e6, "factor": 8.0},
 }
-YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 16.0,
+    "beta_slow": 2.0,
+}
 
 
 def settings(
@@ -123,10 +130,10 @@ def test_the_divisors_are_those_of_transformers() -> None:
                 "rope.scaling.type": "yarn",
                 "rope.scaling.factor": 4.0,
                 "rope.scaling.original_context_length": 64,
-                "rope.scaling.yarn_beta_fast": 16.0,
+                "rope.scaling.yarn_attn_factor": 0.5,
             },
             {},
-            "rotary positions with the scaling 'yarn'",
+            "rotary positions with the scaling 'yarn' by yarn_attn_factor",
         ),
         ("llama", {"attention.key_length": 64}, {ROPE_FREQS: (32,)}, f"{ROPE_FREQS} of a scaling that is not known"),
     ],

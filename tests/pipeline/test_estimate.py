@@ -19,7 +19,7 @@ from optimum_ishrink.cli.program import main
 from optimum_ishrink.errors import OutputError
 from optimum_ishrink.pipeline.estimate import Estimate, duration, estimate_shrink
 from optimum_ishrink.pipeline.machine_speed import MachineSpeed, measure_speed
-from optimum_ishrink.pipeline.stage_work import Work, _of_rows, _of_sums, room_needed, work_of_shrink
+from optimum_ishrink.pipeline.stage_work import SAMPLING, Work, _of_rows, _of_sums, room_needed, work_of_shrink
 from tests.helpers.refusals import refusal
 from tests.helpers.tiny import save_tiny, tiny_config, tiny_model
 
@@ -146,6 +146,19 @@ def test_the_text_says_when_layers_would_come_from_disk(monkeypatch: pytest.Monk
     assert from_disk in said(calibration=("pydoc",)) and "does not fit" not in said(calibration=("pydoc",))
     assert "(--offload always --device cpu)" in said(calibration=("pydoc",), offload="never")
     assert from_disk not in said()  # the model samples its own text
+    assert "offload='always' will be refused: a model samples its own text" in said(offload="always")
+    # Where nothing reads text, none is sampled.
+    quiet = {"importance": "l2-norm", "compensation": "none"}
+    assert from_disk in said(**quiet) and not any(row[0] == SAMPLING for row in made(**quiet).rows())
+    assert any(row[0] == SAMPLING for row in made().rows())
+
+
+def test_an_object_is_not_read_from_disk() -> None:
+    config = IShrinkConfig(intermediate_size=16, device="cpu", offload="always", calibration=("pydoc",))
+    binding = bound("llama")
+    shape = {**binding.shape, "intermediate_size": 16}
+    found = estimate_shrink(binding, shape, config, folder=Path("unused"), speed=SPEED, in_memory=True)
+    assert not found.offloads and found.refusal is not None and "was given as an object" in found.refusal
 
 
 @pytest.mark.parametrize("few", [True, False])
