@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from ..architectures.composite import check_alone
 from ..architectures.description import EXPERTS, LAYERS
 from ..checkpoint.fingerprint import model_fingerprint
 from ..checkpoint.session import Session
-from ..checkpoint.source import Source
 from ..configuration import IShrinkConfig
 from ..core.durable import load_tensors, save_tensors
 from ..core.limits import check_lengths
@@ -35,6 +35,7 @@ from ..core.progress import note
 from ..core.version import __version__
 from ..edge.options import CALIBRATED_ROUNDING
 from ..errors import RequestError, ShapeError
+from ..evaluation.environment import environment
 from ..planning.limits import Limit, parse_families
 from ..planning.runtime_check import RuntimeCheck
 from ..report.search import SearchRecord
@@ -98,7 +99,7 @@ def search(
     with claimed_folder(folder, "searches"):
         try:
             earlier = output if options.reuse is None else Path(options.reuse).expanduser()
-            request = _request(session.source, config, options)
+            request = _request(session, config, options, runtime)
             reuse_measurements(earlier, folder, request, asked=options.reuse is not None)
             record, candidates = Search(session, config, options, runtime, folder, given).run()
             with staged_folder(output, overwrite=overwrite) as staged:
@@ -209,7 +210,7 @@ class Search:
         self.workload = options.workload
         limit = options.max_time
         self.deadline = None if limit is None else time.monotonic() + limit * 60
-        self.store = Store(folder, _request(session.source, config, options))
+        self.store = Store(folder, _request(session, config, options, runtime))
         if self.store.resumed:
             note(f"resuming: {self.store.resumed} measurements are in {folder}")
 
@@ -343,12 +344,29 @@ def _check_known(families: Sequence[Sequence[Limit]], reference: Mapping[str, fl
             )
 
 
-def _request(source: Source, config: IShrinkConfig, options: SearchOptions) -> dict[str, Any]:
+def _request(session: Session, config: IShrinkConfig, options: SearchOptions, runtime: Runtime) -> dict[str, Any]:
     """Return all that measurements depend on. The budget is not among it: another one needs no new measurement."""
     free = ("target", "max_time", "candidates", "profile", "reuse")
+    texts = {*parse_sources(config.calibration), *search_texts(config, options)}
+    texts |= set(parse_sources(config.vocab_text) if config.vocab_text else ())
+    here = environment(session.device, session.dtype)
+    machine: dict[str, Any] = {"device": here.device, "dtype": here.dtype}
+    if options.profile is None:  # else another device's costs are given
+        machine |= {"accelerator": here.accelerator, "cpu": here.cpu, "threads": runtime.threads}
     return {
         "version": __version__,
-        "model": model_fingerprint(source),
+        "model": model_fingerprint(session.source),
         "config": config.to_dict(),
         "options": {key: value for key, value in options.to_dict().items() if key not in free},
+        "texts": {str(text.path): text.fingerprint() for text in texts if text.path is not None},
+        "machine": machine,
+        "libraries": {name: _installed(name) for name in ("torch", "transformers", "gguf", "xllamacpp")},
     }
+
+
+def _installed(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -142,6 +142,24 @@ def test_another_budget_uses_what_was_measured(
         search(base_source, tmp_path / "third", text_file, target="bytes=-45%", reuse=str(first))
 
 
+@pytest.mark.slow
+def test_a_text_or_a_library_that_changed_is_measured_again(
+    base_source: Source, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_device.install(monkeypatch)
+    text = tmp_path / "text.txt"
+    shutil.copyfile(text_file, text)
+    search(base_source, tmp_path / "first", text, target="bytes=-30%")
+    again = {"target": "bytes=-45%", "reuse": str(tmp_path / "first")}
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ishrink.search.search._installed", lambda package: "9.9")
+        with pytest.raises(RequestError, match="other settings: gguf, torch, transformers, xllamacpp differ"):
+            search(base_source, tmp_path / "second", text, **again)
+    text.write_text("Another text. " + text.read_text())
+    with pytest.raises(RequestError, match=r"depends on other settings: .*text\.txt differ"):
+        search(base_source, tmp_path / "second", text, **again)
+
+
 def test_measurements_are_saved_and_used_again(tmp_path: Path) -> None:
     work, out, new = tmp_path / "work", tmp_path / "out", tmp_path / "new"
     Store(work, {"model": "a", "options": {"n": 1}}).add("x", 1)
