@@ -41,15 +41,15 @@ def complete_tokenizer(tokenizer: Any, settings: GgufSettings) -> None:
         named = read_values(file_fetcher(file), "tokenizer.ggml.")
     values: dict[str, Any] = {name.removeprefix("tokenizer.ggml."): value for name, value in named.items()}
     tokens, kinds = values.get("tokens") or [], values.get("token_type") or []
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    before = json.dumps(data)
+    # What a class of transformers adds to every vocabulary, and this one does not have.
+    data["added_tokens"] = [each for each in data.get("added_tokens") or () if each["id"] < len(tokens)]
     if values.get("model") == _BYTE_LEVEL:
-        data = json.loads(tokenizer.backend_tokenizer.to_str())
-        before = json.dumps(data)
         _restore_tokens(data, tokens, kinds)
         _set_pre_tokenizer(data, values.get("pre"), settings)
-        if json.dumps(data) != before:
-            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(data))  # it has no other way in
-    if tokens and len(tokenizer) > len(tokens):
-        raise settings.not_read(f"special tokens that get ids beyond its {len(tokens):,} tokens")
+    if tokens and json.dumps(data) != before:
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(data))  # it has no other way in
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         wanted, found = values.get(f"{key}_token_id"), getattr(tokenizer, f"{name}_token_id")
         if wanted is not None and wanted != found and getattr(tokenizer, f"{name}_token") is not None:
@@ -57,10 +57,10 @@ def complete_tokenizer(tokenizer: Any, settings: GgufSettings) -> None:
 
 
 def _restore_tokens(data: dict[str, Any], tokens: list[str], kinds: list[int]) -> None:
-    """Spell special tokens as the file does, at the ids that they have there, and remove those that it has not."""
+    """Spell special tokens as the file does, at the ids that they have there."""
     spelling = bytes_to_unicode()
     alphabet, vocabulary = set(spelling.values()), data["model"]["vocab"]
-    added = {each["content"]: each for each in data.get("added_tokens") or () if each["id"] < len(tokens)}
+    added = {each["content"]: each for each in data["added_tokens"]}
     for number, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
         if kind in (_CONTROL, _USER_DEFINED) and not set(token) <= alphabet:
             vocabulary.pop("".join(spelling[byte] for byte in token.encode()), None)
