@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..core.progress import progress_bar
 from ..errors import SourceError, one_line
 from .gguf_header import file_fetcher, read_values
 from .gguf_once import read_once
-from .gguf_settings import check_all_read, complete_config, read_settings
+from .gguf_settings import check_all_read, complete_config, first_of, read_settings
 from .gguf_vocabulary import complete_tokenizer
 from .missing_files import no_gguf
 from .older_keys import add_older_keys
@@ -42,32 +43,26 @@ def convert_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, target: Path)
     check_gguf_file(folder, gguf_file)
     check_whole(folder / gguf_file)
     settings = read_settings(folder / gguf_file)
-    try:
-        # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost. Once
-        # it is this thread's turn, not before: what is redirected is the whole process's.
-        with (
-            progress_bar(f"reading {gguf_file}", 1) as advance,
-            read_once() as known,
-            redirect_stderr(StringIO()),
-        ):
-            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
-            complete_config(config, settings)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=gguf_file, config=config, dtype=dtype, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-            complete_tokenizer(tokenizer, settings)
-            advance(1)
-    except SourceError:
-        raise
-    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
-        reason = one_line(error)
-        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    # transformers draws its own bar, which cannot be turned off; errors are raised, so nothing else is lost. Once
+    # it is this thread's turn, not before: what is redirected is the whole process's.
+    with (
+        _errors(folder / gguf_file),
+        progress_bar(f"reading {gguf_file}", 1) as advance,
+        read_once() as known,
+        redirect_stderr(StringIO()),
+    ):
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+        complete_config(config, settings)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf_file, config=config, dtype=dtype, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+        complete_tokenizer(tokenizer, settings)
+        advance(1)
     if missing := sorted(loaded["missing_keys"]):  # transformers draws values for them at random, and goes on
-        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise SourceError(
             f"{folder / gguf_file} has no values that transformers {transformers.__version__} can read for "
-            f"{missing[0]}{more}; name the checkpoint that it was made of, or another file"
+            f"{first_of(missing)}; name the checkpoint that it was made of, or another file"
         )
     if known:
         check_all_read(settings, known)
@@ -93,22 +88,28 @@ def save_gguf_config(folder: Path, gguf_file: str, target: Path, *, tokenizer: b
     Raises:
         SourceError: The file cannot be read, or has something that would be lost.
     """
-    try:
-        with read_once():
-            config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
-            settings = read_settings(folder / gguf_file)
-            complete_config(config, settings, weights=False)
-            if tokenizer:
-                read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-                complete_tokenizer(read, settings)
-                read.save_pretrained(target)
-    except SourceError:
-        raise
-    except Exception as error:  # transformers raises many types for a file that is not valid GGUF
-        reason = one_line(error)
-        raise SourceError(f"cannot read {folder / gguf_file} as GGUF ({reason})") from None
+    with _errors(folder / gguf_file), read_once():
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+        settings = read_settings(folder / gguf_file)
+        complete_config(config, settings, weights=False)
+        if tokenizer:
+            read = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+            complete_tokenizer(read, settings)
+            read.save_pretrained(target)
     config._name_or_path = ""
     config.save_pretrained(target)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn what transformers raises for a file that is not valid GGUF, of many types, into one line."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        reason = one_line(error)
+        raise SourceError(f"cannot read {path} as GGUF ({reason})") from None
 
 
 def check_gguf_file(folder: Path, gguf_file: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class GgufSettings:
         values: Its numbers and strings that describe the model, without the architecture in front of the name.
         tensors: Its tensors, by name.
         weights: The first byte of the weights.
+        tokenizer: What it says under `tokenizer.ggml.`, by the names there.
     """
 
     path: Path
     values: Mapping[str, Value]
     tensors: Mapping[str, TensorPlace]
     weights: int
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
         """Return a number; None where the header does not have it.
@@ -78,10 +80,14 @@ def read_settings(path: Path) -> GgufSettings:
     with path.open("rb") as file:
         fetch = file_fetcher(file)
         weights, tensors = read_places(fetch)
-        architecture = f"{read_values(fetch, 'general.architecture').get('general.architecture', '')}."
-        values = read_values(fetch, architecture)
-    short = {name.removeprefix(architecture): value for name, value in values.items()}
-    return GgufSettings(path, short, {tensor.name: tensor for tensor in tensors}, weights)
+        values = read_values(fetch, "")
+
+    def under(prefix: str) -> dict[str, Value]:
+        return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+    architecture = values.get("general.architecture", "")
+    places = {tensor.name: tensor for tensor in tensors}
+    return GgufSettings(path, under(f"{architecture}."), places, weights, under("tokenizer.ggml."))
 
 
 def complete_config(config: Any, settings: GgufSettings, *, weights: bool = True) -> None:
@@ -214,5 +220,13 @@ def check_all_read(settings: GgufSettings, known: Collection[str]) -> None:
     """
     lost = [name for name in settings.tensors if name not in known and name != ROPE_FREQS]
     if lost:
-        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
-        raise settings.not_read(f"{lost[0]}{more}")
+        raise settings.not_read(first_of(lost))
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are.
+
+    Args:
+        names: The names, at least one.
+    """
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations.gguf import gguf_tokenizer_mapping as reading
 
-from .gguf_header import file_fetcher, read_values
 from .gguf_settings import GgufSettings
 from .known_pre_tokenizers import KnownPreTokenizer, known_pre_tokenizers
 
@@ -37,9 +36,7 @@ def complete_tokenizer(tokenizer: Any, settings: GgufSettings) -> None:
     Raises:
         SourceError: The pre-tokenizer is not known, or special tokens have other ids than in the file.
     """
-    with settings.path.open("rb") as file:
-        named = read_values(file_fetcher(file), "tokenizer.ggml.")
-    values: dict[str, Any] = {name.removeprefix("tokenizer.ggml."): value for name, value in named.items()}
+    values = settings.tokenizer
     tokens, kinds = values.get("tokens") or [], values.get("token_type") or []
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     before = json.dumps(data)

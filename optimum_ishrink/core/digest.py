@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,3 +43,13 @@ def file_digest(paths: Iterable[Path], prefix: bytes = b"") -> str:
             while part := file.read(_CHUNK):
                 found.update(part)
     return found.hexdigest()[:16]
+
+
+def folder_digest(folder: Path, kinds: Collection[str]) -> str:
+    """Return a short hash of the files of some kinds in a folder and in those below it.
+
+    Args:
+        folder: The folder.
+        kinds: Endings of the files' names, such as `.py`.
+    """
+    return file_digest(sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file()))

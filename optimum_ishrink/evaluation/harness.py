@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.digest import file_digest
+from ..core.digest import folder_digest
 from ..errors import DataError, NotFiniteError, unknown_name
 from ..report.measurement import Measurement
 from .task_groups import GROUPS, TaskRequest, requested_tasks
@@ -26,6 +26,9 @@ BOOTSTRAP_ITERS = 1000
 
 _REASON = 200
 """Characters of another library's error that are passed on."""
+
+_TASK_FILES = (".py", ".yaml", ".yml", ".jinja", ".j2")
+"""What of a folder of task files decides what a task does; its data are hashed by themselves."""
 
 
 def open_tasks(tasks: Sequence[str], include_path: str | None, num_fewshot: int | None = None) -> Any:
@@ -169,14 +172,8 @@ def load_tasks(request: TaskRequest, manager: Any, *, seed: int = 0) -> LoadedTa
         loaded["tasks"],
         loaded["groups"],
         builtin=folder is None,
-        files="" if folder is None else _code(folder),
+        files="" if folder is None else folder_digest(Path(folder), _TASK_FILES),
     )
-
-
-def _code(folder: str) -> str:
-    """Return a hash of the code and the settings in a folder of task files."""
-    kinds = (".py", ".yaml", ".yml", ".jinja", ".j2")
-    return file_digest(sorted(path for path in Path(folder).rglob("*") if path.suffix in kinds and path.is_file()))
 
 
 def _set_seeds(seed: int) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.image import imread
 
-from optimum_ishrink.card.build import _recovered, build_card
+from optimum_ishrink.card.build import build_card
 from optimum_ishrink.card.figures import draw_quality, retained_shares
 from optimum_ishrink.card.metadata import card_data, eval_results
 from optimum_ishrink.card.summary import samples_markdown, summary_rows
@@ -25,7 +25,6 @@ from optimum_ishrink.errors import SourceError
 from optimum_ishrink.hub.push import name_repository
 from optimum_ishrink.report.measurement import Measurement, Sample
 from optimum_ishrink.report.origin import Origin
-from optimum_ishrink.report.recovery import RecoveryRecord
 from optimum_ishrink.report.report import ModelReport, Report
 from tests.helpers.card_folder import DROPPED, LAYERS, RETAINED, SETTING, compare, make_folder, make_plan, make_report
 from tests.helpers.drawing import with_pictures
@@ -146,43 +145,6 @@ def test_the_worst_of_several_settings_is_shown() -> None:
     what, *_, compared = summary_rows(report, make_plan())[-1]
     assert "prompt 1 (worst of 3 settings)" in what  # less is better here
     assert compared == "**1.30 times**"
-
-
-def test_what_recovery_did_is_shown_by_figures_of_the_same_windows() -> None:
-    def figure(value: float, n: int = 8, length: int = 64) -> Measurement:
-        return Measurement("kl_divergence", "notes", value, None, n, {"length": length})
-
-    record = RecoveryRecord(
-        loss="kl",
-        trained="lora",
-        trained_parameters=9,
-        learning_rate=1e-3,
-        steps=4,
-        planned_steps=4,
-        best_step=2,
-        tokens=64,
-        held_out_windows=2,
-        held_out_loss_before=1.0,
-        held_out_loss=0.5,
-        held_out_losses=((2, 0.5),),
-        seconds=1.5,
-        tokens_per_second=40.0,
-        resumed_from_step=None,
-        processes=1,
-        data=("self",),
-        fingerprints=(None,),
-        before=(figure(0.5),),
-    )
-
-    def rows(after: Measurement) -> Any:
-        report = Report(None, ModelReport("small", 8, 16, (after,)), make_environment(), recovery=record)
-        found = _recovered(report)
-        assert found is not None
-        return found["table"]
-
-    assert "0.500" in rows(figure(0.2)) and "0.200" in rows(figure(0.2))
-    assert rows(figure(0.9, n=64)) == rows(figure(0.9, length=1024)) == ""
-    assert rows(figure(0.2).with_environment(make_environment(dtype="float64"))) == ""
 
 
 def test_without_a_base_there_is_no_comparison() -> None:

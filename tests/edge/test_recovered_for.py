@@ -14,27 +14,10 @@ from optimum_ishrink.report.recovery import RecoveryRecord
 from optimum_ishrink.report.report import ModelReport, Report
 from optimum_ishrink.report.run import Run
 from tests.helpers.edge_models import save_edge
-from tests.helpers.records import make_environment
+from tests.helpers.records import make_environment, make_recovery
 
-RECORD = RecoveryRecord(
-    loss="kl",
-    trained="full",
-    trained_parameters=1,
-    learning_rate=1e-4,
-    steps=1,
-    planned_steps=1,
-    best_step=1,
-    tokens=1,
-    held_out_windows=1,
-    held_out_loss_before=0.3,
-    held_out_loss=0.1,
-    held_out_losses=((1, 0.1),),
-    seconds=1.0,
-    tokens_per_second=1.0,
-    resumed_from_step=None,
-    processes=1,
-    recovery_for="q4_0",
-    held_out_loss_stored=0.15,
+RECORD = make_recovery(
+    trained="full", held_out_loss_before=0.3, held_out_loss=0.1, recovery_for="q4_0", held_out_loss_stored=0.15
 )
 
 

@@ -28,7 +28,7 @@ from optimum_ishrink.report.origin import Origin
 from optimum_ishrink.report.plan import CalibrationRecord, Choice, Plan
 from optimum_ishrink.report.recovery import RecoveryRecord
 from optimum_ishrink.report.report import ModelReport, Report
-from tests.helpers.records import compare_speed, make_environment
+from tests.helpers.records import compare_speed, make_environment, make_recovery
 
 PLAN = Plan(
     model="m",
@@ -45,27 +45,7 @@ PLAN = Plan(
     merges=(((0, 1),), ((0, 1),)),
     inexact=("why",),
 )
-RECOVERY = RecoveryRecord(
-    loss="kl",
-    trained="lora",
-    trained_parameters=9,
-    learning_rate=1e-3,
-    steps=4,
-    planned_steps=4,
-    best_step=2,
-    tokens=64,
-    held_out_windows=2,
-    held_out_loss_before=1.0,
-    held_out_loss=0.5,
-    held_out_losses=((2, 0.5), (4, 0.6)),
-    seconds=1.5,
-    tokens_per_second=40.0,
-    resumed_from_step=None,
-    processes=1,
-    data=("self",),
-    fingerprints=(None,),
-    before=(Measurement("kl_divergence", "t", 0.1, None, 4),),
-)
+RECOVERY = make_recovery(before=(Measurement("kl_divergence", "t", 0.1, None, 4),))
 REPORT = Report(
     ModelReport("base", 100, 200, (Measurement("perplexity", "t", 2.0, None, 4, {"length": 8}),)),
     ModelReport("small", 85, 170, (Measurement("perplexity", "t", 3.0, 0.1, 4, {"length": 8}),)),
